@@ -1,0 +1,137 @@
+"""Child processes that leave when we leave, and servers that refuse to run as root."""
+
+import contextlib
+import ctypes
+import os
+import pwd
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+POLL_SECONDS = 0.02
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+class StartupError(Exception):
+    """Raised when something needed for development cannot start; its text is the one line a person gets to read."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """The user and group a server runs under."""
+
+    uid: int
+    gid: int
+
+
+def unprivileged_account() -> Account | None:
+    """Whom to run Postgres and PgBouncer as, which refuse to be root: `nobody` is there on every Unix.
+
+    None for an ordinary user, who stays who they are.
+    """
+    if os.geteuid() != 0:
+        return None
+    entry = pwd.getpwnam("nobody")
+    return Account(entry.pw_uid, entry.pw_gid)
+
+
+def as_account(account: Account | None) -> dict[str, Any]:
+    """The options of `subprocess` that switch to the account, without root's supplementary groups."""
+    return {} if account is None else {"user": account.uid, "group": account.gid, "extra_groups": []}
+
+
+def hand_over(path: Path, account: Account | None) -> None:
+    """Make the account the owner of something we created for it."""
+    if account is not None:
+        os.chown(path, account.uid, account.gid)
+
+
+def reachable(path: Path, account: Account | None) -> bool:
+    """Whether the account can enter the directory or execute the file: tried as that account, so ACLs count too."""
+    check = subprocess.run(["test", "-x", path], check=False, **as_account(account))
+    return check.returncode == 0
+
+
+def spawn(
+    command: Sequence[str | Path],
+    *,
+    output: IO[Any] | int,
+    account: Account | None = None,
+    last_signal: signal.Signals = signal.SIGTERM,
+    **options: Any,
+) -> subprocess.Popen[bytes]:
+    """Start a server in a session of its own: Ctrl-C in the terminal reaches us alone, and we stop children in order.
+
+    Should we be killed without a chance to stop it, the kernel sends it `last_signal` (Linux only).
+    """
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=_leaving_with_parent(last_signal),
+        **as_account(account),
+        **options,
+    )
+
+
+def _leaving_with_parent(last_signal: signal.Signals) -> Callable[[], None] | None:
+    if sys.platform != "linux":
+        return None
+    libc, parent = ctypes.CDLL(None), os.getpid()
+
+    def in_child() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, int(last_signal))
+        if os.getppid() != parent:  # it died before we asked
+            os._exit(1)
+
+    return in_child
+
+
+def leave_with_parent(last_signal: signal.Signals = signal.SIGTERM) -> None:
+    """Ask the kernel to signal this process when its parent dies (for processes that something else has spawned)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(last_signal))
+
+
+def stop(process: subprocess.Popen[bytes], *signals: signal.Signals, patience: float = 10) -> None:
+    """Send each signal in turn until the process has ended, and kill it if none helped."""
+    for number in (*signals, signal.SIGKILL):
+        if process.poll() is not None:
+            return
+        process.send_signal(number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+
+
+def free_port(host: str) -> int:
+    """A port nobody listens on at this moment; another program may still take it first."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def attempts(seconds: float) -> Iterator[None]:
+    """Yield until the time is over: the loop tries its condition at once, then again after each short pause."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        yield
+        time.sleep(POLL_SECONDS)
+
+
+def command_line(pid: int) -> str:
+    """What the process was started with, or nothing when there is no such process."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        return ""
+    found = subprocess.run(["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, check=False, text=True)
+    return found.stdout
