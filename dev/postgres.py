@@ -233,7 +233,10 @@ def _end_leftover(home: Path) -> None:
     except (FileNotFoundError, IndexError, ValueError):
         return
     ours = str(home / "cluster")
-    if ours not in processes.command_line(pid):
+    found = processes.command_line(pid)
+    if not found:
+        return
+    if ours not in found:
         pid_file.unlink()
         return
     os.kill(pid, signal.SIGINT)

@@ -1,0 +1,147 @@
+"""PgBouncer in front of the embedded Postgres: transaction pooling and TLS, as on Neon's pooled endpoint."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, urlencode, urlsplit
+
+import psycopg
+from psycopg.rows import dict_row
+
+from dev import certificates, processes
+from dev.certificates import Certificates
+from dev.postgres import SUPERUSER, Postgres
+from dev.processes import StartupError
+
+START_SECONDS = 10
+HOST = "127.0.0.1"
+PATH = (
+    f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"  # where Debian puts it, and an ordinary user's PATH doesn't look
+)
+
+# Roles are looked up in Postgres itself, so one that a migration or a test has just made can log in. With its SCRAM
+# secret at hand, PgBouncer can also log in as that role on the other side.
+CONFIGURATION = """\
+[databases]
+* = host={host} port={port} auth_user={superuser}
+
+[pgbouncer]
+listen_addr = {listen_host}
+listen_port = {listen_port}
+unix_socket_dir =
+pool_mode = transaction
+default_pool_size = {pool_size}
+max_client_conn = 1000
+auth_type = scram-sha-256
+auth_file = {auth_file}
+auth_query = SELECT rolname, rolpassword FROM pg_authid WHERE rolname = $1 AND rolcanlogin
+admin_users = {superuser}
+server_tls_sslmode = disable
+"""
+TLS = """\
+client_tls_sslmode = require
+client_tls_key_file = {key}
+client_tls_cert_file = {certificate}
+"""
+
+
+@dataclass
+class PgBouncer:
+    """A pooler that runs, and how to reach roles through it."""
+
+    port: int
+    postgres: Postgres
+    directory: Path
+    certificates: Certificates | None
+    process: subprocess.Popen[bytes]
+
+    def url(self, direct: str) -> str:
+        """The same role and database as the direct URL's, through the pooler."""
+        parts = urlsplit(direct)
+        return f"{parts.scheme}://{parts.username}:{parts.password}@{HOST}:{self.port}{parts.path}?{self._tls()}"
+
+    def show(self, what: str) -> list[dict[str, object]]:
+        """The rows of the admin console's SHOW command: "pools", "stats", "clients", "servers"."""
+        with self._console() as console:
+            return console.execute(f"SHOW {what}").fetchall()
+
+    def restart(self) -> None:
+        """Drop every connection, as an update of the pooler does, and be back on the same port."""
+        self.stop()
+        self.process = _started(self.directory)
+        self.wait()
+
+    def stop(self) -> None:
+        """End it at once, with its connections."""
+        processes.stop(self.process, signal.SIGTERM)
+
+    def wait(self) -> None:
+        """Return once it accepts connections."""
+        for _ in processes.attempts(START_SECONDS):
+            if self.process.poll() is not None:
+                break
+            with contextlib.suppress(psycopg.OperationalError):
+                self._console().close()
+                return
+        self.stop()
+        raise StartupError(f"PgBouncer could not start: {(self.directory / 'log').read_text(errors='replace')[-300:]}")
+
+    def _console(self) -> psycopg.Connection[dict[str, object]]:
+        url = self.url(f"postgresql://{SUPERUSER}:{quote(self.postgres.passwords[SUPERUSER])}@-/pgbouncer")
+        return psycopg.connect(url, autocommit=True, row_factory=dict_row)
+
+    def _tls(self) -> str:
+        if self.certificates is None:
+            return "sslmode=disable"
+        return urlencode({"sslmode": "require", "sslrootcert": self.certificates.authority}, safe="/")
+
+
+@contextlib.contextmanager
+def running(postgres: Postgres, *, pool_size: int = 5, tls: bool = True) -> Iterator[PgBouncer]:
+    """Run a pooler on a free port for as long as the context lasts; raises StartupError when it can't start."""
+    with tempfile.TemporaryDirectory(prefix="taskchat-pgbouncer-") as name:
+        directory, port = Path(name), processes.free_port(HOST)
+        issued = certificates.issue(directory) if tls else None
+        _configure(directory, postgres, port, pool_size, issued)
+        pooler = PgBouncer(port, postgres, directory, issued, _started(directory))
+        try:
+            pooler.wait()
+            yield pooler
+        finally:
+            pooler.stop()
+
+
+def _configure(directory: Path, postgres: Postgres, port: int, pool_size: int, issued: Certificates | None) -> None:
+    users = directory / "users"
+    users.touch(mode=0o600)
+    users.write_text(f'"{SUPERUSER}" "{postgres.passwords[SUPERUSER]}"\n')
+    configuration = CONFIGURATION.format(
+        host=postgres.host,
+        port=postgres.port,
+        superuser=SUPERUSER,
+        listen_host=HOST,
+        listen_port=port,
+        pool_size=pool_size,
+        auth_file=users,
+    )
+    if issued is not None:
+        configuration += TLS.format(key=issued.key, certificate=issued.certificate)
+    (directory / "pgbouncer.ini").write_text(configuration)
+    account = processes.unprivileged_account()
+    for path in (directory, *directory.iterdir()):
+        processes.hand_over(path, account)
+
+
+def _started(directory: Path) -> subprocess.Popen[bytes]:
+    executable = shutil.which("pgbouncer", path=PATH)
+    if executable is None:
+        raise StartupError("PgBouncer is not installed: apt-get install pgbouncer (or brew install pgbouncer).")
+    account = processes.unprivileged_account()
+    with (directory / "log").open("wb") as log:
+        return processes.spawn([executable, str(directory / "pgbouncer.ini")], output=log, account=account, cwd="/")
