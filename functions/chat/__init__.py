@@ -1,0 +1,1 @@
+"""The chat Lambda: one route, one turn, one agent."""

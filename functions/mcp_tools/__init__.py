@@ -1,0 +1,1 @@
+"""The MCP Lambda: the same tools for any MCP client."""

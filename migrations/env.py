@@ -1,0 +1,29 @@
+"""Bring the schema up to date as its owner, then see to the runtime role. One run at a time, all or nothing."""
+
+from alembic import context
+from sqlalchemy import text
+from sqlmodel import SQLModel
+
+from migrations.roles import grant_rights, make_role, read_role
+from taskchat import models
+from taskchat.db import create_engine_for
+from taskchat.settings import MigrationSettings, load
+
+_ONE_MIGRATION_AT_A_TIME = 8_250_411  # any constant: the key of an advisory lock
+assert models.Task.metadata is SQLModel.metadata  # importing the models is what fills the metadata
+
+
+def migrate() -> None:
+    """Run the requested Alembic command in one transaction. Raises SettingsError, or the database's error."""
+    settings = load(MigrationSettings)
+    role = read_role(settings.database_url.get_secret_value())
+    with create_engine_for(settings.migration_database_url.get_secret_value()).begin() as connection:
+        connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": _ONE_MIGRATION_AT_A_TIME})
+        context.configure(connection=connection, target_metadata=SQLModel.metadata, compare_server_default=True)
+        context.run_migrations()
+        if context.get_context().get_current_revision() == context.get_head_revision():
+            make_role(connection, role)
+            grant_rights(connection, role.name)
+
+
+migrate()

@@ -1,0 +1,70 @@
+"""The runtime role: made in SQL (a console would give it BYPASSRLS), with no more rights than the program uses."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import Connection, text
+
+from taskchat.db import connect_arguments
+
+RIGHTS: Final = {
+    "conversation": "select, insert, update",
+    "message": "select, insert",
+    "tool_call": "select, insert",
+    "task": "select, insert, update, delete",
+}
+
+LIMITS: Final = {
+    # A session that exceeds these is one nobody waits for: the whole request has 29 seconds.
+    "statement_timeout": "5s",
+    "lock_timeout": "2s",
+    "idle_in_transaction_session_timeout": "10s",
+}
+
+
+class UnsafeRole(RuntimeError):
+    """Raised when the role in DATABASE_URL exists and could ignore row-level security."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """The role that DATABASE_URL names."""
+
+    name: str
+    password: str
+
+
+def read_role(url: str) -> Role:
+    """The role in a libpq URL. Raises ValueError when it names none."""
+    arguments, _ = connect_arguments(url)
+    return Role(arguments["user"], arguments["password"])
+
+
+def make_role(connection: Connection, role: Role) -> None:
+    """Create the role if it is not there; never touch the password of one that is. Raises UnsafeRole."""
+    found = connection.execute(
+        text("select rolsuper or rolbypassrls as unsafe, rolname = current_user as owner from pg_roles where rolname = :name"),
+        {"name": role.name},
+    ).one_or_none()
+    if found is None:
+        _execute(connection, "create role %I login nobypassrls password %L", role.name, role.password)
+        for setting, value in LIMITS.items():
+            _execute(connection, f"alter role %I set {setting} = %L", role.name, value)
+    elif found.unsafe or found.owner:
+        raise UnsafeRole(f"{role.name} can bypass row-level security: put another role's name in DATABASE_URL")
+
+
+def grant_rights(connection: Connection, name: str) -> None:
+    """Give the role exactly RIGHTS, taking back whatever else it had on the tables."""
+    _execute(connection, "grant usage on schema public to %I", name)
+    for table, rights in RIGHTS.items():
+        _execute(connection, f"revoke all on {table} from %I", name)
+        _execute(connection, f"grant {rights} on {table} to %I", name)
+
+
+def _execute(connection: Connection, template: str, *values: str) -> None:
+    """Run a statement that takes no bind parameters, quoted by the database itself."""
+    names = {f"v{index}": value for index, value in enumerate(values)}
+    arguments = "".join(f", cast(:{name} as text)" for name in names)
+    statement = connection.execute(text(f"select format(:template{arguments})"), {"template": template, **names})  # noqa: S608
+    connection.exec_driver_sql(statement.scalar_one().replace("%", "%%"))

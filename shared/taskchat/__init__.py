@@ -1,0 +1,1 @@
+"""What both functions share: settings, identity, the database and the five tools."""

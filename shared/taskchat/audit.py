@@ -1,0 +1,223 @@
+"""What surrounds every tool call, through either door: its transaction, its record in the same commit, its audit line.
+
+A call that fails leaves no effect, a record with `outcome: "error"`, and a plain sentence for the model.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Final, Literal
+from uuid import UUID, uuid4
+
+import mcp_types
+from aws_lambda_powertools import Logger
+from fastmcp.exceptions import FastMCPError, NotFoundError
+from fastmcp.server.dependencies import get_access_token
+from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
+from fastmcp.tools import ToolResult
+from pydantic import ValidationError as PydanticValidationError
+from sqlalchemy.exc import SQLAlchemyError
+from sqlmodel import Session, insert
+
+from taskchat.db import Database, storable
+from taskchat.errors import TaskchatError, ToolFailure, Unauthenticated
+from taskchat.models import ToolCall
+
+SCHEMA: Final = "taskchat.audit/1"
+"""Version of the audit line: a field may be added under it, never changed or taken away."""
+
+logger = Logger()
+
+Outcome = Literal["ok", "error"]
+
+
+def _no_guard(_session: Session) -> None:
+    """A call outside any turn has no lease to lose."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """On whose behalf a tool is called, and where the call belongs. Never chosen by a model or a client."""
+
+    user_id: str
+    door: Literal["chat", "mcp"]
+    turn_id: UUID
+    call_id: str
+    position: int = 0
+    conversation_id: UUID | None = None
+    guard: Callable[[Session], None] = _no_guard
+    """Run first in the call's transaction: raises when the turn has lost its lease."""
+    records: list[ToolCall] = field(default_factory=list)
+    """Where the committed record goes, for the answer."""
+
+
+_call: ContextVar[Call] = ContextVar("call")
+_open_session: ContextVar[Callable[[], Session]] = ContextVar("open_session")
+
+
+def caller() -> str:
+    """The id of the person a tool works for. Raises Unauthenticated outside a call."""
+    try:
+        return _call.get().user_id
+    except LookupError:
+        raise Unauthenticated from None
+
+
+def session() -> Session:
+    """The transaction of the running call, begun at first use.
+
+    Not sooner: FastMCP gives way to other requests while it looks the tool up, and a transaction that is open then could
+    hold a lock which the next request waits for without ever giving the loop back. From here to the commit nothing waits.
+    """
+    return _open_session.get()()
+
+
+@contextmanager
+def calling(call: Call) -> Iterator[None]:
+    """Name the call that the tool invocation inside the block is."""
+    token = _call.set(call)
+    try:
+        yield
+    finally:
+        _call.reset(token)
+
+
+def _call_from_token(request_id: str) -> Call:
+    """The call of an MCP client: the person is whom its verified token names. Raises Unauthenticated."""
+    token = get_access_token()
+    if token is None or not token.subject:
+        raise Unauthenticated
+    return Call(token.subject, "mcp", turn_id=uuid4(), call_id=request_id)
+
+
+class AuditMiddleware(Middleware):
+    """Gives each tool call its transaction, its record and its audit line."""
+
+    def __init__(self, database: Callable[[], Database]) -> None:
+        """`database` is asked for at the first call, so that importing the tools needs no settings."""
+        self._database = database
+
+    async def on_call_tool(
+        self,
+        context: MiddlewareContext[mcp_types.CallToolRequestParams],
+        call_next: CallNext[mcp_types.CallToolRequestParams, ToolResult],
+    ) -> ToolResult:
+        """Run one call. Raises what the caller of the door must know: no identity, no database, no lease, no such tool."""
+        call = _call.get(None) or _call_from_token(str(context.fastmcp_context and context.fastmcp_context.request_id))
+        with calling(call):
+            return await self._run(call, context, call_next)
+
+    async def _run(self, call: Call, context: MiddlewareContext[Any], call_next: CallNext[Any, ToolResult]) -> ToolResult:
+        tool, arguments = context.message.name, context.message.arguments or {}
+        started = time.perf_counter()
+        try:
+            with self._transaction(call) as open_session:
+                result = await _reach_tool(context, call_next)
+                record = _record(call, tool, arguments, "ok", result.structured_content or {}, started)
+                open_session().exec(insert(ToolCall).values(**record))
+        except (FastMCPError, NotFoundError, ToolFailure, SQLAlchemyError) as error:
+            failure = _sentence(error)
+            record = _record(call, tool, arguments, "error", {"error": failure}, started)
+            with self._transaction(call) as open_session:
+                open_session().exec(insert(ToolCall).values(**record))
+            result = ToolResult(content=failure, is_error=True)
+        call.records.append(ToolCall(**record))
+        _report(record, await _loggable(context, tool, arguments))
+        return result
+
+    @contextmanager
+    def _transaction(self, call: Call) -> Iterator[Callable[[], Session]]:
+        """What begins the call's transaction when asked. Commits at the end of the block, if it was begun."""
+        with ExitStack() as stack:
+
+            @cache
+            def open_session() -> Session:
+                session = stack.enter_context(self._database().transaction(call.user_id))
+                call.guard(session)
+                return session
+
+            token = _open_session.set(open_session)
+            try:
+                yield open_session
+            finally:
+                _open_session.reset(token)
+
+
+async def _reach_tool(context: MiddlewareContext[Any], call_next: CallNext[Any, ToolResult]) -> ToolResult:
+    """Run the tool, and raise what it raised: FastMCP wraps that into an error of its own."""
+    try:
+        return await call_next(context)
+    except FastMCPError as error:
+        if isinstance(error.__cause__, TaskchatError | SQLAlchemyError | OSError):
+            raise error.__cause__ from None
+        raise
+
+
+def _sentence(error: Exception) -> str:
+    """What the model is told. Names the fields at fault, and nothing it could not know."""
+    if isinstance(error, ToolFailure):
+        return str(error)
+    if isinstance(error, NotFoundError):
+        return "There is no such tool."
+    if isinstance(error.__cause__, PydanticValidationError):
+        faults = error.__cause__.errors(include_url=False, include_input=False, include_context=False)
+        return "Invalid arguments: " + "; ".join(f"{_place(fault['loc'])}: {fault['msg']}" for fault in faults[:5]) + "."
+    logger.error("tool raised", extra={"error": type(error.__cause__ or error).__name__})
+    return "The tool failed for a reason of its own. Nothing was changed."
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    return storable(".".join(map(str, location))[:64])
+
+
+def _record(
+    call: Call, tool: str, arguments: Mapping[str, Any], outcome: Outcome, result: dict[str, Any], started: float
+) -> dict[str, Any]:
+    return {
+        "user_id": call.user_id,
+        "turn_id": call.turn_id,
+        "call_id": call.call_id,
+        "position": call.position,
+        "conversation_id": call.conversation_id,
+        "door": call.door,
+        "tool": storable(tool[:64]),
+        "arguments": storable(dict(arguments)),
+        "outcome": outcome,
+        "result": result,
+        "duration_ms": round((time.perf_counter() - started) * 1000, 3),
+    }
+
+
+async def _loggable(context: MiddlewareContext[Any], tool: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that cannot carry a person's text: numbers, truth values and the schema's own choices."""
+    server = context.fastmcp_context and context.fastmcp_context.fastmcp
+    known = await server.get_tool(tool) if server else None
+    properties = known.parameters["properties"] if known else {}
+    return {name: arguments[name] for name in properties if _is_impersonal(arguments.get(name), properties[name])}
+
+
+def _is_impersonal(value: Any, schema: dict[str, Any]) -> bool:
+    kinds = {kind.get("type") for kind in schema.get("anyOf", [schema])}
+    return value in schema.get("enum", ()) or (isinstance(value, int | float) and "string" not in kinds)
+
+
+def _report(record: Mapping[str, Any], arguments: dict[str, Any]) -> None:
+    logger.info(
+        "tool call",
+        extra={
+            "schema": SCHEMA,
+            "request_id": logger.get_correlation_id(),
+            "turn_id": str(record["turn_id"]),
+            "conversation_id": record["conversation_id"] and str(record["conversation_id"]),
+            "actor": record["user_id"],
+            "door": record["door"],
+            "call_id": record["call_id"],
+            "tool": record["tool"],
+            "tool_arguments": arguments,
+            "outcome": record["outcome"],
+            "duration_ms": record["duration_ms"],
+        },
+    )

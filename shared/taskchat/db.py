@@ -1,0 +1,211 @@
+"""One engine, one connection, and one way to use it: a short transaction on behalf of one person.
+
+Every transaction begins by telling Postgres who it is for (`app.user_id`), which row-level security then enforces.
+The setting ends with the transaction, so it is safe behind a pooler in transaction mode; nothing is ever set on the session.
+"""
+
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pg8000
+from sqlalchemy import DateTime, Dialect, Engine, ExceptionContext, create_engine, event, text
+from sqlalchemy import types as sqltypes
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import ConnectionPoolEntry
+from sqlmodel import Session
+
+from taskchat.errors import DatabaseUnavailable
+
+CONNECT_TIMEOUT: Final = 5.0
+"""Seconds to connect and to wait for one answer. A suspended Neon wakes well within it; pg8000 cannot cancel, so a statement has no more."""
+
+RECYCLE_AFTER: Final = 240
+"""Seconds until a connection is replaced: under the 300 after which Neon suspends and drops it."""
+
+RETRY_AFTER: Final = 2
+"""Seconds a caller is asked to wait when the database is away."""
+
+_PASSING_SQLSTATES: Final = ("08", "53", "57", "40", "55P03", "25P03")
+"""Connection lost, out of resources, shut down or timed out, deadlock, lock timeout, idle timeout: a retry may succeed."""
+
+
+class UnsafeRole(RuntimeError):
+    """Raised when the role in DATABASE_URL could ignore row-level security. Serving as it would be serving everybody's rows."""
+
+
+def is_storable(value: str) -> bool:
+    """Whether Postgres can hold the text: no NUL, no lone surrogate."""
+    return "\x00" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def storable(value: Any) -> Any:
+    """The same JSON value with what Postgres cannot hold replaced by U+FFFD, in keys too."""
+    if isinstance(value, str):
+        return value if is_storable(value) else "".join(c if is_storable(c) else "\ufffd" for c in value)
+    if isinstance(value, dict):
+        return {storable(key): storable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [storable(item) for item in value]
+    return value
+
+
+def _has_unstorable(value: Any) -> bool:
+    if isinstance(value, str):
+        return not is_storable(value)
+    if isinstance(value, dict):
+        return any(_has_unstorable(key) or _has_unstorable(item) for key, item in value.items())
+    return isinstance(value, list) and any(map(_has_unstorable, value))
+
+
+class SafeText(sqltypes.TypeDecorator[str]):
+    """Text that is refused before the driver sees it when Postgres cannot hold it.
+
+    pg8000 encodes while it sends: a lone surrogate fails half way, and the next statement on that connection would
+    read the previous one's answer, which may be another person's.
+    """
+
+    impl = sqltypes.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        if value is not None and not is_storable(value):
+            raise ValueError("text with NUL or a lone surrogate")
+        return value
+
+
+class SafeJson(sqltypes.TypeDecorator[Any]):
+    """JSON kept as it was written (key order and all), with the same refusal as SafeText."""
+
+    impl = sqltypes.JSON(none_as_null=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        if _has_unstorable(value):
+            raise ValueError("JSON with NUL or a lone surrogate")
+        return value
+
+
+Timestamp = DateTime(timezone=True)
+
+
+def _tls(query: dict[str, list[str]]) -> ssl.SSLContext | bool:
+    """The TLS that libpq's parameters ask for, and never less: certificates are verified unless TLS is off."""
+    if query.get("sslmode", ["require"])[-1] == "disable":
+        return False
+    return ssl.create_default_context(cafile=query.get("sslrootcert", [None])[-1])
+
+
+def connect_arguments(url: str) -> tuple[dict[str, Any], bool]:
+    """pg8000's arguments for a libpq URL, and whether channel binding is required.
+
+    Raises ValueError for a URL that is not Postgres's, or names no host or user.
+    """
+    parts = urlsplit(url)
+    query = parse_qs(parts.query)
+    if not parts.scheme.startswith("postgres") or not parts.hostname or not parts.username:
+        raise ValueError("a database URL looks like postgresql://user:password@host/database")
+    arguments = {
+        "host": parts.hostname,
+        "port": parts.port or 5432,
+        "user": unquote(parts.username),
+        "password": unquote(parts.password or ""),
+        "database": unquote(parts.path.lstrip("/")) or unquote(parts.username),
+        "ssl_context": _tls(query),
+        "timeout": float(query.get("connect_timeout", [CONNECT_TIMEOUT])[-1]),
+        "application_name": "taskchat",
+    }
+    return arguments, query.get("channel_binding", ["prefer"])[-1] == "require"
+
+
+def create_engine_for(url: str) -> Engine:
+    """An engine on stock pg8000 for a libpq URL: one pooled connection, checked before use, replaced in time."""
+    arguments, binding_required = connect_arguments(url)
+
+    def connect() -> Any:
+        connection = pg8000.connect(**arguments)
+        if binding_required and not str(connection.auth.mechanism_name).endswith("-PLUS"):
+            connection.close()
+            raise pg8000.InterfaceError("the server did not offer the channel binding that DATABASE_URL requires")
+        return connection
+
+    engine = create_engine(
+        "postgresql+pg8000://",
+        creator=connect,
+        pool_size=1,
+        max_overflow=0,
+        pool_timeout=CONNECT_TIMEOUT,
+        pool_pre_ping=True,
+        pool_recycle=RECYCLE_AFTER,
+        hide_parameters=True,  # exceptions end in logs, parameters are people's words
+    )
+    event.listen(engine, "handle_error", _distrust_connection)
+    return engine
+
+
+def _distrust_connection(context: ExceptionContext) -> None:
+    """Drop the connection after any error that is not the database's own answer: its protocol state is unknown."""
+    if not isinstance(context.original_exception, pg8000.DatabaseError):
+        context.is_disconnect = True
+
+
+def _refuse_unsafe_role(connection: Any, _record: ConnectionPoolEntry) -> None:
+    cursor = connection.cursor()
+    cursor.execute(
+        "select rolsuper or rolbypassrls or exists (select from pg_class"
+        " where relowner = r.oid and relname in ('conversation', 'message', 'tool_call', 'task'))"
+        " from pg_roles r where rolname = current_user"
+    )
+    (unsafe,) = cursor.fetchone()
+    cursor.execute("rollback")
+    cursor.close()
+    if unsafe:
+        raise UnsafeRole("the role in DATABASE_URL is a superuser, has BYPASSRLS or owns the tables")
+
+
+def _is_passing(error: SQLAlchemyError | OSError) -> bool:
+    if not isinstance(error, DBAPIError):
+        return isinstance(error, OSError | PoolTimeout)
+    if error.connection_invalidated or not isinstance(error.orig, pg8000.DatabaseError):
+        return True
+    answer = error.orig.args[0] if error.orig.args else None
+    return not isinstance(answer, dict) or str(answer.get("C", "")).startswith(_PASSING_SQLSTATES)
+
+
+class Database:
+    """Transactions on behalf of a person. Holds no state but the engine's one connection."""
+
+    def __init__(self, url: str) -> None:
+        """`url` is the pooled endpoint's, with the runtime role. Raises ValueError when it is no Postgres URL."""
+        self.engine = create_engine_for(url)
+        event.listen(self.engine, "connect", _refuse_unsafe_role)
+
+    @contextmanager
+    def transaction(self, user_id: str) -> Iterator[Session]:
+        """One transaction in which only `user_id`'s rows exist. Commits at the end, rolls back on any exception.
+
+        Raises DatabaseUnavailable when the database cannot be reached or gives up; nothing is half done then.
+        """
+        try:
+            with Session(self.engine, expire_on_commit=False, autoflush=False) as session, session.begin():
+                session.execute(text("select set_config('app.user_id', :user_id, true)"), {"user_id": user_id})
+                yield session
+        except (SQLAlchemyError, OSError) as error:
+            if _is_passing(error):
+                raise DatabaseUnavailable(retry_after=RETRY_AFTER) from error
+            raise
+
+    def is_reachable(self) -> bool:
+        """Whether a transaction can be had right now."""
+        try:
+            with self.transaction(""):
+                return True
+        except DatabaseUnavailable:
+            return False
+
+    def close(self) -> None:
+        """Give the connection back, as before a snapshot or at the end of a test."""
+        self.engine.dispose()

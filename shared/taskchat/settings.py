@@ -1,0 +1,92 @@
+"""The only reader of the environment: every variable the program knows, parsed once.
+
+`APP_SECRET_ARN` may name one Secrets Manager secret, a JSON object with these same names; it wins over the environment.
+"""
+
+import json
+import os
+from functools import lru_cache
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+S = TypeVar("S", bound=BaseModel)
+
+
+class SettingsError(RuntimeError):
+    """Raised at start when a variable is missing or does not parse. Names the variables, never their values."""
+
+
+class Settings(BaseModel):
+    """The environment, typed. A variable that is set to nothing counts as not set."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=str.upper)
+
+    database_url: SecretStr
+    """Pooled endpoint, runtime role. Neon's connection string works as copied."""
+
+    openai_api_key: SecretStr = SecretStr("")
+    openai_base_url: str | None = None
+    model: str = "gpt-5-mini"
+    model_api: Literal["responses", "chat_completions"] = "responses"
+
+    auth_issuer: str = ""
+    auth_audience: str = ""
+    auth_jwks_url: str | None = None
+    auth_jwks_json: str | None = None
+    """A static key set, for use where none can be fetched."""
+
+    mcp_resource_url: str | None = None
+    """The public URL of the MCP endpoint: the only audience its tokens may have."""
+
+    history_tokens: int = Field(default=12_000, ge=500)
+    """How many tokens of earlier turns the model reads at most. Most conversations about tasks never reach it; at
+    this size the history costs about as much as the rest of a long turn, and half of it still holds dozens of turns."""
+
+    @field_validator("auth_jwks_json")
+    @classmethod
+    def _is_key_set(cls, value: str | None) -> str | None:
+        if value is not None and not isinstance(json.loads(value).get("keys"), list):
+            raise ValueError("not a JSON Web Key Set")
+        return value
+
+
+class MigrationSettings(BaseModel):
+    """What `make migrate` reads: the owner's direct URL, and the runtime role to create from DATABASE_URL."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=str.upper)
+
+    migration_database_url: SecretStr
+    database_url: SecretStr
+
+
+def _read_secret(arn: str) -> dict[str, Any]:
+    # boto3 costs a cold start 100 ms or more: only who keeps a secret pays for it.
+    from aws_lambda_powertools.utilities import parameters
+
+    secret = parameters.get_secret(arn, transform="json")
+    if not isinstance(secret, dict):
+        raise SettingsError("The secret named by APP_SECRET_ARN is not a JSON object.")
+    return secret
+
+
+def _environment() -> dict[str, Any]:
+    values: dict[str, Any] = dict(os.environ)
+    if arn := values.get("APP_SECRET_ARN"):
+        values |= _read_secret(arn)
+    return {name: value for name, value in values.items() if value != ""}
+
+
+def load(model: type[S]) -> S:
+    """Parse the environment into `model`. Raises SettingsError."""
+    try:
+        return model.model_validate(_environment())
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+        raise SettingsError(f"The environment is incomplete: {problems}") from None
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The settings of this process, read at the first call. Raises SettingsError."""
+    return load(Settings)

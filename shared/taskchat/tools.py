@@ -1,0 +1,132 @@
+"""The five tools, once, for both doors: the agent calls this server in-process, MCP clients over HTTP.
+
+Each tool is a description for the model and one call. `user_id` is resolved on the server and is in no schema: a model
+or a client that sends one is refused.
+"""
+
+import logging
+import unicodedata
+from functools import lru_cache
+from typing import Annotated, Any, Final
+
+from fastmcp import FastMCP
+from fastmcp.dependencies import Depends
+from pydantic import BeforeValidator, Field, StringConstraints
+
+from taskchat import audit, tasks
+from taskchat.db import Database
+from taskchat.errors import ToolFailure
+from taskchat.settings import get_settings
+
+# FastMCP writes coloured text about each failed call, which the audit already tells, in JSON.
+logging.getLogger("fastmcp").handlers[:] = [logging.NullHandler()]
+
+MAX_TITLE: Final = 200
+MAX_DESCRIPTION: Final = 2_000
+MAX_ID: Final = 2**63 - 1  # bigint
+
+
+def plain_text(value: Any) -> Any:
+    """Text in its composed form. Raises ValueError when it holds control characters or lone surrogates."""
+    if not isinstance(value, str):
+        return value
+    if any(unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t" for character in value):
+        raise ValueError("text must not hold control characters")
+    return unicodedata.normalize("NFC", value)
+
+
+PLAIN_TEXT: Final = BeforeValidator(plain_text)
+Title = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TITLE),
+    PLAIN_TEXT,
+    Field(description="What is to be done, in a few words"),
+]
+Description = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, max_length=MAX_DESCRIPTION),
+    PLAIN_TEXT,
+    Field(description="Details, if there are any"),
+]
+TaskId = Annotated[int, Field(ge=1, le=MAX_ID, description="The task's id, from list_tasks or add_task")]
+Status = Annotated[tasks.Status, Field(description="Which tasks to list")]
+Cursor = Annotated[int | None, Field(ge=1, le=MAX_ID, description="next_cursor of the page before, for the next page")]
+
+
+@lru_cache(maxsize=1)
+def database() -> Database:
+    """The one database of this process, opened at the first call. Raises SettingsError."""
+    return Database(get_settings().database_url.get_secret_value())
+
+
+server: Final = FastMCP(
+    "taskchat",
+    instructions="Manage the caller's own task list.",
+    middleware=[audit.AuditMiddleware(lambda: database())],
+    mask_error_details=True,
+)
+
+
+def _hints(*, read_only: bool = False, destructive: bool = False, idempotent: bool = False) -> dict[str, Any]:
+    """MCP's annotations. No tool reaches beyond the person's own list."""
+    return {
+        "readOnlyHint": read_only,
+        "destructiveHint": destructive,
+        "idempotentHint": idempotent,
+        "openWorldHint": False,
+    }
+
+
+# In the event loop, not in threads: a call's transaction lives on the process's one connection.
+@server.tool(annotations=_hints(), run_in_thread=False)
+def add_task(
+    title: Title,
+    description: Description = "",
+    user_id: str = Depends(audit.caller),
+) -> tasks.TaskView:
+    """Add one task to the list. To add several, call once for each."""
+    return tasks.add(audit.session(), user_id, title, description)
+
+
+@server.tool(annotations=_hints(read_only=True, idempotent=True), run_in_thread=False)
+def list_tasks(
+    status: Status = "all",
+    cursor: Cursor = None,
+    user_id: str = Depends(audit.caller),
+) -> tasks.TaskPage:
+    """List tasks in order of id, a page at a time. Use it to find the id of a task the person names by its words."""
+    return tasks.page(audit.session(), user_id, status, cursor)
+
+
+@server.tool(annotations=_hints(idempotent=True), run_in_thread=False)
+def complete_task(
+    task_id: TaskId,
+    user_id: str = Depends(audit.caller),
+) -> tasks.TaskView:
+    """Mark one task as done. It stays on the list as completed."""
+    return tasks.change(audit.session(), user_id, task_id, completed=True)
+
+
+@server.tool(annotations=_hints(destructive=True), run_in_thread=False)
+def delete_task(
+    task_id: TaskId,
+    user_id: str = Depends(audit.caller),
+) -> tasks.TaskView:
+    """Delete one task for good. Only when the person wants it gone, not when it is done."""
+    return tasks.remove(audit.session(), user_id, task_id)
+
+
+@server.tool(annotations=_hints(destructive=True, idempotent=True), run_in_thread=False)
+def update_task(
+    task_id: TaskId,
+    title: Title | None = None,
+    description: Description | None = None,
+    completed: Annotated[bool | None, Field(description="false reopens a task that was marked as done")] = None,
+    user_id: str = Depends(audit.caller),
+) -> tasks.TaskView:
+    """Change the title or description of one task, or reopen it. What is left out stays as it is."""
+    values = {"title": title, "description": description, "completed": completed}
+    changes = {name: value for name, value in values.items() if value is not None}
+    if not changes:
+        raise ToolFailure("Say what to change: title, description or completed.")
+    return tasks.change(audit.session(), user_id, task_id, **changes)
