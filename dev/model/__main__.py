@@ -1,0 +1,20 @@
+"""`python -m dev.model --host 127.0.0.1 --port 0`: runs until interrupted; the first line printed is the base URL."""
+
+import argparse
+import contextlib
+
+from .server import address, create_server, listen
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m dev.model", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    options = parser.parse_args()
+    listener = listen(options.host, options.port)
+    print(address(listener), flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        create_server().run([listener])
+
+
+main()

@@ -1,0 +1,102 @@
+"""What both wire formats have in common: errors, ids, text parts, server-sent events."""
+
+import json
+import re
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from .conversation import Answer, Conversation
+
+Json = dict[str, Any]
+
+
+@dataclass(eq=False)
+class ApiError(Exception):
+    """Raised for whatever the API answers with an error status and an `error` object."""
+
+    status: int
+    message: str
+    type: str = "invalid_request_error"
+    code: str | None = None
+    param: str | None = None
+
+    def body(self) -> Json:
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one request, by the crude count of `prompt_cache`."""
+
+    input: int
+    cached: int
+    output: int
+
+
+class Wire(Protocol):
+    """A wire format; the modules `responses` and `chat_completions` are its two implementations."""
+
+    def read(self, body: Json) -> Conversation:
+        """Raise ApiError where the API would."""
+
+    def prompt(self, body: Json) -> Iterator[Any]:
+        """The pieces that make up the prompt, in the order in which a provider caches them."""
+
+    def write(self, answer: Answer, body: Json, usage: Usage) -> Json:
+        """The whole response."""
+
+    def stream(self, response: Json, body: Json) -> Iterator[bytes]:
+        """The same response as server-sent events."""
+
+
+def new_id(prefix: str) -> str:
+    return f"{prefix}_{secrets.token_hex(24)}"
+
+
+def dump(value: Any) -> str:
+    """JSON in ASCII, because a lone surrogate has no other way through the wire."""
+    return json.dumps(value, separators=(",", ":"))
+
+
+def sse(data: Json, event: str | None = None) -> bytes:
+    head = f"event: {event}\n" if event else ""
+    return f"{head}data: {dump(data)}\n\n".encode()
+
+
+def deltas(text: str) -> list[str]:
+    """The pieces in which a text is streamed: words with the space after them."""
+    return re.findall(r"\S*\s+|\S+", text)
+
+
+def required(holder: Json, name: str, kind: type | tuple[type, ...], where: str = "") -> Any:
+    """A field that must be there and of that type; otherwise the error that names it."""
+    param = f"{where}.{name}" if where else name
+    if name not in holder:
+        raise ApiError(400, f"The parameter '{param}' is missing.", code="missing_required_parameter", param=param)
+    if not isinstance(holder[name], kind):
+        raise ApiError(400, f"The parameter '{param}' has the wrong type.", code="invalid_type", param=param)
+    return holder[name]
+
+
+def invalid(param: str, message: str) -> ApiError:
+    return ApiError(400, message, code="invalid_value", param=param)
+
+
+def text_of(content: Any, allowed: frozenset[str], where: str) -> str:
+    """The text of a content that is a string or a list of parts, each of an allowed type."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise ApiError(400, f"'{where}' is neither text nor a list of parts.", code="invalid_type", param=where)
+    return "\n".join(_part_text(part, allowed, f"{where}[{index}]") for index, part in enumerate(content))
+
+
+def _part_text(part: Any, allowed: frozenset[str], where: str) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind not in allowed:
+        raise invalid(
+            where, f"A part of type {kind!r} cannot stand at '{where}'; allowed: {', '.join(sorted(allowed))}."
+        )
+    return str(part.get("text", ""))
