@@ -43,14 +43,14 @@ def read_role(url: str) -> Role:
 def make_role(connection: Connection, role: Role) -> None:
     """Create the role if it is not there; never touch the password of one that is. Raises UnsafeRole."""
     found = connection.execute(
-        text("select rolsuper or rolbypassrls as unsafe, rolname = current_user as owner from pg_roles where rolname = :name"),
+        text("select rolsuper or rolbypassrls or rolname = current_user as unsafe from pg_roles where rolname = :name"),
         {"name": role.name},
     ).one_or_none()
     if found is None:
         _execute(connection, "create role %I login nobypassrls password %L", role.name, role.password)
         for setting, value in LIMITS.items():
             _execute(connection, f"alter role %I set {setting} = %L", role.name, value)
-    elif found.unsafe or found.owner:
+    elif found.unsafe:
         raise UnsafeRole(f"{role.name} can bypass row-level security: put another role's name in DATABASE_URL")
 
 
@@ -66,5 +66,5 @@ def _execute(connection: Connection, template: str, *values: str) -> None:
     """Run a statement that takes no bind parameters, quoted by the database itself."""
     names = {f"v{index}": value for index, value in enumerate(values)}
     arguments = "".join(f", cast(:{name} as text)" for name in names)
-    statement = connection.execute(text(f"select format(:template{arguments})"), {"template": template, **names})  # noqa: S608
+    statement = connection.execute(text(f"select format(:template{arguments})"), {"template": template, **names})
     connection.exec_driver_sql(statement.scalar_one().replace("%", "%%"))

@@ -22,9 +22,10 @@ from pydantic import ValidationError as PydanticValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session, insert
 
-from taskchat.db import Database, storable
+from taskchat.db import Database
 from taskchat.errors import TaskchatError, ToolFailure, Unauthenticated
 from taskchat.models import ToolCall
+from taskchat.text import storable
 
 SCHEMA: Final = "taskchat.audit/1"
 """Version of the audit line: a field may be added under it, never changed or taken away."""
@@ -50,6 +51,8 @@ class Call:
     conversation_id: UUID | None = None
     guard: Callable[[Session], None] = _no_guard
     """Run first in the call's transaction: raises when the turn has lost its lease."""
+    refusal: str | None = None
+    """Why the call cannot reach its tool, in a plain sentence: its arguments are no JSON object."""
     records: list[ToolCall] = field(default_factory=list)
     """Where the committed record goes, for the answer."""
 
@@ -69,8 +72,8 @@ def caller() -> str:
 def session() -> Session:
     """The transaction of the running call, begun at first use.
 
-    Not sooner: FastMCP gives way to other requests while it looks the tool up, and a transaction that is open then could
-    hold a lock which the next request waits for without ever giving the loop back. From here to the commit nothing waits.
+    Not sooner: FastMCP gives way to other requests while it looks the tool up, and a transaction that is open then
+    could hold a lock for which the next request blocks the whole loop. From here to the commit nothing gives way.
     """
     return _open_session.get()()
 
@@ -105,17 +108,19 @@ class AuditMiddleware(Middleware):
         context: MiddlewareContext[mcp_types.CallToolRequestParams],
         call_next: CallNext[mcp_types.CallToolRequestParams, ToolResult],
     ) -> ToolResult:
-        """Run one call. Raises what the caller of the door must know: no identity, no database, no lease, no such tool."""
+        """Run one call. Raises what is no failure of the tool: nobody to act for, no database, no lease."""
         call = _call.get(None) or _call_from_token(str(context.fastmcp_context and context.fastmcp_context.request_id))
         with calling(call):
             return await self._run(call, context, call_next)
 
-    async def _run(self, call: Call, context: MiddlewareContext[Any], call_next: CallNext[Any, ToolResult]) -> ToolResult:
+    async def _run(
+        self, call: Call, context: MiddlewareContext[Any], call_next: CallNext[Any, ToolResult]
+    ) -> ToolResult:
         tool, arguments = context.message.name, context.message.arguments or {}
         started = time.perf_counter()
         try:
             with self._transaction(call) as open_session:
-                result = await _reach_tool(context, call_next)
+                result = await _reach_tool(call, context, call_next)
                 record = _record(call, tool, arguments, "ok", result.structured_content or {}, started)
                 open_session().exec(insert(ToolCall).values(**record))
         except (FastMCPError, NotFoundError, ToolFailure, SQLAlchemyError) as error:
@@ -146,8 +151,10 @@ class AuditMiddleware(Middleware):
                 _open_session.reset(token)
 
 
-async def _reach_tool(context: MiddlewareContext[Any], call_next: CallNext[Any, ToolResult]) -> ToolResult:
+async def _reach_tool(call: Call, context: MiddlewareContext[Any], call_next: CallNext[Any, ToolResult]) -> ToolResult:
     """Run the tool, and raise what it raised: FastMCP wraps that into an error of its own."""
+    if call.refusal:
+        raise ToolFailure(call.refusal)
     try:
         return await call_next(context)
     except FastMCPError as error:
@@ -164,13 +171,15 @@ def _sentence(error: Exception) -> str:
         return "There is no such tool."
     if isinstance(error.__cause__, PydanticValidationError):
         faults = error.__cause__.errors(include_url=False, include_input=False, include_context=False)
-        return "Invalid arguments: " + "; ".join(f"{_place(fault['loc'])}: {fault['msg']}" for fault in faults[:5]) + "."
+        return (
+            "Invalid arguments: " + "; ".join(f"{_place(fault['loc'])}: {fault['msg']}" for fault in faults[:5]) + "."
+        )
     logger.error("tool raised", extra={"error": type(error.__cause__ or error).__name__})
     return "The tool failed for a reason of its own. Nothing was changed."
 
 
 def _place(location: tuple[int | str, ...]) -> str:
-    return storable(".".join(map(str, location))[:64])
+    return str(storable(".".join(map(str, location))[:64]))
 
 
 def _record(

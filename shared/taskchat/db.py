@@ -1,7 +1,7 @@
 """One engine, one connection, and one way to use it: a short transaction on behalf of one person.
 
 Every transaction begins by telling Postgres who it is for (`app.user_id`), which row-level security then enforces.
-The setting ends with the transaction, so it is safe behind a pooler in transaction mode; nothing is ever set on the session.
+The setting ends with the transaction, so it is safe behind a pooler in transaction mode; the session is never touched.
 """
 
 import ssl
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import pg8000
+import pg8000  # type: ignore[import-untyped]
 from sqlalchemy import DateTime, Dialect, Engine, ExceptionContext, create_engine, event, text
 from sqlalchemy import types as sqltypes
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -19,9 +19,10 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from sqlmodel import Session
 
 from taskchat.errors import DatabaseUnavailable
+from taskchat.text import is_storable
 
 CONNECT_TIMEOUT: Final = 5.0
-"""Seconds to connect and to wait for one answer. A suspended Neon wakes well within it; pg8000 cannot cancel, so a statement has no more."""
+"""Seconds to connect, and to wait for one answer. A suspended Neon wakes well within it."""
 
 RECYCLE_AFTER: Final = 240
 """Seconds until a connection is replaced: under the 300 after which Neon suspends and drops it."""
@@ -30,35 +31,11 @@ RETRY_AFTER: Final = 2
 """Seconds a caller is asked to wait when the database is away."""
 
 _PASSING_SQLSTATES: Final = ("08", "53", "57", "40", "55P03", "25P03")
-"""Connection lost, out of resources, shut down or timed out, deadlock, lock timeout, idle timeout: a retry may succeed."""
+"""Connection lost, out of resources, shut down or timed out, deadlock, lock and idle timeout: a retry may succeed."""
 
 
 class UnsafeRole(RuntimeError):
-    """Raised when the role in DATABASE_URL could ignore row-level security. Serving as it would be serving everybody's rows."""
-
-
-def is_storable(value: str) -> bool:
-    """Whether Postgres can hold the text: no NUL, no lone surrogate."""
-    return "\x00" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
-
-
-def storable(value: Any) -> Any:
-    """The same JSON value with what Postgres cannot hold replaced by U+FFFD, in keys too."""
-    if isinstance(value, str):
-        return value if is_storable(value) else "".join(c if is_storable(c) else "\ufffd" for c in value)
-    if isinstance(value, dict):
-        return {storable(key): storable(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [storable(item) for item in value]
-    return value
-
-
-def _has_unstorable(value: Any) -> bool:
-    if isinstance(value, str):
-        return not is_storable(value)
-    if isinstance(value, dict):
-        return any(_has_unstorable(key) or _has_unstorable(item) for key, item in value.items())
-    return isinstance(value, list) and any(map(_has_unstorable, value))
+    """Raised when the role in DATABASE_URL could ignore row-level security: it would be served everybody's rows."""
 
 
 class SafeText(sqltypes.TypeDecorator[str]):
@@ -84,7 +61,7 @@ class SafeJson(sqltypes.TypeDecorator[Any]):
     cache_ok = True
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
-        if _has_unstorable(value):
+        if not is_storable(value):
             raise ValueError("JSON with NUL or a lone surrogate")
         return value
 

@@ -21,7 +21,7 @@
 The texts are fixed: no exception text and nothing of the input ever reaches a caller.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class TaskchatError(Exception):
@@ -36,6 +36,8 @@ class TaskchatError(Exception):
         super().__init__(detail or self.title)
         self.detail = detail
         self.retry_after = retry_after
+        self.members: dict[str, Any] = {}
+        """What a caller is told besides: the fields at fault, or how far the turn came."""
 
 
 class NotJson(TaskchatError):
@@ -87,13 +89,14 @@ class UnsupportedMediaType(TaskchatError):
 
 
 class InvalidInput(TaskchatError):
-    """Raised when a field is missing, unknown or out of range. `fields` names them, never their values."""
+    """Raised when a field is missing, unknown or out of range."""
 
     status, slug, title = 422, "invalid-input", "The request does not fit the contract."
 
     def __init__(self, fields: list[dict[str, str]]) -> None:
+        """`fields` names each field at fault and says why, and never what it held."""
         super().__init__()
-        self.fields = fields
+        self.members = {"fields": fields}
 
 
 class KeyReused(TaskchatError):

@@ -1,10 +1,21 @@
-"""The four tables. The owner comes first in every key: with row-level security that is what keeps a look-up on its index."""
+"""The four tables. The owner comes first in every key: under row-level security a look-up needs that for its index."""
 
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, Double, Identity, Index, Integer, UniqueConstraint, false, text
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Double,
+    Identity,
+    Index,
+    Integer,
+    UniqueConstraint,
+    false,
+    text,
+)
 from sqlmodel import Field, ForeignKeyConstraint, SQLModel
 
 from taskchat.db import SafeJson, SafeText, Timestamp
@@ -20,7 +31,7 @@ class Conversation(SQLModel, table=True):
     title: str = Field(sa_type=SafeText)
     turn_id: UUID | None = None
     """The turn that holds the lease."""
-    lease_until: datetime | None = Field(default=None, sa_type=Timestamp)  # type: ignore[call-overload]
+    lease_until: datetime | None = Field(default=None, sa_type=Timestamp)
     fence: int = Field(default=0, sa_column=Column(BigInteger, nullable=False, server_default="0"))
     """Grows with each lease: who comes with an older number has lost it."""
     next_position: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))

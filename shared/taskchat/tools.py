@@ -5,18 +5,18 @@ or a client that sends one is refused.
 """
 
 import logging
-import unicodedata
 from functools import lru_cache
 from typing import Annotated, Any, Final
 
 from fastmcp import FastMCP
 from fastmcp.dependencies import Depends
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
 from taskchat import audit, tasks
 from taskchat.db import Database
 from taskchat.errors import ToolFailure
 from taskchat.settings import get_settings
+from taskchat.text import PLAIN_TEXT
 
 # FastMCP writes coloured text about each failed call, which the audit already tells, in JSON.
 logging.getLogger("fastmcp").handlers[:] = [logging.NullHandler()]
@@ -26,16 +26,6 @@ MAX_DESCRIPTION: Final = 2_000
 MAX_ID: Final = 2**63 - 1  # bigint
 
 
-def plain_text(value: Any) -> Any:
-    """Text in its composed form. Raises ValueError when it holds control characters or lone surrogates."""
-    if not isinstance(value, str):
-        return value
-    if any(unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t" for character in value):
-        raise ValueError("text must not hold control characters")
-    return unicodedata.normalize("NFC", value)
-
-
-PLAIN_TEXT: Final = BeforeValidator(plain_text)
 Title = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TITLE),

@@ -1,0 +1,190 @@
+"""The chat API: the route, who may use it, what goes wrong in words, and the Lambda handler.
+
+A request walks one way: ErrorBoundary, caller, chat, TurnRunner. Who is calling is settled before the body is read.
+"""
+
+import time
+from functools import lru_cache
+from typing import Annotated, Any, Final
+
+from agents import Agent
+from aws_lambda_powertools import Logger, Metrics
+from aws_lambda_powertools.logging import correlation_paths
+from aws_lambda_powertools.metrics import MetricUnit
+from aws_lambda_powertools.utilities.typing import LambdaContext
+from fastapi import Depends, FastAPI, Request, Response
+from mangum import Mangum
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from chat.agent import Run, make_agent
+from chat.schemas import ChatRequest, ChatResponse, Problem
+from chat.turn import TurnRunner
+from taskchat import conversations
+from taskchat.auth import USER_ID, Verifier, bearer_token, chat_verifier
+from taskchat.errors import (
+    BodyTooLarge,
+    DatabaseUnavailable,
+    Forbidden,
+    InvalidInput,
+    MethodNotAllowed,
+    NotFound,
+    NotJson,
+    UnsupportedMediaType,
+)
+from taskchat.problems import ErrorBoundary, problem_response
+from taskchat.settings import get_settings
+from taskchat.tools import database
+
+MAX_BODY: Final = 32 * 1024
+MAX_SECONDS: Final = 29.0
+"""API Gateway gives up after 30 s, and a person who got no answer cannot know what was done."""
+MARGIN: Final = 1.5
+"""Seconds kept back from the deadline, to store how far the turn came and to answer."""
+
+logger = Logger()
+metrics = Metrics()
+
+_PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
+    status: {"model": Problem, "content": {"application/problem+json": {}}}
+    for status in (400, 401, 403, 404, 409, 413, 415, 422, 429, 502, 503, 504)
+}
+
+
+@lru_cache(maxsize=1)
+def verifier() -> Verifier:
+    """The verifier of this process, which keeps public keys between requests. Raises SettingsError."""
+    return chat_verifier(get_settings())
+
+
+class _Agent:
+    """The agent of this process, made at first use: listing the tools needs a running loop."""
+
+    def __init__(self) -> None:
+        self._agent: Agent[Run] | None = None
+
+    async def __call__(self) -> Agent[Run]:
+        self._agent = self._agent or await make_agent(get_settings())
+        return self._agent
+
+
+@lru_cache(maxsize=1)
+def turns() -> TurnRunner:
+    """The turn runner of this process. Raises SettingsError."""
+    return TurnRunner(database(), _Agent(), get_settings().history_tokens)
+
+
+def caller(user_id: str, request: Request) -> str:
+    """The person calling. Raises Unauthenticated, KeySetUnavailable, NotFound for an odd path, or Forbidden."""
+    claims = verifier().verify(bearer_token(request.headers.getlist("authorization")))
+    if not USER_ID.fullmatch(user_id):
+        raise NotFound
+    if claims["sub"] != user_id:
+        raise Forbidden
+    return user_id
+
+
+Caller = Annotated[str, Depends(caller)]
+
+app: Final = FastAPI(
+    title="taskchat",
+    openapi_url=None,
+    docs_url=None,
+    redoc_url=None,
+    redirect_slashes=False,
+    middleware=[Middleware(ErrorBoundary)],
+)
+
+
+@app.post(
+    "/api/{user_id}/chat",
+    responses=_PROBLEMS,
+    openapi_extra={
+        "requestBody": {"required": True, "content": {"application/json": {"schema": ChatRequest.model_json_schema()}}},
+        "parameters": [
+            {
+                "name": "Idempotency-Key",
+                "in": "header",
+                "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+            }
+        ],
+    },
+)
+async def chat(user_id: Caller, request: Request, response: Response) -> ChatResponse:
+    """Do what the person says, and tell what was done."""
+    deadline = time.monotonic() + _seconds(request)
+    key = _idempotency_key(request)
+    body = await _read(request)
+    wanted = conversations.Request(body.message, body.conversation_id, body.timezone)
+    turn_id = conversations.turn_id_for(user_id, key)
+    answer = await turns().run(user_id, turn_id, wanted, deadline - time.monotonic())
+    if answer.replayed:
+        response.headers["Idempotent-Replayed"] = "true"
+    return answer.response
+
+
+@app.get("/health")
+async def health() -> dict[str, str]:
+    """Say whether turns can be taken. Raises DatabaseUnavailable."""
+    if not database().is_reachable():
+        raise DatabaseUnavailable(retry_after=5)
+    return {"status": "ok"}
+
+
+def _seconds(request: Request) -> float:
+    """How long this request may take."""
+    context: LambdaContext | None = request.scope.get("aws.context")
+    remaining = context.get_remaining_time_in_millis() / 1000 if context else MAX_SECONDS
+    return min(remaining, MAX_SECONDS) - MARGIN
+
+
+def _idempotency_key(request: Request) -> str | None:
+    keys = request.headers.getlist("idempotency-key")
+    if len(keys) > 1 or any(not 1 <= len(key) <= 255 or any(not "!" <= c <= "~" for c in key) for key in keys):
+        raise InvalidInput([{"field": "Idempotency-Key", "message": "1 to 255 visible ASCII characters, once"}])
+    return keys[0] if keys else None
+
+
+async def _read(request: Request) -> ChatRequest:
+    """The body, checked. Raises UnsupportedMediaType, BodyTooLarge, NotJson or InvalidInput."""
+    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMediaType
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY:
+            raise BodyTooLarge
+    try:
+        return ChatRequest.model_validate_json(body)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_input=False, include_context=False)
+    if faults[0]["type"] == "json_invalid":
+        raise NotJson
+    raise InvalidInput([{"field": _field(fault), "message": fault["msg"]} for fault in faults])
+
+
+def _field(fault: ErrorDetails) -> str:
+    """The field at fault. The name of an unknown one is the caller's own text, and is not sent back."""
+    if fault["type"] == "extra_forbidden":
+        return "unknown"
+    return str(fault["loc"][0]) if fault["loc"] else "body"
+
+
+@app.exception_handler(HTTPException)
+async def _tell_routing(_request: Request, error: HTTPException) -> Response:
+    return problem_response(MethodNotAllowed() if error.status_code == 405 else NotFound())
+
+
+_adapter: Final = Mangum(app, lifespan="off")
+
+
+@logger.inject_lambda_context(correlation_id_path=correlation_paths.API_GATEWAY_HTTP, clear_state=True)
+@metrics.log_metrics(capture_cold_start_metric=True)
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+    """Lambda's entry point for API Gateway's HTTP API events (payload 2.0)."""
+    response = _adapter(event, context)  # type: ignore[arg-type]  # the same object, typed by two libraries
+    metrics.add_metric(name=f"Status{response['statusCode'] // 100}xx", unit=MetricUnit.Count, value=1)
+    return response

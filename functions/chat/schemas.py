@@ -1,0 +1,68 @@
+"""What goes over the wire of the chat API."""
+
+from typing import Annotated, Any, Literal
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+from taskchat.models import ToolCall
+from taskchat.text import PLAIN_TEXT
+
+
+def _known_timezone(name: str) -> str:
+    try:
+        return ZoneInfo(name).key
+    except (KeyError, OSError, ValueError):  # an unknown name is a KeyError; an odd one fails as a path
+        raise ValueError("not an IANA time zone") from None
+
+
+class ChatRequest(BaseModel):
+    """One message of a person."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    message: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000), PLAIN_TEXT]
+    conversation_id: UUID | None = None
+    timezone: (
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_+/-]+$", max_length=64), AfterValidator(_known_timezone)]
+        | None
+    ) = Field(default=None, description="IANA name, for words such as today; UTC if left out")
+
+
+class ToolCallView(BaseModel):
+    """One tool call of the turn, failed or not. `arguments` are what the model sent."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    call_id: str
+    tool: str
+    arguments: dict[str, Any]
+    outcome: Literal["ok", "error"]
+    result: dict[str, Any]
+    duration_ms: float
+
+
+class ChatResponse(BaseModel):
+    """The agent's reply, with every tool call that was made for it."""
+
+    conversation_id: UUID
+    turn_id: UUID
+    response: str
+    tool_calls: list[ToolCallView]
+
+
+def view_calls(calls: list[ToolCall]) -> list[ToolCallView]:
+    """The recorded calls as the person may see them."""
+    return [ToolCallView.model_validate(call) for call in calls]
+
+
+class Problem(BaseModel):
+    """What went wrong (RFC 9457). `type` is stable; no text in it comes from an exception or from the request."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str | None = None

@@ -1,0 +1,83 @@
+"""One turn, in its order: receive, fetch history, build input, persist the message, run the agent, persist, return.
+
+Two short transactions with the model between them: while it thinks, no connection and no lock is held.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from uuid import UUID
+
+from agents import Agent
+from aws_lambda_powertools import Logger
+
+from chat.agent import Run, build_input, execute
+from chat.schemas import ChatResponse, view_calls
+from taskchat import conversations
+from taskchat.conversations import Finished, Lease, Request
+from taskchat.db import Database
+from taskchat.errors import OutOfTime, TaskchatError
+from taskchat.models import ToolCall
+
+logger = Logger()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The outcome of a turn. `replayed` tells that it had been done before."""
+
+    response: ChatResponse
+    replayed: bool
+
+
+@dataclass(frozen=True)
+class TurnRunner:
+    """What every turn needs and no turn changes."""
+
+    database: Database
+    agent: Callable[[], Awaitable[Agent[Run]]]
+    history_tokens: int
+
+    async def run(self, user_id: str, turn_id: UUID, request: Request, seconds: float) -> Answer:
+        """Do the turn within `seconds`, once, however often it is asked for.
+
+        Raises any TaskchatError. From the moment the message is stored, it tells conversation, turn and calls.
+        """
+        with self.database.transaction(user_id) as session:
+            begun = conversations.begin(session, user_id, turn_id, request, self.history_tokens)
+            if isinstance(begun, Finished):
+                done = begun.turn
+                return Answer(_response(begun.conversation_id, turn_id, str(done.reply), done.calls), replayed=True)
+            items = build_input(begun.history, begun.turn)
+        run = Run(begun.lease, calls=list(begun.turn.calls))
+        try:
+            async with asyncio.timeout(seconds):
+                reply = await execute(await self.agent(), run, items)
+            with self.database.transaction(user_id) as session:
+                conversations.finish(session, begun, reply.text, reply.usage)
+        except (TaskchatError, TimeoutError) as error:
+            raise self._interrupt(run, error) from error
+        return Answer(_response(begun.lease.conversation_id, turn_id, reply.text, run.calls), replayed=False)
+
+    def _interrupt(self, run: Run, error: TaskchatError | TimeoutError) -> TaskchatError:
+        """Let the next turn in, and tell the caller how far this one came: with its key it can be taken up again."""
+        problem = error if isinstance(error, TaskchatError) else OutOfTime()
+        problem.members |= _progress(run.lease, run.calls)
+        try:
+            with self.database.transaction(run.lease.user_id) as session:
+                run.lease.release(session)
+        except TaskchatError as failure:  # the lease is gone or will be: it has an expiry
+            logger.warning("lease not released", extra={"reason": type(failure).__name__})
+        return problem
+
+
+def _response(conversation_id: UUID, turn_id: UUID, text: str, calls: list[ToolCall]) -> ChatResponse:
+    return ChatResponse(conversation_id=conversation_id, turn_id=turn_id, response=text, tool_calls=view_calls(calls))
+
+
+def _progress(lease: Lease, calls: list[ToolCall]) -> dict[str, object]:
+    return {
+        "conversation_id": str(lease.conversation_id),
+        "turn_id": str(lease.turn_id),
+        "tool_calls": [call.model_dump() for call in view_calls(calls)],
+    }

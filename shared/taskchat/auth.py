@@ -1,0 +1,163 @@
+"""Who is calling: Better Auth's JSON Web Tokens, judged against its key set.
+
+Chat tokens and MCP access tokens are signed with the same keys, so what tells them apart is checked strictly: the
+audience, and the `typ` of the header.
+"""
+
+import json
+import re
+import time
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import httpx2
+import jwt
+
+from taskchat.errors import KeySetUnavailable, Unauthenticated
+from taskchat.settings import Settings
+
+LEEWAY: Final = 30
+"""Seconds by which clocks may differ."""
+MAX_LIFETIME: Final = 3600
+"""Seconds between a token's iat and exp at most: nobody can take a token back sooner than it expires."""
+MAX_TOKEN_LENGTH: Final = 8192
+KEY_SET_TTL: Final = 300
+"""Seconds after which the key set is fetched again."""
+KEY_SET_COOLDOWN: Final = 10
+"""Seconds between fetches at least, whatever key ids callers invent."""
+KEY_SET_TIMEOUT: Final = 2.0
+KEY_SET_MAX_BYTES: Final = 64 * 1024
+USER_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+_ALGORITHM_OF_KEY: Final = {("OKP", "Ed25519"): "EdDSA", ("EC", "P-256"): "ES256", ("RSA", None): "RS256"}
+_FORBIDDEN_HEADERS: Final = frozenset({"jku", "x5u", "jwk", "x5c", "crit"})
+"""Headers that bring a key of their own, or ask for rules this program does not know."""
+
+Claims = dict[str, Any]
+
+
+class KeySet:
+    """Public keys by key id: static ones, or fetched, kept for a while, and served stale through an outage."""
+
+    def __init__(self, url: str | None, static: str | None) -> None:
+        """`url` is fetched when a key is needed; `static` is a key set in JSON, for where nothing can be fetched."""
+        self._url = url
+        self._static = _parse(static) if static else {}
+        self._keys: dict[str, jwt.PyJWK] = {}
+        self._fetched_at = self._tried_at = float("-inf")
+
+    def find(self, key_id: str) -> jwt.PyJWK:
+        """The key with this id. Raises Unauthenticated if there is none, KeySetUnavailable if nobody can tell."""
+        if key := self._static.get(key_id):
+            return key
+        if self._url and (key_id not in self._keys or time.monotonic() - self._fetched_at > KEY_SET_TTL):
+            self._refresh()
+        if key := self._keys.get(key_id):
+            return key
+        if self._url and self._fetched_at < self._tried_at:
+            raise KeySetUnavailable(retry_after=KEY_SET_COOLDOWN)
+        raise Unauthenticated
+
+    def _refresh(self) -> None:
+        now = time.monotonic()
+        if now - self._tried_at < KEY_SET_COOLDOWN:
+            return
+        self._tried_at = now
+        try:
+            self._keys = _parse(self._fetch())
+            self._fetched_at = now
+        except (httpx2.HTTPError, ValueError):
+            return  # the keys there were still serve; who needs another is told 503
+
+    def _fetch(self) -> bytes:
+        body = b""
+        with httpx2.stream("GET", str(self._url), timeout=KEY_SET_TIMEOUT, follow_redirects=False) as response:
+            if response.status_code != httpx2.codes.OK:
+                raise ValueError("no key set")
+            for chunk in response.iter_bytes():
+                body += chunk
+                if len(body) > KEY_SET_MAX_BYTES:
+                    raise ValueError("key set too large")
+        return body
+
+
+def _parse(text: str | bytes) -> dict[str, jwt.PyJWK]:
+    """The usable keys of a key set, those of other kinds left out. Raises ValueError when it is no key set."""
+    document = json.loads(text)
+    if not isinstance(document, dict) or not isinstance(document.get("keys"), list):
+        raise ValueError("not a key set")
+    return {jwk["kid"]: jwt.PyJWK(jwk, algorithm) for jwk in document["keys"] if (algorithm := _algorithm(jwk))}
+
+
+def _algorithm(jwk: Any) -> str | None:
+    if not isinstance(jwk, dict) or not isinstance(jwk.get("kid"), str) or jwk.get("use", "sig") != "sig":
+        return None
+    kind = str(jwk.get("kty"))
+    return _ALGORITHM_OF_KEY.get((kind, None if kind == "RSA" else jwk.get("crv")))
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """Judges the tokens of one audience."""
+
+    keys: KeySet
+    issuer: str
+    audience: str
+    types: frozenset[str | None] = field(default=frozenset({None, "JWT"}))
+    """Values of the `typ` header that are taken: Better Auth's session tokens have none."""
+
+    def verify(self, token: str) -> Claims:
+        """The claims of a token that holds. Raises Unauthenticated, or KeySetUnavailable when nobody can tell."""
+        try:
+            key = self.keys.find(self._key_id(token))
+            claims: Claims = jwt.decode(
+                token,
+                key=key,
+                algorithms=[str(key.algorithm_name)],  # the key's, whatever the header says
+                audience=self.audience,
+                issuer=self.issuer,
+                leeway=LEEWAY,
+                options={"require": ["exp", "iat", "sub", "aud", "iss"], "strict_aud": True},
+            )
+            return _checked(claims)
+        except (jwt.PyJWTError, ValueError, TypeError):
+            raise Unauthenticated from None
+
+    def _key_id(self, token: str) -> str:
+        if len(token) > MAX_TOKEN_LENGTH or not token.isascii():
+            raise Unauthenticated
+        header = jwt.get_unverified_header(token)
+        if header.get("typ") not in self.types or _FORBIDDEN_HEADERS & header.keys():
+            raise Unauthenticated
+        if not isinstance(key_id := header.get("kid"), str):
+            raise Unauthenticated
+        return key_id
+
+
+def _checked(claims: Claims) -> Claims:
+    """Refuse a subject that could not stand in a path, and a token that lives too long."""
+    if not USER_ID.fullmatch(claims["sub"]) or claims["exp"] - claims["iat"] > MAX_LIFETIME:
+        raise Unauthenticated
+    return claims
+
+
+def chat_verifier(settings: Settings) -> Verifier:
+    """Judges tokens for the chat API."""
+    return Verifier(
+        KeySet(settings.auth_jwks_url, settings.auth_jwks_json), settings.auth_issuer, settings.auth_audience
+    )
+
+
+def mcp_verifier(settings: Settings) -> Verifier:
+    """Judges access tokens for the MCP endpoint: type at+jwt, for exactly this resource."""
+    keys = KeySet(settings.auth_jwks_url, settings.auth_jwks_json)
+    types: frozenset[str | None] = frozenset({"at+jwt", "application/at+jwt"})
+    return Verifier(keys, settings.auth_issuer, str(settings.mcp_resource_url), types)
+
+
+def bearer_token(authorization: list[str]) -> str:
+    """The token of exactly one well-formed Authorization header. Raises Unauthenticated."""
+    match = re.fullmatch(r"Bearer +([A-Za-z0-9._~+/-]+=*)", authorization[0], re.IGNORECASE) if authorization else None
+    if match is None or len(authorization) != 1:
+        raise Unauthenticated
+    return match.group(1)

@@ -1,0 +1,59 @@
+"""Errors as an HTTP caller sees them: problem+json (RFC 9457), for both doors."""
+
+import traceback
+from typing import Final
+
+from aws_lambda_powertools import Logger
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from taskchat.errors import TaskchatError
+
+MEDIA_TYPE: Final = "application/problem+json"
+
+logger = Logger()
+
+
+def problem_response(error: TaskchatError) -> JSONResponse:
+    """The error as its caller is told: fixed words, and nothing of the exception or the request."""
+    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    content = {"type": f"urn:taskchat:problem:{error.slug}", "title": error.title, "status": error.status}
+    if error.detail:
+        content["detail"] = error.detail
+    return JSONResponse(content | error.members, error.status, headers, MEDIA_TYPE)
+
+
+class ErrorBoundary:
+    """Answers every exception: an expected one in its own words, any other with a plain 500.
+
+    Of the latter it logs the kind and the place, never the text, which may be a person's.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request. Raises what was raised after the response had begun."""
+        started = False
+
+        async def watch(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        except Exception as error:
+            if started or scope["type"] != "http":
+                raise
+            await problem_response(_expected(error))(scope, receive, send)
+
+
+def _expected(error: Exception) -> TaskchatError:
+    if isinstance(error, TaskchatError):
+        return error
+    places = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
+    logger.error("unexpected error", extra={"error": type(error).__name__, "places": places[-8:]})
+    return TaskchatError()
