@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 
-from .server import address, create_server, listen
+from .server import Server, address, listen
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
     listener = listen(options.host, options.port)
     print(address(listener), flush=True)
     with contextlib.suppress(KeyboardInterrupt):
-        create_server().run([listener])
+        Server().run([listener])
 
 
 main()

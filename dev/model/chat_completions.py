@@ -5,8 +5,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from .conversation import Answer, Call, Conversation, Tool
-from .wire import ApiError, Json, Usage, deltas, invalid, required, sse, text_of
+from .conversation import Answer, Call, Conversation, Json, Tool
+from .wire import ApiError, Usage, deltas, invalid, required, sse, text_of
 
 TEXT = frozenset({"text"})
 PARTS = {

@@ -5,7 +5,9 @@ import json
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-Json = dict[str, Any]
+from .conversation import Json
+
+TIMEOUT = 30  # seconds; nothing on the control routes takes as long
 
 
 class StandIn:
@@ -14,23 +16,38 @@ class StandIn:
     def __init__(self, base_url: str) -> None:
         self.base_url = base_url
 
+    def fault(self, name: str, **parameters: Any) -> None:
+        """Set a fault, with `match`, `times`, `after_calls` and its own parameters. Raises ValueError on an unknown name."""
+        self._control("POST", "faults", {"fault": name, **parameters})
+
     def requests(self, match: str | None = None) -> list[Json]:
         """The recorded requests, oldest first; with `match`, those whose last user message contains it."""
         found: list[Json] = self._control("GET", f"requests?match={quote(match or '')}")
         return found
 
+    def waiting(self, at_least: int = 0) -> int:
+        """How many requests hang; with `at_least`, once that many do."""
+        number: int = self._control("GET", f"waiting?at_least={at_least}")["waiting"]
+        return number
+
+    def release(self) -> None:
+        """Let the hanging requests go on."""
+        self._control("POST", "release")
+
     def reset(self) -> None:
-        """Forget all recorded requests."""
+        """Forget all faults and recorded requests, and let the hanging ones go on."""
+        self._control("DELETE", "faults")
         self._control("DELETE", "requests")
+        self.release()
 
     def _control(self, method: str, path: str, body: Json | None = None) -> Any:
-        connection = http.client.HTTPConnection(urlsplit(self.base_url).netloc, timeout=30)
+        connection = http.client.HTTPConnection(urlsplit(self.base_url).netloc, timeout=TIMEOUT)
         try:
             connection.request(method, f"/control/{path}", body=json.dumps(body) if body else None)
             response = connection.getresponse()
             content = response.read()
         finally:
             connection.close()
-        if response.status >= 400:
-            raise ValueError(content.decode())
+        if response.status >= http.client.BAD_REQUEST:
+            raise ValueError(json.loads(content)["error"]["message"])
         return json.loads(content) if content else None

@@ -1,10 +1,19 @@
 """What a request says, whichever wire format it came in. Both wire modules read into these types."""
 
+import json
+import secrets
 from collections import defaultdict, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+Json = dict[str, Any]
+
 CONTEXT_LINE = "[context"  # the product may add such a line to a message; it is not what the person said
+
+
+def dump(value: Any) -> str:
+    """JSON in ASCII, because a lone surrogate has no other way through the wire."""
+    return json.dumps(value, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +23,21 @@ class Call:
     call_id: str
     name: str
     arguments: str
+
+    @classmethod
+    def new(cls, name: str, arguments: Json) -> "Call":
+        return cls(f"call_{secrets.token_hex(12)}", name, dump(arguments))
+
+    def parsed(self) -> Json | None:
+        """The arguments as an object; None if they are none, for a model may write anything."""
+        try:
+            value = json.loads(self.arguments)
+        except ValueError:
+            return None
+        return value if isinstance(value, dict) else None
+
+    def with_arguments(self, arguments: Json) -> "Call":
+        return replace(self, arguments=dump(arguments))
 
 
 @dataclass(slots=True)
@@ -41,11 +65,11 @@ class Tool:
     required: tuple[str, ...]
 
     @classmethod
-    def from_function(cls, function: dict[str, Any]) -> "Tool":
+    def from_function(cls, function: Json) -> "Tool":
         schema = function.get("parameters") or {}
         return cls(function["name"], frozenset(schema.get("properties") or ()), tuple(schema.get("required") or ()))
 
-    def fit(self, arguments: dict[str, Any]) -> dict[str, Any]:
+    def fit(self, arguments: Json) -> Json:
         """Only what the schema knows, and null for what it insists on (strict schemas require every parameter)."""
         known = {name: value for name, value in arguments.items() if name in self.properties}
         return known | {name: None for name in self.required if name not in known}

@@ -7,13 +7,13 @@ answer. So a turn that is taken up again after an interruption makes only the ca
 
 import itertools
 import json
-import secrets
 from collections import defaultdict, deque
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from .conversation import Answer, Call, Conversation, Turn
+from .conversation import Answer, Call, Conversation, Json, Turn
+from .faults import simulated
 from .sentences import (
     Add,
     Change,
@@ -22,13 +22,13 @@ from .sentences import (
     RecallMessage,
     RecallTools,
     Show,
+    Simulate,
     Status,
     Target,
     Unclear,
     Wish,
     understand,
 )
-from .wire import dump
 
 READS = frozenset({"list_tasks"})
 MAX_PAGES = 50  # a list that never ends would otherwise never end here either
@@ -43,7 +43,6 @@ HELP = (
     "what is left?; finish the milk; rename 2 to call dad; describe 2 as after lunch; delete 3."
 )
 
-Json = dict[str, Any]
 Key = tuple[str, str]
 
 
@@ -173,19 +172,12 @@ class Results:
 
 def _calls(asks: list[Ask], conversation: Conversation) -> tuple[Call, ...]:
     at_once = asks[:1] if conversation.one_call_at_a_time else asks
-    return tuple(new_call(ask.tool, conversation.tools[ask.tool].fit(ask.arguments)) for ask in at_once)
-
-
-def new_call(tool: str, arguments: Json) -> Call:
-    return Call(f"call_{secrets.token_hex(12)}", tool, dump(arguments))
+    return tuple(Call.new(ask.tool, conversation.tools[ask.tool].fit(ask.arguments)) for ask in at_once)
 
 
 def _made_key(call: Call) -> Key:
-    try:
-        arguments = json.loads(call.arguments)
-    except ValueError:
-        return call.name, call.arguments
-    return _key(call.name, arguments) if isinstance(arguments, dict) else (call.name, call.arguments)
+    arguments = call.parsed()
+    return (call.name, call.arguments) if arguments is None else _key(call.name, arguments)
 
 
 def _key(tool: str, arguments: Json) -> Key:
@@ -223,13 +215,16 @@ def _say(sentence: str) -> Script:
     return [Outcome(sentence)]
 
 
-def _recall(wish: RecallMessage | RecallTools | Unclear, conversation: Conversation) -> str:
+def _recall(wish: RecallMessage | RecallTools | Simulate | Unclear, conversation: Conversation) -> str:
     *earlier, _ = conversation.turns
     match wish:
         case RecallMessage():
             return f"You said: {earlier[-1].said}" if earlier else "You said nothing before this."
         case RecallTools():
             return _tools_used(earlier)
+        case Simulate():
+            name = simulated(wish.said)
+            return f"Simulated {name}." if name else f"I know no such fault: {wish.said}."
         case Unclear():
             return f"I did not understand \u201c{wish.text}\u201d. {HELP}"
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-from .wire import dump
+from .conversation import dump
 
 CHARACTERS_PER_TOKEN = 4
 REMEMBERED = 200  # earlier prompts; enough for a test run or a person, and bounded

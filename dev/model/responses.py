@@ -4,8 +4,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from .conversation import Answer, Call, Conversation, Tool
-from .wire import ApiError, Json, Usage, deltas, invalid, new_id, required, sse, text_of
+from .conversation import Answer, Call, Conversation, Json, Tool
+from .wire import ApiError, Usage, deltas, invalid, new_id, required, sse, text_of
 
 INPUT_PARTS = frozenset({"input_text", "input_image", "input_file"})
 PARTS = {

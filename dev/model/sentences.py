@@ -56,11 +56,18 @@ class RecallTools:
 
 
 @dataclass(frozen=True, slots=True)
+class Simulate:
+    """A fault, which has struck by the time this is read."""
+
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
 class Unclear:
     text: str
 
 
-Wish = Add | Show | Finish | Delete | Change | RecallMessage | RecallTools | Unclear
+Wish = Add | Show | Finish | Delete | Change | RecallMessage | RecallTools | Simulate | Unclear
 
 I_DID = r"i(?:'ve| have)? (?:finished|completed|done)"
 VERBS = (
@@ -168,6 +175,7 @@ TASK_TO = r"(?:an?|the)? ?(?:new )?(?:tasks?|to-?dos?|reminders?)(?: to| for| ca
 RULES: Grammar = (
     (r"what did i (?:just )?(?:say|write|ask)\b.*", lambda _: [RecallMessage()]),
     (r"(?:which|what) tools (?:did|have) you use.*", lambda _: [RecallTools()]),
+    (r"simulate .+", lambda found: [Simulate(found[0])]),
     (r"mark (?P<targets>.+?) (?:as )?(?:done|completed?|finished)", _finish),
     (rf"(?:finish|complete|check off|tick off|{I_DID}) (?P<targets>.+)", _finish),
     (r"(?:delete|remove) (?P<targets>.+)", _delete),

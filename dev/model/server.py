@@ -1,158 +1,130 @@
-"""The HTTP server: both model routes, the control routes, and the ways to run it."""
+"""The HTTP server: the routes, and the ways to run them."""
 
-import json
 import socket
 import threading
-from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from asyncio import BaseTransport
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import cast
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from . import chat_completions, prompt_cache, responses
+from . import chat_completions, responses
 from .client import StandIn
-from .conversation import Answer
-from .planning import next_answer
-from .wire import ApiError, Json, Usage, Wire, dump
+from .desk import Desk, check_key, parse
+from .faults import Fault
+from .wire import ApiError, JsonResponse
 
-RECORDS = 500  # requests kept for inspection
 KEEP_ALIVE = 65  # seconds; longer than clients keep an idle connection, so that they never write to one just closed
 
 
-class JsonResponse(Response):
-    media_type = "application/json"
+class Routes:
+    """The endpoints, all around one desk."""
 
-    def render(self, content: Any) -> bytes:
-        return dump(content).encode()
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
 
+    def all(self) -> list[Route]:
+        return [
+            Route("/v1/responses", self._responses, methods=["POST"]),
+            Route("/v1/chat/completions", self._chat_completions, methods=["POST"]),
+            Route("/v1/models", self._models),
+            Route("/healthz", self._health),
+            Route("/control/faults", self._set_fault, methods=["POST"]),
+            Route("/control/faults", self._clear_faults, methods=["DELETE"]),
+            Route("/control/requests", self._list_requests),
+            Route("/control/requests", self._forget_requests, methods=["DELETE"]),
+            Route("/control/waiting", self._waiting),
+            Route("/control/release", self._release, methods=["POST"]),
+        ]
 
-class Desk:
-    """What one running stand-in holds: the prompt cache and the recorded requests. Nothing of a conversation."""
+    async def _responses(self, request: Request) -> Response:
+        return await self._desk.handle(request, responses)
 
-    def __init__(self) -> None:
-        self.cache = prompt_cache.PromptCache()
-        self.records: deque[Json] = deque(maxlen=RECORDS)
+    async def _chat_completions(self, request: Request) -> Response:
+        return await self._desk.handle(request, chat_completions)
 
-    async def responses(self, request: Request) -> Response:
-        return await self._recorded(request, responses)
+    async def _models(self, request: Request) -> Response:
+        check_key(request)
+        model = {"id": "stand-in", "object": "model", "created": 0, "owned_by": "taskchat"}
+        return JsonResponse({"object": "list", "data": [model]})
 
-    async def chat_completions(self, request: Request) -> Response:
-        return await self._recorded(request, chat_completions)
+    async def _health(self, request: Request) -> Response:
+        return JsonResponse({"status": "ok"})
 
-    async def _recorded(self, request: Request, wire: Wire) -> Response:
-        record = _record(request)
-        self.records.append(record)
-        try:
-            response = await self._respond(request, wire, record)
-        except ApiError as error:
-            response = _error_response(error)
-        record["status"] = response.status_code
-        return response
+    async def _set_fault(self, request: Request) -> Response:
+        self._desk.faults.set(Fault.from_request(parse(await request.body())))
+        return Response(status_code=204)
 
-    async def _respond(self, request: Request, wire: Wire, record: Json) -> Response:
-        _check_key(request)
-        record["body"] = body = _parse(await request.body())
-        conversation = wire.read(body)
-        record["message"] = conversation.turn.said
-        answer = next_answer(conversation)
-        payload = wire.write(answer, body, self._usage(wire, body, answer))
-        if body.get("stream"):
-            return StreamingResponse(_each(wire.stream(payload, body)), media_type="text/event-stream")
-        return JsonResponse(payload)
+    async def _clear_faults(self, request: Request) -> Response:
+        self._desk.faults.clear()
+        return Response(status_code=204)
 
-    def _usage(self, wire: Wire, body: Json, answer: Answer) -> Usage:
-        output = (answer.text or answer.refusal or "") + "".join(call.arguments for call in answer.calls)
-        return Usage(*self.cache.tokens(wire.prompt(body)), prompt_cache.count(output))
+    async def _list_requests(self, request: Request) -> Response:
+        match = request.query_params.get("match", "").lower()
+        return JsonResponse([record for record in self._desk.records if match in record["message"].lower()])
 
-    async def list_requests(self, request: Request) -> Response:
-        match = request.query_params.get("match", "")
-        return JsonResponse([record for record in self.records if match in record["message"]])
+    async def _forget_requests(self, request: Request) -> Response:
+        self._desk.records.clear()
+        return Response(status_code=204)
 
-    async def forget_requests(self, request: Request) -> Response:
-        self.records.clear()
+    async def _waiting(self, request: Request) -> Response:
+        number = int(request.query_params.get("at_least", 0))
+        return JsonResponse({"waiting": await self._desk.room.at_least(number)})
+
+    async def _release(self, request: Request) -> Response:
+        await self._desk.room.release()
         return Response(status_code=204)
 
 
-async def _each(events: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """Starlette would iterate a plain iterator in a thread, at many times the cost."""
-    for event in events:
-        yield event
-
-
-def _record(request: Request) -> Json:
-    headers = dict(request.headers)
-    if "authorization" in headers:
-        headers["authorization"] = "Bearer ***"
-    return {"path": request.url.path, "headers": headers, "body": None, "message": "", "status": None}
-
-
-def _check_key(request: Request) -> None:
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not key.strip():
-        raise ApiError(401, "No API key was sent: the Authorization header must be 'Bearer <key>'.")
-
-
-def _parse(body: bytes) -> Json:
-    try:
-        parsed = json.loads(body)
-    except ValueError as error:
-        raise ApiError(400, "The body is not JSON.") from error
-    if not isinstance(parsed, dict):
-        raise ApiError(400, "The body is not a JSON object.")
-    return parsed
-
-
-def _error_response(error: ApiError) -> Response:
-    return JsonResponse(error.body(), error.status)
+async def _api_error(request: Request, error: Exception) -> Response:
+    return cast(ApiError, error).response()
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    return _error_response(ApiError(status, f"There is no {request.method} {request.url.path} here."))
+    status = cast(HTTPException, error).status_code
+    return ApiError(status, f"There is no {request.method} {request.url.path} here.").response()
 
 
-async def _models(request: Request) -> Response:
-    _check_key(request)
-    model = {"id": "stand-in", "object": "model", "created": 0, "owned_by": "taskchat"}
-    return JsonResponse({"object": "list", "data": [model]})
+def create_app(desk: Desk | None = None) -> Starlette:
+    """The stand-in as an ASGI application."""
+    handlers = {ApiError: _api_error, HTTPException: _http_error}
+    return Starlette(routes=Routes(desk or Desk()).all(), exception_handlers=handlers)
 
 
-async def _api_error(request: Request, error: Exception) -> Response:
-    return _error_response(cast(ApiError, error))
+class Protocol(H11Protocol):
+    """HTTP/1.1 that hands the application its connection, for a fault may have to drop it."""
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self.app_state = self.app_state | {"transport": transport}
 
 
-async def _health(request: Request) -> Response:
-    return JsonResponse({"status": "ok"})
+class Server(uvicorn.Server):
+    """A server that lets hanging requests go before it waits for them to end."""
 
-
-def create_app() -> Starlette:
-    """The stand-in as an ASGI application, with a desk of its own."""
-    desk = Desk()
-    return Starlette(
-        routes=[
-            Route("/v1/responses", desk.responses, methods=["POST"]),
-            Route("/v1/chat/completions", desk.chat_completions, methods=["POST"]),
-            Route("/v1/models", _models),
-            Route("/healthz", _health),
-            Route("/control/requests", desk.list_requests, methods=["GET"]),
-            Route("/control/requests", desk.forget_requests, methods=["DELETE"]),
-        ],
-        exception_handlers={ApiError: _api_error, HTTPException: _http_error},
-    )
-
-
-def create_server() -> uvicorn.Server:
-    return uvicorn.Server(
-        uvicorn.Config(
-            create_app(), log_config=None, access_log=False, lifespan="off", ws="none", timeout_keep_alive=KEEP_ALIVE
+    def __init__(self) -> None:
+        self._desk = Desk()
+        config = uvicorn.Config(
+            create_app(self._desk),
+            http=Protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            timeout_keep_alive=KEEP_ALIVE,
         )
-    )
+        super().__init__(config)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._desk.room.close()
+        await super().shutdown(sockets)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -165,7 +137,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
+    host, port = listener.getsockname()
     return f"http://{host}:{port}/v1"
 
 
@@ -173,7 +145,7 @@ def address(listener: socket.socket) -> str:
 def running(host: str = "127.0.0.1", port: int = 0) -> Iterator[StandIn]:
     """A stand-in in a thread of this process; port 0 takes a free one."""
     listener = listen(host, port)
-    server = create_server()
+    server = Server()
     thread = threading.Thread(target=server.run, args=([listener],), name="stand-in-model")
     thread.start()
     try:

@@ -1,15 +1,21 @@
 """What both wire formats have in common: errors, ids, text parts, server-sent events."""
 
-import json
 import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .conversation import Answer, Conversation
+from starlette.responses import Response
 
-Json = dict[str, Any]
+from .conversation import Answer, Conversation, Json, dump
+
+
+class JsonResponse(Response):
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return dump(content).encode()
 
 
 @dataclass(eq=False)
@@ -22,8 +28,9 @@ class ApiError(Exception):
     code: str | None = None
     param: str | None = None
 
-    def body(self) -> Json:
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+    def response(self, headers: dict[str, str] | None = None) -> Response:
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return JsonResponse({"error": error}, self.status, headers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +60,6 @@ class Wire(Protocol):
 
 def new_id(prefix: str) -> str:
     return f"{prefix}_{secrets.token_hex(24)}"
-
-
-def dump(value: Any) -> str:
-    """JSON in ASCII, because a lone surrogate has no other way through the wire."""
-    return json.dumps(value, separators=(",", ":"))
 
 
 def sse(data: Json, event: str | None = None) -> bytes:
