@@ -17,7 +17,7 @@ class StandIn:
         self.base_url = base_url
 
     def fault(self, name: str, **parameters: Any) -> None:
-        """Set a fault, with `match`, `times`, `after_calls` and its own parameters. Raises ValueError on an unknown name."""
+        """Set a fault, with `match`, `times`, `after_calls` and its own parameters. ValueError if one is unknown."""
         self._control("POST", "faults", {"fault": name, **parameters})
 
     def requests(self, match: str | None = None) -> list[Json]:

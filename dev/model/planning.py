@@ -7,6 +7,7 @@ answer. So a turn that is taken up again after an interruption makes only the ca
 
 import itertools
 import json
+import textwrap
 from collections import defaultdict, deque
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ HELP = (
     "what is left?; finish the milk; rename 2 to call dad; describe 2 as after lunch; delete 3."
 )
 
+NOT_UNDERSTOOD = "I did not understand"
+ECHO_LENGTH = 60  # characters of what the person wrote that a sentence repeats
 Key = tuple[str, str]
 
 
@@ -91,7 +94,7 @@ def next_answer(conversation: Conversation) -> Answer:
         if missing := results.missing(together):
             return Answer(calls=_calls(missing, conversation))
         results.deliver(together)
-    return Answer(_compose(outcome for pursuit in pursuits for outcome in pursuit.outcomes) or HELP)
+    return Answer(_compose([outcome for pursuit in pursuits for outcome in pursuit.outcomes]))
 
 
 class Pursuit:
@@ -205,28 +208,29 @@ def _script(wish: Wish, conversation: Conversation) -> Script:
             return _each(wish.target, "delete_task", "Deleted", "delete", "all")
         case Change():
             return _change(wish)
-        case _:
-            return _say(_recall(wish, conversation))
-
-
-def _say(sentence: str) -> Script:
-    """A script without any call; `yield from` an empty list makes it a generator."""
-    yield from ()
-    return [Outcome(sentence)]
-
-
-def _recall(wish: RecallMessage | RecallTools | Simulate | Unclear, conversation: Conversation) -> str:
-    *earlier, _ = conversation.turns
-    match wish:
-        case RecallMessage():
-            return f"You said: {earlier[-1].said}" if earlier else "You said nothing before this."
-        case RecallTools():
-            return _tools_used(earlier)
+        case RecallMessage() | RecallTools():
+            return _say(Outcome(_recall(wish, conversation.turns[:-1])))
         case Simulate():
-            name = simulated(wish.said)
-            return f"Simulated {name}." if name else f"I know no such fault: {wish.said}."
+            return _say(Outcome(_simulated(wish.said)))
         case Unclear():
-            return f"I did not understand \u201c{wish.text}\u201d. {HELP}"
+            return _say(Outcome(f"\u201c{_short(wish.text)}\u201d", NOT_UNDERSTOOD))
+
+
+def _say(outcome: Outcome) -> Script:
+    """A script without any call; `yield from` nothing makes it a generator."""
+    yield from ()
+    return [outcome]
+
+
+def _recall(wish: RecallMessage | RecallTools, earlier: list[Turn]) -> str:
+    if isinstance(wish, RecallTools):
+        return _tools_used(earlier)
+    return f"You said: {earlier[-1].said}" if earlier else "You said nothing before this."
+
+
+def _simulated(said: str) -> str:
+    name = simulated(said)
+    return f"Simulated {name}." if name else f"I know no such fault: {_short(said)}."
 
 
 def _tools_used(turns: Iterable[Turn]) -> str:
@@ -237,7 +241,7 @@ def _tools_used(turns: Iterable[Turn]) -> str:
 def _add(wish: Add) -> Script:
     arguments = {"title": wish.title} | ({"description": wish.description} if wish.description else {})
     results = yield [Ask("add_task", arguments)]
-    return [_report(results[0], "Added", f"add {wish.title}")]
+    return [_report(results[0], "Added", f"add {_short(wish.title)}")]
 
 
 def _show(status: Status) -> Script:
@@ -323,12 +327,17 @@ def _named(task: Json, *, tell_done: bool = False) -> str:
     return f"{task.get('title', 'task')} ({task['id']}{done})"
 
 
-def _compose(outcomes: Iterable[Outcome]) -> str:
-    sentences = []
+def _compose(outcomes: list[Outcome]) -> str:
+    sentences: list[str] = []
     for verb, same in itertools.groupby(outcomes, key=lambda outcome: outcome.verb):
         details = [outcome.detail for outcome in same]
         sentences += [f"{verb} {_enumerate(details)}."] if verb else details
-    return " ".join(sentences)
+    needs_help = not outcomes or any(outcome.verb == NOT_UNDERSTOOD for outcome in outcomes)
+    return " ".join(sentences + [HELP] * needs_help)
+
+
+def _short(text: str) -> str:
+    return textwrap.shorten(text, ECHO_LENGTH, placeholder="\u2026")
 
 
 def _enumerate(names: Iterable[str]) -> str:

@@ -29,14 +29,20 @@ def read(body: Json) -> Conversation:
             param="previous_response_id",
         )
     conversation = Conversation(_tools(body), body.get("parallel_tool_calls") is False)
-    given = required(body, "input", (str, list))
-    items = [{"role": "user", "content": given}] if isinstance(given, str) else given
+    items = _items(body)
     _check_reasoning(items, stored=body.get("store") is not False)
     for index, item in enumerate(items):
         _read_item(conversation, item, f"input[{index}]")
     if waiting := conversation.unanswered():
         raise ApiError(400, f"The function call {waiting[0]} has no output in the input.", param="input")
     return conversation
+
+
+def _items(body: Json) -> list[Json]:
+    given = required(body, "input", (str, list))
+    if isinstance(given, str):
+        return [{"role": "user", "content": given}]
+    return [required({f"input[{index}]": item}, f"input[{index}]", dict) for index, item in enumerate(given)]
 
 
 def _tools(body: Json) -> dict[str, Tool]:
@@ -82,11 +88,11 @@ def _read_output(conversation: Conversation, item: Json, where: str) -> None:
         raise ApiError(400, f"The output for {call_id} has no function call before it.", param="input")
 
 
-def _check_reasoning(items: list[Any], *, stored: bool) -> None:
+def _check_reasoning(items: list[Json], *, stored: bool) -> None:
     """An id ties an item to its reasoning: one without the other is refused, and nothing unstored is found by id."""
     reasoned = False
     for index, item in enumerate(items):
-        kind = required({f"input[{index}]": item}, f"input[{index}]", dict).get("type", "message")
+        kind = item.get("type", "message")
         if kind == "reasoning":
             _check_reasoning_item(item, items[index + 1 : index + 2], stored=stored)
             reasoned = True
@@ -101,7 +107,7 @@ def _is_tied(item: Json) -> bool:
     return item_id.startswith("fc_") and not item_id.startswith(UNREASONED)
 
 
-def _check_reasoning_item(item: Json, following: list[Any], *, stored: bool) -> None:
+def _check_reasoning_item(item: Json, following: list[Json], *, stored: bool) -> None:
     if not stored and not item.get("encrypted_content"):
         raise _not_stored(item)
     made_by_model = following and (following[0].get("type") != "message" or following[0].get("role") == "assistant")

@@ -78,15 +78,16 @@ COURTESY = (
     r"(?:please|could you|can you|would you|will you|hey|hi|hello|ok|okay|and|then|also|now|so|just|kindly"
     r"|i want you to|i would like you to|i'd like you to|tell me|let me know|thank you|thanks)\b[\s,.!]*"
 )
+MARKS = " ,.!?;\n"
 QUOTED = r"\"[^\"]*\"|“[^”]*”"
-CLAUSE_END = rf"[.!?;]+\s+(?=(?-i:[A-Z\"“])|{VERBS})|\s*\n\s*|\s*[,.;!?]*\s+(?:{COURTESY})*(?={VERBS})"
-LIST_SEPARATOR = r"\s*,\s*(?:and\s+)?|\s+and\s+"
+CLAUSE_END = rf"[.!?;]+ (?=(?-i:[A-Z\"“])|{VERBS})|\n|[,.;!?]* (?:{COURTESY}){{0,4}}(?={VERBS})"
+LIST_SEPARATOR = r" ?, ?(?:and )?| and "
 JOINED = re.compile(r"(?:[,.;!?\n]|\band\b|\bthen\b)", re.IGNORECASE)
 
 
 def understand(text: str) -> list[Wish]:
     """Everything a message asks for, in the order in which it asks."""
-    plain = text.replace("\u2019", "'")
+    plain = re.sub(r"[^\S\n]+", " ", text.replace("\u2019", "'"))  # single spaces, for the patterns rely on them
     return [wish for clause in _cut(plain, CLAUSE_END, JOINED) if (bare := _bare(clause)) for wish in _wishes(bare)]
 
 
@@ -102,9 +103,8 @@ def _cut(text: str, separator: str, joined: re.Pattern[str] | None = None) -> It
 
 def _bare(clause: str) -> str:
     """The clause without courtesies and without the punctuation around it."""
-    clause = re.sub(rf"^[\s,.!?;]*(?:{COURTESY})*", "", clause, flags=re.IGNORECASE)
-    clause = re.sub(r"(?:[\s,]+(?:please|for me|thanks|thank you|now)\b)*[\s,.!?;]*$", "", clause, flags=re.IGNORECASE)
-    return clause
+    clause = re.sub(rf"^(?:{COURTESY})*", "", clause.strip(MARKS), flags=re.IGNORECASE)
+    return re.sub(r"(?:[ ,]{1,3}(?:please|for me|thanks|thank you|now)){1,4}$", "", clause, flags=re.IGNORECASE)
 
 
 def _wishes(clause: str) -> list[Wish]:
