@@ -14,7 +14,6 @@ from agents import (
     Agent,
     AgentsException,
     FunctionTool,
-    Model,
     ModelSettings,
     OpenAIChatCompletionsModel,
     OpenAIResponsesModel,
@@ -132,13 +131,62 @@ def _adapt(name: str, description: str, schema: dict[str, Any]) -> FunctionTool:
     return FunctionTool(name, description, schema, invoke, strict_json_schema=False)
 
 
-def make_model(settings: Settings) -> Model:
-    """The model by either of the two APIs, with one HTTP client for the life of the process."""
-    client = openai.AsyncOpenAI(
-        api_key=settings.openai_api_key.get_secret_value(), base_url=settings.openai_base_url, max_retries=1
-    )
-    kind = OpenAIResponsesModel if settings.model_api == "responses" else OpenAIChatCompletionsModel
-    return kind(model=settings.model, openai_client=client)
+class ChatAgent:
+    """The agent of this process: the same bytes in front of every request, whoever it is for."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Open the model's one HTTP client; the tools are listed at the first turn."""
+        self._client = openai.AsyncOpenAI(
+            api_key=settings.openai_api_key.get_secret_value(), base_url=settings.openai_base_url, max_retries=1
+        )
+        responses = settings.model_api == "responses"
+        kind = OpenAIResponsesModel if responses else OpenAIChatCompletionsModel
+        self._agent: Agent[Run] = Agent(
+            name="taskchat",
+            instructions=INSTRUCTIONS,
+            model=kind(model=settings.model, openai_client=self._client),
+            model_settings=_model_settings(settings),
+        )
+        self._model = settings.model
+        self._has_cache_key = responses  # other vendors' Chat Completions may refuse the parameter
+
+    async def execute(self, run: Run, items: list[TResponseInputItem]) -> Reply:
+        """Let the agent work until it answers. Calls it makes are in `run.calls`, whatever happens then.
+
+        Raises ModelFailed, or what a tool call ended the turn with: DatabaseUnavailable, LeaseLost.
+        """
+        await self._list_tools()
+        try:
+            result = await Runner.run(
+                self._agent, items, context=run, max_turns=MAX_MODEL_CALLS, run_config=self._configure(run)
+            )
+        except (openai.OpenAIError, AgentsException, ValueError) as error:  # ValueError: a 200 whose body is no answer
+            raise run.failure or ModelFailed() from error
+        if run.failure:
+            raise run.failure
+        text = str(storable(str(result.final_output or ""))).strip()
+        if not text:
+            raise ModelFailed("The model answered nothing.")
+        return Reply(text, _count(self._model, result.context_wrapper.usage))
+
+    async def close(self) -> None:
+        """Close the connections to the model."""
+        await self._client.close()
+
+    async def _list_tools(self) -> None:
+        if not self._agent.tools:
+            tools = [tool.to_mcp_tool() for tool in await server.list_tools()]
+            self._agent.tools = [_adapt(tool.name, str(tool.description), tool.input_schema) for tool in tools]
+
+    def _configure(self, run: Run) -> RunConfig:
+        key = {"prompt_cache_key": str(run.lease.conversation_id)} if self._has_cache_key else None
+        return RunConfig(
+            model_settings=ModelSettings(extra_args=key),
+            tracing_disabled=True,
+            tool_execution=ToolExecutionConfig(max_function_tool_concurrency=1),  # one connection, and calls in order
+            tool_not_found_behavior="return_error_to_model",
+            tool_error_formatter=_report_unknown_tool,
+        )
 
 
 def _model_settings(settings: Settings) -> ModelSettings:
@@ -147,16 +195,14 @@ def _model_settings(settings: Settings) -> ModelSettings:
     return ModelSettings(store=False, response_include=["reasoning.encrypted_content"] if reasons else None)
 
 
-async def make_agent(settings: Settings) -> Agent[Run]:
-    """The agent of this process: the same bytes in front of every request, whoever it is for."""
-    tools = [tool.to_mcp_tool() for tool in await server.list_tools()]
-    return Agent(
-        name="taskchat",
-        instructions=INSTRUCTIONS,
-        model=make_model(settings),
-        model_settings=_model_settings(settings),
-        tools=[_adapt(tool.name, str(tool.description), tool.input_schema) for tool in tools],
-    )
+def _count(model: str, usage: Usage) -> dict[str, Any]:
+    return {
+        "model": model,
+        "requests": usage.requests,
+        "input_tokens": usage.input_tokens,
+        "cached_tokens": usage.input_tokens_details.cached_tokens,
+        "output_tokens": usage.output_tokens,
+    }
 
 
 def build_input(history: list[Turn], turn: Turn) -> list[TResponseInputItem]:
@@ -195,45 +241,3 @@ def _in_context(turn: Turn) -> str:
     zone = turn.timezone or "UTC"
     said_at = turn.said_at.astimezone(ZoneInfo(zone))
     return f"[context: {said_at:%A %Y-%m-%d %H:%M}, {zone}]\n{turn.message}"
-
-
-async def execute(agent: Agent[Run], run: Run, items: list[TResponseInputItem]) -> Reply:
-    """Let the agent work until it answers. Calls it makes are in `run.calls`, whatever happens then.
-
-    Raises ModelFailed, or what a tool call ended the turn with: DatabaseUnavailable, LeaseLost.
-    """
-    try:
-        result = await Runner.run(
-            agent, items, context=run, max_turns=MAX_MODEL_CALLS, run_config=_run_config(agent, run)
-        )
-    except (openai.OpenAIError, AgentsException, ValueError) as error:  # ValueError: a 200 whose body is no answer
-        raise run.failure or ModelFailed() from error
-    if run.failure:
-        raise run.failure
-    text = str(storable(str(result.final_output or ""))).strip()
-    if not text:
-        raise ModelFailed("The model answered nothing.")
-    return Reply(text, _usage(agent, result.context_wrapper.usage))
-
-
-def _run_config(agent: Agent[Run], run: Run) -> RunConfig:
-    # A cache key per conversation keeps its requests on one cache; other vendors' Chat Completions may refuse it.
-    keyed = isinstance(agent.model, OpenAIResponsesModel)
-    key = {"prompt_cache_key": str(run.lease.conversation_id)} if keyed else None
-    return RunConfig(
-        model_settings=ModelSettings(extra_args=key),
-        tracing_disabled=True,
-        tool_execution=ToolExecutionConfig(max_function_tool_concurrency=1),  # one connection, and calls in order
-        tool_not_found_behavior="return_error_to_model",
-        tool_error_formatter=_report_unknown_tool,
-    )
-
-
-def _usage(agent: Agent[Run], usage: Usage) -> dict[str, Any]:
-    return {
-        "model": getattr(agent.model, "model", None),
-        "requests": usage.requests,
-        "input_tokens": usage.input_tokens,
-        "cached_tokens": usage.input_tokens_details.cached_tokens,
-        "output_tokens": usage.output_tokens,
-    }

@@ -7,7 +7,6 @@ import time
 from functools import lru_cache
 from typing import Annotated, Any, Final
 
-from agents import Agent
 from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.logging import correlation_paths
 from aws_lambda_powertools.metrics import MetricUnit
@@ -19,7 +18,7 @@ from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from chat.agent import Run, make_agent
+from chat.agent import ChatAgent
 from chat.schemas import ChatRequest, ChatResponse, Problem
 from chat.turn import TurnRunner
 from taskchat import conversations
@@ -59,21 +58,10 @@ def verifier() -> Verifier:
     return chat_verifier(get_settings())
 
 
-class _Agent:
-    """The agent of this process, made at first use: listing the tools needs a running loop."""
-
-    def __init__(self) -> None:
-        self._agent: Agent[Run] | None = None
-
-    async def __call__(self) -> Agent[Run]:
-        self._agent = self._agent or await make_agent(get_settings())
-        return self._agent
-
-
 @lru_cache(maxsize=1)
 def turns() -> TurnRunner:
     """The turn runner of this process. Raises SettingsError."""
-    return TurnRunner(database(), _Agent(), get_settings().history_tokens)
+    return TurnRunner(database(), ChatAgent(get_settings()), get_settings().history_tokens)
 
 
 def caller(user_id: str, request: Request) -> str:

@@ -4,14 +4,12 @@ Two short transactions with the model between them: while it thinks, no connecti
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from uuid import UUID
 
-from agents import Agent
 from aws_lambda_powertools import Logger
 
-from chat.agent import Run, build_input, execute
+from chat.agent import ChatAgent, Run, build_input
 from chat.schemas import ChatResponse, view_calls
 from taskchat import conversations
 from taskchat.conversations import Finished, Lease, Request
@@ -35,7 +33,7 @@ class TurnRunner:
     """What every turn needs and no turn changes."""
 
     database: Database
-    agent: Callable[[], Awaitable[Agent[Run]]]
+    agent: ChatAgent
     history_tokens: int
 
     async def run(self, user_id: str, turn_id: UUID, request: Request, seconds: float) -> Answer:
@@ -52,7 +50,7 @@ class TurnRunner:
         run = Run(begun.lease, calls=list(begun.turn.calls))
         try:
             async with asyncio.timeout(seconds):
-                reply = await execute(await self.agent(), run, items)
+                reply = await self.agent.execute(run, items)
             with self.database.transaction(user_id) as session:
                 conversations.finish(session, begun, reply.text, reply.usage)
         except (TaskchatError, TimeoutError) as error:

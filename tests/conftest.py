@@ -1,0 +1,176 @@
+"""Real parts for every test: Postgres, PgBouncer with TLS and SCRAM, the stand-in model over HTTP, signed tokens."""
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+
+from dev import model, pgbouncer, postgres
+from dev.model.client import StandIn
+from dev.postgres import Postgres
+from dev.tokens import Issuer
+from tests.gateway import Response, event, invoke
+
+ROOT = Path(__file__).parent.parent
+AUTH = "https://auth.example.com"
+RESOURCE = "https://api.example.com/mcp"
+
+
+def migrate(owner_url: str, app_url: str, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run Alembic as `make migrate` does."""
+    environment = os.environ | {"MIGRATION_DATABASE_URL": owner_url, "DATABASE_URL": app_url}
+    arguments = [sys.executable, "-m", "alembic", *(command or ("upgrade", "head"))]
+    return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """An embedded Postgres with the schema in place."""
+    with postgres.running(tmp_path_factory.mktemp("postgres"), durable=False) as running:
+        done = migrate(running.owner_url, running.app_url)
+        assert done.returncode == 0, done.stderr
+        yield running
+
+
+@pytest.fixture(scope="session")
+def pooler(server: Postgres) -> Iterator[pgbouncer.PgBouncer]:
+    """PgBouncer before it, in transaction mode. Not to be had without the Debian package; CI must have it."""
+    if not shutil.which("pgbouncer", path=pgbouncer.PATH) and "CI" not in os.environ:
+        pytest.skip("PgBouncer is not installed (apt-get install pgbouncer)")
+    with pgbouncer.running(server) as running:
+        yield running
+
+
+@pytest.fixture(scope="session", params=["direct", "pooled"])
+def database_url(request: pytest.FixtureRequest, server: Postgres) -> str:
+    """The runtime role's URL, to Postgres itself and through the pooler."""
+    if request.param == "direct":
+        return server.app_url
+    pooler: pgbouncer.PgBouncer = request.getfixturevalue("pooler")
+    return pooler.url(server.app_url)
+
+
+@pytest.fixture(scope="session")
+def rows(server: Postgres) -> Iterator[psycopg.Connection[dict[str, Any]]]:
+    """The database as its superuser sees it, through a driver that is not ours."""
+    with psycopg.connect(server.superuser_url, autocommit=True, row_factory=dict_row) as connection:
+        yield connection
+
+
+@pytest.fixture(scope="session")
+def issuer() -> Issuer:
+    """Who signs the tokens."""
+    return Issuer.new()
+
+
+@pytest.fixture(scope="session")
+def running_model() -> Iterator[StandIn]:
+    """The stand-in model, over HTTP."""
+    with model.running() as running:
+        yield running
+
+
+@pytest.fixture
+def standin(running_model: StandIn) -> Iterator[StandIn]:
+    """The stand-in model with nothing remembered from the test before."""
+    running_model.reset()
+    yield running_model
+    running_model.reset()
+
+
+@pytest.fixture(params=["responses"])
+def model_api(request: pytest.FixtureRequest) -> str:
+    """The wire the model is spoken to by. Tests of the turn take both."""
+    return str(request.param)
+
+
+@pytest.fixture
+def environment(
+    monkeypatch: pytest.MonkeyPatch, database_url: str, standin: StandIn, issuer: Issuer, model_api: str
+) -> Iterator[None]:
+    """The environment of a fresh execution environment, as the template sets it."""
+    values = {
+        "DATABASE_URL": database_url,
+        "OPENAI_API_KEY": "sk-stand-in",
+        "OPENAI_BASE_URL": standin.base_url,
+        "MODEL": "stand-in",
+        "MODEL_API": model_api,
+        "AUTH_ISSUER": AUTH,
+        "AUTH_AUDIENCE": AUTH,
+        "AUTH_JWKS_JSON": issuer.jwks_json,
+        "MCP_RESOURCE_URL": RESOURCE,
+        "POWERTOOLS_SERVICE_NAME": "taskchat",
+        "POWERTOOLS_METRICS_NAMESPACE": "taskchat",
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    yield
+    forget()
+
+
+def forget() -> None:
+    """Drop what outlives an invocation, as a new execution environment would start without it."""
+    from chat import app
+    from taskchat import settings, tools
+
+    if app.turns.cache_info().currsize:
+        asyncio.get_event_loop().run_until_complete(app.turns().agent.close())
+    if tools.database.cache_info().currsize:
+        tools.database().close()
+    for cached in (settings.get_settings, tools.database, app.verifier, app.turns):
+        cached.cache_clear()
+
+
+@dataclass(frozen=True)
+class Person:
+    """Somebody who chats through the real handler."""
+
+    id: str
+    issuer: Issuer
+
+    @property
+    def token(self) -> str:
+        """A fresh token of theirs."""
+        return self.issuer.mint(self.id, issuer=AUTH, audience=AUTH)
+
+    @property
+    def mcp_token(self) -> str:
+        """A fresh access token of theirs for the MCP door."""
+        return self.issuer.mint_for_mcp(self.id, issuer=AUTH, resource=RESOURCE)
+
+    def post(self, body: Any, *, key: str | None = None, seconds: float = 30, **headers: str) -> Response:
+        """Post to their chat. `body` is sent as JSON, or as it is when it is bytes."""
+        from chat.app import handler
+
+        sent = {"authorization": f"Bearer {self.token}", "content-type": "application/json"}
+        sent |= {"idempotency-key": key} if key else {}
+        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return invoke(handler, event("POST", f"/api/{self.id}/chat", headers=sent, body=raw), seconds=seconds)
+
+    def say(self, message: str, conversation_id: str | None = None, **options: Any) -> Response:
+        """One turn."""
+        return self.post({"message": message, "conversation_id": conversation_id}, **options)
+
+
+@pytest.fixture
+def alice(environment: None, issuer: Issuer) -> Person:
+    """A person new to the service."""
+    return Person(uuid4().hex, issuer)
+
+
+@pytest.fixture
+def bob(environment: None, issuer: Issuer) -> Person:
+    """Another one."""
+    return Person(uuid4().hex, issuer)

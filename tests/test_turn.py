@@ -1,0 +1,142 @@
+"""A turn, from the gateway's event to the rows in Postgres."""
+
+from typing import Any
+
+import psycopg
+import pytest
+
+from dev.model.client import StandIn
+from tests.conftest import Person
+
+Rows = psycopg.Connection[dict[str, Any]]
+
+pytestmark = pytest.mark.parametrize("model_api", ["responses", "chat_completions"], indirect=True)
+
+
+def tasks_of(rows: Rows, person: Person) -> list[tuple[str, bool]]:
+    """Title and state of a person's tasks, as they lie in Postgres."""
+    found = rows.execute("select title, completed from task where user_id = %s order by id", [person.id])
+    return [(row["title"], row["completed"]) for row in found]
+
+
+def test_a_message_is_done_answered_and_stored(alice: Person, rows: Rows) -> None:
+    """What the reply says was done is in Postgres, and so are both messages and the call."""
+    answer = alice.say("Add buy milk")
+    assert answer.status == 200
+    (call,) = answer.json["tool_calls"]
+    assert (call["tool"], call["arguments"], call["outcome"]) == ("add_task", {"title": "buy milk"}, "ok")
+    assert call["result"]["title"] == "buy milk"
+    assert tasks_of(rows, alice) == [("buy milk", False)]
+    said = rows.execute("select role, content from message where user_id = %s order by position", [alice.id]).fetchall()
+    assert said == [
+        {"role": "user", "content": "Add buy milk"},
+        {"role": "assistant", "content": answer.json["response"]},
+    ]
+
+
+def test_one_message_may_ask_for_several_things(alice: Person, rows: Rows) -> None:
+    """Several calls, the same tool twice among them, all of them in the answer and in their order."""
+    answer = alice.say("Add buy milk and call mum, then finish the milk")
+    assert [call["tool"] for call in answer.json["tool_calls"]] == [
+        "add_task",
+        "add_task",
+        "list_tasks",
+        "complete_task",
+    ]
+    assert len({call["call_id"] for call in answer.json["tool_calls"]}) == 4
+    assert tasks_of(rows, alice) == [("buy milk", True), ("call mum", False)]
+
+
+def test_calls_are_kept_in_order(alice: Person, rows: Rows) -> None:
+    """The records of a turn are numbered as the calls were made, and each bears its conversation."""
+    answer = alice.say("Add one and two and three").json
+    kept = rows.execute(
+        "select call_id, conversation_id::text from tool_call where user_id = %s order by position", [alice.id]
+    ).fetchall()
+    assert [(row["call_id"], row["conversation_id"]) for row in kept] == [
+        (call["call_id"], answer["conversation_id"]) for call in answer["tool_calls"]
+    ]
+
+
+def test_the_next_turn_reads_calls_and_results(alice: Person, standin: StandIn) -> None:
+    """The model is shown what it did before: its calls by id, each with its output."""
+    first = alice.say("Add buy milk").json
+    alice.say("What did I just say?", first["conversation_id"])
+    shown = str(standin.requests(match="What did I just say?")[0]["body"])
+    (call,) = first["tool_calls"]
+    assert shown.count(call["call_id"]) >= 2
+    assert "Add buy milk" in shown
+    assert str(call["result"]["id"]) in shown
+    assert first["response"] in shown
+
+
+def test_a_conversation_goes_on(alice: Person) -> None:
+    """The second turn is in the first one's conversation and knows what was said."""
+    first = alice.say("Add buy milk").json
+    second = alice.say("What did I just say?", first["conversation_id"]).json
+    assert second["conversation_id"] == first["conversation_id"]
+    assert second["turn_id"] != first["turn_id"]
+    assert "Add buy milk" in second["response"]
+
+
+def test_a_failed_tool_is_told_and_shown(alice: Person, rows: Rows) -> None:
+    """The model gets a plain sentence, the caller the failed call, the database its record."""
+    answer = alice.say("finish 987654321").json
+    (call,) = answer["tool_calls"]
+    assert (call["outcome"], call["result"]) == ("error", {"error": "Task 987654321 was not found."})
+    assert "987654321" in answer["response"]
+    kept = rows.execute("select outcome from tool_call where user_id = %s", [alice.id]).fetchall()
+    assert kept == [{"outcome": "error"}]
+
+
+@pytest.mark.parametrize("fault", ["malformed_arguments", "wrong_arguments", "extra_arguments", "unknown_tool"])
+def test_a_call_the_model_got_wrong_is_kept_too(alice: Person, standin: StandIn, rows: Rows, fault: str) -> None:
+    """Arguments that are no JSON or break the schema, and tools that do not exist: failed calls, and the turn goes on."""
+    standin.fault(fault, match="add buy milk")
+    answer = alice.say("add buy milk")
+    assert answer.status == 200
+    assert [call["outcome"] for call in answer.json["tool_calls"]].count("error") == 1
+    kept = rows.execute("select outcome from tool_call where user_id = %s order by position", [alice.id]).fetchall()
+    assert [row["outcome"] for row in kept] == [call["outcome"] for call in answer.json["tool_calls"]]
+
+
+def test_two_calls_with_one_id_are_both_kept(alice: Person, standin: StandIn, rows: Rows) -> None:
+    """A model that numbers its calls badly loses nothing."""
+    standin.fault("duplicate_call_ids", match="add buy milk and call mum")
+    answer = alice.say("add buy milk and call mum").json
+    assert len({call["call_id"] for call in answer["tool_calls"]}) == len(answer["tool_calls"]) >= 2
+    assert [title for title, _ in tasks_of(rows, alice)] == ["buy milk", "call mum"]
+
+
+def test_the_model_is_asked_to_keep_nothing(alice: Person, standin: StandIn) -> None:
+    """`store` is false in every request."""
+    alice.say("Add buy milk")
+    assert [request["body"]["store"] for request in standin.requests()] == [False, False]
+
+
+def test_usage_is_stored_with_the_reply(alice: Person, rows: Rows) -> None:
+    """Model and tokens of the turn lie with its reply."""
+    alice.say("Add buy milk")
+    (row,) = rows.execute("select usage from message where user_id = %s and role = 'assistant'", [alice.id]).fetchall()
+    assert row["usage"]["model"] == "stand-in"
+    assert row["usage"]["requests"] == 2
+    assert row["usage"]["input_tokens"] > row["usage"]["output_tokens"] > 0
+
+
+def test_the_person_s_words_come_with_time_and_place(alice: Person, standin: StandIn) -> None:
+    """The model can tell what today is where the person is."""
+    alice.post({"message": "what is left?", "timezone": "Pacific/Auckland"})
+    (first, *_) = standin.requests()
+    assert "Pacific/Auckland]" in str(first["body"])
+
+
+def test_a_model_that_is_down_is_said_so(alice: Person, standin: StandIn, rows: Rows) -> None:
+    """502 with the turn's ids, the message kept, and the conversation free for the next turn."""
+    standin.fault("server_error", match="add buy milk", times=5)
+    failed = alice.say("add buy milk")
+    assert failed.status == 502
+    assert failed.headers["content-type"] == "application/problem+json"
+    assert failed.json["tool_calls"] == []
+    assert alice.say("add call mum", failed.json["conversation_id"]).status == 200
+    said = rows.execute("select role from message where user_id = %s order by position", [alice.id]).fetchall()
+    assert [row["role"] for row in said] == ["user", "user", "assistant"]
