@@ -16,7 +16,7 @@ class StandIn:
     def __init__(self, base_url: str) -> None:
         self.base_url = base_url
 
-    def fault(self, name: str, **parameters: Any) -> None:
+    def fault(self, name: str, /, **parameters: Any) -> None:
         """Set a fault, with `match`, `times`, `after_calls` and its own parameters. ValueError if one is unknown."""
         self._control("POST", "faults", {"fault": name, **parameters})
 

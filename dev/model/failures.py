@@ -151,9 +151,9 @@ def malformed_arguments(answer: Answer) -> Answer:
     return Answer(calls=tuple(replace(each, arguments=BROKEN_JSON) for each in _calls(answer)))
 
 
-def wrong_arguments(answer: Answer, *, name: str = "add_task", arguments: Json | None = None) -> Answer:
+def wrong_arguments(answer: Answer, *, tool: str = "add_task", arguments: Json | None = None) -> Answer:
     wrong = {"title": "x" * TOO_LONG} if arguments is None else arguments
-    return Answer(calls=(Call.new(name, wrong),))
+    return Answer(calls=(Call.new(tool, wrong),))
 
 
 def extra_arguments(answer: Answer, *, user_id: str = "someone-else") -> Answer:

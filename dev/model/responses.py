@@ -110,9 +110,13 @@ def _is_tied(item: Json) -> bool:
 def _check_reasoning_item(item: Json, following: list[Json], *, stored: bool) -> None:
     if not stored and not item.get("encrypted_content"):
         raise _not_stored(item)
-    made_by_model = following and (following[0].get("type") != "message" or following[0].get("role") == "assistant")
-    if not made_by_model or following[0].get("type") == "function_call_output":
+    if not (following and _is_made_by_model(following[0])):
         raise ApiError(400, f"The item '{item.get('id')}' was sent without the item that followed it.", param="input")
+
+
+def _is_made_by_model(item: Json) -> bool:
+    kind = item.get("type", "message")
+    return kind in ("function_call", "reasoning") or (kind == "message" and item.get("role") == "assistant")
 
 
 def _not_stored(item: Json) -> ApiError:

@@ -80,7 +80,7 @@ COURTESY = (
 )
 MARKS = " ,.!?;\n"
 QUOTED = r"\"[^\"]*\"|“[^”]*”"
-CLAUSE_END = rf"[.!?;]+ (?=(?-i:[A-Z\"“])|{VERBS})|\n|[,.;!?]* (?:{COURTESY}){{0,4}}(?={VERBS})"
+CLAUSE_END = rf"[.!?;]{{1,5}} (?=(?-i:[A-Z\"“])|{VERBS})|\n|[,.;!?]{{0,5}} (?:{COURTESY}){{0,4}}(?={VERBS})"
 LIST_SEPARATOR = r" ?, ?(?:and )?| and "
 JOINED = re.compile(r"(?:[,.;!?\n]|\band\b|\bthen\b)", re.IGNORECASE)
 

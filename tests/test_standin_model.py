@@ -1,0 +1,894 @@
+"""What the stand-in model promises, over real HTTP and through the client that the product uses."""
+
+import asyncio
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import agents
+import openai
+import pytest
+from agents import Agent, ModelSettings, RunConfig, Runner, function_tool
+from agents.models.openai_chatcompletions import OpenAIChatCompletionsModel
+from agents.models.openai_responses import OpenAIResponsesModel
+from openai import AsyncOpenAI, OpenAI
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.responses import Response, ResponseStreamEvent
+from openai.types.shared import Reasoning
+from pydantic import TypeAdapter
+
+from dev.model import StandIn, running
+from dev.model.failures import FAULTS, parameters
+
+Json = dict[str, Any]
+Items = list[Any]
+
+ROOT = Path(__file__).parent.parent
+DOCUMENT = (ROOT / "docs" / "stand-in-model.md").read_text()
+PARAMETERS = {
+    "add_task": ["title", "description"],
+    "list_tasks": ["status", "cursor"],
+    "complete_task": ["task_id"],
+    "delete_task": ["task_id"],
+    "update_task": ["task_id", "title", "description"],
+}
+
+
+def table(heading: str) -> list[list[str]]:
+    """The rows of the first table under a heading of the documentation."""
+    section = DOCUMENT.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
+def function(name: str, *names: str, required: tuple[str, ...] = ()) -> Json:
+    """A function's name and schema, as both APIs want it."""
+    properties = {each: {"type": ["string", "integer", "null"]} for each in names}
+    return {"name": name, "parameters": {"type": "object", "properties": properties, "required": list(required)}}
+
+
+FUNCTIONS = [function(name, *names) for name, names in PARAMETERS.items()]
+
+
+class Toolbox:
+    """Tasks in memory, with the outputs of the product's tools."""
+
+    def __init__(self, *titles: str) -> None:
+        self.tasks: list[Json] = []
+        self.page_size = 100
+        for title in titles:
+            self.add_task(title.removesuffix(" (done)"))["completed"] = title.endswith(" (done)")
+
+    def run(self, name: str, arguments: str) -> str:
+        try:
+            return json.dumps(getattr(self, name)(**json.loads(arguments)))
+        except (AttributeError, LookupError, ValueError) as error:
+            return str(error.args[0])
+
+    def add_task(self, title: str, description: str | None = None) -> Json:
+        self.tasks.append({"id": len(self.tasks) + 1, "title": title, "description": description, "completed": False})
+        return self.tasks[-1]
+
+    def list_tasks(self, status: str | None = None, cursor: str | None = None) -> Json:
+        found = [task for task in self.tasks if status in (None, "all", _status(task))]
+        start, end = int(cursor or 0), int(cursor or 0) + self.page_size
+        return {"tasks": found[start:end], "next_cursor": str(end) if end < len(found) else None}
+
+    def complete_task(self, task_id: int) -> Json:
+        return self.update_task(task_id, completed=True)
+
+    def delete_task(self, task_id: int) -> Json:
+        task = self.update_task(task_id)
+        self.tasks.remove(task)
+        return task
+
+    def update_task(self, task_id: int, **changes: Any) -> Json:
+        for task in self.tasks:
+            if task["id"] == task_id:
+                task.update(changes)
+                return task
+        raise LookupError(f"There is no task {task_id}.")
+
+
+def _status(task: Json) -> str:
+    return "completed" if task["completed"] else "pending"
+
+
+@dataclass
+class Reply:
+    """One answer of the model, whichever way it came."""
+
+    text: str | None = None
+    refusal: str | None = None
+    calls: list[Json] = field(default_factory=list)
+    stopped: str | None = None
+    usage: Any = None
+
+
+@dataclass
+class Way:
+    """One of the four ways to ask: either API, plain or streamed. History is in Responses items for both."""
+
+    api: str
+    streamed: bool
+    client: OpenAI
+
+    def ask(self, said: str | Items, **options: Any) -> Reply:
+        history = [{"role": "user", "content": said}] if isinstance(said, str) else said
+        tools = options.pop("tools", FUNCTIONS)
+        if self.api == "responses":
+            return self._responses(history, [{"type": "function", "strict": False} | tool for tool in tools], options)
+        return self._chat(_messages(history), [{"type": "function", "function": tool} for tool in tools], options)
+
+    def _responses(self, history: Items, tools: Items, options: Json) -> Reply:
+        answer: Any = self.client.responses.create(
+            model="any", input=history, tools=tools, stream=self.streamed, **options
+        )
+        if not self.streamed:
+            return _from_response(answer)
+        events = list(answer)
+        reply = _from_response(events[-1].response)
+        assert [event.sequence_number for event in events] == list(range(len(events)))
+        assert _deltas(events, "output_text") == (reply.text or "")
+        assert _deltas(events, "refusal") == (reply.refusal or "")
+        assert _deltas(events, "function_call_arguments") == "".join(call["arguments"] for call in reply.calls)
+        return reply
+
+    def _chat(self, messages: Items, tools: Items, options: Json) -> Reply:
+        streaming = {"stream": True, "stream_options": {"include_usage": True}} if self.streamed else {}
+        answer: Any = self.client.chat.completions.create(
+            model="any", messages=messages, tools=tools, **streaming, **options
+        )
+        return _from_chunks(list(answer)) if self.streamed else _from_completion(answer)
+
+
+def _deltas(events: Items, kind: str) -> str:
+    return "".join(event.delta for event in events if event.type == f"response.{kind}.delta")
+
+
+def _messages(history: Items) -> Items:
+    """Responses items as chat messages."""
+    messages: Items = []
+    for item in history:
+        if item.get("type") == "function_call":
+            call = {"name": item["name"], "arguments": item["arguments"]}
+            if not (messages and messages[-1].get("tool_calls")):
+                messages.append({"role": "assistant", "tool_calls": []})
+            messages[-1]["tool_calls"].append({"id": item["call_id"], "type": "function", "function": call})
+        elif item.get("type") == "function_call_output":
+            messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": item["output"]})
+        else:
+            messages.append(item)
+    return messages
+
+
+def _from_response(response: Response) -> Reply:
+    reply = Reply(stopped=response.incomplete_details and response.incomplete_details.reason, usage=response.usage)
+    for item in response.output:
+        if item.type == "message":
+            for part in item.content:
+                if part.type == "refusal":
+                    reply.refusal = part.refusal
+                else:
+                    reply.text = part.text
+        elif item.type == "function_call":
+            reply.calls.append({"call_id": item.call_id, "name": item.name, "arguments": item.arguments})
+    return reply
+
+
+def _from_completion(completion: ChatCompletion) -> Reply:
+    [choice] = completion.choices
+    calls: Any = choice.message.tool_calls or []
+    named = [{"call_id": c.id, "name": c.function.name, "arguments": c.function.arguments} for c in calls]
+    message = choice.message
+    return Reply(message.content, message.refusal, named, _stopped(choice.finish_reason), completion.usage)
+
+
+def _from_chunks(chunks: list[ChatCompletionChunk]) -> Reply:
+    reply = Reply(usage=chunks[-1].usage)
+    for choice in (choice for chunk in chunks for choice in chunk.choices):
+        reply.stopped = _stopped(choice.finish_reason)
+        reply.text = _joined(reply.text, choice.delta.content)
+        reply.refusal = _joined(reply.refusal, choice.delta.refusal)
+        for piece in choice.delta.tool_calls or []:
+            if piece.id:
+                reply.calls.append({"call_id": piece.id, "name": piece.function.name, "arguments": ""})
+            reply.calls[piece.index]["arguments"] += piece.function.arguments
+    return reply
+
+
+def _joined(text: str | None, delta: str | None) -> str | None:
+    return text if delta is None else (text or "") + delta
+
+
+def _stopped(finish_reason: str | None) -> str | None:
+    return {"length": "max_output_tokens", "content_filter": "content_filter"}.get(finish_reason or "")
+
+
+def made(calls: list[Json], toolbox: Toolbox) -> Items:
+    """Calls and their outputs, as input items."""
+    outputs = [
+        {
+            "type": "function_call_output",
+            "call_id": call["call_id"],
+            "output": toolbox.run(call["name"], call["arguments"]),
+        }
+        for call in calls
+    ]
+    return [{"type": "function_call"} | call for call in calls] + outputs
+
+
+def run_turn(way: Way, history: Items, said: str, toolbox: Toolbox, **options: Any) -> tuple[list[list[str]], str]:
+    """A whole turn: the tools called in each response, and the final text. The history grows by it."""
+    history.append({"role": "user", "content": said})
+    rounds = []
+    while (reply := way.ask(history, **options)).calls:
+        rounds.append([call["name"] for call in reply.calls])
+        history.extend(made(reply.calls, toolbox))
+    history.append({"role": "assistant", "content": reply.text})
+    assert reply.text is not None
+    return rounds, reply.text
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[StandIn]:
+    """One stand-in for all tests here."""
+    with running() as model:
+        yield model
+
+
+@pytest.fixture
+def model(server: StandIn) -> StandIn:
+    """The stand-in as if it had just started."""
+    server.reset()
+    return server
+
+
+@pytest.fixture(scope="module")
+def client(server: StandIn) -> Iterator[OpenAI]:
+    """The client of the product, without retries of its own."""
+    with OpenAI(base_url=server.base_url, api_key="any", max_retries=0, timeout=20) as client:
+        yield client
+
+
+WAYS = [("responses", False), ("responses", True), ("chat", False), ("chat", True)]
+
+
+@pytest.fixture(params=WAYS, ids=["responses", "responses-streamed", "chat", "chat-streamed"])
+def way(request: pytest.FixtureRequest, model: StandIn, client: OpenAI) -> Way:
+    """Each of the four ways to ask."""
+    return Way(*request.param, client)
+
+
+@pytest.fixture
+def plain(model: StandIn, client: OpenAI) -> Way:
+    """One way to ask, for what does not depend on the way."""
+    return Way("responses", False, client)
+
+
+# Sentences
+
+
+@pytest.mark.parametrize(("said", "calls", "answer"), table("Sentences"))
+def test_documented_sentences_are_understood(said: str, calls: str, answer: str, plain: Way) -> None:
+    """Each row of the table: what is called, in this order, and what is answered."""
+    toolbox = Toolbox("buy milk", "call mum", "write report (done)")
+    rounds, text = run_turn(plain, [], said, toolbox)
+    assert [name for names in rounds for name in names] == [name.strip() for name in calls.split(",") if name]
+    assert text == answer
+
+
+def test_independent_calls_travel_together_and_dependent_ones_later(way: Way) -> None:
+    """Two additions in one response; then the look-up, because it must see them; then what needed it."""
+    rounds, text = run_turn(way, [], "Add buy milk and call mum, then finish the milk", Toolbox())
+    assert rounds == [["add_task", "add_task"], ["list_tasks"], ["complete_task"]]
+    assert text == "Added buy milk (1) and call mum (2). Finished buy milk (1)."
+
+
+def test_what_is_shown_is_the_state_after_all_that_was_asked_before(plain: Way) -> None:
+    """A list after a change is not the list that was read to make the change."""
+    rounds, text = run_turn(plain, [], "Finish the milk and tell me what is left", Toolbox("milk", "bread"))
+    assert rounds == [["list_tasks"], ["complete_task"], ["list_tasks"]]
+    assert text == "Finished milk (1). Left to do: bread (2)."
+
+
+def test_one_task_is_never_changed_twice_at_once(plain: Way) -> None:
+    """Two changes of one task are made one after the other."""
+    rounds, _ = run_turn(plain, [], "rename 1 to bread and finish 1", Toolbox("milk"))
+    assert rounds == [["update_task"], ["complete_task"]]
+
+
+def test_parallel_calls_can_be_forbidden(way: Way) -> None:
+    """`parallel_tool_calls: false` gives one call in each response."""
+    rounds, _ = run_turn(way, [], "add milk and bread", Toolbox(), parallel_tool_calls=False)
+    assert rounds == [["add_task"], ["add_task"]]
+
+
+def test_long_lists_are_read_to_their_end(plain: Way) -> None:
+    """A cursor is followed, also to find a task."""
+    toolbox = Toolbox("milk", "bread", "eggs")
+    toolbox.page_size = 2
+    rounds, text = run_turn(plain, [], "finish the eggs", toolbox)
+    assert rounds == [["list_tasks"], ["list_tasks"], ["complete_task"]]
+    assert text == "Finished eggs (3)."
+
+
+def test_an_interrupted_turn_makes_only_the_missing_calls(way: Way) -> None:
+    """Calls in the input count as made, whoever made them; the answer tells of all."""
+    toolbox = Toolbox()
+    history: Items = [{"role": "user", "content": "add milk and bread"}]
+    history += made([{"call_id": "call_old", "name": "add_task", "arguments": '{"title": "milk"}'}], toolbox)
+    reply = way.ask(history)
+    assert [json.loads(call["arguments"]) for call in reply.calls] == [{"title": "bread"}]
+    assert way.ask(history + made(reply.calls, toolbox)).text == "Added milk (1) and bread (2)."
+
+
+def test_earlier_turns_are_not_done_again(way: Way) -> None:
+    """Only the last message counts, and only the calls after it."""
+    toolbox, history = Toolbox(), []
+    run_turn(way, history, "add milk", toolbox)
+    assert run_turn(way, history, "add milk", toolbox) == ([["add_task"]], "Added milk (2).")
+
+
+def test_history_can_be_asked_for(way: Way) -> None:
+    """So that a test can see that history arrives."""
+    toolbox, history = Toolbox(), []
+    run_turn(way, history, "add milk", toolbox)
+    assert run_turn(way, history, "Which tools did you use?", toolbox)[1] == "Earlier I used add_task."
+    assert run_turn(way, history, "What did I just say?", toolbox)[1] == "You said: Which tools did you use?"
+
+
+def test_chatter_gets_a_hint(way: Way) -> None:
+    """What is not understood is said, with examples of what would be."""
+    reply = way.ask("Remember that I like tea.")
+    assert reply.text is not None
+    assert reply.text.startswith("I did not understand “Remember that I like tea”. I am the stand-in")
+
+
+def test_context_lines_are_not_what_the_person_said(way: Way) -> None:
+    """The product may put a line of context before or after the message, in the same part or its own."""
+    kind = "input_text" if way.api == "responses" else "text"
+    parts = [{"type": kind, "text": "[context: Friday]"}, {"type": kind, "text": "add milk\n[context: end]"}]
+    developer = {"role": "developer", "content": "It is Friday."}
+    reply = way.ask([{"role": "user", "content": parts}, developer])
+    assert [call["arguments"] for call in reply.calls] == ['{"title":"milk"}']
+
+
+def test_outputs_may_be_lists_of_parts(plain: Way) -> None:
+    """As tools with structured content return them."""
+    call = {"type": "function_call", "call_id": "c", "name": "add_task", "arguments": '{"title":"milk"}'}
+    parts = [{"type": "input_text", "text": '{"id": 7, "title": "milk", "completed": false}'}]
+    output = {"type": "function_call_output", "call_id": "c", "output": parts}
+    assert plain.ask([{"role": "user", "content": "add milk"}, call, output]).text == "Added milk (7)."
+
+
+def test_a_tool_that_is_not_offered_is_not_called(way: Way) -> None:
+    """The answer says so instead."""
+    assert way.ask("add milk", tools=FUNCTIONS[1:]).text == "I could not add milk: I was given no tool add_task."
+
+
+def test_arguments_fit_the_schema_that_is_sent(plain: Way) -> None:
+    """A strict schema requires every parameter; one that lacks a parameter does not get it."""
+    strict = function("list_tasks", "status", "cursor", required=("status", "cursor"))
+    bare = function("list_tasks")
+    assert plain.ask("what is left?", tools=[strict]).calls[0]["arguments"] == '{"status":"pending","cursor":null}'
+    assert plain.ask("what is left?", tools=[bare]).calls[0]["arguments"] == "{}"
+
+
+@pytest.mark.parametrize("unit", ["and ", "please ", "add ", ". ", ".", ",", "\n", '"', "a, ", "what "])
+def test_no_message_stalls_it(unit: str, plain: Way) -> None:
+    """Patterns stay linear: 32 KB of anything is answered at once."""
+    hasty = Way("responses", False, plain.client.with_options(timeout=2))
+    assert hasty.ask(unit * (32_768 // len(unit)))
+
+
+# The wire
+
+
+def test_answers_have_the_shape_of_the_real_api(model: StandIn, client: OpenAI) -> None:
+    """Every field that the SDK's types require is there, with a value they allow, also in each event."""
+    event = TypeAdapter[Any](ResponseStreamEvent)
+    for said in ("add milk and bread", "hello", "simulate refusal", "simulate length", "simulate content filter"):
+        body = {"model": "any", "input": said, "tools": [{"type": "function", "strict": False} | FUNCTIONS[0]]}
+        body["include"] = ["reasoning.encrypted_content"]
+        Response.model_validate_json(_raw(client, "/responses", body))
+        for kind, data in _events(_raw(client, "/responses", body | {"input": f"{said}!", "stream": True})):
+            assert event.validate_json(data).type == kind
+
+
+def test_completions_have_the_shape_of_the_real_api(model: StandIn, client: OpenAI) -> None:
+    """The same for the other API, whose stream ends with [DONE]."""
+    for said in ("add milk and bread", "hello", "simulate refusal", "simulate length", "simulate content filter"):
+        body: Json = {"model": "any", "tools": [{"type": "function", "function": FUNCTIONS[0]}]}
+        ChatCompletion.model_validate_json(_raw(client, "/chat/completions", body | _saying(said)))
+        *chunks, done = _events(_raw(client, "/chat/completions", body | _saying(f"{said}!") | {"stream": True}))
+        assert done == ("", "[DONE]")
+        for _, data in chunks:
+            ChatCompletionChunk.model_validate_json(data)
+
+
+def _saying(said: str) -> Json:
+    return {"messages": [{"role": "user", "content": said}]}
+
+
+def _raw(client: OpenAI, path: str, body: Json) -> str:
+    return client.post(path, body=body, cast_to=str)
+
+
+def _events(stream: str) -> list[tuple[str, str]]:
+    found = re.findall(r"(?:event: (\S+)\n)?data: (.*)\n\n", stream)
+    assert (
+        "".join(f"event: {kind}\ndata: {data}\n\n" if kind else f"data: {data}\n\n" for kind, data in found) == stream
+    )
+    return found
+
+
+def test_ids_look_like_the_real_ones(model: StandIn, client: OpenAI) -> None:
+    """Each with its prefix, and never the same twice."""
+    tool: Any = {"type": "function", "strict": False} | FUNCTIONS[0]
+    one, two = (client.responses.create(model="any", input="add milk", tools=[tool]) for _ in range(2))
+    call: Any = one.output[0]
+    assert (one.id[:5], call.id[:3], call.call_id[:5]) == ("resp_", "fc_", "call_")
+    assert {one.id, call.id, call.call_id}.isdisjoint({two.id, two.output[0].id, two.output[0].call_id})  # type: ignore[union-attr]
+    completion = client.chat.completions.create(model="any", messages=[{"role": "user", "content": "hello"}])
+    assert completion.id.startswith("chatcmpl-")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/responses", {"input": "hello"}),
+        ("/responses", {"model": "any"}),
+        ("/responses", {"model": "any", "input": 1}),
+        ("/responses", {"model": "any", "input": ["hello"]}),
+        ("/responses", {"model": "any", "input": [{"role": "wizard", "content": "hello"}]}),
+        ("/responses", {"model": "any", "input": [{"role": "user", "content": [{"type": "output_text", "text": ""}]}]}),
+        ("/responses", {"model": "any", "input": [{"role": "assistant", "content": [{"type": "input_text"}]}]}),
+        ("/responses", {"model": "any", "input": [{"type": "telepathy"}]}),
+        ("/responses", {"model": "any", "input": "hello", "tools": [{"type": "function", "function": FUNCTIONS[0]}]}),
+        ("/responses", {"model": "any", "input": "hello", "previous_response_id": "resp_1"}),
+        ("/chat/completions", {"model": "any", "messages": []}),
+        ("/chat/completions", {"model": "any", "messages": [{"role": "wizard", "content": "hello"}]}),
+        ("/chat/completions", {"model": "any", **_saying("hello"), "tools": [{"type": "function"} | FUNCTIONS[0]]}),
+    ],
+)
+def test_malformed_requests_are_refused(path: str, body: Json, model: StandIn, client: OpenAI) -> None:
+    """With 400, and an error object that names what is wrong."""
+    with pytest.raises(openai.BadRequestError) as caught:
+        _raw(client, path, body)
+    assert caught.value.body.keys() == {"message", "type", "param", "code"}  # type: ignore[union-attr]
+    assert (caught.value.type, bool(caught.value.param)) == ("invalid_request_error", True)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'"\xff"'])
+def test_a_body_that_is_no_json_object_is_refused(content: bytes, model: StandIn, client: OpenAI) -> None:
+    """With 400, like any malformed request."""
+    with pytest.raises(openai.BadRequestError):
+        client.post("/responses", content=content, cast_to=str)
+
+
+CALL = {"type": "function_call", "call_id": "c", "name": "add_task", "arguments": "{}"}
+OUTPUT = {"type": "function_call_output", "call_id": "c", "output": "{}"}
+USER = {"role": "user", "content": "hello"}
+
+
+@pytest.mark.parametrize("history", [[USER, CALL], [USER, OUTPUT], [USER, OUTPUT, CALL], [USER, CALL, OUTPUT, OUTPUT]])
+def test_calls_and_outputs_must_match(history: Items, way: Way) -> None:
+    """A call without its output, or an output without its call, is refused."""
+    with pytest.raises(openai.BadRequestError):
+        way.ask(history)
+
+
+def test_tool_messages_follow_their_calls_at_once(client: OpenAI, model: StandIn) -> None:
+    """In chat completions nothing may stand between the two."""
+    with pytest.raises(openai.BadRequestError):
+        Way("chat", False, client).ask([USER, CALL, USER, OUTPUT])
+
+
+def test_a_key_is_needed(way: Way, model: StandIn) -> None:
+    """Any bearer key will do, and nothing else; the record never holds it."""
+    way.ask("hello")
+    keyless = way.client.with_options(default_headers={"Authorization": "Basic any"})
+    with pytest.raises(openai.AuthenticationError):
+        Way(way.api, way.streamed, keyless).ask("hello")
+    accepted, refused = model.requests()
+    assert (accepted["status"], refused["status"]) == (200, 401)
+    assert accepted["headers"]["authorization"] == "Bearer ***"
+
+
+def test_models_and_health_can_be_asked_for(model: StandIn, client: OpenAI) -> None:
+    """As a client does to see whether the server is there."""
+    assert [each.id for each in client.models.list()] == ["stand-in"]
+    assert client.get("/../healthz", cast_to=object) == {"status": "ok"}
+    with pytest.raises(openai.NotFoundError):
+        client.get("/nothing", cast_to=object)
+
+
+def test_reasoning_is_tied_to_its_calls(model: StandIn, client: OpenAI) -> None:
+    """A call is replayed with its reasoning or without its id; a bare id of either is refused."""
+    create: Callable[..., Any] = client.responses.create
+    options: Json = {"model": "any", "store": False, "include": ["reasoning.encrypted_content"]}
+    options["tools"] = [{"type": "function", "strict": False} | FUNCTIONS[0]]
+    reasoning, call = (item.model_dump(exclude_none=True) for item in create(input="add milk", **options).output)
+    user, output = {"role": "user", "content": "add milk"}, OUTPUT | {"call_id": call["call_id"]}
+    without_id = {name: value for name, value in call.items() if name != "id"}
+    bare = {name: value for name, value in reasoning.items() if name != "encrypted_content"}
+
+    create(input=[user, reasoning, call, output], **options)
+    create(input=[user, without_id, output], **options)
+    for refused in ([user, call, output], [user, reasoning], [user, reasoning, user]):
+        with pytest.raises(openai.BadRequestError):
+            create(input=refused, **options)
+    for lost in ([user, bare, call, output], [user, {"type": "item_reference", "id": reasoning["id"]}]):
+        with pytest.raises(openai.NotFoundError):
+            create(input=lost, **options)
+
+
+def test_calls_made_without_reasoning_may_keep_their_ids(model: StandIn, client: OpenAI) -> None:
+    """As with a model that does not reason."""
+    create: Callable[..., Any] = client.responses.create
+    tools = [{"type": "function", "strict": False} | FUNCTIONS[0]]
+    [call] = create(model="any", input="add milk", tools=tools).output
+    replayed = [USER, call.model_dump(exclude_none=True), OUTPUT | {"call_id": call.call_id}]
+    assert create(model="any", input=replayed, tools=tools).status == "completed"
+
+
+def _cached(reply: Reply) -> tuple[int, int]:
+    """Tokens of the prompt, and how many of them were cached."""
+    if hasattr(reply.usage, "prompt_tokens"):
+        return reply.usage.prompt_tokens, reply.usage.prompt_tokens_details.cached_tokens
+    return reply.usage.input_tokens, reply.usage.input_tokens_details.cached_tokens
+
+
+def test_cached_tokens_are_those_of_a_repeated_prefix(way: Way) -> None:
+    """All of an earlier prompt counts when history grows at its end; nothing does when it changes at its front."""
+    front = function(f"front_{way.api}_{way.streamed}")
+    before, _ = _cached(way.ask([USER], tools=[front, *FUNCTIONS]))
+    longer, cached = _cached(way.ask([USER, {"role": "assistant", "content": "Hi."}, USER], tools=[front, *FUNCTIONS]))
+    assert before - 2 <= cached <= before < longer
+    changed = function(f"changed_{way.api}_{way.streamed}")
+    _, cached = _cached(way.ask([USER], tools=[changed, *FUNCTIONS]))
+    assert cached < before / 4
+
+
+def test_usage_adds_up(way: Way) -> None:
+    """Input and output make the total, and there is some of both."""
+    usage = way.ask("hello").usage.model_dump()
+    total = usage.pop("total_tokens")
+    parts = [number for number in usage.values() if isinstance(number, int)]
+    assert all(parts)
+    assert sum(parts) == total
+
+
+# The agent
+
+
+@function_tool
+def add_task(title: str) -> str:
+    """Add a task."""
+    return json.dumps({"id": 1, "title": title, "completed": False})
+
+
+AGENT_MODELS = [OpenAIResponsesModel, OpenAIChatCompletionsModel]
+REASONING = ModelSettings(
+    store=False, reasoning=Reasoning(effort="low"), response_include=["reasoning.encrypted_content"]
+)
+
+
+@pytest.mark.parametrize("settings", [ModelSettings(), REASONING], ids=["plain", "reasoning"])
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("kind", AGENT_MODELS)
+def test_the_agents_sdk_runs_on_it(kind: Any, streamed: bool, settings: ModelSettings, model: StandIn) -> None:
+    """A run with a tool, both APIs, plain and streamed, with and without reasoning items between the steps."""
+    if kind is OpenAIChatCompletionsModel and settings is REASONING:
+        settings = ModelSettings()
+
+    async def run() -> agents.result.RunResultBase:
+        async with AsyncOpenAI(base_url=model.base_url, api_key="any", max_retries=0) as client:
+            agent = Agent(
+                name="agent", model=kind(model="any", openai_client=client), tools=[add_task], model_settings=settings
+            )
+            quiet = RunConfig(tracing_disabled=True)
+            if not streamed:
+                return await Runner.run(agent, "add milk and bread", run_config=quiet)
+            result = Runner.run_streamed(agent, "add milk and bread", run_config=quiet)
+            async for _ in result.stream_events():
+                pass
+            return result
+
+    assert asyncio.run(run()).final_output == "Added milk (1) and bread (1)."
+
+
+# Faults
+
+
+def test_documented_faults_are_the_faults_there_are() -> None:
+    """With their parameters, no more and no less."""
+    documented = {name: {each for each in given.split(", ") if each} for name, given, _ in table("Faults")}
+    assert documented == {name: set(parameters(name)) for name in FAULTS}
+
+
+ERRORS: dict[str, tuple[type[Exception], int, str | None]] = {
+    "rate_limit": (openai.RateLimitError, 429, "rate_limit_exceeded"),
+    "quota": (openai.RateLimitError, 429, "insufficient_quota"),
+    "unauthorized": (openai.AuthenticationError, 401, "invalid_api_key"),
+    "server_error": (openai.InternalServerError, 500, None),
+    "unavailable": (openai.InternalServerError, 503, None),
+    "context_length_exceeded": (openai.BadRequestError, 400, "context_length_exceeded"),
+    "bad_gateway": (openai.InternalServerError, 502, None),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_error_statuses(name: str, way: Way, model: StandIn) -> None:
+    """Each arrives as the exception that the client makes of the real one, once, and is in the record."""
+    kind, status, code = ERRORS[name]
+    model.fault(name)
+    with pytest.raises(kind) as caught:
+        way.ask("hello")
+    error: Any = caught.value
+    assert (error.status_code, error.code) == (status, code)
+    assert way.ask("hello").text
+    assert [(record["fault"], record["status"]) for record in model.requests()] == [(name, status), (None, 200)]
+
+
+def test_a_bad_gateway_is_a_page_of_html(plain: Way, model: StandIn) -> None:
+    """As a proxy answers that is not the API."""
+    model.fault("bad_gateway")
+    with pytest.raises(openai.InternalServerError) as caught:
+        plain.ask("hello")
+    assert caught.value.response.headers["content-type"].startswith("text/html")
+
+
+def test_rate_limits_say_when_to_come_back(plain: Way, model: StandIn) -> None:
+    """In seconds, and in milliseconds if asked to."""
+    model.fault("rate_limit", retry_after=2, retry_after_ms=1500)
+    with pytest.raises(openai.RateLimitError) as caught:
+        plain.ask("hello")
+    headers = caught.value.response.headers
+    assert (headers["retry-after"], headers["retry-after-ms"]) == ("2", "1500")
+
+
+def test_retries_of_the_client_get_through(plain: Way, model: StandIn) -> None:
+    """A fault that strikes twice is survived by a client that tries three times."""
+    model.fault("rate_limit", times=2, retry_after_ms=1)
+    assert Way("responses", False, plain.client.with_options(max_retries=2)).ask("hello").text
+    assert [record["status"] for record in model.requests()] == [429, 429, 200]
+
+
+@pytest.mark.parametrize("name", ["disconnect", "disconnect_midway"])
+def test_dropped_connections(name: str, way: Way, model: StandIn) -> None:
+    """The client sees a connection error, before the answer or in its middle."""
+    model.fault(name)
+    with pytest.raises(openai.APIConnectionError):
+        way.ask("add milk")
+    assert way.ask("hello").text
+
+
+BODIES: dict[str, str] = {
+    "empty_body": "",
+    "malformed_body": '{"title": "buy mi',
+    "wrong_schema": '{"result":"ok","items":[]}',
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize("path", ["/responses", "/chat/completions"])
+def test_broken_bodies(path: str, name: str, model: StandIn, client: OpenAI) -> None:
+    """A status of 200 and a body that is none, in a stream as an event."""
+    body = {"model": "any", "input": "hello", **_saying("hello")}
+    model.fault(name, times=2)
+    assert _raw(client, path, body) == BODIES[name]
+    streamed = f"data: {BODIES[name]}\n\n" if BODIES[name] else ""
+    assert _raw(client, path, body | {"stream": True}) == streamed
+
+
+@pytest.mark.parametrize("name", ["hang", "slow"])
+def test_hanging_requests_go_on_when_released(name: str, way: Way, model: StandIn) -> None:
+    """So that a test of slowness takes no time."""
+    model.fault(name)
+    with ThreadPoolExecutor() as threads:
+        reply = threads.submit(way.ask, "hello")
+        assert model.waiting(at_least=1) == 1
+        model.release()
+        assert reply.result().text
+    assert model.waiting() == 0
+
+
+def test_hanging_ends_after_its_seconds(way: Way, model: StandIn) -> None:
+    """With a normal answer, only late."""
+    model.fault("hang", seconds=0.01)
+    assert way.ask("hello").text
+
+
+def test_hanging_ends_when_the_client_hangs_up(way: Way, model: StandIn) -> None:
+    """Nothing is kept waiting for a client that is gone."""
+    model.fault("hang")
+    with pytest.raises(openai.APITimeoutError):
+        Way(way.api, way.streamed, way.client.with_options(timeout=0.1)).ask("hello")
+    while model.waiting():
+        continue
+    assert model.requests()[0]["status"] == 499
+
+
+def test_the_server_stops_at_once_though_requests_hang() -> None:
+    """The hanging request gets its answer, and no thread stays behind."""
+    before = threading.active_count()
+    with ThreadPoolExecutor() as threads:
+        with running() as model:
+            client = OpenAI(base_url=model.base_url, api_key="any", max_retries=0)
+            model.fault("hang", seconds=600)
+            reply = threads.submit(Way("responses", False, client).ask, "hello")
+            model.waiting(at_least=1)
+        assert reply.result(timeout=5).text
+    client.close()
+    assert threading.active_count() == before
+
+
+def test_scripted_text(way: Way, model: StandIn) -> None:
+    """The model says what the test wants it to."""
+    model.fault("say", text="Your password is hunter2.")
+    assert way.ask("add milk").text == "Your password is hunter2."
+
+
+def test_scripted_calls(way: Way, model: StandIn) -> None:
+    """The model calls what the test wants it to, once, and then does what it was asked."""
+    model.fault("call", calls=[{"name": "delete_task", "arguments": {"task_id": 1}}, {"name": "list_tasks"}])
+    rounds, text = run_turn(way, [], "finish 2", Toolbox("milk", "bread"))
+    assert rounds == [["delete_task", "list_tasks"], ["complete_task"]]
+    assert text == "Finished bread (2)."
+
+
+def test_refusals(way: Way, model: StandIn) -> None:
+    """A refusal comes instead of text, not as text."""
+    model.fault("refusal")
+    reply = way.ask("add milk")
+    assert reply.refusal
+    assert not reply.text
+
+
+@pytest.mark.parametrize(("name", "reason"), [("length", "max_output_tokens"), ("content_filter", "content_filter")])
+def test_broken_off_answers(name: str, reason: str, way: Way, model: StandIn) -> None:
+    """The status says that the answer is not whole, and why."""
+    model.fault(name)
+    assert way.ask("add milk").stopped == reason
+
+
+def test_empty_text(way: Way, model: StandIn) -> None:
+    """A message is there, and nothing in it."""
+    model.fault("empty_text")
+    assert way.ask("add milk").text == ""
+
+
+def test_unknown_tools(way: Way, model: StandIn) -> None:
+    """The model calls what nobody offered."""
+    model.fault("unknown_tool")
+    assert [call["name"] for call in way.ask("add milk").calls] == ["drop_tables"]
+
+
+def test_endless_tool_calls(way: Way, model: StandIn) -> None:
+    """Whatever the outputs say, there is one more call, with an id of its own, until the fault is taken back."""
+    model.fault("endless_tool_calls")
+    history: Items = [{"role": "user", "content": "add milk"}]
+    for _ in range(5):
+        history += made(way.ask(history).calls, Toolbox())
+    calls = [item["call_id"] for item in history if item.get("type") == "function_call"]
+    assert len(set(calls)) == 5
+    model.reset()
+    assert [call["name"] for call in way.ask(history).calls] == ["add_task"]
+
+
+def test_malformed_arguments(way: Way, model: StandIn) -> None:
+    """The right tool, with arguments that are not JSON; after that the model does better."""
+    model.fault("malformed_arguments")
+    [call] = way.ask("add milk").calls
+    assert call["name"] == "add_task"
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(call["arguments"])
+    history: Items = [{"role": "user", "content": "add milk"}, {"type": "function_call"} | call]
+    history.append({"type": "function_call_output", "call_id": call["call_id"], "output": "That is not JSON."})
+    assert [call["arguments"] for call in way.ask(history).calls] == ['{"title":"milk"}']
+
+
+def test_wrong_arguments(way: Way, model: StandIn) -> None:
+    """JSON that breaks the schema: by default a title of 5,000 characters, or whatever is given."""
+    model.fault("wrong_arguments")
+    assert len(json.loads(way.ask("add milk").calls[0]["arguments"])["title"]) == 5000
+    model.fault("wrong_arguments", tool="complete_task", arguments={"task_id": "two"})
+    assert way.ask("add milk").calls[0]["arguments"] == '{"task_id":"two"}'
+
+
+def test_extra_arguments(way: Way, model: StandIn) -> None:
+    """The model tries to act for someone else."""
+    model.fault("extra_arguments", user_id="mallory")
+    assert way.ask("add milk").calls[0]["arguments"] == '{"title":"milk","user_id":"mallory"}'
+
+
+def test_duplicate_call_ids(way: Way, model: StandIn) -> None:
+    """Two calls that cannot be told apart by their id."""
+    model.fault("duplicate_call_ids")
+    one, two = way.ask("add milk").calls
+    assert one["call_id"] == two["call_id"]
+
+
+def test_bad_text(way: Way, model: StandIn) -> None:
+    """A NUL and a lone surrogate, in arguments or in the reply: legal JSON that no database stores."""
+    model.fault("bad_text", times=2)
+    assert json.loads(way.ask("add milk").calls[0]["arguments"]) == {"title": "milk\x00\ud800"}
+    text = way.ask("hello").text
+    assert text is not None
+    assert text.endswith("\x00\ud800")
+
+
+def test_faults_wait_for_their_message(plain: Way, model: StandIn) -> None:
+    """With `match`, whatever its case."""
+    model.fault("server_error", match="MILK")
+    assert plain.ask("hello").text
+    with pytest.raises(openai.InternalServerError):
+        plain.ask("add milk")
+
+
+def test_faults_wait_for_their_step(way: Way, model: StandIn) -> None:
+    """With `after_calls`, so that a turn fails when some of its calls have been made."""
+    model.fault("server_error", after_calls=1)
+    toolbox = Toolbox()
+    with pytest.raises(openai.InternalServerError):
+        run_turn(way, [], "add milk", toolbox)
+    assert [task["title"] for task in toolbox.tasks] == ["milk"]
+
+
+def test_faults_that_are_misspelt_are_refused(model: StandIn) -> None:
+    """Else a test would pass because nothing went wrong."""
+    with pytest.raises(ValueError, match="no fault 'rate_limits'"):
+        model.fault("rate_limits")
+    with pytest.raises(ValueError, match="no parameter retry"):
+        model.fault("rate_limit", retry=1)
+
+
+@pytest.mark.parametrize("said", ["simulate rate_limit", "Add milk, then simulate rate limit."])
+def test_a_message_can_ask_for_a_fault(said: str, way: Way) -> None:
+    """Once: the retry is answered, and the message after that fails again."""
+    for _ in range(2):
+        with pytest.raises(openai.RateLimitError):
+            way.ask(said)
+        way.ask(said)
+
+
+def test_a_simulated_fault_does_not_come_back_within_its_turn(way: Way) -> None:
+    """The rest of the turn is answered, also what the message asked for besides."""
+    rounds, text = run_turn(way, [], "Add milk and simulate unknown tool", Toolbox())
+    assert rounds == [["drop_tables"], ["add_task"]]
+    assert text == "Added milk (1). Simulated unknown_tool."
+
+
+# Running it
+
+
+def test_requests_can_be_looked_at(way: Way, model: StandIn) -> None:
+    """What was sent, by the message it was sent for, until it is forgotten."""
+    way.ask("add milk")
+    way.ask("hello")
+    [record] = model.requests(match="Milk")
+    assert (record["method"], record["message"], record["body"]["model"]) == ("POST", "add milk", "any")
+    model.reset()
+    assert model.requests() == []
+
+
+def test_the_command_prints_where_it_listens() -> None:
+    """On its first line, and it ends quietly when interrupted."""
+    command = [sys.executable, "-m", "dev.model", "--port", "0"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603
+        assert process.stdout is not None
+        base_url = process.stdout.readline().strip()
+        with OpenAI(base_url=base_url, api_key="any") as client:
+            assert client.models.list().data
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=10) == ("", "")
