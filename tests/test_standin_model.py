@@ -370,6 +370,13 @@ def test_outputs_may_be_lists_of_parts(plain: Way) -> None:
     assert plain.ask([{"role": "user", "content": "add milk"}, call, output]).text == "Added milk (7)."
 
 
+def test_what_it_cannot_do_is_said(plain: Way) -> None:
+    """In the sentence about that wish; the others are fulfilled."""
+    toolbox = Toolbox("milk", "bread")
+    _, text = run_turn(plain, [], "rename everything to eggs and finish 2", toolbox)
+    assert text == "I change one task at a time. Finished bread (2)."
+
+
 def test_a_tool_that_is_not_offered_is_not_called(way: Way) -> None:
     """The answer says so instead."""
     assert way.ask("add milk", tools=FUNCTIONS[1:]).text == "I could not add milk: I was given no tool add_task."
@@ -379,6 +386,8 @@ def test_arguments_fit_the_schema_that_is_sent(plain: Way) -> None:
     """A strict schema requires every parameter; one that lacks a parameter does not get it."""
     strict = function("list_tasks", "status", "cursor", required=("status", "cursor"))
     bare = function("list_tasks")
+    rounds, _ = run_turn(plain, [], "what is left?", Toolbox(), tools=[bare])
+    assert rounds == [["list_tasks"]]
     assert plain.ask("what is left?", tools=[strict]).calls[0]["arguments"] == '{"status":"pending","cursor":null}'
     assert plain.ask("what is left?", tools=[bare]).calls[0]["arguments"] == "{}"
 
@@ -437,7 +446,8 @@ def test_ids_look_like_the_real_ones(model: StandIn, client: OpenAI) -> None:
     one, two = (client.responses.create(model="any", input="add milk", tools=[tool]) for _ in range(2))
     call: Any = one.output[0]
     assert (one.id[:5], call.id[:3], call.call_id[:5]) == ("resp_", "fc_", "call_")
-    assert {one.id, call.id, call.call_id}.isdisjoint({two.id, two.output[0].id, two.output[0].call_id})  # type: ignore[union-attr]
+    other: Any = two.output[0]
+    assert {one.id, call.id, call.call_id}.isdisjoint({two.id, other.id, other.call_id})
     completion = client.chat.completions.create(model="any", messages=[{"role": "user", "content": "hello"}])
     assert completion.id.startswith("chatcmpl-")
 
@@ -464,8 +474,9 @@ def test_malformed_requests_are_refused(path: str, body: Json, model: StandIn, c
     """With 400, and an error object that names what is wrong."""
     with pytest.raises(openai.BadRequestError) as caught:
         _raw(client, path, body)
-    assert caught.value.body.keys() == {"message", "type", "param", "code"}  # type: ignore[union-attr]
-    assert (caught.value.type, bool(caught.value.param)) == ("invalid_request_error", True)
+    error: Any = caught.value
+    assert error.body.keys() == {"message", "type", "param", "code"}
+    assert (error.type, bool(error.param)) == ("invalid_request_error", True)
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'"\xff"'])

@@ -4,8 +4,9 @@ It lets a person try the product without a key, and drives tests over the real w
 nothing of a conversation: every answer comes from the request alone. `docs/stand-in-model.md` lists the sentences, the
 faults and the control routes.
 
-    server -> faults -> planning -> sentences      what to answer
-    server -> responses, chat_completions -> wire  how it travels
+    server -> desk -> responses, chat_completions -> wire   how it travels
+                   -> faults -> failures                    how it fails
+                   -> planning -> scripts -> sentences      what it answers
 """
 
 from .client import StandIn
