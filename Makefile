@@ -20,7 +20,7 @@ $(INSTALLED): $(LOCKS) Makefile
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed: taskchat needs Python 3.11 or later."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$$($(PYTHON) --version) is too old: taskchat needs 3.11 or later (choose one with PYTHON=python3.13)."; exit 1; }
-	@echo "Making .venv with $$($(PYTHON) --version) (once per change of the locks)"
+	@echo "Making $(VENV) with $$($(PYTHON) --version) (once per change of the locks)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-uv.txt || \
 		{ echo "Could not download packages: is the network there?"; exit 1; }
@@ -29,13 +29,87 @@ $(INSTALLED): $(LOCKS) Makefile
 	@printf '%s\n' "$(CURDIR)/shared" "$(CURDIR)/functions" "$(CURDIR)" > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/taskchat.pth"
 	@touch $@
 
-COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade
+.PHONY: dev chat
+
+dev: install  ## Run everything on this machine: database, model, API and a page (PORT=8000)
+	@$(BIN)/python -m dev.server
+
+# Taken as typed, so that a `$` in a message stays one; it goes through the environment and past every shell.
+override MESSAGE := $(value MESSAGE)
+export MESSAGE CONVERSATION
+
+chat: install  ## One turn: make chat MESSAGE="add buy milk" [CONVERSATION=<id>]
+	@$(BIN)/python -m dev.chat
+
+# The SAM CLI lives apart from .venv: it pins the versions of half of what the layer ships. With it the runtime's own
+# client for Lambda's Python, which `make smoke` puts beside the artifact.
+SAM_VENV := .venv-sam
+SAM_INSTALLED := $(SAM_VENV)/.installed
+SAM := SAM_CLI_TELEMETRY=0 $(SAM_VENV)/bin/sam
+FOR_LAMBDA := --link-mode copy --only-binary :all: --python-version 3.13 --python-platform x86_64-manylinux_2_28
+
+$(SAM_INSTALLED): requirements-sam.txt | $(INSTALLED)
+	@echo "Making $(SAM_VENV) with the SAM CLI (once per change of its lock)"
+	@$(UV) venv --quiet --clear --python $(BIN)/python $(SAM_VENV)
+	@$(UV) pip install --quiet --python $(SAM_VENV)/bin/python --require-hashes --requirement $< || \
+		{ echo "Could not download packages: is the network there?"; exit 1; }
+	@$(UV) pip install --quiet --target $(SAM_VENV)/awslambdaric $(FOR_LAMBDA) --verify-hashes --constraint $< awslambdaric
+	@touch $@
+
+# To compile bytecode, and to run it in `make smoke`. pyenv puts a python3.13 on the PATH also where it refuses to run, so
+# each candidate is tried.
+PYTHON313 ?= $(shell for python in python3.13 "$$(dirname "$$(command -v python3.13)")"/../versions/3.13.*[0-9]/bin/python3.13; \
+	do "$$python" -c 'import sys; print(sys.executable)' 2>/dev/null && break; done)
+
+.PHONY: build smoke sam-local deploy check
+
+build: install $(SAM_INSTALLED)  ## Build the functions and the layer with sam, and weigh them
+	@test -n "$(PYTHON313)" || \
+		{ echo "There is no python3.13, Lambda's own: install it, or name it with PYTHON313=/path/to/python3.13"; exit 1; }
+	@UV="$(abspath $(UV))" PYTHON313="$(PYTHON313)" $(SAM) build
+	@$(BIN)/python -m dev.artifact
+
+smoke: build  ## Run the built artifact in Lambda's emulator, on the events in events/
+	@$(BIN)/python -m dev.smoke --python "$(PYTHON313)" --sam $(SAM_VENV)
+
+sam-local: build  ## Run the built artifact with sam local (needs a container engine)
+	@$(BIN)/python -m dev.sam_local --sam $(SAM_VENV)/bin/sam
+
+ENV ?= dev
+deploy: build  ## Build and deploy as samconfig.toml says: make deploy ENV=dev|prod
+	@grep -q '^\[$(ENV)\.deploy\.' samconfig.toml || { echo "samconfig.toml has no [$(ENV).deploy.parameters]."; exit 1; }
+	@$(SAM) deploy --config-env $(ENV)
+
+check: install $(SAM_INSTALLED)  ## Lint, format, types, template, locks
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@AWS_DEFAULT_REGION=eu-west-1 $(SAM) validate --lint
+	@$(MAKE) --no-print-directory check-locks
+
+COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
+
+# $(call compile_locks,DIRECTORY,OPTIONS)
+define compile_locks
+$(COMPILE) $(2) pyproject.toml --output-file $(1)/shared/requirements.txt
+$(COMPILE) $(2) pyproject.toml --group dev --constraints shared/requirements.txt --output-file $(1)/requirements-dev.txt
+$(COMPILE) $(2) --group sam --output-file $(1)/requirements-sam.txt
+$(COMPILE) $(2) --group uv --output-file $(1)/requirements-uv.txt
+endef
+
+.PHONY: check-locks
+.SILENT: check-locks
 
 lock: install  ## Refresh the locked versions of all dependencies
-	$(COMPILE) pyproject.toml --output-file shared/requirements.txt
-	$(COMPILE) pyproject.toml --group dev --constraints shared/requirements.txt --output-file requirements-dev.txt
-	$(COMPILE) --group sam --output-file requirements-sam.txt
-	$(COMPILE) --group uv --output-file requirements-uv.txt
+	$(call compile_locks,.,--upgrade)
+
+# Without --upgrade a lock that still fits pyproject.toml comes out as it went in.
+check-locks: install
+	rm -rf .dev/locks && mkdir -p .dev/locks/shared
+	cp requirements-*.txt .dev/locks && cp shared/requirements.txt .dev/locks/shared
+	$(call compile_locks,.dev/locks,)
+	for lock in requirements-*.txt shared/requirements.txt; do cmp "$$lock" ".dev/locks/$$lock" || \
+		{ echo "$$lock does not fit pyproject.toml: run make lock"; exit 1; }; done
 
 clean:  ## Remove everything that was built, installed or stored for development
-	rm -rf $(VENV) .aws-sam .dev .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-* .aws-sam .dev .mypy_cache .ruff_cache .pytest_cache

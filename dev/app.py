@@ -1,0 +1,96 @@
+"""Both functions behind one address, as the gateway puts them, with a page to try them and a token to call them."""
+
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from chat.app import app as chat
+from dev import processes, state
+from dev.tokens import Issuer
+from mcp_tools.app import app as mcp_tools
+
+PAGE = Path(__file__).with_name("page.html")
+PAGE_POLICY = (  # nothing from elsewhere, and nobody else's frame around it
+    "default-src 'none'; connect-src 'self'; img-src data:; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
+    "; frame-ancestors 'none'; form-action 'none'; base-uri 'none'"
+)
+TOKEN_LIFETIME = timedelta(hours=1)  # the longest the program accepts; long enough for the line in somebody's terminal
+MCP_PATHS = ("/mcp", "/.well-known/oauth-protected-resource")
+LOCAL_NAMES = ["127.0.0.1", "localhost"]
+
+
+async def page(_request: Request) -> FileResponse:
+    """The chat page, read at every request: an edit shows at the next reload."""
+    return FileResponse(PAGE, headers={"Cache-Control": "no-store", "Content-Security-Policy": PAGE_POLICY})
+
+
+async def token(_request: Request) -> JSONResponse:
+    """A fresh token of each kind for the developer. What signs in a person in production has no part here."""
+    issuer, url = Issuer.stored(state.directory() / "issuer.pem"), os.environ["AUTH_ISSUER"]
+    user_id = issuer.developer
+    tokens = {
+        "user_id": user_id,
+        "token": issuer.mint(user_id, issuer=url, audience=os.environ["AUTH_AUDIENCE"], lifetime=TOKEN_LIFETIME),
+        "mcp_token": issuer.mint_for_mcp(
+            user_id, issuer=url, resource=os.environ["MCP_RESOURCE_URL"], lifetime=TOKEN_LIFETIME
+        ),
+        "expires_in": int(TOKEN_LIFETIME.total_seconds()),
+    }
+    return JSONResponse(tokens, headers={"Cache-Control": "no-store"})
+
+
+async def functions(scope: Scope, receive: Receive, send: Send) -> None:
+    """The gateway's routing: MCP's paths to one function, all others to the other, and the path itself untouched."""
+    path: str = scope["path"]
+    for_mcp = any(path == prefix or path.startswith(f"{prefix}/") for prefix in MCP_PATHS)
+    await (mcp_tools if for_mcp else chat)(scope, receive, send)
+
+
+class AccessLine:
+    """Prints one short line per HTTP request, for the developer's terminal."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Stand before `app`."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and print what became of it."""
+        started, status = time.perf_counter(), 500
+
+        async def watched_send(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched_send)
+        finally:
+            milliseconds = (time.perf_counter() - started) * 1000
+            print(f"{scope['method']} {scope['path']} {status} {milliseconds:.0f} ms", flush=True)
+
+
+@contextlib.asynccontextmanager
+async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+    """Start and stop both functions' apps, and go when the server that reloads us goes."""
+    processes.leave_with_parent()
+    async with chat.router.lifespan_context(chat), mcp_tools.router.lifespan_context(mcp_tools):
+        yield
+
+
+app = Starlette(
+    routes=[Route("/", page), Route("/dev/token", token), Mount("", AccessLine(functions))],
+    # Names of this machine only: a page from elsewhere could point a name of its own here, and read the token.
+    middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_NAMES)],
+    lifespan=lifespan,
+)

@@ -1,0 +1,93 @@
+"""`make chat MESSAGE="..."`: one turn, with the development server if it runs, else with one started for it."""
+
+import contextlib
+import json
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Any
+
+from dev import backend, client, processes, state
+from dev.client import UnreachableError
+from dev.processes import StartupError
+from dev.server import leave_when_asked
+
+RESULT_CHARACTERS = 300  # enough for a task; a long list is better read on the page
+USAGE = 'Say something: make chat MESSAGE="add buy milk" (and CONVERSATION=<id> to go on with one).'
+
+
+def main() -> int:
+    """Do the turn and print it. The exit code is 1 when it failed, 2 when there was nothing to do."""
+    message = os.environ.get("MESSAGE", "").strip()
+    if not message:
+        print(USAGE, file=sys.stderr)
+        return 2
+    try:
+        leave_when_asked()
+        with _server() as url:
+            return _turn(url, message, os.environ.get("CONVERSATION") or None)
+    except (StartupError, UnreachableError) as error:
+        print(error, file=sys.stderr)
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+    return 1
+
+
+@contextlib.contextmanager
+def _server() -> Iterator[str]:
+    """The URL of the server that runs, or of one that runs for as long as the block."""
+    url = state.server_url()
+    if url is not None and _answers(url):
+        yield url
+        return
+    progress = backend.Progress(sys.stderr)
+    progress.say("No development server is running (`make dev` starts one): starting what one turn needs")
+    with backend.running(processes.free_port(backend.HOST), progress, reload=False) as own:
+        progress.say()
+        yield own.url
+
+
+def _answers(url: str) -> bool:
+    try:
+        client.token(url)
+    except UnreachableError:
+        return False
+    return True
+
+
+def _turn(url: str, message: str, conversation: str | None) -> int:
+    identity = client.token(url)
+    headers = {"Authorization": f"Bearer {identity['token']}", "Idempotency-Key": str(uuid.uuid4())}
+    body = {"message": message, "conversation_id": conversation}
+    status, answer = client.call(url, f"/api/{identity['user_id']}/chat", body, headers)
+    if not isinstance(answer, dict):
+        answer = {"title": "An answer that is not JSON"}
+    if status == HTTPStatus.OK:
+        print(answer["response"])
+    else:
+        print(_problem(status, answer), file=sys.stderr)
+    for call in answer.get("tool_calls", ()):
+        print(_tool_call(call))
+    if identifier := answer.get("conversation_id"):
+        print(f"\nGo on with: make chat CONVERSATION={identifier} MESSAGE=...")
+    return 0 if status == HTTPStatus.OK else 1
+
+
+def _problem(status: int, problem: dict[str, Any]) -> str:
+    return ": ".join(filter(None, (f"{status} {problem.get('title')}", problem.get("detail"))))
+
+
+def _tool_call(call: dict[str, Any]) -> str:
+    result = json.dumps(call["result"], ensure_ascii=False)
+    if len(result) > RESULT_CHARACTERS:
+        result = result[:RESULT_CHARACTERS] + " ..."
+    arguments = ", ".join(
+        f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in call["arguments"].items()
+    )
+    return f"\n  {call['tool']}({arguments})\n  {call['outcome']} in {call['duration_ms']:.0f} ms: {result}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""What the server writes: all of it into a file, and the little that a developer wants to see also to the terminal."""
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+AUDIT_SCHEMA = "taskchat.audit/"
+WORTH_SHOWING = ("WARNING", "ERROR", "CRITICAL")
+
+
+def record(stream: IO[bytes], log: Path, show: Callable[[str], None]) -> threading.Thread:
+    """Copy the stream into the log until it ends, and hand `show` what is for the terminal."""
+
+    def copy() -> None:
+        with log.open("wb", buffering=0) as file:
+            for line in stream:
+                file.write(line)
+                if (short := readable(line.decode(errors="replace").rstrip())) is not None:
+                    show(short)
+
+    thread = threading.Thread(target=copy, name="server output", daemon=True)
+    thread.start()
+    return thread
+
+
+def readable(line: str) -> str | None:
+    """The line for a terminal: tool calls and warnings of the JSON log in short, and whatever isn't JSON as it is."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return line
+    return _short(entry) if isinstance(entry, dict) else line
+
+
+def _short(entry: dict[str, Any]) -> str | None:
+    if str(entry.get("schema")).startswith(AUDIT_SCHEMA):
+        return f"  {entry['tool']} {entry['outcome']} {entry['duration_ms']:.0f} ms"
+    if entry.get("level") in WORTH_SHOWING:
+        return f"  {entry['level'].lower()}: {entry.get('message')}"
+    return None
