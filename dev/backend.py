@@ -74,7 +74,7 @@ def running(
             database = stack.enter_context(postgres.running(directory / "postgres"))
         environment = _environment(url, database, Issuer.stored(directory / "issuer.pem"))
         with progress.step("migrations"):
-            _migrate(environment | {"MIGRATION_DATABASE_URL": database.owner_url}, directory / "migrations.log")
+            migrate(database, directory / "migrations.log")
         with progress.step(_model_name()):
             environment |= stack.enter_context(_model())
         with progress.step("API"):
@@ -108,12 +108,12 @@ def _environment(url: str, database: Postgres, issuer: Issuer) -> dict[str, str]
     }
 
 
-def _migrate(environment: dict[str, str], log: Path) -> None:
+def migrate(database: Postgres, log: Path) -> None:
+    """Bring the schema up to date, and make the runtime role if it is not there. Raises StartupError."""
+    urls = {"MIGRATION_DATABASE_URL": database.owner_url, "DATABASE_URL": database.app_url}
+    command = [sys.executable, "-m", "alembic", "upgrade", "head"]
     with log.open("w+") as file:
-        command = [sys.executable, "-m", "alembic", "upgrade", "head"]
-        done = subprocess.run(
-            command, cwd=state.ROOT, env=environment, check=False, stdout=file, stderr=subprocess.STDOUT
-        )
+        done = subprocess.run(command, cwd=state.ROOT, env=urls, check=False, stdout=file, stderr=subprocess.STDOUT)
     if done.returncode != 0:
         last = log.read_text().strip().splitlines()[-1:] or ["no reason given"]
         raise StartupError(f"The migrations failed: {last[0]} (all of it: {state.shown(log)})")

@@ -127,6 +127,16 @@ def attempts(seconds: float) -> Iterator[None]:
         time.sleep(POLL_SECONDS)
 
 
+def wait_until_listening(process: subprocess.Popen[bytes], host: str, port: int, seconds: float = 30) -> None:
+    """Return once somebody can connect. Raises StartupError when the process ends first, or takes too long."""
+    for _ in attempts(seconds):
+        if process.poll() is not None:
+            raise StartupError(f"{process.args!r} ended with {process.returncode} while it started.")
+        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=seconds):
+            return
+    raise StartupError(f"Nothing listens on {host}:{port} after {seconds} s.")
+
+
 def command_line(pid: int) -> str:
     """What the process was started with, or nothing when there is no such process."""
     if sys.platform == "linux":

@@ -1,0 +1,169 @@
+"""What a built function is shown and what has to come of it: events, answers, and the rows behind them."""
+
+import base64
+import contextlib
+import json
+import shutil
+import string
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from dev import backend, model, postgres, state
+from dev.tokens import Issuer
+
+AUTH = "https://auth.example.com"
+RESOURCE = "https://api.example.com/mcp"
+EVENTS = state.ROOT / "events"
+TOOLS = ("add_task", "list_tasks", "complete_task", "delete_task", "update_task")
+CHAT, MCP_TOOLS = "ChatFunction", "McpToolsFunction"
+
+
+class ProofError(Exception):
+    """Raised when something came out other than it must; says what was expected and what came."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What has to come of one event."""
+
+    event: str
+    function: str
+    status: int
+    tool_calls: tuple[str, ...] = ()
+    says: tuple[str, ...] = ()
+    """What the body must contain."""
+
+    def check(self, answer: dict[str, Any]) -> None:
+        """Compare the function's answer. Raises ProofError."""
+        status, body = answer.get("statusCode"), body_of(answer)
+        if status != self.status:
+            raise ProofError(f"{self.event}: expected status {self.status}, got {status}: {answer}")
+        if missing := [text for text in self.says if text not in body]:
+            raise ProofError(f"{self.event}: expected {missing} in the answer, got {body}")
+        if (calls := tool_calls(answer)) != self.tool_calls:
+            raise ProofError(f"{self.event}: expected the tool calls {self.tool_calls}, got {calls}")
+
+
+EXPECTED = (
+    Expected("health", CHAT, 200, says=('"ok"',)),
+    Expected("chat_unauthorized", CHAT, 401, says=('"status":401',)),
+    Expected("chat_add", CHAT, 200, tool_calls=("add_task ok",), says=("buy milk",)),
+    Expected("chat_list", CHAT, 200, tool_calls=("list_tasks ok",), says=("buy milk",)),
+    Expected("mcp_initialize", MCP_TOOLS, 200, says=('"serverInfo"',)),
+    Expected(
+        "mcp_list_tools",
+        MCP_TOOLS,
+        200,
+        says=tuple(f'"name":"{tool}"' for tool in TOOLS),
+    ),
+    Expected("mcp_call_tool", MCP_TOOLS, 200, says=("call mum", '"isError":false')),
+)
+"""In the order in which the events are shown: what one leaves behind, a later one finds."""
+
+
+def tool_calls(answer: dict[str, Any]) -> tuple[str, ...]:
+    """The tool calls a chat answer tells of, each with its outcome."""
+    body = json.loads(body_of(answer))
+    return tuple(f"{call['tool']} {call['outcome']}" for call in body.get("tool_calls", ()))
+
+
+def body_of(answer: dict[str, Any]) -> str:
+    """The body as the gateway would send it."""
+    body: str = answer["body"]
+    return base64.b64decode(body).decode() if answer["isBase64Encoded"] else body
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a person's rows say."""
+
+    tasks: list[str]
+    calls: list[str]
+    messages: int
+
+
+EVERYTHING_KEPT = Kept(
+    tasks=["buy milk", "call mum"],
+    calls=["chat add_task ok", "chat list_tasks ok", "mcp add_task ok"],
+    messages=4,
+)
+"""What all the events together leave in the database, and nothing else."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a function needs around it, and the person on whose behalf it is called."""
+
+    environment: dict[str, str]
+    issuer: Issuer
+    superuser_url: str
+
+    @property
+    def user_id(self) -> str:
+        """The person."""
+        return self.issuer.developer
+
+    @property
+    def token(self) -> str:
+        """A token for the chat API."""
+        return self.issuer.mint(self.user_id, issuer=AUTH, audience=AUTH)
+
+    def event(self, name: str) -> dict[str, Any]:
+        """An event with the person's id and tokens in it, as if the gateway had got it just now."""
+        mcp_token = self.issuer.mint_for_mcp(self.user_id, issuer=AUTH, resource=RESOURCE)
+        template = string.Template((EVENTS / f"{name}.json").read_text())
+        filled = template.safe_substitute(USER_ID=self.user_id, TOKEN=self.token, MCP_TOKEN=mcp_token)
+        event: dict[str, Any] = json.loads(filled)
+        event["requestContext"]["timeEpoch"] = int(time.time() * 1000)
+        return event
+
+    def kept(self) -> Kept:
+        """The person's rows, read past row-level security."""
+        with psycopg.connect(self.superuser_url) as connection:
+
+            def column(query: str) -> list[Any]:
+                return [value for (value,) in connection.execute(query, [self.user_id])]
+
+            return Kept(
+                tasks=column("SELECT title FROM task WHERE user_id = %s ORDER BY id"),
+                calls=column(
+                    "SELECT concat_ws(' ', door, tool, outcome) FROM tool_call WHERE user_id = %s ORDER BY created_at"
+                ),
+                messages=len(column("SELECT 1 FROM message WHERE user_id = %s")),
+            )
+
+    def check(self, expected: Kept) -> None:
+        """Compare the rows. Raises ProofError."""
+        if (kept := self.kept()) != expected:
+            raise ProofError(f"expected in the database: {expected}, found: {kept}")
+
+
+@contextlib.contextmanager
+def surroundings(name: str, *, listen: str = "127.0.0.1", reach: str = "127.0.0.1") -> Iterator[Surroundings]:
+    """An empty database with the schema, the stand-in model, and an issuer.
+
+    They listen on the address `listen`, which the functions know by the name `reach`.
+    """
+    directory = state.directory() / name
+    shutil.rmtree(directory, ignore_errors=True)
+    with (
+        postgres.running(directory / "postgres", host=listen, durable=False) as database,
+        model.running(listen, 0) as stand_in,
+    ):
+        backend.migrate(database, directory / "migrations.log")
+        issuer = Issuer.new()
+        environment = {
+            "DATABASE_URL": database.app_url.replace(listen, reach),
+            "OPENAI_BASE_URL": stand_in.base_url.replace(listen, reach),
+            "OPENAI_API_KEY": "stand-in",
+            "MODEL": "stand-in",
+            "AUTH_ISSUER": AUTH,
+            "AUTH_AUDIENCE": AUTH,
+            "AUTH_JWKS_JSON": issuer.jwks_json,
+            "MCP_RESOURCE_URL": RESOURCE,
+        }
+        yield Surroundings(environment, issuer, database.superuser_url)

@@ -1,0 +1,189 @@
+"""`make sam-local`: the built artifact as `sam local invoke` and `sam local start-api` run it, in containers.
+
+The container engine is the machine's own. Postgres and the stand-in model listen where containers reach them and nobody
+else does. The runtime's public image is pulled as usual, unless the machine has it.
+"""
+
+import argparse
+import contextlib
+import ipaddress
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+
+from dev import processes, proof, state
+from dev.processes import StartupError
+from dev.proof import Kept, ProofError, Surroundings
+
+HOST = "127.0.0.1"
+IMAGE = "public.ecr.aws/lambda/python:3.13-x86_64"
+DESKTOP_NAME = "host.docker.internal"  # what containers call this machine where the engine runs in one of its own
+START_SECONDS = 60
+INVOKE_SECONDS = 120  # a container, with a large layer mounted into it, is started for each event
+BRIDGE = "{{range .IPAM.Config}}{{.Gateway}} {{.Subnet}}{{end}}"
+NO_HEADERS: Mapping[str, str] = {}
+SENTENCE = "Add buy milk"
+AFTER_TURNS = Kept(tasks=["buy milk"] * 2, calls=["chat add_task ok"] * 2, messages=4)
+
+
+@dataclass(frozen=True)
+class Sam:
+    """The SAM CLI, and the variables our functions are to have."""
+
+    program: Path
+    variables: Path
+    options: tuple[str, ...]
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """The machine's own, in which the engine is named; SAM wants a region, and none is called."""
+        return {**os.environ, "SAM_CLI_TELEMETRY": "0", "AWS_DEFAULT_REGION": "eu-west-1"}
+
+    def command(self, name: str, *arguments: str) -> list[str | Path]:
+        """`sam local NAME` on the built artifact."""
+        return [self.program, "local", name, "--env-vars", self.variables, *self.options, *arguments]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run both commands. The exit code is 1 when anything differs from what it must be."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sam", type=Path, required=True, help="the SAM CLI")
+    program = parser.parse_args(arguments).sam
+    try:
+        _prove(program)
+    except (ProofError, StartupError) as error:
+        print(f"FAILED: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _prove(program: Path) -> None:
+    listen, reach = _addresses()
+    with proof.surroundings("sam-local", listen=listen, reach=reach) as around:
+        directory = state.directory() / "sam-local"
+        sam = Sam(program.absolute(), directory / "variables.json", ("--skip-pull-image",) if _has_image() else ())
+        sam.variables.write_text(json.dumps({"Parameters": around.environment}))
+        _prove_invoke(sam, around, directory)
+        _prove_start_api(sam, around, directory)
+        around.check(AFTER_TURNS)
+    print(f"The rows are as they must be: {AFTER_TURNS}")
+
+
+def _prove_invoke(sam: Sam, around: Surroundings, directory: Path) -> None:
+    """`sam local invoke` prints the function's answer. Raises ProofError."""
+    [expected] = (expected for expected in proof.EXPECTED if expected.event == "chat_add")
+    event = directory / "chat_add.json"
+    event.write_text(json.dumps(around.event(expected.event)))
+    with _timed("sam local invoke ChatFunction"), (directory / "invoke.log").open("wb") as log:
+        done = subprocess.run(
+            sam.command("invoke", expected.function, "--event", str(event)),
+            cwd=state.ROOT,
+            env=sam.environment,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            check=False,
+            timeout=INVOKE_SECONDS,
+        )
+    if done.returncode != 0 or not done.stdout.strip():
+        raise ProofError(f"sam local invoke ended with {done.returncode}; see {state.shown(directory)}/invoke.log")
+    expected.check(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _prove_start_api(sam: Sam, around: Surroundings, directory: Path) -> None:
+    """`sam local start-api` serves the template's routes. Raises ProofError."""
+    chat, message = f"/api/{around.user_id}/chat", {"message": SENTENCE}
+    authorized = {"Authorization": f"Bearer {around.token}"}
+    with _api(sam, directory / "start-api.log") as api:
+        turn = _request(api, "POST", chat, 200, body=message, headers=authorized).json()
+        if [(call["tool"], call["outcome"]) for call in turn["tool_calls"]] != [("add_task", "ok")]:
+            raise ProofError(f"expected one call of add_task, got {turn}")
+        _request(api, "POST", chat, 401, body=message)
+        _request(api, "GET", "/health", 200)
+        _request(api, "GET", "/no/such/path", 404)
+        _request(api, "POST", "/mcp", 401, body={})
+
+
+def _request(
+    api: httpx2.Client,
+    method: str,
+    path: str,
+    status: int,
+    *,
+    body: object = None,
+    headers: Mapping[str, str] = NO_HEADERS,
+) -> httpx2.Response:
+    with _timed(f"{method} {path}"):
+        answer = api.request(method, path, json=body, headers=headers)
+    if answer.status_code != status:
+        raise ProofError(f"{method} {path}: expected {status}, got {answer.status_code} {answer.text}")
+    return answer
+
+
+@contextlib.contextmanager
+def _api(sam: Sam, log: Path) -> Iterator[httpx2.Client]:
+    """`sam local start-api` on a free port, with containers that are kept from one request to the next."""
+    port = processes.free_port(HOST)
+    with log.open("wb") as output:
+        process = processes.spawn(
+            sam.command("start-api", "--host", HOST, "--port", str(port), "--warm-containers", "LAZY"),
+            output=output,
+            last_signal=signal.SIGINT,
+            cwd=state.ROOT,
+            env=sam.environment,
+        )
+    try:
+        processes.wait_until_listening(process, HOST, port, START_SECONDS)
+        with httpx2.Client(base_url=f"http://{HOST}:{port}", timeout=INVOKE_SECONDS) as api:
+            yield api
+    finally:
+        processes.stop(process, signal.SIGINT, signal.SIGTERM, patience=START_SECONDS)  # it removes its containers
+
+
+@contextlib.contextmanager
+def _timed(what: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    print(f"{what:<48} {time.monotonic() - started:6.2f} s", flush=True)
+
+
+def _addresses() -> tuple[str, str]:
+    """Where to listen, and what containers call it. Raises StartupError when there is no container engine."""
+    bridge = _docker("network", "inspect", "bridge", "--format", BRIDGE)
+    if bridge is None:
+        raise StartupError("There is no container engine: `docker network inspect bridge` must work.")
+    address = _gateway(bridge)
+    try:
+        processes.free_port(address)
+    except OSError:
+        return HOST, DESKTOP_NAME
+    return address, address
+
+
+def _gateway(bridge: str) -> str:
+    """The bridge's own address: an engine that has run nothing yet names the network only, and takes its first one."""
+    gateway, subnet = bridge.split(" ", 1)
+    return gateway or str(next(ipaddress.ip_network(subnet.strip()).hosts()))
+
+
+def _has_image() -> bool:
+    return _docker("image", "inspect", IMAGE) is not None
+
+
+def _docker(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.rstrip() if done.returncode == 0 else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""`make smoke`: the built artifact in Lambda's runtime interface emulator, shown the events in `events/`.
+
+Only what Lambda would have is in sight of it: Python 3.13 without site packages, the artifact, the layer, the runtime's
+own client, and the variables of the template.
+"""
+
+import argparse
+import contextlib
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from dev import artifact, processes, proof, state
+from dev.artifact import ArtifactError, Function
+from dev.processes import StartupError
+from dev.proof import Expected, ProofError, Surroundings
+
+HOST = "127.0.0.1"
+INVOKE = "/2015-03-31/functions/function/invocations"
+LIMIT_SECONDS = 60  # the emulator ends a function at its own timeout; this is for an emulator that hangs
+LAST_LINES = 20  # of the function's log, when something went wrong
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What the emulation is made of."""
+
+    python: Path
+    emulator: Path
+    client: Path
+    """The runtime interface client, which the managed runtime has and an artifact has not."""
+
+
+@dataclass(frozen=True)
+class Emulated:
+    """A function that waits for events."""
+
+    pid: int
+    http: httpx2.Client
+
+    def invoke(self, event: dict[str, Any]) -> dict[str, Any]:
+        """Show the function one event. Raises ProofError when what comes back is no answer."""
+        answer = self.http.post(INVOKE, json=event).json()
+        if not isinstance(answer, dict) or "statusCode" not in answer:
+            raise ProofError(f"the function failed: {answer}")
+        return answer
+
+    def peak_megabytes(self) -> float:
+        """The most memory the function's process has had."""
+        return max(map(_peak_megabytes, _descendants(self.pid)), default=0)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Show every event. The exit code is 1 when anything differs from what it must be."""
+    try:
+        smoke(_tools(arguments))
+    except (ArtifactError, ProofError, StartupError) as error:
+        print(f"FAILED: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def smoke(tools: Tools) -> None:
+    """Show every event and compare. Raises ProofError, ArtifactError or StartupError."""
+    functions = artifact.functions()
+    with proof.surroundings("smoke") as around, contextlib.ExitStack() as stack:
+        running: dict[str, Emulated] = {}
+        for expected in proof.EXPECTED:
+            name = expected.function
+            if name not in running:
+                running[name] = stack.enter_context(_emulated(functions[name], tools, around.environment))
+            _show(expected, running[name], around)
+        around.check(proof.EVERYTHING_KEPT)
+    print(f"The rows are as they must be: {proof.EVERYTHING_KEPT}")
+
+
+def _show(expected: Expected, function: Emulated, around: Surroundings) -> None:
+    event = around.event(expected.event)
+    started = time.perf_counter()
+    answer = function.invoke(event)
+    milliseconds = (time.perf_counter() - started) * 1000
+    expected.check(answer)
+    calls = ", ".join(proof.tool_calls(answer)) or "-"
+    print(
+        f"{expected.event:<18} {answer['statusCode']}  {calls:<14} {milliseconds:8.1f} ms "
+        f"{function.peak_megabytes():6.0f} MB",
+        flush=True,
+    )
+
+
+@contextlib.contextmanager
+def _emulated(function: Function, tools: Tools, environment: dict[str, str]) -> Iterator[Emulated]:
+    """The function in an emulator of its own, which starts it at the first event."""
+    port = processes.free_port(HOST)
+    log = state.directory() / "smoke" / f"{function.name}.log"
+    with log.open("wb") as output:
+        process = processes.spawn(
+            _command(function, tools, port),
+            output=output,
+            cwd=function.directory,
+            env=_environment(function, tools, environment),
+        )
+    try:
+        processes.wait_until_listening(process, HOST, port)
+        with httpx2.Client(base_url=f"http://{HOST}:{port}", timeout=LIMIT_SECONDS) as http:
+            yield Emulated(process.pid, http)
+    except BaseException:
+        print(f"The end of {state.shown(log)}:", *log.read_text().splitlines()[-LAST_LINES:], sep="\n", file=sys.stderr)
+        raise
+    finally:
+        _stop(process)
+
+
+def _command(function: Function, tools: Tools, port: int) -> list[str | Path]:
+    addresses = (
+        f"--runtime-interface-emulator-address={HOST}:{port}",
+        f"--runtime-api-address={HOST}:{processes.free_port(HOST)}",
+    )
+    return [tools.emulator, *addresses, tools.python, "-S", "-m", "awslambdaric", function.handler]
+
+
+def _environment(function: Function, tools: Tools, environment: dict[str, str]) -> dict[str, str]:
+    roots = (function.directory, *(layer / "python" for layer in function.layers), tools.client)
+    return {
+        **function.environment,
+        **environment,
+        "PATH": os.defpath,
+        "PYTHONPATH": os.pathsep.join(map(str, roots)),
+        "PYTHONDONTWRITEBYTECODE": "1",  # Lambda could not write any either
+        "LAMBDA_TASK_ROOT": str(function.directory),
+        "AWS_REGION": "eu-west-1",
+        "AWS_LAMBDA_FUNCTION_NAME": function.name,
+        "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
+        "AWS_LAMBDA_FUNCTION_TIMEOUT": str(function.timeout),
+        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(function.memory),
+        "AWS_LAMBDA_LOG_FORMAT": "JSON",
+    }
+
+
+def _stop(emulator: subprocess.Popen[bytes]) -> None:
+    """End the emulator, and the function too, which it leaves behind."""
+    children = _descendants(emulator.pid)
+    processes.stop(emulator, signal.SIGTERM)
+    for pid in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _descendants(pid: int) -> list[int]:
+    children = [
+        int(child) for listed in Path(f"/proc/{pid}/task").glob("*/children") for child in listed.read_text().split()
+    ]
+    return children + [grandchild for child in children for grandchild in _descendants(child)]
+
+
+def _peak_megabytes(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+
+
+def _tools(arguments: Sequence[str] | None) -> Tools:
+    """What the Makefile names. Raises StartupError on a machine where the emulator can't run."""
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        raise StartupError("The emulator and the artifact are for Linux on x86_64: use `make sam-local` here.")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--python", type=Path, required=True, help="a Python 3.13, as bare as it comes")
+    parser.add_argument("--sam", type=Path, required=True, help="the environment in which the SAM CLI is installed")
+    given = parser.parse_args(arguments)
+    [emulator] = given.sam.resolve().glob("lib/python*/site-packages/samcli/local/rapid/aws-lambda-rie-x86_64")
+    return Tools(given.python, emulator, given.sam.resolve() / "awslambdaric")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
