@@ -14,6 +14,7 @@ from starlette.middleware import Middleware
 
 from taskchat.auth import Verifier, mcp_verifier
 from taskchat.errors import Unauthenticated
+from taskchat.gateway import readable
 from taskchat.problems import ErrorBoundary
 from taskchat.settings import Settings, SettingsError, get_settings
 from taskchat.tools import server
@@ -76,4 +77,4 @@ _adapter: Final = Mangum(app, lifespan="auto")
 @metrics.log_metrics(capture_cold_start_metric=True)
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Lambda's entry point for API Gateway's HTTP API events (payload 2.0)."""
-    return _adapter(event, context)  # type: ignore[arg-type]  # the same object, typed by two libraries
+    return _adapter(readable(event), context)  # type: ignore[arg-type]  # the same object, typed by two libraries
