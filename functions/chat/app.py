@@ -33,7 +33,8 @@ from taskchat.errors import (
     NotJson,
     UnsupportedMediaType,
 )
-from taskchat.problems import ErrorBoundary, problem_response
+from taskchat.gateway import readable
+from taskchat.problems import MEDIA_TYPE, ErrorBoundary, problem_response
 from taskchat.settings import get_settings
 from taskchat.tools import database
 
@@ -47,7 +48,7 @@ logger = Logger()
 metrics = Metrics()
 
 _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
-    status: {"model": Problem, "content": {"application/problem+json": {}}}
+    status: {"content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}}
     for status in (400, 401, 403, 404, 409, 413, 415, 422, 429, 502, 503, 504)
 }
 
@@ -163,7 +164,9 @@ def _field(fault: ErrorDetails) -> str:
 
 @app.exception_handler(HTTPException)
 async def _tell_routing(_request: Request, error: HTTPException) -> Response:
-    return problem_response(MethodNotAllowed() if error.status_code == 405 else NotFound())
+    response = problem_response(MethodNotAllowed() if error.status_code == 405 else NotFound())
+    response.headers.update(error.headers or {})  # Allow, with a 405
+    return response
 
 
 _adapter: Final = Mangum(app, lifespan="off")
@@ -173,6 +176,6 @@ _adapter: Final = Mangum(app, lifespan="off")
 @metrics.log_metrics(capture_cold_start_metric=True)
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Lambda's entry point for API Gateway's HTTP API events (payload 2.0)."""
-    response = _adapter(event, context)  # type: ignore[arg-type]  # the same object, typed by two libraries
+    response = _adapter(readable(event), context)  # type: ignore[arg-type]  # the same object, typed by two libraries
     metrics.add_metric(name=f"Status{response['statusCode'] // 100}xx", unit=MetricUnit.Count, value=1)
     return response
