@@ -4,7 +4,16 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from taskchat.models import ToolCall
 from taskchat.text import PLAIN_TEXT
@@ -17,13 +26,20 @@ def _known_timezone(name: str) -> str:
         raise ValueError("not an IANA time zone") from None
 
 
+def _plain_uuid(value: Any, parse: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return parse(value)
+    except ValidationError:  # whose own words quote the character they stumbled over
+        raise ValueError("not a UUID") from None
+
+
 class ChatRequest(BaseModel):
     """One message of a person."""
 
     model_config = ConfigDict(extra="forbid")
 
     message: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000), PLAIN_TEXT]
-    conversation_id: UUID | None = None
+    conversation_id: Annotated[UUID, WrapValidator(_plain_uuid)] | None = None
     timezone: (
         Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_+/-]+$", max_length=64), AfterValidator(_known_timezone)]
         | None
