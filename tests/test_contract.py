@@ -66,7 +66,7 @@ def unmoved(counts: Counts) -> Iterator[None]:
 
 
 @pytest.fixture
-def silent(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], logs: Logs) -> Iterator[None]:
+def silent(logs: Logs, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
     """Nothing that is logged or printed while the test runs, at the level that Lambda logs at, holds the canary."""
     caplog.set_level(logging.INFO)
     yield
@@ -602,7 +602,7 @@ class TestTypes:
         assert found == TYPES
 
 
-def _descendants(kind: type) -> list[Any]:
+def _descendants(kind: Any) -> list[Any]:
     return [one for child in kind.__subclasses__() for one in (child, *_descendants(child))]
 
 
