@@ -1,15 +1,17 @@
 """Real parts for every test: Postgres, PgBouncer with TLS and SCRAM, the stand-in model over HTTP, signed tokens."""
 
 import asyncio
+import io
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import psycopg
@@ -22,6 +24,8 @@ from dev.postgres import Postgres
 from dev.tokens import Issuer
 from tests.gateway import Response, event, invoke
 
+T = TypeVar("T")
+Logs = Callable[[], list[dict[str, Any]]]
 ROOT = Path(__file__).parent.parent
 AUTH = "https://auth.example.com"
 RESOURCE = "https://api.example.com/mcp"
@@ -32,6 +36,21 @@ def migrate(owner_url: str, app_url: str, *command: str) -> subprocess.Completed
     environment = os.environ | {"MIGRATION_DATABASE_URL": owner_url, "DATABASE_URL": app_url}
     arguments = [sys.executable, "-m", "alembic", *(command or ("upgrade", "head"))]
     return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+
+
+@pytest.fixture(scope="session", autouse=True)
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """The one event loop of the process, as in an execution environment: Mangum takes whatever is current."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield loop
+    asyncio.set_event_loop(None)
+    loop.close()
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The coroutine's result. Not `asyncio.run`, which would leave the process without a loop."""
+    return asyncio.get_event_loop().run_until_complete(coroutine)
 
 
 @pytest.fixture(scope="session")
@@ -125,7 +144,7 @@ def forget() -> None:
     from taskchat import settings, tools
 
     if app.turns.cache_info().currsize:
-        asyncio.get_event_loop().run_until_complete(app.turns().agent.close())
+        run(app.turns().agent.close())
     if tools.database.cache_info().currsize:
         tools.database().close()
     for cached in (settings.get_settings, tools.database, app.verifier, app.turns):
@@ -162,6 +181,19 @@ class Person:
     def say(self, message: str, conversation_id: str | None = None, **options: Any) -> Response:
         """One turn."""
         return self.post({"message": message, "conversation_id": conversation_id}, **options)
+
+
+@pytest.fixture
+def logs(environment: None) -> Iterator[Logs]:
+    """What has been logged since the test began, parsed: every line must be JSON."""
+    from taskchat.audit import logger
+
+    handler = logger.registered_handler
+    assert isinstance(handler, logging.StreamHandler)
+    written = io.StringIO()
+    before = handler.setStream(written)
+    yield lambda: [json.loads(line) for line in written.getvalue().splitlines()]
+    handler.setStream(before)
 
 
 @pytest.fixture

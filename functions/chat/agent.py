@@ -104,7 +104,7 @@ async def _call_tool(run: Run, name: str, call_id: str, raw_arguments: str) -> s
 def _parse(raw_arguments: str) -> dict[str, Any] | None:
     try:
         arguments = json.loads(raw_arguments or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return arguments if isinstance(arguments, dict) else None
 

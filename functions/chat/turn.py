@@ -53,20 +53,24 @@ class TurnRunner:
                 reply = await self.agent.execute(run, items)
             with self.database.transaction(user_id) as session:
                 conversations.finish(session, begun, reply.text, reply.usage)
-        except (TaskchatError, TimeoutError) as error:
-            raise self._interrupt(run, error) from error
+        except TaskchatError as error:
+            self._interrupt(run, error)
+            raise
+        except TimeoutError as error:
+            problem = OutOfTime()
+            self._interrupt(run, problem)
+            raise problem from error
         return Answer(_response(begun.lease.conversation_id, turn_id, reply.text, run.calls), replayed=False)
 
-    def _interrupt(self, run: Run, error: TaskchatError | TimeoutError) -> TaskchatError:
-        """Let the next turn in, and tell the caller how far this one came: with its key it can be taken up again."""
-        problem = error if isinstance(error, TaskchatError) else OutOfTime()
+    def _interrupt(self, run: Run, problem: TaskchatError) -> None:
+        """Let the next turn in, and note how far this one came: with its key it can be taken up again."""
+        logger.warning("turn interrupted", extra={"problem": problem.slug, "cause": type(problem.__cause__).__name__})
         problem.members |= _progress(run.lease, run.calls)
         try:
             with self.database.transaction(run.lease.user_id) as session:
                 run.lease.release(session)
         except TaskchatError as failure:  # the lease is gone or will be: it has an expiry
-            logger.warning("lease not released", extra={"reason": type(failure).__name__})
-        return problem
+            logger.warning("lease not released", extra={"problem": failure.slug})
 
 
 def _response(conversation_id: UUID, turn_id: UUID, text: str, calls: list[ToolCall]) -> ChatResponse:

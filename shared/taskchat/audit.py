@@ -30,6 +30,8 @@ from taskchat.text import storable
 SCHEMA: Final = "taskchat.audit/1"
 """Version of the audit line: a field may be added under it, never changed or taken away."""
 
+_RECORD: Final = insert(ToolCall)
+
 logger = Logger()
 
 Outcome = Literal["ok", "error"]
@@ -122,12 +124,12 @@ class AuditMiddleware(Middleware):
             with self._transaction(call) as open_session:
                 result = await _reach_tool(call, context, call_next)
                 record = _record(call, tool, arguments, "ok", result.structured_content or {}, started)
-                open_session().exec(insert(ToolCall).values(**record))
+                open_session().execute(_RECORD, record)
         except (FastMCPError, NotFoundError, ToolFailure, SQLAlchemyError) as error:
             failure = _sentence(error)
             record = _record(call, tool, arguments, "error", {"error": failure}, started)
             with self._transaction(call) as open_session:
-                open_session().exec(insert(ToolCall).values(**record))
+                open_session().execute(_RECORD, record)
             result = ToolResult(content=failure, is_error=True)
         call.records.append(ToolCall(**record))
         _report(record, await _loggable(context, tool, arguments))

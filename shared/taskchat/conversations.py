@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, NoReturn
 from uuid import UUID, uuid4, uuid5
 
-from sqlalchemy import ColumnElement, and_, func, or_
+from sqlalchemy import Integer, and_, bindparam, func, or_
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session, col, select, update
 
@@ -32,6 +32,60 @@ CHARACTERS_PER_TOKEN: Final = 4
 
 _NAMESPACE: Final = UUID("8c5f3f1e-0f0e-4f0b-9d53-1d7f0f7f6a52")  # of turn and conversation ids; random, made once
 _TITLE_LENGTH: Final = 80
+
+
+# Values come in as parameters, never inside a statement: SQLAlchemy keeps each statement it has compiled, and with it
+# what the first person to use it said.
+_NOW: Final = func.clock_timestamp()
+_HERE: Final = and_(col(Conversation.user_id) == bindparam("of_user"), col(Conversation.id) == bindparam("of_id"))
+_LEASED: Final = and_(_HERE, col(Conversation.fence) == bindparam("of_fence"), col(Conversation.lease_until) > _NOW)
+_FREE: Final = and_(_HERE, or_(col(Conversation.lease_until).is_(None), col(Conversation.lease_until) <= _NOW))
+_ALONE: Final = {"synchronize_session": False}  # the session holds no other copy of the row
+
+_CREATE: Final = insert(Conversation).on_conflict_do_nothing()
+_ACQUIRE: Final = (
+    update(Conversation)
+    .where(_FREE)
+    .values(
+        turn_id=bindparam("by_turn"),
+        lease_until=_NOW + LEASE,
+        fence=Conversation.fence + 1,
+        next_position=Conversation.next_position + bindparam("reserved", type_=Integer),
+    )
+    .returning(Conversation)
+    .execution_options(**_ALONE)
+)
+_HELD_FOR: Final = select(col(Conversation.lease_until) - _NOW, Conversation.id).where(_HERE)
+_CHECK: Final = select(Conversation.fence).where(_LEASED).with_for_update(read=True)
+_RELEASE: Final = (
+    update(Conversation)
+    .where(_LEASED)
+    .values(turn_id=None, lease_until=None, updated_at=_NOW)
+    .returning(col(Conversation.fence))
+    .execution_options(**_ALONE)
+)
+_CUT: Final = update(Conversation).where(_HERE).values(history_start=bindparam("start")).execution_options(**_ALONE)
+_SAY: Final = insert(Message).returning(Message)
+_OF_TURN: Final = select(Message).where(
+    col(Message.user_id) == bindparam("of_user"),
+    col(Message.turn_id) == bindparam("of_turn"),
+    col(Message.role) == bindparam("of_role"),
+)
+_HISTORY: Final = (
+    select(Message)
+    .where(
+        col(Message.user_id) == bindparam("of_user"),
+        col(Message.conversation_id) == bindparam("of_id"),
+        col(Message.position) >= bindparam("start"),
+        col(Message.position) < bindparam("end"),
+    )
+    .order_by(col(Message.position))
+)
+_CALLS: Final = (
+    select(ToolCall)
+    .where(col(ToolCall.user_id) == bindparam("of_user"), col(ToolCall.turn_id).in_(bindparam("turns", expanding=True)))
+    .order_by(col(ToolCall.turn_id), col(ToolCall.position))
+)
 
 
 class LeaseLost(TurnInProgress):
@@ -64,24 +118,16 @@ class Lease:
 
     def check(self, session: Session) -> None:
         """Hold the lease for the rest of the transaction. Raises LeaseLost."""
-        statement = select(Conversation.fence).where(self._mine()).with_for_update(read=True)
-        if session.exec(statement).one_or_none() is None:
+        if session.execute(_CHECK, self._key()).one_or_none() is None:
             raise LeaseLost(retry_after=1)
 
     def release(self, session: Session) -> None:
         """Let the next turn in. Raises LeaseLost."""
-        released = {"turn_id": None, "lease_until": None, "updated_at": func.clock_timestamp()}
-        statement = update(Conversation).where(self._mine()).values(released).returning(col(Conversation.fence))
-        if session.execute(statement).one_or_none() is None:
+        if session.execute(_RELEASE, self._key()).one_or_none() is None:
             raise LeaseLost(retry_after=1)
 
-    def _mine(self) -> ColumnElement[bool]:
-        return and_(
-            col(Conversation.user_id) == self.user_id,
-            col(Conversation.id) == self.conversation_id,
-            col(Conversation.fence) == self.fence,
-            col(Conversation.lease_until) > func.clock_timestamp(),
-        )
+    def _key(self) -> dict[str, Any]:
+        return {"of_user": self.user_id, "of_id": self.conversation_id, "of_fence": self.fence}
 
 
 @dataclass(frozen=True)
@@ -154,74 +200,53 @@ def begin(session: Session, user_id: str, turn_id: UUID, request: Request, histo
 def finish(session: Session, begun: Begun, reply: str, usage: dict[str, Any]) -> None:
     """Store the reply and let the next turn in. Raises LeaseLost."""
     begun.lease.release(session)
-    session.execute(
-        insert(Message).values(
-            user_id=begun.lease.user_id,
-            conversation_id=begun.lease.conversation_id,
-            position=begun.turn.position + 1,
-            turn_id=begun.lease.turn_id,
-            role="assistant",
-            content=reply,
-            usage=usage,
-        )
-    )
+    answered = {
+        "user_id": begun.lease.user_id,
+        "conversation_id": begun.lease.conversation_id,
+        "position": begun.turn.position + 1,
+        "turn_id": begun.lease.turn_id,
+        "role": "assistant",
+        "content": reply,
+        "usage": usage,
+    }
+    session.execute(_SAY, answered)
 
 
 def _said(session: Session, user_id: str, turn_id: UUID, request: Request) -> Message | None:
     """The user message of this turn, if it was begun before. Raises KeyReused."""
-    said = session.exec(
-        select(Message).where(Message.user_id == user_id, Message.turn_id == turn_id, Message.role == "user")
-    ).one_or_none()
+    of_turn = {"of_user": user_id, "of_turn": turn_id, "of_role": "user"}
+    said: Message | None = session.scalars(_OF_TURN, of_turn).one_or_none()
     if said and said.request_hash != request.hash:
         raise KeyReused
     return said
 
 
 def _finished(session: Session, said: Message) -> Finished | None:
-    (turn,) = _turns(session, said.user_id, [said, *_answers(session, said)])
-    return Finished(said.conversation_id, turn) if turn.reply is not None else None
-
-
-def _answers(session: Session, said: Message) -> Sequence[Message]:
-    return session.exec(
-        select(Message).where(
-            Message.user_id == said.user_id, Message.turn_id == said.turn_id, Message.role == "assistant"
-        )
-    ).all()
+    of_turn = {"of_user": said.user_id, "of_turn": said.turn_id, "of_role": "assistant"}
+    answer = session.scalars(_OF_TURN, of_turn).one_or_none()
+    if answer is None:
+        return None
+    (turn,) = _turns(session, said.user_id, [said, answer])
+    return Finished(said.conversation_id, turn)
 
 
 def _create(session: Session, user_id: str, conversation_id: UUID, request: Request) -> None:
-    title = request.message.strip().split("\n")[0][:_TITLE_LENGTH]
-    statement = insert(Conversation).values(user_id=user_id, id=conversation_id, title=title)
-    session.execute(statement.on_conflict_do_nothing())
+    title = request.message.split("\n")[0][:_TITLE_LENGTH]
+    session.execute(_CREATE, {"user_id": user_id, "id": conversation_id, "title": title})
 
 
 def _acquire(session: Session, user_id: str, conversation_id: UUID, turn_id: UUID, *, is_new: bool) -> Conversation:
     """Take the lease, if nobody holds it. A new turn reserves two positions: what is said, and the reply."""
-    now = func.clock_timestamp()
-    here = and_(col(Conversation.user_id) == user_id, col(Conversation.id) == conversation_id)
-    free = or_(col(Conversation.lease_until).is_(None), col(Conversation.lease_until) <= now)
-    statement = (
-        update(Conversation)
-        .where(here, free)
-        .values(
-            turn_id=turn_id,
-            lease_until=now + LEASE,
-            fence=Conversation.fence + 1,
-            next_position=Conversation.next_position + (2 if is_new else 0),
-        )
-        .returning(Conversation)
-    )
-    conversation = session.scalars(statement).one_or_none()
+    here = {"of_user": user_id, "of_id": conversation_id}
+    taken = {**here, "by_turn": turn_id, "reserved": 2 if is_new else 0}
+    conversation: Conversation | None = session.scalars(_ACQUIRE, taken).one_or_none()
     if conversation is None:
         _refuse(session, here)
     return conversation
 
 
-def _refuse(session: Session, here: ColumnElement[bool]) -> NoReturn:
-    held = session.execute(
-        select(col(Conversation.lease_until) - func.clock_timestamp(), Conversation.id).where(here)
-    ).one_or_none()
+def _refuse(session: Session, here: dict[str, Any]) -> NoReturn:
+    held = session.execute(_HELD_FOR, here).one_or_none()
     if held is None:
         raise NotFound
     remaining: timedelta = held[0] or timedelta()  # the other turn may just have ended
@@ -229,41 +254,27 @@ def _refuse(session: Session, here: ColumnElement[bool]) -> NoReturn:
 
 
 def _say(session: Session, conversation: Conversation, turn_id: UUID, request: Request) -> Message:
-    statement = (
-        insert(Message)
-        .values(
-            user_id=conversation.user_id,
-            conversation_id=conversation.id,
-            position=conversation.next_position - 2,
-            turn_id=turn_id,
-            role="user",
-            content=request.message,
-            timezone=request.timezone,
-            request_hash=request.hash,
-        )
-        .returning(Message)
-    )
-    return session.scalars(statement).one()
+    said = {
+        "user_id": conversation.user_id,
+        "conversation_id": conversation.id,
+        "position": conversation.next_position - 2,
+        "turn_id": turn_id,
+        "role": "user",
+        "content": request.message,
+        "timezone": request.timezone,
+        "request_hash": request.hash,
+    }
+    return session.scalars(_SAY, said).one()
 
 
 def _history(session: Session, conversation: Conversation, before: int, budget: int) -> list[Turn]:
     """Whole turns within the budget. Its start is kept in the row and moves in large steps."""
-    messages = session.exec(
-        select(Message)
-        .where(
-            Message.user_id == conversation.user_id,
-            Message.conversation_id == conversation.id,
-            Message.position >= conversation.history_start,
-            Message.position < before,
-        )
-        .order_by(col(Message.position))
-    ).all()
+    here = {"of_user": conversation.user_id, "of_id": conversation.id}
+    messages = session.scalars(_HISTORY, {**here, "start": conversation.history_start, "end": before}).all()
     turns = _turns(session, conversation.user_id, messages)
     kept = _cut(turns, budget)
     if len(kept) < len(turns):
-        start = kept[0].position if kept else before
-        here = and_(col(Conversation.user_id) == conversation.user_id, col(Conversation.id) == conversation.id)
-        session.execute(update(Conversation).where(here).values(history_start=start))
+        session.execute(_CUT, {**here, "start": kept[0].position if kept else before})
     return kept
 
 
@@ -303,7 +314,6 @@ def _turns(session: Session, user_id: str, messages: Sequence[Message]) -> list[
 def _calls(session: Session, user_id: str, turn_ids: list[UUID]) -> dict[UUID, list[ToolCall]]:
     found: dict[UUID, list[ToolCall]] = defaultdict(list)
     if turn_ids:
-        statement = select(ToolCall).where(ToolCall.user_id == user_id, col(ToolCall.turn_id).in_(set(turn_ids)))
-        for call in session.exec(statement.order_by(col(ToolCall.turn_id), col(ToolCall.position))):
+        for call in session.scalars(_CALLS, {"of_user": user_id, "turns": set(turn_ids)}):
             found[call.turn_id].append(call)
     return found

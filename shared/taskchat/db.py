@@ -62,7 +62,7 @@ class SafeJson(sqltypes.TypeDecorator[Any]):
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
         if not is_storable(value):
-            raise ValueError("JSON with NUL or a lone surrogate")
+            raise ValueError("JSON with NUL, a lone surrogate or an infinite number")
         return value
 
 
@@ -99,7 +99,7 @@ def connect_arguments(url: str) -> tuple[dict[str, Any], bool]:
 
 
 def create_engine_for(url: str) -> Engine:
-    """An engine on stock pg8000 for a libpq URL: one pooled connection, checked before use, replaced in time."""
+    """An engine on stock pg8000 for a libpq URL: one pooled connection, replaced in time."""
     arguments, binding_required = connect_arguments(url)
 
     def connect() -> Any:
@@ -115,7 +115,6 @@ def create_engine_for(url: str) -> Engine:
         pool_size=1,
         max_overflow=0,
         pool_timeout=CONNECT_TIMEOUT,
-        pool_pre_ping=True,
         pool_recycle=RECYCLE_AFTER,
         hide_parameters=True,  # exceptions end in logs, parameters are people's words
     )
@@ -152,6 +151,9 @@ def _is_passing(error: SQLAlchemyError | OSError) -> bool:
     return not isinstance(answer, dict) or str(answer.get("C", "")).startswith(_PASSING_SQLSTATES)
 
 
+_ACT_FOR: Final = text("select set_config('app.user_id', :user_id, true)")
+
+
 class Database:
     """Transactions on behalf of a person. Holds no state but the engine's one connection."""
 
@@ -167,13 +169,34 @@ class Database:
         Raises DatabaseUnavailable when the database cannot be reached or gives up; nothing is half done then.
         """
         try:
-            with Session(self.engine, expire_on_commit=False, autoflush=False) as session, session.begin():
-                session.execute(text("select set_config('app.user_id', :user_id, true)"), {"user_id": user_id})
+            with self._begin(user_id) as session:
                 yield session
+                session.commit()
         except (SQLAlchemyError, OSError) as error:
             if _is_passing(error):
                 raise DatabaseUnavailable(retry_after=RETRY_AFTER) from error
             raise
+
+    def _begin(self, user_id: str) -> Session:
+        """A session in a transaction of the person's, on a live connection.
+
+        A connection that died while the environment was frozen shows it at the first statement, before anything was
+        done: it is replaced, once. That costs a live one nothing, where asking first would cost each two roundtrips.
+        """
+        for _ in range(2):
+            session = Session(self.engine, expire_on_commit=False, autoflush=False)
+            is_connected = False
+            try:
+                session.connection()
+                is_connected = True
+                session.execute(_ACT_FOR, {"user_id": user_id})
+                return session
+            except (SQLAlchemyError, OSError) as error:
+                session.close()
+                failure = error
+                if not is_connected or not _is_passing(error):
+                    break
+        raise failure
 
     def is_reachable(self) -> bool:
         """Whether a transaction can be had right now."""

@@ -4,8 +4,8 @@ from datetime import datetime
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import Delete, Update, and_, func
-from sqlmodel import Session, delete, insert, select, update
+from sqlalchemy import Executable, and_, bindparam, func
+from sqlmodel import Session, col, delete, insert, select, update
 
 from taskchat.errors import ToolFailure
 from taskchat.models import Task
@@ -36,6 +36,20 @@ class TaskPage(BaseModel):
     next_cursor: int | None
 
 
+# Values come in as parameters, never inside a statement: SQLAlchemy keeps each statement it has compiled, and with it
+# what the first person to use it said.
+_OWNED: Final = col(Task.user_id) == bindparam("of_user")
+_THIS: Final = and_(_OWNED, col(Task.id) == bindparam("of_id"))
+_INSERT: Final = insert(Task).returning(Task)
+_PAGE: Final = select(Task).where(_OWNED, col(Task.id) > bindparam("after")).order_by(col(Task.id)).limit(PAGE_SIZE + 1)
+_PAGE_BY_STATE: Final = _PAGE.where(col(Task.completed) == bindparam("is_completed"))
+_ALONE: Final = {"synchronize_session": False}  # the session holds no other copy of the row
+_UPDATE: Final = (
+    update(Task).where(_THIS).values(updated_at=func.clock_timestamp()).returning(Task).execution_options(**_ALONE)
+)
+_DELETE: Final = delete(Task).where(_THIS).returning(Task).execution_options(**_ALONE)
+
+
 class TaskNotFound(ToolFailure):
     """Raised when the id is not one of the caller's tasks, whoever else's it may be."""
 
@@ -45,35 +59,33 @@ class TaskNotFound(ToolFailure):
 
 def add(session: Session, user_id: str, title: str, description: str) -> TaskView:
     """Store a new task."""
-    statement = insert(Task).values(user_id=user_id, title=title, description=description).returning(Task)
-    return TaskView.model_validate(session.scalars(statement).one())
+    task = session.scalars(_INSERT, {"user_id": user_id, "title": title, "description": description}).one()
+    return TaskView.model_validate(task)
 
 
 def page(session: Session, user_id: str, status: Status, cursor: int | None) -> TaskPage:
     """One page of tasks whose ids come after `cursor`."""
-    statement = select(Task).where(Task.user_id == user_id).order_by(Task.id).limit(PAGE_SIZE + 1)  # type: ignore[arg-type]
-    if status != "all":
-        statement = statement.where(Task.completed == (status == "completed"))
-    if cursor is not None:
-        statement = statement.where(Task.id > cursor)  # type: ignore[operator]
-    tasks = [TaskView.model_validate(task) for task in session.scalars(statement)]
+    wanted = {"of_user": user_id, "after": cursor or 0, "is_completed": status == "completed"}
+    found = session.scalars(_PAGE if status == "all" else _PAGE_BY_STATE, wanted)
+    tasks = [TaskView.model_validate(task) for task in found]
     more = len(tasks) > PAGE_SIZE
     return TaskPage(tasks=tasks[:PAGE_SIZE], next_cursor=tasks[PAGE_SIZE - 1].id if more else None)
 
 
 def change(session: Session, user_id: str, task_id: int, **values: Any) -> TaskView:
     """Set the given columns. Raises TaskNotFound."""
-    return _one(session, user_id, task_id, update(Task).values(**values, updated_at=func.clock_timestamp()))
+    columns: dict[str, Any] = {name: bindparam(f"new_{name}") for name in values}
+    given = {f"new_{name}": value for name, value in values.items()}
+    return _one(session, user_id, task_id, _UPDATE.values(columns), given)
 
 
 def remove(session: Session, user_id: str, task_id: int) -> TaskView:
     """Delete a task and give it back one last time. Raises TaskNotFound."""
-    return _one(session, user_id, task_id, delete(Task))
+    return _one(session, user_id, task_id, _DELETE, {})
 
 
-def _one(session: Session, user_id: str, task_id: int, statement: Update | Delete) -> TaskView:
-    owned = and_(Task.user_id == user_id, Task.id == task_id)  # type: ignore[arg-type]
-    task = session.scalars(statement.where(owned).returning(Task)).one_or_none()
+def _one(session: Session, user_id: str, task_id: int, statement: Executable, values: dict[str, Any]) -> TaskView:
+    task = session.scalars(statement, {"of_user": user_id, "of_id": task_id, **values}).one_or_none()
     if task is None:
         raise TaskNotFound(task_id)
     return TaskView.model_validate(task)

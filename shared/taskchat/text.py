@@ -1,5 +1,6 @@
 """What text may be: what a person or a model may send, and what Postgres can hold."""
 
+import math
 import unicodedata
 from typing import Any, Final
 
@@ -22,7 +23,9 @@ PLAIN_TEXT: Final = BeforeValidator(_plain)
 
 
 def is_storable(value: Any) -> bool:
-    """Whether Postgres can hold a JSON value: no NUL and no lone surrogate in any text of it, keys included."""
+    """Whether Postgres can hold a JSON value: no NUL or lone surrogate in its texts and keys, no infinite number."""
+    if isinstance(value, float):
+        return math.isfinite(value)
     if isinstance(value, str):
         return "\x00" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
     if isinstance(value, dict):
@@ -31,7 +34,9 @@ def is_storable(value: Any) -> bool:
 
 
 def storable(value: Any) -> Any:
-    """The same JSON value with what Postgres cannot hold replaced by U+FFFD."""
+    """The same JSON value with what Postgres cannot hold replaced: characters by U+FFFD, numbers by null."""
+    if isinstance(value, float):
+        return value if is_storable(value) else None
     if isinstance(value, str):
         return value if is_storable(value) else "".join(c if is_storable(c) else "\ufffd" for c in value)
     if isinstance(value, dict):

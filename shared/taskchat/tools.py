@@ -18,8 +18,9 @@ from taskchat.errors import ToolFailure
 from taskchat.settings import get_settings
 from taskchat.text import PLAIN_TEXT
 
-# FastMCP writes coloured text about each failed call, which the audit already tells, in JSON.
+# FastMCP logs each failed call with its traceback, and so with people's text; the audit tells of it without.
 logging.getLogger("fastmcp").handlers[:] = [logging.NullHandler()]
+logging.getLogger("fastmcp").propagate = False
 
 MAX_TITLE: Final = 200
 MAX_DESCRIPTION: Final = 2_000

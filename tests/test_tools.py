@@ -1,0 +1,263 @@
+"""The five tools, through the protocol and against Postgres."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from sqlalchemy import event
+
+from taskchat.audit import Call, calling
+from tests.conftest import run
+
+Rows = psycopg.Connection[dict[str, Any]]
+pytestmark = pytest.mark.usefixtures("environment")
+
+
+class Outcome:
+    """How a call ended: its structured content, or the sentence of its failure."""
+
+    def __init__(self, result: Any, call: Call) -> None:
+        self.content = result.structured_content
+        self.failure = result.content[0].text if result.is_error else None
+        self.record = call.records[0]
+
+
+Tool = Callable[..., Outcome]
+
+
+@pytest.fixture
+def user_id() -> str:
+    """A person with no tasks yet."""
+    return uuid4().hex
+
+
+async def acall(user_id: str, name: str, arguments: dict[str, Any]) -> Outcome:
+    """One call of a tool on the person's behalf, as the agent makes it."""
+    from taskchat.tools import server
+
+    call = Call(user_id, "chat", turn_id=uuid4(), call_id=uuid4().hex)
+    with calling(call):
+        return Outcome(await server.call_tool(name, arguments), call)
+
+
+@pytest.fixture
+def tool(user_id: str) -> Tool:
+    """Call a tool as that person."""
+    return lambda name, **arguments: run(acall(user_id, name, arguments))
+
+
+def test_add_gives_back_the_task(tool: Tool) -> None:
+    """The new task has an id, the title as it was meant, and is open."""
+    task = tool("add_task", title="  Buy milk ", description="two litres").content
+    assert (task["title"], task["description"], task["completed"]) == ("Buy milk", "two litres", False)
+    assert task["id"] > 0
+
+
+def test_list_filters_by_state(tool: Tool) -> None:
+    """all, pending and completed."""
+    first, second = tool("add_task", title="a").content["id"], tool("add_task", title="b").content["id"]
+    tool("complete_task", task_id=first)
+
+    def ids(**arguments: Any) -> list[int]:
+        return [task["id"] for task in tool("list_tasks", **arguments).content["tasks"]]
+
+    assert (ids(), ids(status="pending"), ids(status="completed")) == ([first, second], [second], [first])
+
+
+def test_list_pages_by_cursor(tool: Tool, user_id: str, rows: Rows) -> None:
+    """Following the cursor meets each task once, in order, and then ends."""
+    rows.execute(
+        "insert into task (user_id, title, description) select %s, 'n' || n, '' from generate_series(1, 120) n",
+        [user_id],
+    )
+    met: list[str] = []
+    cursor, pages = None, 0
+    while pages == 0 or cursor is not None:
+        page = tool("list_tasks", cursor=cursor).content
+        met += [task["title"] for task in page["tasks"]]
+        cursor, pages = page["next_cursor"], pages + 1
+    assert (met, pages) == ([f"n{n}" for n in range(1, 121)], 3)
+
+
+def test_complete_may_be_repeated(tool: Tool) -> None:
+    """Completing a completed task changes nothing and is no failure."""
+    task_id = tool("add_task", title="a").content["id"]
+    assert tool("complete_task", task_id=task_id).content["completed"]
+    assert tool("complete_task", task_id=task_id).content["completed"]
+
+
+def test_update_changes_what_is_given_and_nothing_else(tool: Tool) -> None:
+    """Title, description and state one by one; each leaves the others."""
+    task_id = tool("add_task", title="a", description="b").content["id"]
+    tool("update_task", task_id=task_id, title="c")
+    tool("complete_task", task_id=task_id)
+    task = tool("update_task", task_id=task_id, description="", completed=False).content
+    assert (task["title"], task["description"], task["completed"]) == ("c", "", False)
+
+
+def test_delete_shows_what_is_gone(tool: Tool) -> None:
+    """The deleted task is given back once, and then not found."""
+    task_id = tool("add_task", title="a").content["id"]
+    assert tool("delete_task", task_id=task_id).content["title"] == "a"
+    assert tool("delete_task", task_id=task_id).failure == f"Task {task_id} was not found."
+
+
+@pytest.mark.parametrize("name", ["complete_task", "delete_task", "update_task"])
+def test_another_s_task_is_not_found(tool: Tool, name: str, rows: Rows) -> None:
+    """Exactly like one that does not exist; and it is untouched."""
+    theirs = run(acall(uuid4().hex, "add_task", {"title": "theirs"})).content["id"]
+    extra = {"title": "mine"} if name == "update_task" else {}
+    assert tool(name, task_id=theirs, **extra).failure == f"Task {theirs} was not found."
+    assert rows.execute("select title, completed from task where id = %s", [theirs]).fetchone() == {
+        "title": "theirs",
+        "completed": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("add_task", {}),
+        ("add_task", {"title": ""}),
+        ("add_task", {"title": "   "}),
+        ("add_task", {"title": "x" * 201}),
+        ("add_task", {"title": "a", "description": "x" * 2001}),
+        ("add_task", {"title": ["a"]}),
+        ("add_task", {"title": "a\x00b"}),
+        ("add_task", {"title": "a\ud800b"}),
+        ("add_task", {"title": "a\x1b[2J"}),
+        ("add_task", {"title": "a", "user_id": "somebody"}),
+        ("add_task", {"title": "a", "priority": 1}),
+        ("list_tasks", {"status": "done"}),
+        ("list_tasks", {"cursor": 0}),
+        ("complete_task", {"task_id": 0}),
+        ("complete_task", {"task_id": -1}),
+        ("complete_task", {"task_id": 2**63}),
+        ("complete_task", {"task_id": 1e400}),
+        ("complete_task", {"task_id": "1; drop table task"}),
+        ("update_task", {"task_id": 1}),
+    ],
+)
+def test_arguments_out_of_contract_are_refused(tool: Tool, rows: Rows, name: str, arguments: dict[str, Any]) -> None:
+    """The model gets a sentence, the record an error, the task table nothing."""
+    outcome = tool(name, **arguments)
+    assert outcome.failure
+    assert outcome.failure[-1] == "."
+    assert outcome.record.outcome == "error"
+    assert rows.execute("select from task where user_id = %s", [outcome.record.user_id]).fetchall() == []
+    kept = rows.execute("select result from tool_call where call_id = %s", [outcome.record.call_id]).fetchone()
+    assert kept == {"result": {"error": outcome.failure}}
+
+
+def test_the_limits_themselves_are_allowed(tool: Tool) -> None:
+    """200 characters of title and 2,000 of description, in any script."""
+    task = tool("add_task", title="ü" * 200, description="漢" * 2000).content
+    assert (len(task["title"]), len(task["description"])) == (200, 2000)
+
+
+def test_text_is_kept_in_its_composed_form(tool: Tool) -> None:
+    """The same word, typed in two ways, is one word."""
+    assert tool("add_task", title="cafe\u0301").content["title"] == "café"
+
+
+def test_schemas_state_the_contract() -> None:
+    """A model reads the limits and choices from the schema itself."""
+    from taskchat.tools import server
+
+    schemas = {tool.name: tool.parameters for tool in run(server.list_tools())}
+    assert schemas["add_task"]["properties"]["title"]["maxLength"] == 200
+    assert schemas["add_task"]["properties"]["description"]["maxLength"] == 2000
+    assert schemas["list_tasks"]["properties"]["status"]["enum"] == ["all", "pending", "completed"]
+    assert all(schema["additionalProperties"] is False for schema in schemas.values())
+
+
+def test_annotations_tell_what_a_tool_may_do() -> None:
+    """Read-only, destructive and idempotent, as MCP clients ask before they let a model loose."""
+    from taskchat.tools import server
+
+    hints = {
+        tool.name: (
+            tool.annotations.read_only_hint,
+            tool.annotations.destructive_hint,
+            tool.annotations.idempotent_hint,
+        )
+        for tool in run(server.list_tools())
+        if tool.annotations
+    }
+    assert hints == {
+        "add_task": (False, False, False),
+        "list_tasks": (True, False, True),
+        "complete_task": (False, False, True),
+        "delete_task": (False, True, False),
+        "update_task": (False, True, True),
+    }
+
+
+def test_a_tool_s_own_fault_is_no_secret_and_no_leak(tool: Tool, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error nobody foresaw inside a tool: nothing changed, an error on record, and none of its text."""
+    from taskchat import tasks
+
+    real = tasks.add
+
+    def add_and_break(*arguments: Any) -> Any:
+        real(*arguments)
+        raise KeyError("secret canary")
+
+    monkeypatch.setattr(tasks, "add", add_and_break)
+    outcome = tool("add_task", title="a")
+    assert outcome.failure == "The tool failed for a reason of its own. Nothing was changed."
+    assert rows.execute("select from task where user_id = %s", [outcome.record.user_id]).fetchall() == []
+
+
+def test_effect_and_record_are_one_commit(tool: Tool, user_id: str, rows: Rows) -> None:
+    """Task and record of a call bear the id of the same Postgres transaction."""
+    tool("add_task", title="a")
+    found = rows.execute(
+        "select t.xmin::text = c.xmin::text as same from task t, tool_call c where t.user_id = %s and c.user_id = %s",
+        [user_id, user_id],
+    ).fetchall()
+    assert found == [{"same": True}]
+
+
+def test_without_a_record_there_is_no_effect(user_id: str, rows: Rows) -> None:
+    """When the record cannot be written, neither is the task."""
+    from taskchat.tools import server
+
+    call = Call(user_id, "chat", turn_id=uuid4(), call_id="the same twice")
+
+    async def twice() -> None:
+        with calling(call):
+            await server.call_tool("add_task", {"title": "first"})
+            await server.call_tool("add_task", {"title": "second"})
+
+    with pytest.raises(Exception, match="tool_call_pkey"):
+        run(twice())
+    titles = rows.execute("select title from task where user_id = %s", [user_id]).fetchall()
+    assert titles == [{"title": "first"}]
+
+
+def test_nothing_gives_way_inside_a_transaction(user_id: str) -> None:
+    """Calls that run at once in one process never hold two transactions open, nor one across another's turn."""
+    from taskchat.tools import database
+
+    log: list[str] = []
+    run(acall(user_id, "list_tasks", {}))
+    event.listen(database().engine, "begin", lambda _connection: log.append("begin"))
+    event.listen(database().engine, "commit", lambda _connection: log.append("commit"))
+
+    async def tick() -> None:
+        for _ in range(50):
+            log.append(".")
+            await asyncio.sleep(0)
+
+    async def all_at_once() -> None:
+        calls: list[Awaitable[Any]] = [acall(user_id, "list_tasks", {}) for _ in range(5)]
+        await asyncio.gather(tick(), *calls)
+
+    run(all_at_once())
+    begun = [index for index, entry in enumerate(log) if entry == "begin"]
+    assert len(begun) == 5
+    assert all(log[index + 1] == "commit" for index in begun)
