@@ -112,4 +112,4 @@ check-locks: install
 		{ echo "$$lock does not fit pyproject.toml: run make lock"; exit 1; }; done
 
 clean:  ## Remove everything that was built, installed or stored for development
-	rm -rf .venv .venv-* .aws-sam .dev .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-* .aws-sam .dev .mypy_cache .ruff_cache .pytest_cache $$(readlink .dev/postgres/elsewhere)

@@ -38,5 +38,5 @@ def _short(entry: dict[str, Any]) -> str | None:
     if str(entry.get("schema")).startswith(AUDIT_SCHEMA):
         return f"  {entry['tool']} {entry['outcome']} {entry['duration_ms']:.0f} ms"
     if entry.get("level") in WORTH_SHOWING:
-        return f"  {entry['level'].lower()}: {entry.get('message')}"
+        return "  " + ": ".join(filter(None, (entry["level"].lower(), entry.get("message"), entry.get("error"))))
     return None

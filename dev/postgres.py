@@ -121,6 +121,19 @@ def running(
 
 
 @contextlib.contextmanager
+def temporary() -> Iterator[Postgres]:
+    """Run an empty server that leaves nothing behind, for tests.
+
+    Its directory isn't one of pytest's: those only root may enter when root runs the tests.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="taskchat-postgres-") as name,
+        running(Path(name), durable=False) as postgres,
+    ):
+        yield postgres
+
+
+@contextlib.contextmanager
 def _claimed(data_dir: Path, account: Account | None) -> Iterator[None]:
     """Hold the directory for this process. The kernel lets go of the lock when we die, however we die."""
     data_dir.mkdir(parents=True, exist_ok=True)
@@ -136,18 +149,24 @@ def _claimed(data_dir: Path, account: Account | None) -> Iterator[None]:
 
 
 def _home(data_dir: Path, account: Account | None) -> Path:
-    """Where the cluster lies: in `data_dir`, unless that is below a directory (a 0700 home) the account can't pass."""
+    """Where the cluster lies: in `data_dir`, unless that is below a directory (a 0700 home) the account can't pass.
+
+    A link then says where it is, to people and to `make clean`.
+    """
     if processes.reachable(data_dir, account):
         return data_dir
     home = SYSTEM_STATE / f"taskchat-{hashlib.sha256(bytes(data_dir)).hexdigest()[:12]}"
     home.mkdir(mode=0o711, parents=True, exist_ok=True)
+    link = data_dir / "elsewhere"
+    link.unlink(missing_ok=True)
+    link.symlink_to(home)
     return home
 
 
 def _passwords(data_dir: Path, home: Path) -> dict[str, str]:
     """The roles' passwords, made once.
 
-    A cluster whose passwords are gone is of no use and goes too: `make clean` doesn't know where else it may lie.
+    A cluster whose passwords are gone is of no use and goes too: it belonged to a checkout that was removed.
     """
     path = data_dir / "passwords.json"
     with contextlib.suppress(FileNotFoundError):

@@ -54,9 +54,9 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def server() -> Iterator[Postgres]:
     """An embedded Postgres with the schema in place."""
-    with postgres.running(tmp_path_factory.mktemp("postgres"), durable=False) as running:
+    with postgres.temporary() as running:
         done = migrate(running.owner_url, running.app_url)
         assert done.returncode == 0, done.stderr
         yield running
