@@ -67,4 +67,4 @@ def _execute(connection: Connection, template: str, *values: str) -> None:
     names = {f"v{index}": value for index, value in enumerate(values)}
     arguments = "".join(f", cast(:{name} as text)" for name in names)
     statement = connection.execute(text(f"select format(:template{arguments})"), {"template": template, **names})
-    connection.exec_driver_sql(statement.scalar_one().replace("%", "%%"))
+    connection.exec_driver_sql(statement.scalar_one())

@@ -7,6 +7,7 @@ audience, and the `typ` of the header.
 import json
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ KEY_SET_TTL: Final = 300
 KEY_SET_COOLDOWN: Final = 10
 """Seconds between fetches at least, whatever key ids callers invent."""
 KEY_SET_TIMEOUT: Final = 2.0
+"""Seconds to wait for the key set's server at any step, and for all of it to have come."""
 KEY_SET_MAX_BYTES: Final = 64 * 1024
 USER_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -39,9 +41,10 @@ Claims = dict[str, Any]
 class KeySet:
     """Public keys by key id: static ones, or fetched, kept for a while, and served stale through an outage."""
 
-    def __init__(self, url: str | None, static: str | None) -> None:
+    def __init__(self, url: str | None, static: str | None, clock: Callable[[], float] = time.monotonic) -> None:
         """`url` is fetched when a key is needed; `static` is a key set in JSON, for where nothing can be fetched."""
         self._url = url
+        self._clock = clock
         self._static = _parse(static) if static else {}
         self._keys: dict[str, jwt.PyJWK] = {}
         self._fetched_at = self._tried_at = float("-inf")
@@ -50,7 +53,7 @@ class KeySet:
         """The key with this id. Raises Unauthenticated if there is none, KeySetUnavailable if nobody can tell."""
         if key := self._static.get(key_id):
             return key
-        if self._url and (key_id not in self._keys or time.monotonic() - self._fetched_at > KEY_SET_TTL):
+        if self._url and (key_id not in self._keys or self._clock() - self._fetched_at > KEY_SET_TTL):
             self._refresh()
         if key := self._keys.get(key_id):
             return key
@@ -59,41 +62,50 @@ class KeySet:
         raise Unauthenticated
 
     def _refresh(self) -> None:
-        now = time.monotonic()
+        now = self._clock()
         if now - self._tried_at < KEY_SET_COOLDOWN:
             return
         self._tried_at = now
         try:
             self._keys = _parse(self._fetch())
             self._fetched_at = now
-        except (httpx2.HTTPError, ValueError):
+        except (httpx2.HTTPError, ValueError, RecursionError):
             return  # the keys there were still serve; who needs another is told 503
 
     def _fetch(self) -> bytes:
-        body = b""
+        body, late = b"", self._clock() + KEY_SET_TIMEOUT
         with httpx2.stream("GET", str(self._url), timeout=KEY_SET_TIMEOUT, follow_redirects=False) as response:
             if response.status_code != httpx2.codes.OK:
                 raise ValueError("no key set")
             for chunk in response.iter_bytes():
                 body += chunk
-                if len(body) > KEY_SET_MAX_BYTES:
-                    raise ValueError("key set too large")
+                if len(body) > KEY_SET_MAX_BYTES or self._clock() > late:
+                    raise ValueError("key set too large or too slow")
         return body
 
 
 def _parse(text: str | bytes) -> dict[str, jwt.PyJWK]:
-    """The usable keys of a key set, those of other kinds left out. Raises ValueError when it is no key set."""
+    """The usable keys of a key set, all others left out. Raises ValueError when it is no key set."""
     document = json.loads(text)
     if not isinstance(document, dict) or not isinstance(document.get("keys"), list):
         raise ValueError("not a key set")
-    return {jwk["kid"]: jwt.PyJWK(jwk, algorithm) for jwk in document["keys"] if (algorithm := _algorithm(jwk))}
+    return {jwk["kid"]: key for jwk in document["keys"] if (key := _usable(jwk))}
+
+
+def _usable(jwk: Any) -> jwt.PyJWK | None:
+    """The key, bound to its algorithm. None if it is of another kind, or broken: the others of its set still serve."""
+    algorithm = _algorithm(jwk)
+    try:
+        return jwt.PyJWK(jwk, algorithm) if algorithm else None
+    except (jwt.PyJWTError, ValueError, TypeError):
+        return None
 
 
 def _algorithm(jwk: Any) -> str | None:
     if not isinstance(jwk, dict) or not isinstance(jwk.get("kid"), str) or jwk.get("use", "sig") != "sig":
         return None
     kind = str(jwk.get("kty"))
-    return _ALGORITHM_OF_KEY.get((kind, None if kind == "RSA" else jwk.get("crv")))
+    return _ALGORITHM_OF_KEY.get((kind, None if kind == "RSA" else str(jwk.get("crv"))))
 
 
 @dataclass(frozen=True)
@@ -120,7 +132,7 @@ class Verifier:
                 options={"require": ["exp", "iat", "sub", "aud", "iss"], "strict_aud": True},
             )
             return _checked(claims)
-        except (jwt.PyJWTError, ValueError, TypeError):
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError):  # the last for a time without end
             raise Unauthenticated from None
 
     def _key_id(self, token: str) -> str:

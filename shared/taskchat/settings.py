@@ -46,7 +46,8 @@ class Settings(BaseModel):
     @field_validator("auth_jwks_json")
     @classmethod
     def _is_key_set(cls, value: str | None) -> str | None:
-        if value is not None and not isinstance(json.loads(value).get("keys"), list):
+        document = json.loads(value) if value is not None else {"keys": []}
+        if not isinstance(document, dict) or not isinstance(document.get("keys"), list):
             raise ValueError("not a JSON Web Key Set")
         return value
 
@@ -63,8 +64,12 @@ class MigrationSettings(BaseModel):
 def _read_secret(arn: str) -> dict[str, Any]:
     # boto3 costs a cold start 100 ms or more: only who keeps a secret pays for it.
     from aws_lambda_powertools.utilities import parameters
+    from aws_lambda_powertools.utilities.parameters.exceptions import GetParameterError, TransformParameterError
 
-    secret = parameters.get_secret(arn, transform="json")
+    try:
+        secret = parameters.get_secret(arn, transform="json")
+    except (GetParameterError, TransformParameterError) as error:
+        raise SettingsError(f"APP_SECRET_ARN cannot be read: {type(error.__cause__ or error).__name__}.") from None
     if not isinstance(secret, dict):
         raise SettingsError("The secret named by APP_SECRET_ARN is not a JSON object.")
     return secret
