@@ -132,7 +132,7 @@ class Verifier:
                 options={"require": ["exp", "iat", "sub", "aud", "iss"], "strict_aud": True},
             )
             return _checked(claims)
-        except (jwt.PyJWTError, ValueError, TypeError, OverflowError):  # the last for a time without end
+        except (jwt.PyJWTError, ValueError, TypeError):
             raise Unauthenticated from None
 
     def _key_id(self, token: str) -> str:
