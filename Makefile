@@ -16,7 +16,7 @@ help:  ## List the commands
 install: $(INSTALLED)  ## Make .venv with everything to develop and test
 
 # The import roots go in through a .pth file: the same names as on Lambda (taskchat, chat, mcp_tools), and no path hacks.
-$(INSTALLED): $(LOCKS) Makefile
+$(INSTALLED): $(LOCKS)
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed: taskchat needs Python 3.11 or later."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$$($(PYTHON) --version) is too old: taskchat needs 3.11 or later (choose one with PYTHON=python3.13)."; exit 1; }
@@ -40,6 +40,14 @@ export MESSAGE CONVERSATION
 
 chat: install  ## One turn: make chat MESSAGE="add buy milk" [CONVERSATION=<id>]
 	@$(BIN)/python -m dev.chat
+
+.PHONY: test migrate
+
+test: install  ## Run every test that needs no container
+	@$(BIN)/pytest
+
+migrate: install  ## Bring MIGRATION_DATABASE_URL's schema up to date, and make the role that DATABASE_URL names
+	@$(BIN)/alembic upgrade head
 
 # The SAM CLI lives apart from .venv: it pins the versions of half of what the layer ships. With it the runtime's own
 # client for Lambda's Python, which `make smoke` puts beside the artifact.

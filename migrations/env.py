@@ -1,13 +1,15 @@
 """Bring the schema up to date as its owner, then see to the runtime role. One run at a time, all or nothing."""
 
 from alembic import context
+from alembic.util import CommandError
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlmodel import SQLModel
 
 import taskchat.models  # noqa: F401  (fills the metadata)
-from migrations.roles import grant_rights, make_role, read_role
+from migrations.roles import UnsafeRole, grant_rights, make_role, read_role
 from taskchat.db import create_engine_for
-from taskchat.settings import MigrationSettings, load
+from taskchat.settings import MigrationSettings, SettingsError, load
 
 _ONE_MIGRATION_AT_A_TIME = 8_250_411  # any constant: the key of an advisory lock
 
@@ -25,4 +27,7 @@ def migrate() -> None:
             grant_rights(connection, role.name)
 
 
-migrate()
+try:
+    migrate()
+except (SettingsError, UnsafeRole, ValueError, DBAPIError) as error:
+    raise CommandError(str(error).splitlines()[0]) from error  # Alembic shows it as one line
