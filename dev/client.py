@@ -15,10 +15,15 @@ class UnreachableError(Exception):
 
 
 def call(
-    url: str, path: str, body: Mapping[str, object] | None = None, headers: Mapping[str, str] | None = None
+    url: str,
+    path: str,
+    body: Mapping[str, object] | None = None,
+    headers: Mapping[str, str] | None = None,
+    *,
+    patience: float = PATIENCE_SECONDS,
 ) -> tuple[int, Any]:
     """GET the path, or POST the body as JSON. Returns the status and the parsed answer; raises UnreachableError."""
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=PATIENCE_SECONDS)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=patience)
     try:
         if body is None:
             connection.request("GET", path, headers=headers or {})

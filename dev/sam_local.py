@@ -16,21 +16,19 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import httpx2
-
-from dev import processes, proof, state
+from dev import client, processes, proof, state
+from dev.client import UnreachableError
 from dev.processes import StartupError
 from dev.proof import Kept, ProofError, Surroundings
 
 HOST = "127.0.0.1"
-IMAGE = "public.ecr.aws/lambda/python:3.13-x86_64"
+IMAGE = "lambda/python:3.13-x86_64"
 DESKTOP_NAME = "host.docker.internal"  # what containers call this machine where the engine runs in one of its own
 START_SECONDS = 60
 INVOKE_SECONDS = 120  # a container, with a large layer mounted into it, is started for each event
 BRIDGE = "{{range .IPAM.Config}}{{.Gateway}} {{.Subnet}}{{end}}"
-NO_HEADERS: Mapping[str, str] = {}
-SENTENCE = "Add buy milk"
 AFTER_TURNS = Kept(tasks=["buy milk"] * 2, calls=["chat add_task ok"] * 2, messages=4)
 
 
@@ -59,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     program = parser.parse_args(arguments).sam
     try:
         _prove(program)
-    except (ProofError, StartupError) as error:
+    except (ProofError, StartupError, UnreachableError) as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1
     return 0
@@ -99,36 +97,33 @@ def _prove_invoke(sam: Sam, around: Surroundings, directory: Path) -> None:
 
 def _prove_start_api(sam: Sam, around: Surroundings, directory: Path) -> None:
     """`sam local start-api` serves the template's routes. Raises ProofError."""
-    chat, message = f"/api/{around.user_id}/chat", {"message": SENTENCE}
-    authorized = {"Authorization": f"Bearer {around.token}"}
-    with _api(sam, directory / "start-api.log") as api:
-        turn = _request(api, "POST", chat, 200, body=message, headers=authorized).json()
+    chat, message = f"/api/{around.user_id}/chat", {"message": "Add buy milk"}
+    with _api(sam, directory / "start-api.log") as url:
+        turn = _request(url, 200, chat, message, {"Authorization": f"Bearer {around.token}"})
         if [(call["tool"], call["outcome"]) for call in turn["tool_calls"]] != [("add_task", "ok")]:
             raise ProofError(f"expected one call of add_task, got {turn}")
-        _request(api, "POST", chat, 401, body=message)
-        _request(api, "GET", "/health", 200)
-        _request(api, "GET", "/no/such/path", 404)
-        _request(api, "POST", "/mcp", 401, body={})
+        _request(url, 401, chat, message)
+        _request(url, 200, "/health")
+        _request(url, 404, "/no/such/path")
+        _request(url, 401, "/mcp", {})
 
 
 def _request(
-    api: httpx2.Client,
-    method: str,
+    url: str,
+    expected: int,
     path: str,
-    status: int,
-    *,
-    body: object = None,
-    headers: Mapping[str, str] = NO_HEADERS,
-) -> httpx2.Response:
-    with _timed(f"{method} {path}"):
-        answer = api.request(method, path, json=body, headers=headers)
-    if answer.status_code != status:
-        raise ProofError(f"{method} {path}: expected {status}, got {answer.status_code} {answer.text}")
+    body: Mapping[str, object] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Any:
+    with _timed(f"{'GET' if body is None else 'POST'} {path} {expected}"):
+        status, answer = client.call(url, path, body, headers, patience=INVOKE_SECONDS)
+    if status != expected:
+        raise ProofError(f"{path}: expected {expected}, got {status} {answer}")
     return answer
 
 
 @contextlib.contextmanager
-def _api(sam: Sam, log: Path) -> Iterator[httpx2.Client]:
+def _api(sam: Sam, log: Path) -> Iterator[str]:
     """`sam local start-api` on a free port, with containers that are kept from one request to the next."""
     port = processes.free_port(HOST)
     with log.open("wb") as output:
@@ -141,8 +136,7 @@ def _api(sam: Sam, log: Path) -> Iterator[httpx2.Client]:
         )
     try:
         processes.wait_until_listening(process, HOST, port, START_SECONDS)
-        with httpx2.Client(base_url=f"http://{HOST}:{port}", timeout=INVOKE_SECONDS) as api:
-            yield api
+        yield f"http://{HOST}:{port}"
     finally:
         processes.stop(process, signal.SIGINT, signal.SIGTERM, patience=START_SECONDS)  # it removes its containers
 
@@ -151,7 +145,7 @@ def _api(sam: Sam, log: Path) -> Iterator[httpx2.Client]:
 def _timed(what: str) -> Iterator[None]:
     started = time.monotonic()
     yield
-    print(f"{what:<48} {time.monotonic() - started:6.2f} s", flush=True)
+    print(f"{what:<54} {time.monotonic() - started:6.2f} s", flush=True)
 
 
 def _addresses() -> tuple[str, str]:
@@ -174,7 +168,8 @@ def _gateway(bridge: str) -> str:
 
 
 def _has_image() -> bool:
-    return _docker("image", "inspect", IMAGE) is not None
+    images = _docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}") or ""
+    return any(image.endswith(IMAGE) for image in images.splitlines())
 
 
 def _docker(*arguments: str) -> str | None:

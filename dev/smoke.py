@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx2
-
-from dev import artifact, processes, proof, state
+from dev import artifact, client, processes, proof, state
 from dev.artifact import ArtifactError, Function
+from dev.client import UnreachableError
 from dev.processes import StartupError
 from dev.proof import Expected, ProofError, Surroundings
 
@@ -45,11 +44,11 @@ class Emulated:
     """A function that waits for events."""
 
     pid: int
-    http: httpx2.Client
+    url: str
 
     def invoke(self, event: dict[str, Any]) -> dict[str, Any]:
         """Show the function one event. Raises ProofError when what comes back is no answer."""
-        answer = self.http.post(INVOKE, json=event).json()
+        _, answer = client.call(self.url, INVOKE, event, patience=LIMIT_SECONDS)
         if not isinstance(answer, dict) or "statusCode" not in answer:
             raise ProofError(f"the function failed: {answer}")
         return answer
@@ -63,14 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Show every event. The exit code is 1 when anything differs from what it must be."""
     try:
         smoke(_tools(arguments))
-    except (ArtifactError, ProofError, StartupError) as error:
+    except (ArtifactError, ProofError, StartupError, UnreachableError) as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1
     return 0
 
 
 def smoke(tools: Tools) -> None:
-    """Show every event and compare. Raises ProofError, ArtifactError or StartupError."""
+    """Show every event and compare. Raises ProofError, ArtifactError, StartupError or UnreachableError."""
     functions = artifact.functions()
     with proof.surroundings("smoke") as around, contextlib.ExitStack() as stack:
         running: dict[str, Emulated] = {}
@@ -111,8 +110,7 @@ def _emulated(function: Function, tools: Tools, environment: dict[str, str]) -> 
         )
     try:
         processes.wait_until_listening(process, HOST, port)
-        with httpx2.Client(base_url=f"http://{HOST}:{port}", timeout=LIMIT_SECONDS) as http:
-            yield Emulated(process.pid, http)
+        yield Emulated(process.pid, f"http://{HOST}:{port}")
     except BaseException:
         print(f"The end of {state.shown(log)}:", *log.read_text().splitlines()[-LAST_LINES:], sep="\n", file=sys.stderr)
         raise
