@@ -69,7 +69,7 @@ $(SAM_INSTALLED): requirements-sam.txt | $(INSTALLED)
 PYTHON313 ?= $(shell for python in python3.13 "$$(dirname "$$(command -v python3.13)")"/../versions/3.13.*[0-9]/bin/python3.13; \
 	do "$$python" -c 'import sys; print(sys.executable)' 2>/dev/null && break; done)
 
-.PHONY: build smoke sam-local deploy check
+.PHONY: build smoke sam-local inspector deploy check
 
 build: install $(SAM_INSTALLED)  ## Build the functions and the layer with sam, and weigh them
 	@test -n "$(PYTHON313)" || \
@@ -82,6 +82,15 @@ smoke: build  ## Run the built artifact in Lambda's emulator, on the events in e
 
 sam-local: build  ## Run the built artifact with sam local (needs a container engine)
 	@$(BIN)/python -m dev.sam_local --sam $(SAM_VENV)/bin/sam
+
+INSPECTOR := .dev/inspector/node_modules/.bin/mcp-inspector
+$(INSPECTOR):
+	@npm install --silent --no-save --no-package-lock --prefix .dev/inspector @modelcontextprotocol/inspector@2.12.0 || \
+		{ echo "Could not install the MCP Inspector: are Node and the network there?"; exit 1; }
+
+inspector: install $(INSPECTOR)  ## Call the tools over HTTP with the MCP Inspector (needs Node)
+	@rm -rf .dev/inspector/state
+	@TASKCHAT_DEV_DIR=.dev/inspector/state $(BIN)/python -m dev.inspector $(INSPECTOR)
 
 ENV ?= dev
 deploy: build  ## Build and deploy as samconfig.toml says: make deploy ENV=dev|prod
