@@ -31,6 +31,12 @@ AUTH = "https://auth.example.com"
 RESOURCE = "https://api.example.com/mcp"
 
 
+def pytest_configure() -> None:
+    """Name the service before anything is imported: Powertools reads that when a logger is made."""
+    os.environ["POWERTOOLS_SERVICE_NAME"] = "taskchat"
+    os.environ["POWERTOOLS_METRICS_NAMESPACE"] = "taskchat"
+
+
 def migrate(owner_url: str, app_url: str, *command: str) -> subprocess.CompletedProcess[str]:
     """Run Alembic as `make migrate` does."""
     environment = os.environ | {"MIGRATION_DATABASE_URL": owner_url, "DATABASE_URL": app_url}
@@ -129,8 +135,6 @@ def environment(
         "AUTH_AUDIENCE": AUTH,
         "AUTH_JWKS_JSON": issuer.jwks_json,
         "MCP_RESOURCE_URL": RESOURCE,
-        "POWERTOOLS_SERVICE_NAME": "taskchat",
-        "POWERTOOLS_METRICS_NAMESPACE": "taskchat",
     }
     for name, value in values.items():
         monkeypatch.setenv(name, value)
