@@ -1,10 +1,8 @@
 """Everything a turn needs, on this machine: database, schema, model, and the server in front of them."""
 
 import contextlib
-import errno
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +21,8 @@ START_SECONDS = 60
 GRACE_SECONDS = 3  # for the requests that run when the server is stopped
 # A person's shell may name their real deployment. Nothing of that may reach a server that hands out tokens.
 NOT_INHERITED = ("APP_SECRET_ARN", "AUTH_JWKS_URL")
+# It is on this machine, where a company's proxy has no business.
+STAND_IN = {"OPENAI_API_KEY": "stand-in", "MODEL": "stand-in", "NO_PROXY": "*", "no_proxy": "*"}
 
 
 @dataclass(frozen=True)
@@ -67,32 +67,23 @@ def running(
     Raises StartupError. `show` gets the server's output in short; all of it goes to `server.log`.
     """
     url, directory = f"http://{HOST}:{port}", state.directory()
-    _refuse_taken(port)
+    log = directory / "server.log"
+    if (trouble := processes.port_trouble(HOST, port)) is not None:
+        raise StartupError(f"{trouble}: try make dev PORT={port + 1}.")
     directory.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         with progress.step("Postgres"):
             database = stack.enter_context(postgres.running(directory / "postgres"))
         environment = _environment(url, database, Issuer.stored(directory / "issuer.pem"))
-        with progress.step("migrations"):
-            migrate(database, directory / "migrations.log")
         with progress.step(_model_name()):
             environment |= stack.enter_context(_model())
+        # Nobody knows the address yet: it may import what it needs while the schema is brought up to date.
+        process = stack.enter_context(_server(port, environment, log, show, reload=reload))
+        with progress.step("migrations"):
+            migrate(database, directory / "migrations.log")
         with progress.step("API"):
-            log = directory / "server.log"
-            process = stack.enter_context(_server(port, environment, log, show, reload=reload))
             _wait_until_ready(process, url, log)
         yield Backend(url, process)
-
-
-def _refuse_taken(port: int) -> None:
-    """Say so before anything is started. The server itself would say it last, and less plainly."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            reason = "is in use" if error.errno == errno.EADDRINUSE else f"can't be had ({error.strerror})"
-            raise StartupError(f"Port {port} on {HOST} {reason}: choose another with PORT=.") from None
 
 
 def _environment(url: str, database: Postgres, issuer: Issuer) -> dict[str, str]:
@@ -134,7 +125,7 @@ def _model() -> Iterator[dict[str, str]]:
         yield {}
         return
     with model.running(HOST, 0) as stand_in:
-        yield {"OPENAI_API_KEY": "stand-in", "OPENAI_BASE_URL": stand_in.base_url, "MODEL": "stand-in"}
+        yield STAND_IN | {"OPENAI_BASE_URL": stand_in.base_url}
 
 
 @contextlib.contextmanager

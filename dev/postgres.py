@@ -34,6 +34,7 @@ APP = "taskchat_app"
 SUPERUSER = "postgres"
 
 START_SECONDS = 30
+CONNECT_SECONDS = 5  # whatever else may answer, or not, on our port
 PORT_ATTEMPTS = 5  # a port that was free when we looked can be taken before the server binds it
 SYSTEM_STATE = Path("/var/lib")  # only root may write there, so nobody can have put a directory of our name in place
 ENGLISH = {"LC_ALL": "C", "PATH": os.defpath}  # the log is read back when a start fails, whatever the person's language
@@ -269,6 +270,8 @@ def _start(
     command: Sequence[str], account: Account | None, log: Path, host: str, port: int, passwords: dict[str, str]
 ) -> Postgres:
     """Start the server on the given port, or on any that is free, and return once it accepts connections."""
+    if port and (trouble := processes.port_trouble(host, port)) is not None:
+        raise StartupError(f"{trouble}: Postgres can't have it.")
     for _ in range(PORT_ATTEMPTS):
         chosen = port or processes.free_port(host)
         with log.open("wb") as output:
@@ -313,7 +316,7 @@ def _connected(postgres: Postgres, log: Path) -> psycopg.Connection[tuple[object
         if postgres.process.poll() is not None:
             raise _failure(postgres, log)
         with contextlib.suppress(psycopg.OperationalError):
-            return psycopg.connect(url, autocommit=True)
+            return psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_SECONDS)
     raise StartupError(f"Postgres did not accept a connection within {START_SECONDS} s; its log is {log}.")
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import os
 import pwd
 import signal
@@ -117,6 +118,18 @@ def free_port(host: str) -> int:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def port_trouble(host: str, port: int) -> str | None:
+    """Why a server could not listen there, found by trying: better said before others are started for nothing."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            reason = "is in use" if error.errno == errno.EADDRINUSE else f"can't be had ({error.strerror})"
+            return f"Port {port} on {host} {reason}"
+    return None
 
 
 def attempts(seconds: float) -> Iterator[None]:
