@@ -1,28 +1,46 @@
 """The MCP door: the tool server over stateless streamable HTTP, for any client with a token for this resource."""
 
+import logging
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.logging import correlation_paths
+from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from fastmcp.server.auth import AccessToken, RemoteAuthProvider, TokenVerifier
 from fastmcp.server.http import StarletteWithLifespan, create_streamable_http_app
 from mangum import Mangum
 from pydantic import AnyHttpUrl
-from starlette.middleware import Middleware
+from starlette.routing import Route
 
 from taskchat.auth import Verifier, mcp_verifier
 from taskchat.errors import Unauthenticated
 from taskchat.gateway import readable
-from taskchat.problems import ErrorBoundary
+from taskchat.problems import ErrorBoundary, expected
 from taskchat.settings import Settings, SettingsError, get_settings
 from taskchat.tools import server
 
 SCOPES: Final = ["tasks:read", "tasks:write"]
+METADATA_PATH: Final = "/.well-known/oauth-protected-resource"
+"""Where clients look that don't get to see the address in WWW-Authenticate, which some gateways rename."""
 
 logger = Logger()
 metrics = Metrics()
+
+
+class _Discreet(logging.Handler):
+    """Logs the kind and place of an exception that the MCP library reports, and none of its words."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called for every record of the library's. Those without an exception are of no interest here."""
+        if record.exc_info and isinstance(record.exc_info[1], Exception):
+            expected(record.exc_info[1])
+
+
+_library: Final = logging.getLogger("mcp")
+_library.handlers[:] = [_Discreet()]
+_library.propagate = False  # its tracebacks quote arguments, which are a person's words
 
 
 class _TokenVerifier(TokenVerifier):
@@ -42,7 +60,6 @@ class _TokenVerifier(TokenVerifier):
             token=token,
             client_id=str(claims.get("client_id") or claims.get("azp") or claims["sub"]),
             scopes=str(claims.get("scope", "")).split(),
-            expires_at=int(claims["exp"]),
             subject=claims["sub"],
         )
 
@@ -58,14 +75,18 @@ def make_app(settings: Settings) -> StarletteWithLifespan:
         base_url=f"{resource.scheme}://{resource.netloc}",
         scopes_supported=SCOPES,
     )
-    return create_streamable_http_app(
+    (metadata,) = auth.get_routes(resource.path)
+    app = create_streamable_http_app(
         server,
         streamable_http_path=resource.path,
         auth=auth,
         json_response=True,
         stateless_http=True,
-        middleware=[Middleware(ErrorBoundary)],
+        routes=[Route(METADATA_PATH, metadata.endpoint, methods=["GET", "OPTIONS"])],
     )
+    app.router.redirect_slashes = False
+    app.add_middleware(ErrorBoundary)  # outermost: a key set that cannot be fetched fails where the token is judged
+    return app
 
 
 app: Final = make_app(get_settings())
@@ -77,4 +98,6 @@ _adapter: Final = Mangum(app, lifespan="auto")
 @metrics.log_metrics(capture_cold_start_metric=True)
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Lambda's entry point for API Gateway's HTTP API events (payload 2.0)."""
-    return _adapter(readable(event), context)  # type: ignore[arg-type]  # the same object, typed by two libraries
+    response = _adapter(readable(event), context)  # type: ignore[arg-type]  # the same object, typed by two libraries
+    metrics.add_metric(name=f"Status{response['statusCode'] // 100}xx", unit=MetricUnit.Count, value=1)
+    return response

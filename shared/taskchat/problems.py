@@ -48,10 +48,11 @@ class ErrorBoundary:
         except Exception as error:
             if started or scope["type"] != "http":
                 raise
-            await problem_response(_expected(error))(scope, receive, send)
+            await problem_response(expected(error))(scope, receive, send)
 
 
-def _expected(error: Exception) -> TaskchatError:
+def expected(error: Exception) -> TaskchatError:
+    """The error itself if it is one of ours; for any other a plain one, and a log line with its kind and place."""
     if isinstance(error, TaskchatError):
         return error
     places = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
