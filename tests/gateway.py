@@ -1,8 +1,11 @@
 """API Gateway as a handler sees it: HTTP API events (payload 2.0) in, status, headers and body out."""
 
 import base64
+import io
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -68,3 +71,20 @@ def invoke(handler: Handler, request: dict[str, Any], *, seconds: float = 30) ->
     answer = handler(request, LambdaContext(seconds))
     body = base64.b64decode(answer["body"]).decode() if answer["isBase64Encoded"] else answer["body"]
     return Response(answer["statusCode"], answer["headers"], body)
+
+
+@contextmanager
+def runtime_log() -> Iterator[io.StringIO]:
+    """What the Lambda runtime's own handler writes: all that reaches the root logger from INFO on, tracebacks included.
+
+    Not pytest's caplog, which also sees what is kept from the root logger.
+    """
+    written, root = io.StringIO(), logging.getLogger()
+    handler, before = logging.StreamHandler(written), root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield written
+    finally:
+        root.setLevel(before)
+        root.removeHandler(handler)

@@ -1,7 +1,6 @@
 """The HTTP contract, through the real handler: the answer to each request, and that a refused one does nothing."""
 
 import json
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import uuid4
@@ -13,7 +12,7 @@ from dev.model.client import StandIn
 from dev.postgres import Postgres
 from dev.tokens import Issuer
 from tests.conftest import AUTH, RESOURCE, Logs, Person, run
-from tests.gateway import Response, event, invoke
+from tests.gateway import Response, event, invoke, runtime_log
 
 Rows = psycopg.Connection[dict[str, Any]]
 Counts = Callable[[], list[int]]
@@ -66,13 +65,11 @@ def unmoved(counts: Counts) -> Iterator[None]:
 
 
 @pytest.fixture
-def silent(logs: Logs, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+def silent(logs: Logs, capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
     """Nothing that is logged or printed while the test runs, at the level that Lambda logs at, holds the canary."""
-    caplog.set_level(logging.INFO)
-    yield
-    printed = "".join(capfd.readouterr())
-    logged = [record.getMessage() + str(record.exc_text) for record in caplog.get_records("call")]
-    assert CANARY not in json.dumps(logs()) + "".join(logged) + printed
+    with runtime_log() as written:
+        yield
+    assert CANARY not in json.dumps(logs()) + written.getvalue() + "".join(capfd.readouterr())
 
 
 def send(method: str, path: str, *, headers: dict[str, str] | None = None, body: bytes = b"") -> Response:
