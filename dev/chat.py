@@ -28,7 +28,7 @@ def main() -> int:
         leave_when_asked()
         with _server() as url:
             return _turn(url, message, os.environ.get("CONVERSATION") or None)
-    except (StartupError, UnreachableError) as error:
+    except (StartupError, UnreachableError, OSError) as error:
         print(error, file=sys.stderr)
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)

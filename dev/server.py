@@ -20,7 +20,7 @@ def main() -> int:
     try:
         leave_when_asked()
         _serve(progress)
-    except StartupError as error:
+    except (StartupError, OSError) as error:  # a full disk, or a directory that belongs to somebody else
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

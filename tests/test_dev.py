@@ -145,8 +145,9 @@ def test_an_ordinary_user_can_run_it(directory: Path) -> None:
 
 
 @needs_root
-def test_root_can_run_it_from_a_home_nobody_may_enter(directory: Path) -> None:
-    """The cluster moves, the home stays closed, and a link says where the cluster is."""
+def test_root_can_run_it_from_a_home_nobody_may_enter(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cluster and binaries move, the home stays closed, and a link says where they are."""
+    monkeypatch.setattr(processes, "reachable", lambda _path, _account: False)  # of this checkout too
     directory.chmod(0o700)
     data = directory / "data"
     try:
