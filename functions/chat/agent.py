@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
-import openai
 from agents import (
     Agent,
     AgentsException,
     FunctionTool,
+    MaxTurnsExceeded,
     ModelSettings,
     OpenAIChatCompletionsModel,
     OpenAIResponsesModel,
@@ -28,9 +28,11 @@ from agents import (
 from agents.tool_context import ToolContext
 from mcp_types import TextContent
 
+from chat.model import ModelClient
+from taskchat import deadline
 from taskchat.audit import Call, calling
 from taskchat.conversations import Lease, Turn
-from taskchat.errors import ModelFailed, TaskchatError
+from taskchat.errors import ModelFailed, OutOfTime, TaskchatError
 from taskchat.models import ToolCall
 from taskchat.settings import Settings
 from taskchat.text import storable
@@ -93,6 +95,8 @@ async def _call_tool(run: Run, name: str, call_id: str, raw_arguments: str) -> s
         records=run.calls,
     )
     try:
+        if deadline.remaining() <= 0:
+            raise OutOfTime
         with calling(call):
             result = await server.call_tool(name, arguments or {})
     except TaskchatError as error:
@@ -136,9 +140,7 @@ class ChatAgent:
 
     def __init__(self, settings: Settings) -> None:
         """Open the model's one HTTP client; the tools are listed at the first turn."""
-        self._client = openai.AsyncOpenAI(
-            api_key=settings.openai_api_key.get_secret_value(), base_url=settings.openai_base_url, max_retries=1
-        )
+        self._client = ModelClient(settings)
         responses = settings.model_api == "responses"
         kind = OpenAIResponsesModel if responses else OpenAIChatCompletionsModel
         self._agent: Agent[Run] = Agent(
@@ -153,15 +155,17 @@ class ChatAgent:
     async def execute(self, run: Run, items: list[TResponseInputItem]) -> Reply:
         """Let the agent work until it answers. Calls it makes are in `run.calls`, whatever happens then.
 
-        Raises ModelFailed, or what a tool call ended the turn with: DatabaseUnavailable, LeaseLost.
+        Raises ModelFailed, or what a tool call ended the turn with: DatabaseUnavailable, LeaseLost, OutOfTime.
         """
         await self._list_tools()
         try:
             result = await Runner.run(
                 self._agent, items, context=run, max_turns=MAX_MODEL_CALLS, run_config=self._configure(run)
             )
-        except (openai.OpenAIError, AgentsException, ValueError) as error:  # ValueError: a 200 whose body is no answer
-            raise run.failure or ModelFailed() from error
+        except MaxTurnsExceeded as error:
+            raise ModelFailed("The model did not come to an end.") from error
+        except AgentsException as error:
+            raise run.failure or ModelFailed("The model's answer could not be read.") from error
         if run.failure:
             raise run.failure
         text = str(storable(str(result.final_output or ""))).strip()
@@ -231,7 +235,7 @@ def _items(turn: Turn) -> list[TResponseInputItem]:
 
 
 def _output(call: ToolCall) -> str:
-    if call.outcome == "error":
+    if "error" in call.result:
         return str(call.result["error"])
     return json.dumps(call.result, ensure_ascii=False, separators=(",", ":"))
 

@@ -4,18 +4,20 @@ Two short transactions with the model between them: while it thinks, no connecti
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
+from agents import TResponseInputItem
 from aws_lambda_powertools import Logger
 
 from chat.agent import ChatAgent, Run, build_input
 from chat.schemas import ChatResponse, view_calls
-from taskchat import conversations
-from taskchat.conversations import Finished, Lease, Request
+from taskchat import conversations, deadline
+from taskchat.conversations import Begun, Finished, Lease, Request, Turn
 from taskchat.db import Database
 from taskchat.errors import OutOfTime, TaskchatError
 from taskchat.models import ToolCall
+from taskchat.problems import expected
 
 logger = Logger()
 
@@ -41,40 +43,49 @@ class TurnRunner:
 
         Raises any TaskchatError. From the moment the message is stored, it tells conversation, turn and calls.
         """
-        with self.database.transaction(user_id) as session:
-            begun = conversations.begin(session, user_id, turn_id, request, self.history_tokens)
-            if isinstance(begun, Finished):
-                done = begun.turn
-                return Answer(_response(begun.conversation_id, turn_id, str(done.reply), done.calls), replayed=True)
-            items = build_input(begun.history, begun.turn)
+        with deadline.within(seconds):
+            with self.database.transaction(user_id) as session:
+                begun = conversations.begin(session, user_id, turn_id, request, self.history_tokens)
+                if isinstance(begun, Finished):
+                    return Answer(_response(begun.conversation_id, begun.turn, begun.turn.calls), replayed=True)
+                items = build_input(begun.history, begun.turn)
+            return await self._finish(begun, items)
+
+    async def _finish(self, begun: Begun, items: list[TResponseInputItem]) -> Answer:
         run = Run(begun.lease, calls=list(begun.turn.calls))
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(deadline.remaining()):
                 reply = await self.agent.execute(run, items)
-            with self.database.transaction(user_id) as session:
+            with self.database.transaction(run.lease.user_id) as session:
                 conversations.finish(session, begun, reply.text, reply.usage)
-        except TaskchatError as error:
-            self._interrupt(run, error)
-            raise
-        except TimeoutError as error:
-            problem = OutOfTime()
+        except Exception as error:
+            problem = OutOfTime() if isinstance(error, TimeoutError) else expected(error)
             self._interrupt(run, problem)
             raise problem from error
-        return Answer(_response(begun.lease.conversation_id, turn_id, reply.text, run.calls), replayed=False)
+        turn = replace(begun.turn, reply=reply.text)
+        return Answer(_response(run.lease.conversation_id, turn, run.calls), replayed=False)
 
     def _interrupt(self, run: Run, problem: TaskchatError) -> None:
         """Let the next turn in, and note how far this one came: with its key it can be taken up again."""
-        logger.warning("turn interrupted", extra={"problem": problem.slug, "cause": type(problem.__cause__).__name__})
-        problem.members |= _progress(run.lease, run.calls)
+        logger.warning("turn interrupted", extra={"problem": problem.slug, "turn_id": str(run.lease.turn_id)})
+        calls = run.calls
         try:
             with self.database.transaction(run.lease.user_id) as session:
+                # Read again: a commit whose answer was lost has taken effect all the same.
+                calls = conversations.recorded_calls(session, run.lease)
                 run.lease.release(session)
-        except TaskchatError as failure:  # the lease is gone or will be: it has an expiry
+        except TaskchatError as failure:  # the lease is another's by now, or will be: it has an expiry
             logger.warning("lease not released", extra={"problem": failure.slug})
+        problem.members |= _progress(run.lease, calls)
 
 
-def _response(conversation_id: UUID, turn_id: UUID, text: str, calls: list[ToolCall]) -> ChatResponse:
-    return ChatResponse(conversation_id=conversation_id, turn_id=turn_id, response=text, tool_calls=view_calls(calls))
+def _response(conversation_id: UUID, turn: Turn, calls: list[ToolCall]) -> ChatResponse:
+    return ChatResponse(
+        conversation_id=conversation_id,
+        turn_id=turn.turn_id,
+        response=str(turn.reply),
+        tool_calls=view_calls(calls),
+    )
 
 
 def _progress(lease: Lease, calls: list[ToolCall]) -> dict[str, object]:

@@ -81,21 +81,21 @@ def session() -> Session:
 
 
 @contextmanager
-def calling(call: Call) -> Iterator[None]:
+def calling(call: Call) -> Iterator[Call]:
     """Name the call that the tool invocation inside the block is."""
     token = _call.set(call)
     try:
-        yield
+        yield call
     finally:
         _call.reset(token)
 
 
-def _call_from_token(request_id: str) -> Call:
+def _call_from_token() -> Call:
     """The call of an MCP client: the person is whom its verified token names. Raises Unauthenticated."""
     token = get_access_token()
     if token is None or not token.subject:
         raise Unauthenticated
-    return Call(token.subject, "mcp", turn_id=uuid4(), call_id=request_id)
+    return Call(token.subject, "mcp", turn_id=uuid4(), call_id=uuid4().hex)
 
 
 class AuditMiddleware(Middleware):
@@ -111,9 +111,14 @@ class AuditMiddleware(Middleware):
         call_next: CallNext[mcp_types.CallToolRequestParams, ToolResult],
     ) -> ToolResult:
         """Run one call. Raises what is no failure of the tool: nobody to act for, no database, no lease."""
-        call = _call.get(None) or _call_from_token(str(context.fastmcp_context and context.fastmcp_context.request_id))
-        with calling(call):
+        call = _call.get(None)
+        if call is not None:
             return await self._run(call, context, call_next)
+        with calling(_call_from_token()) as call:
+            try:
+                return await self._run(call, context, call_next)
+            except TaskchatError as error:  # an MCP client is told as of any other failure, and may try again
+                return ToolResult(content=str(error), is_error=True)
 
     async def _run(
         self, call: Call, context: MiddlewareContext[Any], call_next: CallNext[Any, ToolResult]
@@ -132,7 +137,7 @@ class AuditMiddleware(Middleware):
                 open_session().execute(_RECORD, record)
             result = ToolResult(content=failure, is_error=True)
         call.records.append(ToolCall(**record))
-        _report(record, await _loggable(context, tool, arguments))
+        _report(record, await _describe(context, tool, arguments))
         return result
 
     @contextmanager
@@ -202,20 +207,24 @@ def _record(
     }
 
 
-async def _loggable(context: MiddlewareContext[Any], tool: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that cannot carry a person's text: numbers, truth values and the schema's own choices."""
+async def _describe(context: MiddlewareContext[Any], tool: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What may be logged of a call: no name that the caller made up, and no argument that can carry a person's text."""
     server = context.fastmcp_context and context.fastmcp_context.fastmcp
     known = await server.get_tool(tool) if server else None
-    properties = known.parameters["properties"] if known else {}
-    return {name: arguments[name] for name in properties if _is_impersonal(arguments.get(name), properties[name])}
+    if known is None:
+        return {"tool": "unknown", "tool_arguments": {}}
+    properties = known.parameters["properties"]
+    impersonal = [name for name in properties if _is_impersonal(arguments.get(name), properties[name])]
+    return {"tool": tool, "tool_arguments": {name: arguments[name] for name in impersonal}}
 
 
 def _is_impersonal(value: Any, schema: dict[str, Any]) -> bool:
+    """Numbers, truth values, and the choices that the schema itself names."""
     kinds = {kind.get("type") for kind in schema.get("anyOf", [schema])}
     return value in schema.get("enum", ()) or (isinstance(value, int | float) and "string" not in kinds)
 
 
-def _report(record: Mapping[str, Any], arguments: dict[str, Any]) -> None:
+def _report(record: Mapping[str, Any], described: dict[str, Any]) -> None:
     logger.info(
         "tool call",
         extra={
@@ -226,8 +235,7 @@ def _report(record: Mapping[str, Any], arguments: dict[str, Any]) -> None:
             "actor": record["user_id"],
             "door": record["door"],
             "call_id": record["call_id"],
-            "tool": record["tool"],
-            "tool_arguments": arguments,
+            **described,
             "outcome": record["outcome"],
             "duration_ms": record["duration_ms"],
         },

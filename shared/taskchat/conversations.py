@@ -9,20 +9,24 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, NoReturn
 from uuid import UUID, uuid4, uuid5
 
-from sqlalchemy import Integer, and_, bindparam, func, or_
+from sqlalchemy import Integer, Interval, and_, bindparam, func, or_
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session, col, select, update
 
+from taskchat import deadline
 from taskchat.errors import KeyReused, NotFound, TurnInProgress
 from taskchat.models import Conversation, Message, ToolCall
 
-LEASE: Final = timedelta(seconds=40)
-"""Longer than any request may take, so that no turn outlives its lease; short, so that a crashed one is soon over."""
+LEASE_GRACE: Final = 5.0
+"""Seconds by which a lease outlives its request's deadline: no living turn loses it, and a crashed one is soon over."""
+
+MAX_LEASE: Final = 40.0
+"""Seconds of a lease where no deadline is set."""
 
 MAX_HISTORY_TURNS: Final = 50
 """Earlier turns the model reads at most: what is older than this rarely matters to a task list, and every one costs."""
@@ -48,7 +52,7 @@ _ACQUIRE: Final = (
     .where(_FREE)
     .values(
         turn_id=bindparam("by_turn"),
-        lease_until=_NOW + LEASE,
+        lease_until=_NOW + bindparam("lease", type_=Interval),
         fence=Conversation.fence + 1,
         next_position=Conversation.next_position + bindparam("reserved", type_=Integer),
     )
@@ -212,6 +216,11 @@ def finish(session: Session, begun: Begun, reply: str, usage: dict[str, Any]) ->
     session.execute(_SAY, answered)
 
 
+def recorded_calls(session: Session, lease: Lease) -> list[ToolCall]:
+    """The calls of the turn that took effect or failed, as they are committed."""
+    return _calls(session, lease.user_id, [lease.turn_id])[lease.turn_id]
+
+
 def _said(session: Session, user_id: str, turn_id: UUID, request: Request) -> Message | None:
     """The user message of this turn, if it was begun before. Raises KeyReused."""
     of_turn = {"of_user": user_id, "of_turn": turn_id, "of_role": "user"}
@@ -238,11 +247,15 @@ def _create(session: Session, user_id: str, conversation_id: UUID, request: Requ
 def _acquire(session: Session, user_id: str, conversation_id: UUID, turn_id: UUID, *, is_new: bool) -> Conversation:
     """Take the lease, if nobody holds it. A new turn reserves two positions: what is said, and the reply."""
     here = {"of_user": user_id, "of_id": conversation_id}
-    taken = {**here, "by_turn": turn_id, "reserved": 2 if is_new else 0}
+    taken = {**here, "by_turn": turn_id, "reserved": 2 if is_new else 0, "lease": _lease()}
     conversation: Conversation | None = session.scalars(_ACQUIRE, taken).one_or_none()
     if conversation is None:
         _refuse(session, here)
     return conversation
+
+
+def _lease() -> timedelta:
+    return timedelta(seconds=min(deadline.remaining() + LEASE_GRACE, MAX_LEASE))
 
 
 def _refuse(session: Session, here: dict[str, Any]) -> NoReturn:
@@ -270,8 +283,9 @@ def _say(session: Session, conversation: Conversation, turn_id: UUID, request: R
 def _history(session: Session, conversation: Conversation, before: int, budget: int) -> list[Turn]:
     """Whole turns within the budget. Its start is kept in the row and moves in large steps."""
     here = {"of_user": conversation.user_id, "of_id": conversation.id}
-    messages = session.scalars(_HISTORY, {**here, "start": conversation.history_start, "end": before}).all()
-    turns = _turns(session, conversation.user_id, messages)
+    start = max(conversation.history_start, before - 4 * MAX_HISTORY_TURNS)  # two positions a turn, and as many again
+    messages = session.scalars(_HISTORY, {**here, "start": start, "end": before}).all()
+    turns = [_shorten(turn, budget // 2) for turn in _turns(session, conversation.user_id, messages)]
     kept = _cut(turns, budget)
     if len(kept) < len(turns):
         session.execute(_CUT, {**here, "start": kept[0].position if kept else before})
@@ -290,6 +304,24 @@ def _cut(turns: list[Turn], budget: int) -> list[Turn]:
             break
         kept.insert(0, turn)
     return kept
+
+
+def _shorten(turn: Turn, budget: int) -> Turn:
+    """The turn, its reply and results cut to equal shares where it is larger than the budget; always to the same."""
+    if turn.tokens <= budget:
+        return turn
+    room = budget - len(turn.message) // CHARACTERS_PER_TOKEN
+    share = max(room, 0) * CHARACTERS_PER_TOKEN // (2 * len(turn.calls) + 1)
+    calls = [
+        call.model_copy(update={"arguments": _cut_json(call.arguments, share), "result": _cut_json(call.result, share)})
+        for call in turn.calls
+    ]
+    return replace(turn, calls=calls, reply=turn.reply and turn.reply[:share])
+
+
+def _cut_json(value: dict[str, Any], length: int) -> dict[str, Any]:
+    text = json.dumps(value, ensure_ascii=False)
+    return value if len(text) <= length else {"shortened": text[:length]}
 
 
 def _turns(session: Session, user_id: str, messages: Sequence[Message]) -> list[Turn]:

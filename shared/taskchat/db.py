@@ -18,6 +18,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlmodel import Session
 
+from taskchat import deadline
 from taskchat.errors import DatabaseUnavailable
 from taskchat.text import is_storable
 
@@ -29,6 +30,9 @@ RECYCLE_AFTER: Final = 240
 
 RETRY_AFTER: Final = 2
 """Seconds a caller is asked to wait when the database is away."""
+
+LAST_WORDS: Final = 0.5
+"""Seconds an answer may take once the deadline has passed: an interrupted turn still gives its lease back."""
 
 _PASSING_SQLSTATES: Final = ("08", "53", "57", "40", "55P03", "25P03")
 """Connection lost, out of resources, shut down or timed out, deadlock, lock and idle timeout: a retry may succeed."""
@@ -103,7 +107,7 @@ def create_engine_for(url: str) -> Engine:
     arguments, binding_required = connect_arguments(url)
 
     def connect() -> Any:
-        connection = pg8000.connect(**arguments)
+        connection = pg8000.connect(**arguments | {"timeout": _patience(arguments["timeout"])})
         if binding_required and not str(connection.auth.mechanism_name).endswith("-PLUS"):
             connection.close()
             raise pg8000.InterfaceError("the server did not offer the channel binding that DATABASE_URL requires")
@@ -120,6 +124,11 @@ def create_engine_for(url: str) -> Engine:
     )
     event.listen(engine, "handle_error", _distrust_connection)
     return engine
+
+
+def _patience(most: float = CONNECT_TIMEOUT) -> float:
+    """Seconds to wait for one answer: no longer than the request has left, and then just enough to write that down."""
+    return min(most, max(deadline.remaining(), LAST_WORDS))
 
 
 def _distrust_connection(context: ExceptionContext) -> None:
@@ -187,7 +196,8 @@ class Database:
             session = Session(self.engine, expire_on_commit=False, autoflush=False)
             is_connected = False
             try:
-                session.connection()
+                connection: Any = session.connection().connection.dbapi_connection
+                connection._usock.settimeout(_patience())  # the driver has no other way to change it
                 is_connected = True
                 session.execute(_ACT_FOR, {"user_id": user_id})
                 return session

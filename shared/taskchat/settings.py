@@ -28,6 +28,8 @@ class Settings(BaseModel):
     openai_api_key: SecretStr = SecretStr("")
     openai_base_url: str | None = None
     model: str = "gpt-5-mini"
+    model_fallback: str | None = None
+    """Tried once, at the same address, when MODEL is down."""
     model_api: Literal["responses", "chat_completions"] = "responses"
 
     auth_issuer: str = ""

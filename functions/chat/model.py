@@ -1,0 +1,151 @@
+"""The wire to the model: tries again while there is time, then another model once, and takes no half answer.
+
+Nothing else retries a model call: neither the client's own retries nor the SDK's are on.
+"""
+
+import asyncio
+from typing import Any, Final, TypeVar
+
+import openai
+from aws_lambda_powertools import Logger
+from openai.types.chat import ChatCompletion
+from openai.types.responses import Response
+
+from taskchat import deadline
+from taskchat.errors import ModelFailed
+from taskchat.settings import Settings
+
+MAX_ATTEMPTS: Final = 3
+"""Tries of one call: a passing fault is over by the third, and a lasting one should not cost the person the wait."""
+
+FIRST_PAUSE: Final = 0.25
+"""Seconds before the second try, where the model does not say; doubled for the third."""
+
+logger = Logger()
+
+T = TypeVar("T")
+Body = dict[str, Any]
+
+
+class ModelClient(openai.AsyncOpenAI):
+    """The vendor's client with our own idea of persistence. Holds connections and nothing of any request."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Talk to OPENAI_BASE_URL, with MODEL_FALLBACK as the second choice."""
+        super().__init__(
+            api_key=settings.openai_api_key.get_secret_value(), base_url=settings.openai_base_url, max_retries=0
+        )
+        self._fallback = settings.model_fallback
+
+    async def post(self, path: str, *, cast_to: type[T], body: Any = None, **options: Any) -> Any:
+        """One call of the model, as every resource of the client makes it. Raises ModelFailed."""
+        try:
+            answer = await self._persist(path, cast_to, body, options)
+        except (openai.APIConnectionError, openai.APIStatusError, ValueError) as error:
+            if not self._fallback or not _is_down(error):
+                raise _failure(error) from error
+            answer = await self._fall_back(path, cast_to, body, options)
+        return _whole(answer)
+
+    async def _persist(self, path: str, cast_to: type[T], body: Any, options: Body) -> T:
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            try:
+                return await self._post(path, cast_to, body, options)
+            except (openai.APIConnectionError, openai.APIStatusError, ValueError) as error:
+                pause = _pause(error, attempt)
+                if attempt == MAX_ATTEMPTS or not _is_passing(error) or pause >= deadline.remaining():
+                    raise
+                logger.info("model call failed, trying again", extra={"reason": _kind(error), "attempt": attempt})
+            await asyncio.sleep(pause)
+        raise AssertionError  # the last attempt returns or raises
+
+    async def _fall_back(self, path: str, cast_to: type[T], body: Any, options: Body) -> T:
+        logger.warning("model is down, trying the fallback", extra={"fallback": self._fallback})
+        try:
+            return await self._post(path, cast_to, _for_another_model(body) | {"model": self._fallback}, options)
+        except (openai.APIConnectionError, openai.APIStatusError, ValueError) as error:
+            raise _failure(error) from error
+
+    async def _post(self, path: str, cast_to: type[T], body: Any, options: Body) -> T:
+        # Where there is a second choice, the first may not use up all the time.
+        share = deadline.remaining() / 2 if self._fallback and body["model"] != self._fallback else None
+        given = options.get("options") or {}
+        options = options | {"options": given | ({"timeout": share} if share else {})}
+        answer: T = await super().post(path, cast_to=cast_to, body=body, **options)
+        return answer
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether the same call may succeed a moment later. A timeout has used up the time it would take to see."""
+    if isinstance(error, openai.RateLimitError):
+        return error.code != "insufficient_quota"
+    return not isinstance(error, openai.APITimeoutError) and _is_down(error)
+
+
+def _is_down(error: Exception) -> bool:
+    """Whether the fault is the model's and not the request's. A ValueError is a 200 whose body is not JSON."""
+    faults = openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError, ValueError
+    return isinstance(error, faults)
+
+
+def _pause(error: Exception, attempt: int) -> float:
+    """Seconds until the next try: as the model says, or a little longer each time."""
+    return _retry_after(error) or FIRST_PAUSE * 2 ** (attempt - 1)
+
+
+def _retry_after(error: Exception) -> float | None:
+    headers = error.response.headers if isinstance(error, openai.APIStatusError) else {}
+    try:
+        if "retry-after-ms" in headers:
+            return float(headers["retry-after-ms"]) / 1000
+        return float(headers["retry-after"]) if "retry-after" in headers else None
+    except ValueError:
+        return None  # a date: rare, and not worth waiting for exactly
+
+
+def _failure(error: Exception) -> ModelFailed:
+    """What the person is told; what the operator needs goes to the log."""
+    logger.error("model failed", extra={"reason": _kind(error)})
+    if isinstance(error, openai.RateLimitError):
+        seconds = _retry_after(error)
+        return ModelFailed("The model is busy.", retry_after=None if seconds is None else max(1, round(seconds)))
+    if isinstance(error, openai.APIConnectionError):
+        return ModelFailed("The model cannot be reached.")
+    if isinstance(error, ValueError):
+        return ModelFailed("The model's answer could not be read.")
+    return ModelFailed()
+
+
+def _kind(error: Exception) -> str:
+    status = f" {error.status_code} {error.code}" if isinstance(error, openai.APIStatusError) else ""
+    return f"{type(error).__name__}{status}"
+
+
+def _for_another_model(body: Body) -> Body:
+    """The request without what only its first model understands: reasoning, and the ids that tie calls to it."""
+    if not isinstance(body.get("input"), list):
+        return body
+    items = [item for item in body["input"] if item.get("type") != "reasoning"]
+    return body | {
+        "input": [{k: v for k, v in item.items() if k != "id"} for item in items],
+        "include": [part for part in body.get("include") or [] if not part.startswith("reasoning.")],
+    }
+
+
+def _whole(answer: Any) -> Any:
+    """The answer, if it is a whole one. Raises ModelFailed for one that is cut, withheld, or of another shape."""
+    reason: str | None = None
+    is_readable = False
+    if isinstance(answer, Response):
+        reason = answer.incomplete_details.reason if answer.incomplete_details else None
+        is_readable = isinstance(answer.output, list) and answer.status not in ("failed", "cancelled")
+    elif isinstance(answer, ChatCompletion):
+        reason = answer.choices[0].finish_reason if answer.choices else None
+        is_readable = bool(answer.choices)
+    if reason in ("max_output_tokens", "length"):
+        raise ModelFailed("The model's answer was cut short.")
+    if reason == "content_filter":
+        raise ModelFailed("The model's provider withheld the answer.")
+    if not is_readable:
+        raise ModelFailed("The model's answer could not be read.")
+    return answer
