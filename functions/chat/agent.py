@@ -14,6 +14,7 @@ from agents import (
     AgentsException,
     FunctionTool,
     MaxTurnsExceeded,
+    ModelRefusalError,
     ModelSettings,
     OpenAIChatCompletionsModel,
     OpenAIResponsesModel,
@@ -162,9 +163,11 @@ class ChatAgent:
             result = await Runner.run(
                 self._agent, items, context=run, max_turns=MAX_MODEL_CALLS, run_config=self._configure(run)
             )
+        except ModelRefusalError as refusal:  # an answer too, and the person should read it
+            return Reply(str(storable(refusal.refusal)), _count(self._model, _usage_of(refusal)))
         except MaxTurnsExceeded as error:
             raise ModelFailed("The model did not come to an end.") from error
-        except AgentsException as error:
+        except (AgentsException, ValueError, RecursionError) as error:  # the latter two from what the SDK cannot parse
             raise run.failure or ModelFailed("The model's answer could not be read.") from error
         if run.failure:
             raise run.failure
@@ -197,6 +200,10 @@ def _model_settings(settings: Settings) -> ModelSettings:
     """Nothing is kept by the provider; reasoning goes back and forth encrypted inside a run."""
     reasons = settings.model_api == "responses" and _REASONING_MODELS.match(settings.model)
     return ModelSettings(store=False, response_include=["reasoning.encrypted_content"] if reasons else None)
+
+
+def _usage_of(error: AgentsException) -> Usage:
+    return error.run_data.context_wrapper.usage if error.run_data else Usage()
 
 
 def _count(model: str, usage: Usage) -> dict[str, Any]:

@@ -4,12 +4,14 @@ Nothing else retries a model call: neither the client's own retries nor the SDK'
 """
 
 import asyncio
+import json
 from typing import Any, Final, TypeVar
 
 import openai
 from aws_lambda_powertools import Logger
 from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
+from pydantic import BaseModel
 
 from taskchat import deadline
 from taskchat.errors import ModelFailed
@@ -20,6 +22,9 @@ MAX_ATTEMPTS: Final = 3
 
 FIRST_PAUSE: Final = 0.25
 """Seconds before the second try, where the model does not say; doubled for the third."""
+
+QUOTA_SPENT: Final = "insufficient_quota"
+"""Code of a 429 that no waiting mends."""
 
 logger = Logger()
 
@@ -78,7 +83,7 @@ class ModelClient(openai.AsyncOpenAI):
 def _is_passing(error: Exception) -> bool:
     """Whether the same call may succeed a moment later. A timeout has used up the time it would take to see."""
     if isinstance(error, openai.RateLimitError):
-        return error.code != "insufficient_quota"
+        return error.code != QUOTA_SPENT
     return not isinstance(error, openai.APITimeoutError) and _is_down(error)
 
 
@@ -106,7 +111,7 @@ def _retry_after(error: Exception) -> float | None:
 def _failure(error: Exception) -> ModelFailed:
     """What the person is told; what the operator needs goes to the log."""
     logger.error("model failed", extra={"reason": _kind(error)})
-    if isinstance(error, openai.RateLimitError):
+    if isinstance(error, openai.RateLimitError) and error.code != QUOTA_SPENT:
         seconds = _retry_after(error)
         return ModelFailed("The model is busy.", retry_after=None if seconds is None else max(1, round(seconds)))
     if isinstance(error, openai.APIConnectionError):
@@ -148,4 +153,29 @@ def _whole(answer: Any) -> Any:
         raise ModelFailed("The model's provider withheld the answer.")
     if not is_readable:
         raise ModelFailed("The model's answer could not be read.")
+    _mend(answer)
     return answer
+
+
+def _mend(part: Any) -> None:
+    """Replace lone surrogates, which JSON allows and nothing behind this can encode, all the way down."""
+    fields = vars(part).items() if isinstance(part, BaseModel) else ()
+    for name, value in list(fields):
+        if isinstance(value, str):
+            setattr(part, name, _encodable(_unescaped(value) if name == "arguments" else value))
+        for item in value if isinstance(value, list) else [value]:
+            _mend(item)
+
+
+def _unescaped(arguments: str) -> str:
+    """The JSON text of a call's arguments with its escaped surrogates as characters, if it has any and is JSON."""
+    if "\\ud" not in arguments.lower():
+        return arguments
+    try:
+        return json.dumps(json.loads(arguments), ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return arguments
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -67,7 +67,8 @@ class TurnRunner:
 
     def _interrupt(self, run: Run, problem: TaskchatError) -> None:
         """Let the next turn in, and note how far this one came: with its key it can be taken up again."""
-        logger.warning("turn interrupted", extra={"problem": problem.slug, "turn_id": str(run.lease.turn_id)})
+        what = {"problem": problem.slug, "detail": problem.detail, "turn_id": str(run.lease.turn_id)}
+        logger.warning("turn interrupted", extra=what)
         calls = run.calls
         try:
             with self.database.transaction(run.lease.user_id) as session:

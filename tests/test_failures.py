@@ -1,0 +1,211 @@
+"""docs/failures.md, row by row: what a failing model costs, and what the person is told."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+import pytest
+
+from dev.model.client import StandIn
+from dev.model.failures import FAULTS
+from dev.pgbouncer import PgBouncer
+from dev.postgres import Postgres
+from tests.conftest import ROOT, Logs, Person, forget
+
+Rows = psycopg.Connection[dict[str, Any]]
+CELL = r"([^|]+)"
+ROW = re.compile(rf"\| {CELL} \| `(\w+)`( once)? \| (\d+) \| {CELL} \| {CELL} \|")
+NOT_OF_THE_LIST = {"slow", "say", "call"}
+"""Faults that are no failures: they let a test choose what the model does."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table."""
+
+    what: str
+    fault: str
+    once: bool
+    status: int
+    stored: list[str]
+    told: str
+
+    def set(self, standin: StandIn) -> None:
+        """Make the model fail in this way: once, or for longer than anybody tries."""
+        standin.fault(self.fault, match="add buy milk", times=1 if self.once else None)
+
+
+def rows_of_the_table() -> list[Row]:
+    """The table as it stands in the document."""
+    text = (ROOT / "docs/failures.md").read_text().split("## The database")[0]
+    return [
+        Row(what, fault, bool(once), int(status), stored.split(", "), told)
+        for what, fault, once, status, stored, told in ROW.findall(text)
+    ]
+
+
+TABLE = rows_of_the_table()
+every_row = pytest.mark.parametrize("row", TABLE, ids=[re.sub(r"\W+", "-", row.what) for row in TABLE])
+both_wires = pytest.mark.parametrize("model_api", ["responses", "chat_completions"], indirect=True)
+
+IN_ITS_OWN_WORDS = "the refusal, as it is"
+
+
+@pytest.fixture(scope="session")
+def database_url(server: Postgres, pooler: PgBouncer) -> str:
+    """Through the pooler, as in production: what fails here is the model."""
+    return pooler.url(server.app_url)
+
+
+def stored_for(person: Person, rows: Rows) -> list[str]:
+    """What is in Postgres of a person's only turn, in the words of the table."""
+    both = "select role as kind from message where user_id = %s union select outcome from tool_call where user_id = %s"
+    kept = rows.execute(both, [person.id, person.id])
+    kinds = {row["kind"] for row in kept}
+    words = {"user": "message", "error": "failed call", "ok": "call", "assistant": "reply"}
+    return [word for kind, word in words.items() if kind in kinds]
+
+
+@both_wires
+@every_row
+def test_the_table_is_true(alice: Person, standin: StandIn, rows: Rows, row: Row) -> None:
+    """Status, words and what is stored are those of the row, on both wires."""
+    row.set(standin)
+    answer = alice.say("add buy milk", seconds=2.5 if row.fault == "hang" else 30)
+    assert answer.status == row.status
+    words = answer.json.get("response") or f"{answer.json['title']} {answer.json.get('detail', '')}"
+    assert row.told == IN_ITS_OWN_WORDS or row.told.split(" (")[0] in words
+    assert stored_for(alice, rows) == row.stored
+
+
+@every_row
+def test_the_turn_can_be_taken_up_again(alice: Person, standin: StandIn, rows: Rows, row: Row) -> None:
+    """Once the model is well, the same key gives the reply; the message is there once, the task once."""
+    row.set(standin)
+    alice.say("add buy milk", key="k", seconds=2.5 if row.fault == "hang" else 30)
+    standin.reset()
+    again = alice.say("add buy milk", key="k")
+    assert again.status == 200
+    said = rows.execute("select role from message where user_id = %s order by position", [alice.id]).fetchall()
+    assert [row["role"] for row in said] == ["user", "assistant"]
+    titles = rows.execute("select title from task where user_id = %s", [alice.id]).fetchall()
+    assert len(titles) <= 1
+    assert len(titles) == 1 or row.fault == "refusal"
+
+
+@every_row
+def test_the_next_message_is_taken(alice: Person, standin: StandIn, row: Row) -> None:
+    """Whatever became of a turn, its conversation goes on, and its history is whole."""
+    row.set(standin)
+    first = alice.say("add buy milk", seconds=2.5 if row.fault == "hang" else 30).json
+    standin.reset()
+    assert alice.say("what is left?", first["conversation_id"]).status == 200
+
+
+def test_every_fault_of_the_stand_in_is_in_the_table() -> None:
+    """A way to fail that is not in the table is a way nobody has thought about."""
+    assert {row.fault for row in TABLE} == set(FAULTS) - NOT_OF_THE_LIST
+
+
+def test_a_rate_limit_s_time_is_passed_on(alice: Person, standin: StandIn) -> None:
+    """More time than the request has: the person gets it as Retry-After, and at once."""
+    standin.fault("rate_limit", match="add buy milk", times=None, retry_after=50)
+    answer = alice.say("add buy milk")
+    assert (answer.status, answer.headers["retry-after"]) == (502, "50")
+    assert len(standin.requests()) == 1
+
+
+def test_the_calls_that_took_effect_are_told(alice: Person, standin: StandIn, rows: Rows) -> None:
+    """A model that fails after its tool ran: 502 with ids and the call, which is also on record."""
+    standin.fault("server_error", match="add buy milk", times=None, after_calls=1)
+    answer = alice.say("add buy milk", key="k")
+    assert answer.status == 502
+    (call,) = answer.json["tool_calls"]
+    assert (call["tool"], call["outcome"]) == ("add_task", "ok")
+    standin.reset()
+    again = alice.say("add buy milk", key="k").json
+    assert again["tool_calls"] == [call]
+    assert (again["conversation_id"], again["turn_id"]) == (answer.json["conversation_id"], answer.json["turn_id"])
+    assert len(rows.execute("select from task where user_id = %s", [alice.id]).fetchall()) == 1
+
+
+class TestTheFallback:
+    """MODEL_FALLBACK, tried once when the first model is down."""
+
+    @pytest.fixture(autouse=True)
+    def fallback(self, monkeypatch: pytest.MonkeyPatch, environment: None) -> None:
+        """Another model at the same address."""
+        monkeypatch.setenv("MODEL_FALLBACK", "second-choice")
+        forget()
+
+    @both_wires
+    @pytest.mark.parametrize("fault", ["server_error", "unavailable", "disconnect", "rate_limit", "malformed_body"])
+    def test_it_answers_when_the_first_does_not(self, alice: Person, standin: StandIn, fault: str) -> None:
+        """After the first model's tries are used up, on both wires."""
+        standin.fault(fault, match="add buy milk", times=3)
+        assert alice.say("add buy milk").status == 200
+        assert [r["body"]["model"] for r in standin.requests()][:4] == ["stand-in"] * 3 + ["second-choice"]
+
+    def test_it_is_tried_once(self, alice: Person, standin: StandIn) -> None:
+        """When it is down too, that is that."""
+        standin.fault("server_error", match="add buy milk", times=None)
+        assert alice.say("add buy milk").status == 502
+        assert [r["body"]["model"] for r in standin.requests()] == ["stand-in"] * 3 + ["second-choice"]
+
+    def test_it_is_not_for_requests_that_are_wrong(self, alice: Person, standin: StandIn) -> None:
+        """What the first model refuses, the second is not asked."""
+        standin.fault("context_length_exceeded", match="add buy milk", times=None)
+        assert alice.say("add buy milk").status == 502
+        assert len(standin.requests()) == 1
+
+    def test_a_first_model_that_hangs_leaves_time_for_it(self, alice: Person, standin: StandIn) -> None:
+        """Half of the time is kept."""
+        standin.fault("hang", match="add buy milk", seconds=40)
+        assert alice.say("add buy milk", seconds=4).status == 200
+
+
+class TestTheDeadline:
+    """The whole request has one."""
+
+    def test_a_hanging_model_is_given_up(self, alice: Person, standin: StandIn) -> None:
+        """504 with the turn's ids, and the turn can be finished with its key."""
+        standin.fault("hang", match="add buy milk", seconds=40)
+        answer = alice.say("add buy milk", key="k", seconds=3)
+        assert answer.status == 504
+        assert set(answer.json) >= {"conversation_id", "turn_id", "tool_calls"}
+        assert alice.say("add buy milk", key="k").status == 200
+
+    def test_no_tool_starts_past_it(self, alice: Person, standin: StandIn, rows: Rows) -> None:
+        """A model that answers too late moves nothing."""
+        standin.fault("slow", match="add buy milk", seconds=3)
+        assert alice.say("add buy milk", seconds=2.5).status == 504
+        assert rows.execute("select from task where user_id = %s", [alice.id]).fetchall() == []
+
+    def test_without_time_nothing_is_begun_that_cannot_end(self, alice: Person) -> None:
+        """An invocation with next to no time left answers 504."""
+        assert alice.say("add buy milk", seconds=0.2).status == 504
+
+    def test_a_wait_for_the_model_s_limit_is_within_it(self, alice: Person, standin: StandIn) -> None:
+        """A pause that is longer than the time left is not begun."""
+        standin.fault("rate_limit", match="add buy milk", times=None, retry_after=3)
+        assert alice.say("add buy milk", seconds=3).status == 502
+
+
+def test_a_reply_that_cannot_be_stored_is_mended(alice: Person, standin: StandIn, rows: Rows) -> None:
+    """NUL and lone surrogates in the model's words are U+FFFD in the answer and in the database."""
+    standin.fault("bad_text", match="hello")
+    answer = alice.say("hello")
+    assert answer.status == 200
+    assert "\ufffd" in answer.json["response"]
+    kept = rows.execute("select content from message where user_id = %s and role = 'assistant'", [alice.id]).fetchone()
+    assert kept == {"content": answer.json["response"]}
+
+
+def test_failures_are_logged_without_words(alice: Person, standin: StandIn, logs: Logs) -> None:
+    """An operator reads what failed; nobody reads what was said."""
+    standin.fault("server_error", match="zanzibarquux", times=None)
+    alice.say("add zanzibarquux")
+    written = logs()
+    assert [line["reason"] for line in written if line["message"] == "model failed"] == ["InternalServerError 500 None"]
+    assert "quux" not in str(written)
