@@ -1,0 +1,84 @@
+"""A wire between program and database that can be cut where a test says."""
+
+import contextlib
+import select
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+STEP = 0.05  # seconds between looks at whether the test is over
+
+
+class Proxy:
+    """Passes bytes on, until it is told to lose an answer, to refuse or to dawdle."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = (host, port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._over = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self.port: int = self._listener.getsockname()[1]
+        self.lose_answer_to: bytes | None = None
+        """Bytes of a request: the next time they come by, they reach the server and its answer reaches nobody."""
+        self.connect_delay = 0.0
+        """Seconds that a connection takes to be made, as when the database has to wake."""
+        self.lost = 0
+
+    def url(self, direct: str) -> str:
+        """The same database, through this wire."""
+        return direct.replace(f":{urlsplit(direct).port}/", f":{self.port}/")
+
+    def start(self) -> None:
+        """Accept connections from now on."""
+        self._run(self._accept)
+
+    def stop(self) -> None:
+        """Cut everything."""
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+        self._listener.close()
+
+    def _run(self, target: object, *arguments: object) -> None:
+        thread = threading.Thread(target=target, args=arguments)  # type: ignore[arg-type]
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while not self._over.is_set():
+            if select.select([self._listener], [], [], STEP)[0]:
+                self._run(self._pass_on, self._listener.accept()[0])
+
+    def _pass_on(self, client: socket.socket) -> None:
+        time.sleep(self.connect_delay)
+        with client, socket.create_connection(self._target) as server:
+            while not self._over.is_set():
+                for source in select.select([client, server], [], [], STEP)[0]:
+                    data = source.recv(65536)
+                    if not data:
+                        return
+                    (server if source is client else client).sendall(data)
+                    if source is client and self._is_to_be_lost(data):
+                        server.recv(65536)  # the server has done it
+                        self.lost += 1
+                        return
+
+    def _is_to_be_lost(self, data: bytes) -> bool:
+        if self.lose_answer_to is None or self.lose_answer_to not in data.lower():
+            return False
+        self.lose_answer_to = None
+        return True
+
+
+@contextlib.contextmanager
+def running(url: str) -> Iterator[Proxy]:
+    """A wire to the database of the URL."""
+    parts = urlsplit(url)
+    proxy = Proxy(str(parts.hostname), int(parts.port or 5432))
+    proxy.start()
+    try:
+        yield proxy
+    finally:
+        proxy.stop()
