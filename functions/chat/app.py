@@ -4,6 +4,8 @@ A request walks one way: ErrorBoundary, caller, chat, TurnRunner. Who is calling
 """
 
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import Annotated, Any, Final
 
@@ -77,6 +79,17 @@ def caller(user_id: str, request: Request) -> str:
 
 Caller = Annotated[str, Depends(caller)]
 
+
+@asynccontextmanager
+async def _lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    """Close what was opened. For a server that ends: an execution environment is frozen and thrown away."""
+    yield
+    if turns.cache_info().currsize:
+        await turns().agent.close()
+        database().close()
+        turns.cache_clear()
+
+
 app: Final = FastAPI(
     title="taskchat",
     openapi_url=None,
@@ -84,6 +97,7 @@ app: Final = FastAPI(
     redoc_url=None,
     redirect_slashes=False,
     middleware=[Middleware(ErrorBoundary)],
+    lifespan=_lifespan,
 )
 
 
