@@ -1,6 +1,7 @@
 """docs/failures.md, row by row: what a failing model costs, and what the person is told."""
 
 import re
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from dev.model.failures import FAULTS
 from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
 from tests.conftest import ROOT, Logs, Person, forget
+from tests.gateway import event, invoke
 
 Rows = psycopg.Connection[dict[str, Any]]
 CELL = r"([^|]+)"
@@ -209,3 +211,14 @@ def test_failures_are_logged_without_words(alice: Person, standin: StandIn, logs
     written = logs()
     assert [line["reason"] for line in written if line["message"] == "model failed"] == ["InternalServerError 500 None"]
     assert "quux" not in str(written)
+
+
+def test_the_gateway_s_clock_began_before_ours(alice: Person, standin: StandIn) -> None:
+    """A request that waited 27 s for a cold start has no time left, however much Lambda would give it."""
+    from chat.app import handler
+
+    standin.fault("hang", match="add buy milk", seconds=40)
+    sent = {"authorization": f"Bearer {alice.token}", "content-type": "application/json"}
+    late = event("POST", f"/api/{alice.id}/chat", headers=sent, body=b'{"message": "add buy milk"}')
+    late["requestContext"]["timeEpoch"] = int((time.time() - 27) * 1000)
+    assert invoke(handler, late, seconds=29).status == 504

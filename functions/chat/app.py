@@ -3,18 +3,12 @@
 A request walks one way: ErrorBoundary, caller, chat, TurnRunner. Who is calling is settled before the body is read.
 """
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import Annotated, Any, Final
 
-from aws_lambda_powertools import Logger, Metrics
-from aws_lambda_powertools.logging import correlation_paths
-from aws_lambda_powertools.metrics import MetricUnit
-from aws_lambda_powertools.utilities.typing import LambdaContext
 from fastapi import Depends, FastAPI, Request, Response
-from mangum import Mangum
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
@@ -35,19 +29,14 @@ from taskchat.errors import (
     NotJson,
     UnsupportedMediaType,
 )
-from taskchat.gateway import readable
+from taskchat.gateway import lambda_handler, seconds_left
 from taskchat.problems import MEDIA_TYPE, ErrorBoundary, problem_response
 from taskchat.settings import get_settings
 from taskchat.tools import database
 
 MAX_BODY: Final = 32 * 1024
-MAX_SECONDS: Final = 29.0
-"""API Gateway gives up after 30 s, and a person who got no answer cannot know what was done."""
 MARGIN: Final = 1.5
 """Seconds kept back from the deadline, to store how far the turn came and to answer."""
-
-logger = Logger()
-metrics = Metrics()
 
 _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}}
@@ -117,12 +106,12 @@ app: Final = FastAPI(
 )
 async def chat(user_id: Caller, request: Request, response: Response) -> ChatResponse:
     """Do what the person says, and tell what was done."""
-    deadline = time.monotonic() + _seconds(request)
     key = _idempotency_key(request)
     body = await _read(request)
     wanted = conversations.Request(body.message, body.conversation_id, body.timezone)
     turn_id = conversations.turn_id_for(user_id, key)
-    answer = await turns().run(user_id, turn_id, wanted, deadline - time.monotonic())
+    seconds = seconds_left(dict(request.scope)) - MARGIN
+    answer = await turns().run(user_id, turn_id, wanted, seconds)
     if answer.replayed:
         response.headers["Idempotent-Replayed"] = "true"
     return answer.response
@@ -134,13 +123,6 @@ async def health() -> dict[str, str]:
     if not database().is_reachable():
         raise DatabaseUnavailable(retry_after=5)
     return {"status": "ok"}
-
-
-def _seconds(request: Request) -> float:
-    """How long this request may take."""
-    context: LambdaContext | None = request.scope.get("aws.context")
-    remaining = context.get_remaining_time_in_millis() / 1000 if context else MAX_SECONDS
-    return min(remaining, MAX_SECONDS) - MARGIN
 
 
 def _idempotency_key(request: Request) -> str | None:
@@ -183,13 +165,4 @@ async def _tell_routing(_request: Request, error: HTTPException) -> Response:
     return response
 
 
-_adapter: Final = Mangum(app, lifespan="off")
-
-
-@logger.inject_lambda_context(correlation_id_path=correlation_paths.API_GATEWAY_HTTP, clear_state=True)
-@metrics.log_metrics(capture_cold_start_metric=True)
-def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    """Lambda's entry point for API Gateway's HTTP API events (payload 2.0)."""
-    response = _adapter(readable(event), context)  # type: ignore[arg-type]  # the same object, typed by two libraries
-    metrics.add_metric(name=f"Status{response['statusCode'] // 100}xx", unit=MetricUnit.Count, value=1)
-    return response
+handler: Final = lambda_handler(app, lifespan="off")

@@ -1,22 +1,17 @@
 """The MCP door: the tool server over stateless streamable HTTP, for any client with a token for this resource."""
 
 import logging
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
-from aws_lambda_powertools import Logger, Metrics
-from aws_lambda_powertools.logging import correlation_paths
-from aws_lambda_powertools.metrics import MetricUnit
-from aws_lambda_powertools.utilities.typing import LambdaContext
 from fastmcp.server.auth import AccessToken, RemoteAuthProvider, TokenVerifier
 from fastmcp.server.http import StarletteWithLifespan, create_streamable_http_app
-from mangum import Mangum
 from pydantic import AnyHttpUrl
 from starlette.routing import Route
 
 from taskchat.auth import Verifier, mcp_verifier
 from taskchat.errors import Unauthenticated
-from taskchat.gateway import readable
+from taskchat.gateway import lambda_handler
 from taskchat.problems import ErrorBoundary, expected
 from taskchat.settings import Settings, SettingsError, get_settings
 from taskchat.tools import server
@@ -24,9 +19,6 @@ from taskchat.tools import server
 SCOPES: Final = ["tasks:read", "tasks:write"]
 METADATA_PATH: Final = "/.well-known/oauth-protected-resource"
 """Where clients look that don't get to see the address in WWW-Authenticate, which some gateways rename."""
-
-logger = Logger()
-metrics = Metrics()
 
 
 class _Discreet(logging.Handler):
@@ -91,13 +83,4 @@ def make_app(settings: Settings) -> StarletteWithLifespan:
 
 app: Final = make_app(get_settings())
 # The session manager lives as long as its lifespan, and here that is one invocation.
-_adapter: Final = Mangum(app, lifespan="auto")
-
-
-@logger.inject_lambda_context(correlation_id_path=correlation_paths.API_GATEWAY_HTTP, clear_state=True)
-@metrics.log_metrics(capture_cold_start_metric=True)
-def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    """Lambda's entry point for API Gateway's HTTP API events (payload 2.0)."""
-    response = _adapter(readable(event), context)  # type: ignore[arg-type]  # the same object, typed by two libraries
-    metrics.add_metric(name=f"Status{response['statusCode'] // 100}xx", unit=MetricUnit.Count, value=1)
-    return response
+handler: Final = lambda_handler(app, lifespan="auto")
