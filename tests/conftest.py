@@ -6,16 +6,20 @@ import json
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 from uuid import uuid4
 
 import psycopg
 import pytest
+import uvicorn
 from psycopg.rows import dict_row
 
 from dev import model, pgbouncer, postgres
@@ -29,6 +33,8 @@ Logs = Callable[[], list[dict[str, Any]]]
 ROOT = Path(__file__).parent.parent
 AUTH = "https://auth.example.com"
 RESOURCE = "https://api.example.com/mcp"
+
+pytest_plugins = ["tests.environments"]
 
 
 def pytest_configure() -> None:
@@ -153,6 +159,20 @@ def forget() -> None:
         tools.database().close()
     for cached in (settings.get_settings, tools.database, app.verifier, app.turns):
         cached.cache_clear()
+
+
+@contextmanager
+def serving(app: Any) -> Iterator[str]:
+    """The app behind a real HTTP server on this machine; gives its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(app, lifespan="on", ws="none", log_config=None))
+        thread = Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,12 @@
 
 import os
 import re
-import socket
 import subprocess
 from collections.abc import Iterator
-from threading import Thread
 
 import pytest
-import uvicorn
 
-from tests.conftest import ROOT, Person
+from tests.conftest import ROOT, Person, serving
 
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -72,13 +69,8 @@ def url(environment: None) -> Iterator[str]:
     """The chat API behind a real HTTP server on this machine."""
     from chat.app import app
 
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="on", ws="none", log_config=None))
-        thread = Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
+    with serving(app) as address:
+        yield address
 
 
 def test_the_curl_command_works_as_it_stands(alice: Person, url: str) -> None:

@@ -1,16 +1,13 @@
 """The MCP door: the five tools for any client with a token, in both eras of the protocol."""
 
 import json
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from threading import Thread
 from typing import Any
 
 import psycopg
 import pytest
-import uvicorn
 from fastmcp import Client
 from fastmcp.client.transports import StreamableHttpTransport
 from mangum import Mangum
@@ -19,7 +16,7 @@ from mcp import MCPError
 from dev.model.client import StandIn
 from dev.postgres import Postgres
 from dev.tokens import Issuer
-from tests.conftest import AUTH, RESOURCE, Logs, Person, run
+from tests.conftest import AUTH, RESOURCE, Logs, Person, run, serving
 from tests.gateway import Handler, Response, event, invoke, runtime_log
 
 Rows = psycopg.Connection[dict[str, Any]]
@@ -518,13 +515,8 @@ def url(environment: None) -> Iterator[str]:
     """The app behind a real HTTP server on this machine, as `make dev` serves it."""
     from mcp_tools.app import app
 
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="on", ws="none", log_config=None))
-        thread = Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/mcp"
-        server.should_exit = True
-        thread.join()
+    with serving(app) as address:
+        yield f"{address}/mcp"
 
 
 class TestTheLibrarysOwnClient:
