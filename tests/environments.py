@@ -1,0 +1,274 @@
+"""Execution environments as processes of their own: a pytest plugin for tests that kill, freeze and race them.
+
+crash, stateful and load tests -> environments -> zygote -> points
+                               -> truth
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from dev import processes
+from dev.model.client import StandIn
+from dev.postgres import Postgres
+from dev.tokens import Issuer
+from tests.conftest import AUTH, RESOURCE, ROOT
+from tests.gateway import Response, event
+from tests.points import Trap
+
+PATIENCE = 60
+"""Seconds to wait for an environment: longer than any request may take."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """Somebody who calls. Holds nothing but who they are."""
+
+    id: str
+    issuer: Issuer
+
+    @classmethod
+    def new(cls, issuer: Issuer) -> "Client":
+        """Somebody new to the service."""
+        return cls(uuid4().hex, issuer)
+
+    def request(self, body: dict[str, Any], key: str | None = None) -> dict[str, Any]:
+        """A request to their chat, as the gateway hands it over."""
+        token = self.issuer.mint(self.id, issuer=AUTH, audience=AUTH)
+        headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+        headers |= {"idempotency-key": key} if key else {}
+        return event("POST", f"/api/{self.id}/chat", headers=headers, body=json.dumps(body).encode())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a request: its answer, or the point at which the process was trapped."""
+
+    response: Response | None = None
+    passed: list[str] = field(default_factory=list)
+    trapped: str | None = None
+    point: int = 0
+
+    @property
+    def answer(self) -> Response:
+        """The answer of a request that must have had one."""
+        assert self.response is not None, f"died or stopped at {self.trapped}"
+        return self.response
+
+
+class Environment:
+    """One process that handles one request at a time, as an execution environment does."""
+
+    def __init__(self, zygote: "Zygote", pid: int, channel: socket.socket) -> None:
+        self._zygote, self.pid, self._channel, self._read = zygote, pid, channel, b""
+
+    def ask(self, request: dict[str, Any], trap: Trap | None = None, seconds: float = 30) -> Outcome:
+        """Send a request and wait for what becomes of it."""
+        self.send(request, trap, seconds)
+        return self.outcome()
+
+    def send(self, request: dict[str, Any], trap: Trap | None = None, seconds: float = 30) -> None:
+        """Send a request that may take so many `seconds`, and do not wait."""
+        question = {"event": request, "trap": trap and asdict(trap), "seconds": seconds}
+        self._channel.sendall(json.dumps(question).encode() + b"\n")
+
+    def outcome(self) -> Outcome:
+        """Wait for what becomes of the request sent: an answer, an end or a stop."""
+        told = self._told()
+        if told is None:
+            return Outcome()
+        if "trapped" not in told:
+            return Outcome(Response(told["status"], told["headers"], told["body"]), told["passed"])
+        self._await_trap()
+        return Outcome(None, [], told["trapped"], told["point"])
+
+    def is_answered(self) -> bool:
+        """Whether there is something to read, without waiting."""
+        return bool(self._read) or bool(select.select([self._channel], [], [], 0)[0])
+
+    def freeze(self) -> None:
+        """Stop it wherever it is."""
+        self._zygote.signal(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on from where it was stopped."""
+        self._zygote.signal(self.pid, signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End it at once, if it has not ended."""
+        self._zygote.signal(self.pid, signal.SIGKILL)
+        self._channel.close()
+
+    def _told(self) -> dict[str, Any] | None:
+        self._channel.settimeout(PATIENCE)
+        while b"\n" not in self._read:
+            try:
+                more = self._channel.recv(1 << 16)
+            except ConnectionResetError:
+                more = b""
+            if not more:
+                return None
+            self._read += more
+        line, _, self._read = self._read.partition(b"\n")
+        told: dict[str, Any] = json.loads(line)
+        assert "error" not in told, told["error"]
+        return told
+
+    def _await_trap(self) -> None:
+        """Its own signal comes a moment after its word: send it one more, which is waited for."""
+        self._zygote.await_trap(self.pid)
+
+
+class Zygote:
+    """The process that environments are forked from, and the one that may send them signals."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control, self._lock = control, threading.Lock()
+
+    def start(self, environment: dict[str, str]) -> Environment:
+        """A new environment: imported, and otherwise cold."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            pid = self._ask({"do": "start", "environment": environment}, theirs.fileno())["pid"]
+        return Environment(self, pid, ours)
+
+    def warm(self, environment: dict[str, str], request: dict[str, Any]) -> None:
+        """Do one turn in it, and see that nothing of that is left to be inherited."""
+        left = self._ask({"do": "warm", "environment": environment, "event": request})
+        assert left == {"status": 200, "threads": ["MainThread"], "sockets": 1}, left
+
+    def signal(self, pid: int, number: signal.Signals) -> None:
+        """Send a signal to an environment that still lives; return once a stop or an end has come to be."""
+        self._ask({"do": "signal", "pid": pid, "signal": int(number)})
+
+    def await_trap(self, pid: int) -> None:
+        """Return once an environment that is about to end or stop by itself has."""
+        self._ask({"do": "await", "pid": pid})
+
+    def _ask(self, question: dict[str, Any], *descriptors: int) -> dict[str, Any]:
+        with self._lock:
+            socket.send_fds(self._control, [json.dumps(question).encode()], descriptors)
+            answer = b""
+            while not answer.endswith(b"\n"):
+                more = self._control.recv(1 << 16)
+                assert more, "the zygote has ended"
+                answer += more
+        told: dict[str, Any] = json.loads(answer)
+        assert "error" not in told, told["error"]
+        return told
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """Where environments come from."""
+    ours, theirs = socket.socketpair()
+    ours.settimeout(PATIENCE)
+    # No authorities to read, at 40 ms for each environment: the only TLS is the pooler's, whose URL names its own.
+    with ours, theirs, tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as no_authorities:
+        process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "tests.zygote", str(theirs.fileno())],
+            cwd=ROOT,
+            env=os.environ | {"SSL_CERT_DIR": no_authorities},
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+        theirs.close()
+        try:
+            yield Zygote(ours)
+        finally:
+            ours.close()
+            processes.stop(process, patience=5)
+
+
+def settings(database_url: str, standin: StandIn, issuer: Issuer, model_api: str = "responses") -> dict[str, str]:
+    """The variables of an execution environment, as the template sets them."""
+    return {
+        "DATABASE_URL": database_url,
+        "OPENAI_API_KEY": "sk-stand-in",
+        "OPENAI_BASE_URL": standin.base_url,
+        "MODEL": "stand-in",
+        "MODEL_API": model_api,
+        "AUTH_ISSUER": AUTH,
+        "AUTH_AUDIENCE": AUTH,
+        "AUTH_JWKS_JSON": issuer.jwks_json,
+        "MCP_RESOURCE_URL": RESOURCE,
+    }
+
+
+class Fleet:
+    """Execution environments of one deployment: all with the same variables."""
+
+    def __init__(self, zygote: Zygote, variables: dict[str, str]) -> None:
+        self._zygote, self._variables = zygote, variables
+        self._started: list[Environment] = []
+
+    def start(self) -> Environment:
+        """A cold environment."""
+        environment = self._zygote.start(self._variables)
+        self._started.append(environment)
+        return environment
+
+    @contextlib.contextmanager
+    def cold(self) -> Iterator[Environment]:
+        """A cold environment that is gone after the block."""
+        environment = self._zygote.start(self._variables)
+        try:
+            yield environment
+        finally:
+            environment.kill()
+
+    def stop(self) -> None:
+        """End all that are left."""
+        for environment in self._started:
+            environment.kill()
+
+
+@pytest.fixture(scope="session")
+def warm_zygote(zygote: Zygote, server: Postgres, running_model: StandIn, issuer: Issuer) -> Zygote:
+    """Where environments come from, once it has done everything a first time."""
+    client = Client.new(issuer)
+    for model_api in ("responses", "chat_completions"):
+        variables = settings(server.app_url, running_model, issuer, model_api)
+        zygote.warm(variables, client.request({"message": "Add milk, then finish it and delete it"}))
+    return zygote
+
+
+@pytest.fixture
+def fleet(warm_zygote: Zygote, database_url: str, standin: StandIn, issuer: Issuer, model_api: str) -> Iterator[Fleet]:
+    """A deployment: over the test's database URL and model API."""
+    fleet = Fleet(warm_zygote, settings(database_url, standin, issuer, model_api))
+    yield fleet
+    fleet.stop()
+
+
+_TALLY = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Say how much was tried: shown at the end of the run, also when everything passed."""
+    return request.config.stash.setdefault(_TALLY, []).append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what the tests told."""
+    told = terminalreporter.config.stash.get(_TALLY, [])
+    if told:
+        terminalreporter.section("what was tried")
+        for line in told:
+            terminalreporter.write_line(line)

@@ -1,0 +1,243 @@
+"""A turn happens once, wherever its process is killed or frozen.
+
+Promises: killed with SIGKILL at any point, and sent again with its key, a turn has one user message, one assistant
+message, each effect exactly once and complete tool_calls; until its lease has run out it is refused with a time to come
+back; sent a third time it is replayed byte for byte. A process that wakes up after its lease writes nothing.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from dev import processes
+from dev.tokens import Issuer
+from tests import truth
+from tests.environments import Client, Environment, Fleet, Outcome
+from tests.points import STATEMENT, WIRE, Trap
+from tests.truth import Rows
+
+Tell = Callable[[str], None]
+AT_ONCE = 4
+"""Runs side by side: each is a sequence of processes, and most of it is waiting."""
+LEASE_SECONDS = 60
+"""No lease may be longer, or a crashed conversation stays shut."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A message, and all that must come of it, once."""
+
+    message: str
+    tools: list[str]
+    effects: list[str]
+    tasks: list[tuple[str, bool]]
+    before: list[str] = field(default_factory=list)
+    """What the person has said before, in the same conversation."""
+    aside: bool = False
+    """Whether what was said before was said in another conversation."""
+
+    @property
+    def title(self) -> str:
+        """For the summary."""
+        return f"“{self.message}”" + (", as a later turn" if self.before and not self.aside else "")
+
+
+ONE = Scenario("Add buy milk", ["add_task"], ["insert buy milk"], [("buy milk", False)])
+SEVERAL = Scenario(
+    "Add buy milk and call mum, then finish the milk",
+    ["add_task", "add_task", "list_tasks", "complete_task"],
+    ["insert buy milk", "insert call mum", "update buy milk"],
+    [("buy milk", True), ("call mum", False)],
+)
+DELETE = Scenario(
+    "Remove the milk one", ["list_tasks", "delete_task"], ["delete buy milk"], [], ["Add buy milk"], aside=True
+)
+RENAME = Scenario(
+    "Rename the milk one to buy oat milk",
+    ["list_tasks", "update_task"],
+    ["update buy oat milk"],
+    [("buy oat milk", False)],
+    ["Add buy milk"],
+)
+LATER = Scenario(
+    "Add call mum and finish the milk",
+    ["add_task", "list_tasks", "complete_task"],
+    ["insert call mum", "update buy milk"],
+    [("buy milk", True), ("call mum", False)],
+    ["Add buy milk", "What is left?"],
+)
+FAILING = Scenario(
+    "Finish 987654321, then add buy milk", ["complete_task", "add_task"], ["insert buy milk"], [("buy milk", False)]
+)
+
+
+@pytest.fixture(autouse=True)
+def watched(rows: Rows) -> Iterator[None]:
+    """The database notes every effect by itself."""
+    with truth.watched(rows):
+        yield
+
+
+class Story:
+    """One person, one message, as many attempts as it takes."""
+
+    def __init__(self, scenario: Scenario, fleet: Fleet, rows: Rows, issuer: Issuer) -> None:
+        self.scenario, self.fleet, self.rows = scenario, fleet, rows
+        self.client, self.key, self.conversation_id = Client.new(issuer), f"key-{uuid4()}", None
+        self.refusals = 0
+
+    def prepare(self, environment: Environment) -> None:
+        """Say what was said before."""
+        conversation_id = None
+        for message in self.scenario.before:
+            asked = {"message": message, "conversation_id": conversation_id}
+            conversation_id = environment.ask(self.client.request(asked)).answer.json["conversation_id"]
+        self.conversation_id = None if self.scenario.aside else conversation_id
+        self.effects_before = truth.effects(self.rows, self.client.id)
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """The request, the same each time."""
+        return self.client.request(
+            {"message": self.scenario.message, "conversation_id": self.conversation_id}, self.key
+        )
+
+    def attempt(self, trap: Trap) -> Outcome:
+        """Send it to a cold environment that dies at the trap, or answers before."""
+        with self.fleet.cold() as environment:
+            return environment.ask(self.request, trap)
+
+    def check_refused_while_leased(self, environment: Environment) -> None:
+        """Whoever comes before the lease has run out is told to come back."""
+        held = self._lease()
+        if held is None:
+            return
+        response = environment.ask(self.request).answer
+        if self._lease() != held:  # what the dead process had sent last was carried out only now
+            return
+        assert response.status == 409, response.body
+        assert 1 <= int(response.headers["retry-after"]) <= LEASE_SECONDS
+        self.refusals += 1
+
+    def retry(self, trap: Trap | None = None) -> Outcome:
+        """Send it again after its lease has run out, until what the dead process had sent last is carried out too."""
+        for _ in processes.attempts(20):
+            truth.let_leases_run_out(self.rows, self.client.id)
+            with self.fleet.cold() as environment:
+                outcome = environment.ask(self.request, trap)
+            if outcome.response is None or outcome.response.status != 409:
+                return outcome
+        raise AssertionError("the conversation never became free")
+
+    def check_done(self, environment: Environment) -> None:
+        """Send it again, and once more: done once, told whole, and replayed by whoever is asked."""
+        scenario, user_id = self.scenario, self.client.id
+        response = self.retry().answer
+        truth.check_turn(self.rows, user_id, scenario.message, response)
+        assert [call["tool"] for call in response.json["tool_calls"]] == scenario.tools
+        assert truth.effects(self.rows, user_id) == self.effects_before + scenario.effects
+        assert truth.tasks(self.rows, user_id) == scenario.tasks
+        again = environment.ask(self.request).answer
+        assert again.headers["idempotent-replayed"] == "true"
+        assert (again.status, again.body) == (200, response.body)
+        assert truth.effects(self.rows, user_id) == self.effects_before + scenario.effects
+
+    def _lease(self) -> dict[str, Any] | None:
+        return self.rows.execute(
+            "select id, lease_until, fence from conversation where user_id = %s and lease_until > clock_timestamp()",
+            [self.client.id],
+        ).fetchone()
+
+
+@dataclass
+class Exploration:
+    """All runs of one scenario: each with a process killed at another point, until one comes through."""
+
+    scenario: Scenario
+    fleet: Fleet
+    rows: Rows
+    issuer: Issuer
+    level: str = STATEMENT
+
+    def __post_init__(self) -> None:
+        self.runs, self.refusals, self.labels = 0, 0, dict[int, str]()
+        self._numbers, self._through, self._lock = count(1), threading.Event(), threading.Lock()
+
+    def explore(self) -> None:
+        """Kill at every point."""
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for done in [pool.submit(self._work) for _ in range(AT_ONCE)]:
+                done.result()
+        with self.fleet.cold() as environment:
+            for number in sorted(set(range(1, max(self.labels))) - set(self.labels)):
+                self._run(number, environment)  # a run that came through before others were killed at later points
+        assert set(self.labels) == set(range(1, len(self.labels) + 1)), "a point was left out"
+
+    def _work(self) -> None:
+        with self.fleet.cold() as environment:
+            while not self._through.is_set():
+                self._run(next(self._numbers), environment)
+
+    def _run(self, number: int, environment: Environment) -> None:
+        story = Story(self.scenario, self.fleet, self.rows, self.issuer)
+        story.prepare(environment)
+        first = story.attempt(Trap.kill(number, level=self.level))
+        if first.response:
+            self._through.set()
+        try:
+            if number % 3 == 0:
+                story.check_refused_while_leased(environment)
+            story.check_done(environment)
+        except AssertionError as error:
+            self._through.set()
+            raise AssertionError(f"killed at point {number} ({first.trapped}): {error}") from error
+        with self._lock:
+            self.runs += 1
+            self.refusals += story.refusals
+            if first.trapped:
+                self.labels[number] = first.trapped
+
+    def __str__(self) -> str:
+        points = "on the wire" if self.level == WIRE else "in the turn"
+        return (
+            f"{self.scenario.title}: killed at each of {len(self.labels)} points {points}, {self.runs} runs,"
+            f" {self.refusals} refused while leased"
+        )
+
+
+ALL = [ONE, SEVERAL, DELETE, RENAME, LATER, FAILING]
+HERE = [
+    # database, model API, level, scenarios
+    ("pooled", "responses", STATEMENT, ALL),
+    ("direct", "chat_completions", STATEMENT, [ONE]),
+]
+IN_CI = [
+    ("direct", "responses", STATEMENT, ALL),
+    ("pooled", "chat_completions", STATEMENT, [SEVERAL, LATER]),
+    ("direct", "responses", WIRE, [ONE]),
+    ("pooled", "responses", WIRE, [SEVERAL]),
+]
+EXPLORED = [
+    pytest.param(*ways, scenario, id="-".join((*ways, scenario.message.replace(" ", "_"))))
+    for *ways, scenarios in HERE + (IN_CI if "CI" in os.environ else [])
+    for scenario in scenarios
+]
+
+
+@pytest.mark.parametrize(
+    ("database_url", "model_api", "level", "scenario"), EXPLORED, indirect=["database_url", "model_api"]
+)
+def test_killed_at_any_point_a_turn_happens_once(
+    scenario: Scenario, level: str, fleet: Fleet, rows: Rows, issuer: Issuer, tell: Tell, request: pytest.FixtureRequest
+) -> None:
+    """At each statement, commit and model call: sent again with its key, everything is there, once."""
+    exploration = Exploration(scenario, fleet, rows, issuer, level)
+    exploration.explore()
+    tell(f"{exploration} ({request.node.callspec.id.rsplit('-', 2)[0]})")

@@ -1,0 +1,119 @@
+"""What must be true in Postgres of a turn that was done, seen by its superuser and by a driver that is not ours."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+
+from tests.gateway import Response
+
+Rows = psycopg.Connection[dict[str, Any]]
+
+# A log of every change to a task, kept by the database itself: neither the program nor its records are asked.
+_WATCH = """
+create schema if not exists watch;
+create table if not exists watch.effect (n bigserial, user_id text, kind text, title text, was text, task_id bigint);
+create index if not exists effect_user_id_idx on watch.effect (user_id);
+create or replace function watch.note() returns trigger language plpgsql security definer as $$
+begin
+    insert into watch.effect (user_id, kind, title, was, task_id) values (
+        coalesce(new.user_id, old.user_id), lower(tg_op), new.title, old.title, coalesce(new.id, old.id));
+    return null;
+end $$;
+create or replace trigger watch after insert or update or delete on task for each row execute function watch.note();
+"""
+_UNWATCH = "drop trigger if exists watch on task; drop schema if exists watch cascade"
+
+
+@contextmanager
+def watched(rows: Rows) -> Iterator[None]:
+    """Have the database note every effect, for as long as the context lasts."""
+    rows.execute(_WATCH)
+    try:
+        yield
+    finally:
+        rows.execute(_UNWATCH)
+
+
+def effects(rows: Rows, user_id: str) -> list[str]:
+    """Every change that was ever committed to the person's tasks, in order: `insert buy milk`."""
+    found = rows.execute("select kind, title, was from watch.effect where user_id = %s order by n", [user_id])
+    return [f"{row['kind']} {row['title'] or row['was']}" for row in found]
+
+
+def tasks(rows: Rows, user_id: str) -> list[tuple[str, bool]]:
+    """Title and state of the person's tasks."""
+    found = rows.execute("select title, completed from task where user_id = %s order by id", [user_id])
+    return [(row["title"], row["completed"]) for row in found]
+
+
+def messages(rows: Rows, user_id: str, turn_id: str) -> list[tuple[str, str]]:
+    """Role and words of all messages of the turn, in order of position."""
+    found = rows.execute(
+        "select role, content from message where user_id = %s and turn_id = %s order by conversation_id, position",
+        [user_id, turn_id],
+    )
+    return [(row["role"], row["content"]) for row in found]
+
+
+def positions(rows: Rows, user_id: str, conversation_id: str) -> list[int]:
+    """The positions of all messages in the conversation."""
+    found = rows.execute(
+        "select position from message where user_id = %s and conversation_id = %s order by position",
+        [user_id, conversation_id],
+    )
+    return [row["position"] for row in found]
+
+
+def calls(rows: Rows, user_id: str, turn_id: str) -> list[dict[str, Any]]:
+    """The recorded calls of the turn, as an answer shows them, in order of position."""
+    found = rows.execute(
+        "select call_id, tool, arguments, outcome, result, duration_ms from tool_call"
+        " where user_id = %s and turn_id = %s order by position",
+        [user_id, turn_id],
+    )
+    return found.fetchall()
+
+
+def call_positions(rows: Rows, user_id: str, turn_id: str) -> list[int]:
+    """The places of the recorded calls in their turn."""
+    found = rows.execute(
+        "select position from tool_call where user_id = %s and turn_id = %s order by position", [user_id, turn_id]
+    )
+    return [row["position"] for row in found]
+
+
+def lease(rows: Rows, user_id: str, conversation_id: str) -> dict[str, Any] | None:
+    """The lease on the conversation, if somebody holds it: whose, until when, and its number."""
+    return rows.execute(
+        "select turn_id, lease_until, fence from conversation"
+        " where user_id = %s and id = %s and lease_until > clock_timestamp()",
+        [user_id, conversation_id],
+    ).fetchone()
+
+
+def let_leases_run_out(rows: Rows, user_id: str) -> int:
+    """As if the time of every lease of the person's were over. How many were held."""
+    done = rows.execute(
+        "update conversation set lease_until = clock_timestamp() - interval '1 second'"
+        " where user_id = %s and lease_until > clock_timestamp()",
+        [user_id],
+    )
+    return done.rowcount
+
+
+def check_turn(rows: Rows, user_id: str, message: str, response: Response) -> None:
+    """The turn that was answered is kept once and whole, and the answer tells exactly what is kept."""
+    assert response.status == 200, response.body
+    answer = response.json
+    turn_id, conversation_id = answer["turn_id"], answer["conversation_id"]
+    assert messages(rows, user_id, turn_id) == [("user", message), ("assistant", answer["response"])]
+    kept = calls(rows, user_id, turn_id)
+    assert json.dumps(answer["tool_calls"], sort_keys=True) == json.dumps(kept, sort_keys=True)
+    assert call_positions(rows, user_id, turn_id) == list(range(len(kept)))
+    assert len({call["call_id"] for call in kept}) == len(kept)
+    assert lease(rows, user_id, conversation_id) is None
+    there = positions(rows, user_id, conversation_id)
+    assert there == list(range(len(there)))
