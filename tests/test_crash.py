@@ -6,6 +6,7 @@ back; sent a third time it is replayed byte for byte. A process that wakes up af
 """
 
 import os
+import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,12 +21,16 @@ from dev import processes
 from dev.tokens import Issuer
 from tests import truth
 from tests.environments import Client, Environment, Fleet, Outcome
+from tests.gateway import Response
 from tests.points import STATEMENT, WIRE, Trap
 from tests.truth import Rows
 
 Tell = Callable[[str], None]
 AT_ONCE = 4
 """Runs side by side: each is a sequence of processes, and most of it is waiting."""
+PAIRS = 40 if "CI" in os.environ else 10
+"""Turns that are killed twice, for each scenario: the points are drawn by lot."""
+SEED = int(os.environ.get("CRASH_SEED") or random.SystemRandom().randrange(10**6))
 LEASE_SECONDS = 60
 """No lease may be longer, or a crashed conversation stays shut."""
 
@@ -241,3 +246,109 @@ def test_killed_at_any_point_a_turn_happens_once(
     exploration = Exploration(scenario, fleet, rows, issuer, level)
     exploration.explore()
     tell(f"{exploration} ({request.node.callspec.id.rsplit('-', 2)[0]})")
+
+
+@pytest.mark.parametrize("database_url", ["pooled"], indirect=True)
+@pytest.mark.parametrize("scenario", [SEVERAL, DELETE, LATER], ids=lambda scenario: scenario.message.replace(" ", "_"))
+def test_killed_twice_a_turn_happens_once(
+    scenario: Scenario, fleet: Fleet, rows: Rows, issuer: Issuer, tell: Tell
+) -> None:
+    """The attempt that goes on from the first one's records may be killed as well."""
+    chance = random.Random(SEED)  # noqa: S311
+    whole = Story(scenario, fleet, rows, issuer)
+    with fleet.cold() as environment:
+        whole.prepare(environment)
+        points = len(environment.ask(whole.request).passed)
+        killed_again = 0
+        for _ in range(PAIRS):
+            story = Story(scenario, fleet, rows, issuer)
+            story.prepare(environment)
+            first, second = chance.randint(1, points), chance.randint(1, points)
+            dead = story.attempt(Trap.kill(first))
+            again = story.retry(Trap.kill(second))
+            killed_again += again.response is None
+            try:
+                story.check_done(environment)
+            except AssertionError as error:
+                where = f"killed at {first} ({dead.trapped}), then at {second} ({again.trapped})"
+                raise AssertionError(f"{where}, seed {SEED}: {error}") from error
+    tell(f"{scenario.title}: {PAIRS} turns killed, {killed_again} of them once more (CRASH_SEED={SEED})")
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """Where a process is stopped in the middle of a turn with one tool call."""
+
+    name: str
+    trap: Trap
+
+    def __str__(self) -> str:
+        return self.name
+
+
+FROZEN = [
+    Freeze("while the model thinks", Trap.freeze(1, "model: sent")),
+    Freeze("with the call in hand", Trap.freeze(1, "model: read")),
+    Freeze("in the tool, before its statements", Trap.freeze(2, "before select set_config")),
+    Freeze("after the tool, before the model is told", Trap.freeze(2, "after commit")),
+    Freeze("while the model thinks again", Trap.freeze(2, "model: sent")),
+    Freeze("before the reply is stored", Trap.freeze(3, "before select set_config")),
+]
+
+
+class TestAZombie:
+    """A process that was stopped, and goes on after its lease and its turn are over."""
+
+    @pytest.mark.parametrize("freeze", FROZEN, ids=str)
+    def test_commits_nothing(self, freeze: Freeze, fleet: Fleet, rows: Rows, issuer: Issuer) -> None:
+        """Its turn was finished by a retry, and another came after: it writes nothing, and says so or replays."""
+        story = Story(ONE, fleet, rows, issuer)
+        story.prepare(zombie := fleet.start())
+        assert zombie.ask(story.request, freeze.trap).trapped
+        finished = story.retry().answer
+        story.conversation_id = finished.json["conversation_id"]
+        later = self._take_another_turn(story, fleet)
+        zombie.thaw()
+        late = zombie.outcome().answer
+        self._check_honest(late, finished)
+        self._check_untouched(story, rows, finished, later)
+
+    @pytest.mark.parametrize("database_url", ["pooled"], indirect=True)
+    @pytest.mark.parametrize("point", ["before INSERT INTO task", "before commit"])
+    def test_with_its_transaction_open_holds_nobody_up(
+        self, point: str, fleet: Fleet, rows: Rows, issuer: Issuer
+    ) -> None:
+        """Stopped with its lease locked: others are told to come back, until the database ends the transaction."""
+        story = Story(ONE, fleet, rows, issuer)
+        story.prepare(zombie := fleet.start())
+        trap = Trap.freeze(2 if point == "before commit" else 1, point)
+        assert zombie.ask(story.request, trap).trapped
+        with fleet.cold() as environment:
+            refused = environment.ask(story.request).answer
+        assert refused.status == 409
+        assert int(refused.headers["retry-after"]) >= 1
+        finished = story.retry().answer  # waits for the role's idle_in_transaction_session_timeout
+        story.conversation_id = finished.json["conversation_id"]
+        later = self._take_another_turn(story, fleet)
+        zombie.thaw()
+        late = zombie.outcome().answer
+        assert late.status in (409, 503)
+        self._check_untouched(story, rows, finished, later)
+
+    def _take_another_turn(self, story: Story, fleet: Fleet) -> Response:
+        with fleet.cold() as environment:
+            asked = {"message": "Add call mum", "conversation_id": story.conversation_id}
+            return environment.ask(story.client.request(asked)).answer
+
+    def _check_honest(self, late: Response, finished: Response) -> None:
+        """It tells that the turn is not its own any more, or what the other one said."""
+        if late.status == 200:
+            assert (late.headers["idempotent-replayed"], late.body) == ("true", finished.body)
+        else:
+            assert late.status == 409
+            assert int(late.headers["retry-after"]) >= 1
+
+    def _check_untouched(self, story: Story, rows: Rows, finished: Response, later: Response) -> None:
+        truth.check_turn(rows, story.client.id, ONE.message, finished)
+        truth.check_turn(rows, story.client.id, "Add call mum", later)
+        assert truth.effects(rows, story.client.id) == ["insert buy milk", "insert call mum"]
