@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -262,7 +263,12 @@ _TALLY = pytest.StashKey[list[str]]()
 @pytest.fixture
 def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Say how much was tried: shown at the end of the run, also when everything passed."""
-    return request.config.stash.setdefault(_TALLY, []).append
+    return partial(tell_at_the_end, request.config)
+
+
+def tell_at_the_end(config: pytest.Config, line: str) -> None:
+    """The same, for a fixture that lives longer than a test."""
+    config.stash.setdefault(_TALLY, []).append(line)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
