@@ -267,6 +267,71 @@ class TestWhoIsCalling:
         assert McpClient(token).request("tools/list").status == status
 
 
+class TestScopes:
+    """What a token allows: tools that read need tasks:read, tools that change something need tasks:write."""
+
+    READERS = frozenset({"list_tasks"})
+
+    def arguments(self, task: int) -> dict[str, dict[str, Any]]:
+        """Good arguments for each tool, given the id of a task."""
+        one = {"task_id": task}
+        named = {"add_task": {"title": "x"}, "update_task": one | {"title": "x"}}
+        return named | {"list_tasks": {}, "complete_task": one, "delete_task": one}
+
+    def limited(self, person: Person, scope: object, version: str = STATELESS) -> McpClient:
+        """A client whose token has this `scope` claim, or none."""
+        claims = {} if scope is None else {"scope": scope}
+        token = person.issuer.mint(person.id, issuer=AUTH, audience=RESOURCE, typ="at+jwt", **claims)
+        return McpClient(token, version)
+
+    @pytest.mark.parametrize("tool", sorted(TOOLS))
+    @pytest.mark.parametrize("version", [HANDSHAKE[-1], STATELESS])
+    def test_each_tool_needs_its_own(self, alice: Person, rows: Rows, tool: str, version: str) -> None:
+        """Refused with the other scope alone, in a plain sentence, with a record of that and nothing done."""
+        arguments = self.arguments(McpClient(alice.mcp_token).do("add_task", title="buy milk")["id"])[tool]
+        needed, other = ("tasks:read", "tasks:write") if tool in self.READERS else ("tasks:write", "tasks:read")
+        refused = self.limited(alice, other, version).call(tool, **arguments)
+        sentence = f"Insufficient scope: this tool needs {needed}."
+        assert (refused["isError"], refused["content"][0]["text"]) == (True, sentence)
+        assert (records(rows, alice)[-1]["outcome"], titles(rows, alice)) == ("error", ["buy milk"])
+        self.limited(alice, needed, version).do(tool, **arguments)
+
+    @pytest.mark.parametrize(
+        "scope",
+        [
+            *(None, "", "openid", "tasks", "tasks:*", "TASKS:READ TASKS:WRITE", "tasks:readtasks:write"),
+            *("tasks:read,tasks:write", "tasks:reader tasks:writer", ["tasks:read", "tasks:write"], {"tasks:read": 1}),
+            *(1, True),
+        ],
+        ids=str,
+    )
+    def test_scopes_are_exact(self, alice: Person, rows: Rows, scope: object) -> None:
+        """Words between spaces and nothing that looks like them: who has none may look at the tools, and use none."""
+        client = self.limited(alice, scope)
+        assert {tool["name"] for tool in client.tools()} == TOOLS
+        for tool, arguments in self.arguments(1).items():
+            assert client.call(tool, **arguments)["content"][0]["text"].startswith("Insufficient scope")
+        assert titles(rows, alice) == []
+
+    def test_among_others(self, alice: Person) -> None:
+        """Scopes of other meaning don't matter."""
+        client = self.limited(alice, "offline_access tasks:write email tasks:read")
+        client.do("add_task", title="x")
+        assert len(client.do("list_tasks")["tasks"]) == 1
+
+    def test_the_next_call_on_a_warm_environment(self, alice: Person, bob: Person) -> None:
+        """What one token allows is not left over for another."""
+        for _ in range(2):
+            McpClient(alice.mcp_token).do("add_task", title="x")
+            assert self.limited(bob, "tasks:read").call("add_task", title="x")["isError"]
+
+    def test_the_chat_has_none(self, alice: Person) -> None:
+        """A person who speaks for themselves may do everything, whatever their token calls scopes."""
+        token = alice.issuer.mint(alice.id, issuer=AUTH, audience=AUTH, scope="tasks:read")
+        answer = alice.say("Add buy milk", authorization=f"Bearer {token}")
+        assert [call["outcome"] for call in answer.json["tool_calls"]] == ["ok"]
+
+
 class TestTheHandshakeEra:
     """initialize, notifications/initialized, and then requests with a version header, each on its own."""
 

@@ -9,6 +9,7 @@ from fastmcp.server.http import StarletteWithLifespan, create_streamable_http_ap
 from pydantic import AnyHttpUrl
 from starlette.routing import Route
 
+from taskchat.audit import READ, WRITE
 from taskchat.auth import Verifier, mcp_verifier
 from taskchat.errors import Unauthenticated
 from taskchat.gateway import lambda_handler
@@ -16,7 +17,6 @@ from taskchat.problems import ErrorBoundary, expected
 from taskchat.settings import Settings, SettingsError, get_settings
 from taskchat.tools import server
 
-SCOPES: Final = ["tasks:read", "tasks:write"]
 METADATA_PATH: Final = "/.well-known/oauth-protected-resource"
 """Where clients look that don't get to see the address in WWW-Authenticate, which some gateways rename."""
 
@@ -65,7 +65,7 @@ def make_app(settings: Settings) -> StarletteWithLifespan:
         token_verifier=_TokenVerifier(mcp_verifier(settings)),
         authorization_servers=[AnyHttpUrl(settings.auth_issuer)],
         base_url=f"{resource.scheme}://{resource.netloc}",
-        scopes_supported=SCOPES,
+        scopes_supported=[READ, WRITE],
     )
     (metadata,) = auth.get_routes(resource.path)
     app = create_streamable_http_app(

@@ -29,6 +29,9 @@ from taskchat.text import storable
 
 SCHEMA: Final = "taskchat.audit/1"
 """Version of the audit line: a field may be added under it, never changed or taken away."""
+READ: Final = "tasks:read"
+WRITE: Final = "tasks:write"
+"""Scopes of an MCP client's token. Neither holds the other."""
 
 _RECORD: Final = insert(ToolCall)
 
@@ -51,6 +54,8 @@ class Call:
     call_id: str
     position: int = 0
     conversation_id: UUID | None = None
+    scopes: frozenset[str] = frozenset({READ, WRITE})
+    """What may be done. All of it at the chat door, where people speak for themselves."""
     guard: Callable[[Session], None] = _no_guard
     """Run first in the call's transaction: raises when the turn has lost its lease."""
     refusal: str | None = None
@@ -63,12 +68,25 @@ _call: ContextVar[Call] = ContextVar("call")
 _open_session: ContextVar[Callable[[], Session]] = ContextVar("open_session")
 
 
-def caller() -> str:
-    """The id of the person a tool works for. Raises Unauthenticated outside a call."""
+def reader() -> str:
+    """The id of the person a tool that reads works for. Raises as `_person` does."""
+    return _person(READ)
+
+
+def writer() -> str:
+    """The id of the person a tool that changes something works for. Raises as `_person` does."""
+    return _person(WRITE)
+
+
+def _person(scope: str) -> str:
+    """Who the running call is for. Raises Unauthenticated outside one, and ToolFailure if it lacks the scope."""
     try:
-        return _call.get().user_id
+        call = _call.get()
     except LookupError:
         raise Unauthenticated from None
+    if scope not in call.scopes:
+        raise ToolFailure(f"Insufficient scope: this tool needs {scope}.")
+    return call.user_id
 
 
 def session() -> Session:
@@ -91,11 +109,11 @@ def calling(call: Call) -> Iterator[Call]:
 
 
 def _call_from_token() -> Call:
-    """The call of an MCP client: the person is whom its verified token names. Raises Unauthenticated."""
+    """The call of an MCP client: person and scopes are its verified token's. Raises Unauthenticated."""
     token = get_access_token()
     if token is None or not token.subject:
         raise Unauthenticated
-    return Call(token.subject, "mcp", turn_id=uuid4(), call_id=uuid4().hex)
+    return Call(token.subject, "mcp", turn_id=uuid4(), call_id=uuid4().hex, scopes=frozenset(token.scopes))
 
 
 class AuditMiddleware(Middleware):
@@ -159,14 +177,17 @@ class AuditMiddleware(Middleware):
 
 
 async def _reach_tool(call: Call, context: MiddlewareContext[Any], call_next: CallNext[Any, ToolResult]) -> ToolResult:
-    """Run the tool, and raise what it raised: FastMCP wraps that into an error of its own."""
+    """Run the tool, and raise what it raised: FastMCP wraps that, and twice what `reader` and `writer` raise."""
     if call.refusal:
         raise ToolFailure(call.refusal)
     try:
         return await call_next(context)
     except FastMCPError as error:
-        if isinstance(error.__cause__, TaskchatError | SQLAlchemyError | OSError):
-            raise error.__cause__ from None
+        cause = error.__cause__
+        if isinstance(cause, RuntimeError) and isinstance(cause.__cause__, ToolFailure):
+            raise cause.__cause__ from None
+        if isinstance(cause, TaskchatError | SQLAlchemyError | OSError):
+            raise cause from None
         raise
 
 

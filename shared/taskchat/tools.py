@@ -1,7 +1,7 @@
 """The five tools, once, for both doors: the agent calls this server in-process, MCP clients over HTTP.
 
 Each tool is a description for the model and one call. `user_id` is resolved on the server and is in no schema: a model
-or a client that sends one is refused.
+or a client that sends one is refused. A tool gets it as `reader` or `writer`, and so says which scope it needs.
 """
 
 import logging
@@ -73,7 +73,7 @@ def _hints(*, read_only: bool = False, destructive: bool = False, idempotent: bo
 def add_task(
     title: Title,
     description: Description = "",
-    user_id: str = Depends(audit.caller),
+    user_id: str = Depends(audit.writer),
 ) -> tasks.TaskView:
     """Add one task to the list. To add several, call once for each."""
     return tasks.add(audit.session(), user_id, title, description)
@@ -83,7 +83,7 @@ def add_task(
 def list_tasks(
     status: Status = "all",
     cursor: Cursor = None,
-    user_id: str = Depends(audit.caller),
+    user_id: str = Depends(audit.reader),
 ) -> tasks.TaskPage:
     """List tasks in order of id, a page at a time. Use it to find the id of a task the person names by its words."""
     return tasks.page(audit.session(), user_id, status, cursor)
@@ -92,7 +92,7 @@ def list_tasks(
 @server.tool(annotations=_hints(idempotent=True), run_in_thread=False)
 def complete_task(
     task_id: TaskId,
-    user_id: str = Depends(audit.caller),
+    user_id: str = Depends(audit.writer),
 ) -> tasks.TaskView:
     """Mark one task as done. It stays on the list as completed."""
     return tasks.change(audit.session(), user_id, task_id, completed=True)
@@ -101,7 +101,7 @@ def complete_task(
 @server.tool(annotations=_hints(destructive=True), run_in_thread=False)
 def delete_task(
     task_id: TaskId,
-    user_id: str = Depends(audit.caller),
+    user_id: str = Depends(audit.writer),
 ) -> tasks.TaskView:
     """Delete one task for good. Only when the person wants it gone, not when it is done."""
     return tasks.remove(audit.session(), user_id, task_id)
@@ -113,7 +113,7 @@ def update_task(
     title: Title | None = None,
     description: Description | None = None,
     completed: Annotated[bool | None, Field(description="false reopens a task that was marked as done")] = None,
-    user_id: str = Depends(audit.caller),
+    user_id: str = Depends(audit.writer),
 ) -> tasks.TaskView:
     """Change the title or description of one task, or reopen it. What is left out stays as it is."""
     values = {"title": title, "description": description, "completed": completed}
