@@ -11,23 +11,28 @@ from migrations.roles import UnsafeRole, grant_rights, make_role, read_role
 from taskchat.db import create_engine_for
 from taskchat.settings import MigrationSettings, SettingsError, load
 
+config = context.config
 _ONE_MIGRATION_AT_A_TIME = 8_250_411  # any constant: the key of an advisory lock
+
+PATIENCE = 3600.0
+"""Seconds that one statement may take: a migration of a large table is no request."""
 
 
 def migrate() -> None:
     """Run the requested Alembic command in one transaction. Raises SettingsError, or the database's error."""
     settings = load(MigrationSettings)
     role = read_role(settings.database_url.get_secret_value())
-    with create_engine_for(settings.migration_database_url.get_secret_value()).begin() as connection:
+    with create_engine_for(settings.migration_database_url.get_secret_value(), PATIENCE).begin() as connection:
         connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": _ONE_MIGRATION_AT_A_TIME})
         context.configure(connection=connection, target_metadata=SQLModel.metadata, compare_server_default=True)
         context.run_migrations()
         if context.get_context().get_current_revision() == context.get_head_revision():
-            make_role(connection, role)
+            made = make_role(connection, role)
             grant_rights(connection, role.name)
+            config.print_stdout(f"The schema is at {context.get_head_revision()}; {made}")
 
 
 try:
     migrate()
-except (SettingsError, UnsafeRole, ValueError, DBAPIError) as error:
-    raise CommandError(str(error).splitlines()[0]) from error  # Alembic shows it as one line
+except (SettingsError, UnsafeRole, ValueError, DBAPIError, OSError) as error:
+    raise CommandError((str(error) or type(error).__name__).splitlines()[0]) from error  # Alembic shows it as one line

@@ -22,6 +22,13 @@ LIMITS: Final = {
 }
 
 
+_TOO_MIGHTY: Final = """
+select rolname = current_user or rolcreaterole or rolcreatedb or rolreplication or exists (
+    select from pg_roles b where (b.rolsuper or b.rolbypassrls) and pg_has_role(r.oid, b.oid, 'member')
+) as too_mighty from pg_roles r where rolname = :name
+"""
+
+
 class UnsafeRole(RuntimeError):
     """Raised when the role in DATABASE_URL exists and could ignore row-level security."""
 
@@ -35,23 +42,29 @@ class Role:
 
 
 def read_role(url: str) -> Role:
-    """The role in a libpq URL. Raises ValueError when it names none."""
+    """The role in a libpq URL. Raises ValueError when it names none, or no password."""
     arguments, _ = connect_arguments(url)
+    if not arguments["password"]:
+        raise ValueError("DATABASE_URL has no password for the role that is to be made")
     return Role(arguments["user"], arguments["password"])
 
 
-def make_role(connection: Connection, role: Role) -> None:
-    """Create the role if it is not there; never touch the password of one that is. Raises UnsafeRole."""
-    found = connection.execute(
-        text("select rolsuper or rolbypassrls or rolname = current_user as unsafe from pg_roles where rolname = :name"),
-        {"name": role.name},
-    ).one_or_none()
+def make_role(connection: Connection, role: Role) -> str:
+    """Create the role if it is not there, and say what was done; never touch the password of one that is.
+
+    Raises UnsafeRole.
+    """
+    found = connection.execute(text(_TOO_MIGHTY), {"name": role.name}).one_or_none()
     if found is None:
         _execute(connection, "create role %I login nobypassrls password %L", role.name, role.password)
-        for setting, value in LIMITS.items():
-            _execute(connection, f"alter role %I set {setting} = %L", role.name, value)
-    elif found.unsafe:
-        raise UnsafeRole(f"{role.name} can bypass row-level security: put another role's name in DATABASE_URL")
+    elif found.too_mighty:
+        raise UnsafeRole(
+            f"{role.name} can bypass row-level security, or has rights of an administrator: "
+            "put the name of a role that does not exist yet in DATABASE_URL"
+        )
+    for setting, value in LIMITS.items():
+        _execute(connection, f"alter role %I set {setting} = %L", role.name, value)
+    return f"role {role.name} " + ("was made." if found is None else "was there; its password is as it was.")
 
 
 def grant_rights(connection: Connection, name: str) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,11 +63,13 @@ def database_url(server: Postgres, pooler: PgBouncer) -> str:
 
 def stored_for(person: Person, rows: Rows) -> list[str]:
     """What is in Postgres of a person's only turn, in the words of the table."""
-    both = "select role as kind from message where user_id = %s union select outcome from tool_call where user_id = %s"
-    kept = rows.execute(both, [person.id, person.id])
-    kinds = {row["kind"] for row in kept}
+    both = (
+        "select role as kind from message where user_id = %s union all select outcome from tool_call where user_id = %s"
+    )
+    kinds = Counter(row["kind"] for row in rows.execute(both, [person.id, person.id]))
+    assert (kinds["user"], kinds["assistant"] <= 1) == (1, True)
     words = {"user": "message", "error": "failed call", "ok": "call", "assistant": "reply"}
-    return [word for kind, word in words.items() if kind in kinds]
+    return [word for kind, word in words.items() if kinds[kind]]
 
 
 @both_wires

@@ -4,6 +4,7 @@ It holds no session, no engine and no SQL: all it can do is call the tool server
 """
 
 import json
+import logging
 import re
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -35,7 +36,8 @@ from taskchat.audit import Call, calling
 from taskchat.conversations import Lease, Turn
 from taskchat.errors import ModelFailed, OutOfTime, TaskchatError
 from taskchat.models import ToolCall
-from taskchat.settings import Settings
+from taskchat.problems import expected
+from taskchat.settings import Settings, SettingsError
 from taskchat.text import storable
 from taskchat.tools import server
 
@@ -56,11 +58,23 @@ Answer in the person's language, in one to three short sentences, naming tasks b
 MAX_MODEL_CALLS: Final = 12
 """Model calls in one turn: enough for a long request done step by step, few enough that a loop ends in time."""
 
+MAX_CALLS: Final = 64
+"""Tool calls in one turn, for the same reason: one answer may hold any number of them."""
+
+MAX_REPLY: Final = 20_000
+"""Characters of a reply: what no person reads on, and far below the 6 MB that Lambda can return."""
+
+MAX_DEPTH: Final = 64
+"""Nesting of a call's arguments. No tool needs three levels, and what is nested too deeply cannot be written down."""
+
 _REASONING_MODELS: Final = re.compile(r"(.*/)?(o\d|gpt-5)(?!.*chat)")
 """Models that reason must be handed their reasoning back between two calls; others refuse to be asked for it."""
 
 # The SDK's tracing starts a thread that calls its vendor, whoever serves the model, and stalls in a frozen sandbox.
 set_tracing_disabled(True)
+
+# The SDK logs each failed call of a model with its exception; what may be told of it is logged here.
+logging.getLogger("openai.agents").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)
@@ -88,7 +102,7 @@ async def _call_tool(run: Run, name: str, call_id: str, raw_arguments: str) -> s
         user_id=run.lease.user_id,
         door="chat",
         turn_id=run.lease.turn_id,
-        call_id=_unused(call_id, run.calls),
+        call_id=call_id,
         position=len(run.calls),
         conversation_id=run.lease.conversation_id,
         guard=run.lease.check,
@@ -98,10 +112,12 @@ async def _call_tool(run: Run, name: str, call_id: str, raw_arguments: str) -> s
     try:
         if deadline.remaining() <= 0:
             raise OutOfTime
+        if len(run.calls) >= MAX_CALLS:
+            raise ModelFailed("The model did not come to an end.")
         with calling(call):
             result = await server.call_tool(name, arguments or {})
-    except TaskchatError as error:
-        run.failure = error
+    except Exception as error:
+        run.failure = expected(error)
         raise
     return "".join(block.text for block in result.content if isinstance(block, TextContent))
 
@@ -111,14 +127,12 @@ def _parse(raw_arguments: str) -> dict[str, Any] | None:
         arguments = json.loads(raw_arguments or "{}")
     except (ValueError, RecursionError):
         return None
-    return arguments if isinstance(arguments, dict) else None
+    return arguments if isinstance(arguments, dict) and _is_shallow(arguments, MAX_DEPTH) else None
 
 
-def _unused(call_id: str, calls: list[ToolCall]) -> str:
-    """The model's id for the call; changed where the model gave the same one twice in a turn."""
-    call_id = str(storable(call_id[:128]))
-    taken = {call.call_id for call in calls}
-    return call_id if call_id not in taken else f"{call_id}-{len(calls)}"
+def _is_shallow(value: Any, depth: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return depth > 0 and all(_is_shallow(item, depth - 1) for item in inner)
 
 
 async def _report_unknown_tool(args: ToolErrorFormatterArgs[Any]) -> str | None:
@@ -140,7 +154,9 @@ class ChatAgent:
     """The agent of this process: the same bytes in front of every request, whoever it is for."""
 
     def __init__(self, settings: Settings) -> None:
-        """Open the model's one HTTP client; the tools are listed at the first turn."""
+        """Open the model's one HTTP client; the tools are listed at the first turn. Raises SettingsError."""
+        if not settings.openai_api_key.get_secret_value():
+            raise SettingsError("OPENAI_API_KEY is not set.")
         self._client = ModelClient(settings)
         responses = settings.model_api == "responses"
         kind = OpenAIResponsesModel if responses else OpenAIChatCompletionsModel
@@ -167,11 +183,15 @@ class ChatAgent:
             return Reply(str(storable(refusal.refusal)), _count(self._model, _usage_of(refusal)))
         except MaxTurnsExceeded as error:
             raise ModelFailed("The model did not come to an end.") from error
-        except (AgentsException, ValueError, RecursionError) as error:  # the latter two from what the SDK cannot parse
+        except TaskchatError:
+            raise
+        except Exception as error:
+            if run.failure is None and not isinstance(error, AgentsException):
+                expected(error)  # the SDK met something it did not foresee: the operator should know where
             raise run.failure or ModelFailed("The model's answer could not be read.") from error
         if run.failure:
             raise run.failure
-        text = str(storable(str(result.final_output or ""))).strip()
+        text = str(storable(str(result.final_output or ""))).strip()[:MAX_REPLY]
         if not text:
             raise ModelFailed("The model answered nothing.")
         return Reply(text, _count(self._model, result.context_wrapper.usage))

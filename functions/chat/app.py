@@ -17,7 +17,7 @@ from starlette.middleware import Middleware
 from chat.agent import ChatAgent
 from chat.schemas import ChatRequest, ChatResponse, Problem
 from chat.turn import TurnRunner
-from taskchat import conversations
+from taskchat import conversations, deadline
 from taskchat.auth import USER_ID, Verifier, bearer_token, chat_verifier
 from taskchat.errors import (
     BodyTooLarge,
@@ -29,15 +29,12 @@ from taskchat.errors import (
     NotJson,
     UnsupportedMediaType,
 )
-from taskchat.gateway import lambda_handler, seconds_left
+from taskchat.gateway import MARGIN, MAX_SECONDS, lambda_handler
 from taskchat.problems import MEDIA_TYPE, ErrorBoundary, problem_response
 from taskchat.settings import get_settings
 from taskchat.tools import database
 
 MAX_BODY: Final = 32 * 1024
-MARGIN: Final = 1.5
-"""Seconds kept back from the deadline, to store how far the turn came and to answer."""
-
 _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}}
     for status in (400, 401, 403, 404, 409, 413, 415, 422, 429, 502, 503, 504)
@@ -110,8 +107,8 @@ async def chat(user_id: Caller, request: Request, response: Response) -> ChatRes
     body = await _read(request)
     wanted = conversations.Request(body.message, body.conversation_id, body.timezone)
     turn_id = conversations.turn_id_for(user_id, key)
-    seconds = seconds_left(dict(request.scope)) - MARGIN
-    answer = await turns().run(user_id, turn_id, wanted, seconds)
+    with deadline.within(min(deadline.remaining(), MAX_SECONDS - MARGIN)):
+        answer = await turns().run(user_id, turn_id, wanted)
     if answer.replayed:
         response.headers["Idempotent-Replayed"] = "true"
     return answer.response

@@ -5,12 +5,14 @@ Nothing else retries a model call: neither the client's own retries nor the SDK'
 
 import asyncio
 import json
+import math
 from typing import Any, Final, TypeVar
+from uuid import uuid4
 
 import openai
 from aws_lambda_powertools import Logger
-from openai.types.chat import ChatCompletion
-from openai.types.responses import Response
+from openai.types.chat import ChatCompletion, ChatCompletionMessageFunctionToolCall
+from openai.types.responses import Response, ResponseFunctionToolCall
 from pydantic import BaseModel
 
 from taskchat import deadline
@@ -23,8 +25,14 @@ MAX_ATTEMPTS: Final = 3
 FIRST_PAUSE: Final = 0.25
 """Seconds before the second try, where the model does not say; doubled for the third."""
 
+MAX_RETRY_AFTER: Final = 86_400.0
+"""Seconds beyond which what the model says is no time to come back at."""
+
 QUOTA_SPENT: Final = "insufficient_quota"
 """Code of a 429 that no waiting mends."""
+
+UNNAMED: Final = "unnamed"
+"""Stands for the name of a tool that a model left out: there is no such tool, and that is what the model is told."""
 
 logger = Logger()
 
@@ -67,16 +75,20 @@ class ModelClient(openai.AsyncOpenAI):
     async def _fall_back(self, path: str, cast_to: type[T], body: Any, options: Body) -> T:
         logger.warning("model is down, trying the fallback", extra={"fallback": self._fallback})
         try:
-            return await self._post(path, cast_to, _for_another_model(body) | {"model": self._fallback}, options)
+            return await self._post(path, cast_to, self._for_fallback(body), options)
         except (openai.APIConnectionError, openai.APIStatusError, ValueError) as error:
             raise _failure(error) from error
+
+    def _for_fallback(self, body: Body) -> Body:
+        plain = _without_reasoning(body) if isinstance(body.get("input"), list) else body
+        return plain | {"model": self._fallback}
 
     async def _post(self, path: str, cast_to: type[T], body: Any, options: Body) -> T:
         # Where there is a second choice, the first may not use up all the time.
         share = deadline.remaining() / 2 if self._fallback and body["model"] != self._fallback else None
         given = options.get("options") or {}
         options = options | {"options": given | ({"timeout": share} if share else {})}
-        answer: T = await super().post(path, cast_to=cast_to, body=body, **options)
+        answer: T = await super().post(path, cast_to=cast_to, body=_self_contained(body), **options)
         return answer
 
 
@@ -101,11 +113,12 @@ def _pause(error: Exception, attempt: int) -> float:
 def _retry_after(error: Exception) -> float | None:
     headers = error.response.headers if isinstance(error, openai.APIStatusError) else {}
     try:
-        if "retry-after-ms" in headers:
-            return float(headers["retry-after-ms"]) / 1000
-        return float(headers["retry-after"]) if "retry-after" in headers else None
+        seconds = float(headers.get("retry-after-ms", "nan")) / 1000
+        if math.isnan(seconds):
+            seconds = float(headers.get("retry-after", "nan"))
     except ValueError:
         return None  # a date: rare, and not worth waiting for exactly
+    return seconds if 0 <= seconds < MAX_RETRY_AFTER else None
 
 
 def _failure(error: Exception) -> ModelFailed:
@@ -126,15 +139,22 @@ def _kind(error: Exception) -> str:
     return f"{type(error).__name__}{status}"
 
 
-def _for_another_model(body: Body) -> Body:
-    """The request without what only its first model understands: reasoning, and the ids that tie calls to it."""
-    if not isinstance(body.get("input"), list):
-        return body
+def _without_reasoning(body: Body) -> Body:
+    """The request without what only the model that made it understands: reasoning, and the ids that tie calls to it."""
     items = [item for item in body["input"] if item.get("type") != "reasoning"]
     return body | {
-        "input": [{k: v for k, v in item.items() if k != "id"} for item in items],
+        "input": [{name: value for name, value in item.items() if name != "id"} for item in items],
         "include": [part for part in body.get("include") or [] if not part.startswith("reasoning.")],
     }
+
+
+def _self_contained(body: Body) -> Body:
+    """The request without reasoning that it only names: the provider, asked to keep nothing, does not have it."""
+    items = body.get("input")
+    named = isinstance(items, list) and any(
+        item.get("type") == "reasoning" and not item.get("encrypted_content") for item in items
+    )
+    return _without_reasoning(body) if named else body
 
 
 def _whole(answer: Any) -> Any:
@@ -154,6 +174,7 @@ def _whole(answer: Any) -> Any:
     if not is_readable:
         raise ModelFailed("The model's answer could not be read.")
     _mend(answer)
+    _name_calls(answer)
     return answer
 
 
@@ -179,3 +200,20 @@ def _unescaped(arguments: str) -> str:
 
 def _encodable(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _name_calls(answer: Response | ChatCompletion) -> None:
+    """Give each call an id of its own, and a name: some providers number calls anew in each answer, or forget one."""
+    if isinstance(answer, Response):
+        for item in answer.output:
+            if isinstance(item, ResponseFunctionToolCall):
+                item.call_id, item.name = _unique(item.call_id), item.name or UNNAMED
+        return
+    for call in answer.choices[0].message.tool_calls or []:
+        call.id = _unique(call.id)
+        if isinstance(call, ChatCompletionMessageFunctionToolCall):
+            call.function.name = call.function.name or UNNAMED
+
+
+def _unique(call_id: str | None) -> str:
+    return f"{(call_id or 'call')[:64]}_{uuid4().hex[:8]}"

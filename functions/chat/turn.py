@@ -5,6 +5,7 @@ Two short transactions with the model between them: while it thinks, no connecti
 
 import asyncio
 from dataclasses import dataclass, replace
+from typing import Final
 from uuid import UUID
 
 from agents import TResponseInputItem
@@ -18,6 +19,9 @@ from taskchat.db import Database
 from taskchat.errors import OutOfTime, TaskchatError
 from taskchat.models import ToolCall
 from taskchat.problems import expected
+
+LAST_WORDS: Final = 1.0
+"""Seconds in which an interrupted turn may still give its lease back: less than the margin."""
 
 logger = Logger()
 
@@ -38,22 +42,23 @@ class TurnRunner:
     agent: ChatAgent
     history_tokens: int
 
-    async def run(self, user_id: str, turn_id: UUID, request: Request, seconds: float) -> Answer:
-        """Do the turn within `seconds`, once, however often it is asked for.
+    async def run(self, user_id: str, turn_id: UUID, request: Request) -> Answer:
+        """Do the turn before the deadline, once, however often it is asked for.
 
         Raises any TaskchatError. From the moment the message is stored, it tells conversation, turn and calls.
         """
-        with deadline.within(seconds):
-            with self.database.transaction(user_id) as session:
-                begun = conversations.begin(session, user_id, turn_id, request, self.history_tokens)
-                if isinstance(begun, Finished):
-                    return Answer(_response(begun.conversation_id, begun.turn, begun.turn.calls), replayed=True)
-                items = build_input(begun.history, begun.turn)
-            return await self._finish(begun, items)
+        with self.database.transaction(user_id) as session:
+            begun = conversations.begin(session, user_id, turn_id, request, self.history_tokens)
+            if isinstance(begun, Finished):
+                return Answer(_response(begun.conversation_id, begun.turn, begun.turn.calls), replayed=True)
+            items = build_input(begun.history, begun.turn)
+        return await self._finish(begun, items)
 
     async def _finish(self, begun: Begun, items: list[TResponseInputItem]) -> Answer:
         run = Run(begun.lease, calls=list(begun.turn.calls))
         try:
+            if deadline.remaining() <= 0:
+                raise OutOfTime
             async with asyncio.timeout(deadline.remaining()):
                 reply = await self.agent.execute(run, items)
             with self.database.transaction(run.lease.user_id) as session:
@@ -71,7 +76,7 @@ class TurnRunner:
         logger.warning("turn interrupted", extra=what)
         calls = run.calls
         try:
-            with self.database.transaction(run.lease.user_id) as session:
+            with deadline.within(LAST_WORDS), self.database.transaction(run.lease.user_id) as session:
                 # Read again: a commit whose answer was lost has taken effect all the same.
                 calls = conversations.recorded_calls(session, run.lease)
                 run.lease.release(session)

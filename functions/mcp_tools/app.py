@@ -1,12 +1,12 @@
 """The MCP door: the tool server over stateless streamable HTTP, for any client with a token for this resource."""
 
 import logging
-from typing import Final
+from typing import Annotated, Final
 from urllib.parse import urlsplit
 
 from fastmcp.server.auth import AccessToken, RemoteAuthProvider, TokenVerifier
 from fastmcp.server.http import StarletteWithLifespan, create_streamable_http_app
-from pydantic import AnyHttpUrl
+from pydantic import AnyHttpUrl, TypeAdapter, UrlConstraints
 from starlette.routing import Route
 
 from taskchat.audit import READ, WRITE
@@ -19,6 +19,9 @@ from taskchat.tools import server
 
 METADATA_PATH: Final = "/.well-known/oauth-protected-resource"
 """Where clients look that don't get to see the address in WWW-Authenticate, which some gateways rename."""
+
+_AS_WRITTEN: Final = TypeAdapter(Annotated[AnyHttpUrl, UrlConstraints(preserve_empty_path=True)])
+"""Addresses without the slash that pydantic puts at their end: clients would take it for another issuer's."""
 
 
 class _Discreet(logging.Handler):
@@ -63,7 +66,7 @@ def make_app(settings: Settings) -> StarletteWithLifespan:
     resource = urlsplit(settings.mcp_resource_url)
     auth = RemoteAuthProvider(
         token_verifier=_TokenVerifier(mcp_verifier(settings)),
-        authorization_servers=[AnyHttpUrl(settings.auth_issuer)],
+        authorization_servers=[_AS_WRITTEN.validate_python(settings.auth_issuer)],
         base_url=f"{resource.scheme}://{resource.netloc}",
         scopes_supported=[READ, WRITE],
     )

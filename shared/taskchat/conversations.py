@@ -28,6 +28,9 @@ LEASE_GRACE: Final = 5.0
 MAX_LEASE: Final = 40.0
 """Seconds of a lease where no deadline is set."""
 
+MAX_RETRY_AFTER: Final = 2
+"""Seconds a caller is asked to wait at most: a turn that still runs is nearly always over by then."""
+
 MAX_HISTORY_TURNS: Final = 50
 """Earlier turns the model reads at most: what is older than this rarely matters to a task list, and every one costs."""
 
@@ -151,7 +154,7 @@ class Turn:
         """About how much of a model's input this turn takes."""
         texts = [self.message, self.reply or ""]
         for call in self.calls:
-            texts += [call.tool, json.dumps(call.arguments), json.dumps(call.result)]
+            texts += [call.tool, _as_text(call.arguments), _as_text(call.result)]
         return sum(map(len, texts)) // CHARACTERS_PER_TOKEN
 
 
@@ -263,7 +266,7 @@ def _refuse(session: Session, here: dict[str, Any]) -> NoReturn:
     if held is None:
         raise NotFound
     remaining: timedelta = held[0] or timedelta()  # the other turn may just have ended
-    raise TurnInProgress(retry_after=max(1, math.ceil(remaining.total_seconds())))
+    raise TurnInProgress(retry_after=min(max(1, math.ceil(remaining.total_seconds())), MAX_RETRY_AFTER))
 
 
 def _say(session: Session, conversation: Conversation, turn_id: UUID, request: Request) -> Message:
@@ -300,28 +303,31 @@ def _cut(turns: list[Turn], budget: int) -> list[Turn]:
     room = budget // 2
     for turn in reversed(turns[-MAX_HISTORY_TURNS // 2 :]):
         room -= turn.tokens
-        if room < 0:
+        if room < 0 and kept:
             break
         kept.insert(0, turn)
     return kept
 
 
 def _shorten(turn: Turn, budget: int) -> Turn:
-    """The turn, its reply and results cut to equal shares where it is larger than the budget; always to the same."""
+    """The turn, its texts cut to equal shares where it is larger than the budget; always to the same."""
     if turn.tokens <= budget:
         return turn
-    room = budget - len(turn.message) // CHARACTERS_PER_TOKEN
-    share = max(room, 0) * CHARACTERS_PER_TOKEN // (2 * len(turn.calls) + 1)
+    share = budget * CHARACTERS_PER_TOKEN // (2 * len(turn.calls) + 2)
     calls = [
         call.model_copy(update={"arguments": _cut_json(call.arguments, share), "result": _cut_json(call.result, share)})
         for call in turn.calls
     ]
-    return replace(turn, calls=calls, reply=turn.reply and turn.reply[:share])
+    return replace(turn, message=turn.message[:share], calls=calls, reply=turn.reply and turn.reply[:share])
 
 
 def _cut_json(value: dict[str, Any], length: int) -> dict[str, Any]:
-    text = json.dumps(value, ensure_ascii=False)
+    text = _as_text(value)
     return value if len(text) <= length else {"shortened": text[:length]}
+
+
+def _as_text(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _turns(session: Session, user_id: str, messages: Sequence[Message]) -> list[Turn]:

@@ -4,6 +4,7 @@ Every transaction begins by telling Postgres who it is for (`app.user_id`), whic
 The setting ends with the transaction, so it is safe behind a pooler in transaction mode; the session is never touched.
 """
 
+import logging
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,8 @@ from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pg8000  # type: ignore[import-untyped]
-from sqlalchemy import DateTime, Dialect, Engine, ExceptionContext, create_engine, event, text
+from aws_lambda_powertools import Logger
+from sqlalchemy import Connection, DateTime, Dialect, Engine, ExceptionContext, create_engine, event, text
 from sqlalchemy import types as sqltypes
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -31,11 +33,16 @@ RECYCLE_AFTER: Final = 240
 RETRY_AFTER: Final = 2
 """Seconds a caller is asked to wait when the database is away."""
 
-LAST_WORDS: Final = 0.5
-"""Seconds an answer may take once the deadline has passed: an interrupted turn still gives its lease back."""
+ROUNDTRIPS: Final = {"connect": 6, "statement": 3}
+"""How often stock pg8000 waits for the server in one step. The time that is left is shared out among them."""
 
-_PASSING_SQLSTATES: Final = ("08", "53", "57", "40", "55P03", "25P03")
-"""Connection lost, out of resources, shut down or timed out, deadlock, lock and idle timeout: a retry may succeed."""
+logger = Logger()
+
+# The pool tells of each dead connection with a traceback. One that died in a freeze is routine; others are told below.
+logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
+
+_PASSING_SQLSTATES: Final = ("08", "53", "57", "40", "55P03", "25P03", "28")
+"""Connection lost, out of resources, shut down or timed out, deadlock, lock and idle timeout, wrong password."""
 
 
 class UnsafeRole(RuntimeError):
@@ -96,18 +103,22 @@ def connect_arguments(url: str) -> tuple[dict[str, Any], bool]:
         "password": unquote(parts.password or ""),
         "database": unquote(parts.path.lstrip("/")) or unquote(parts.username),
         "ssl_context": _tls(query),
-        "timeout": float(query.get("connect_timeout", [CONNECT_TIMEOUT])[-1]),
+        "timeout": float(query.get("connect_timeout", ["0"])[-1]) or CONNECT_TIMEOUT,  # 0 is libpq's word for unlimited
         "application_name": "taskchat",
     }
     return arguments, query.get("channel_binding", ["prefer"])[-1] == "require"
 
 
-def create_engine_for(url: str) -> Engine:
-    """An engine on stock pg8000 for a libpq URL: one pooled connection, replaced in time."""
+def create_engine_for(url: str, patience: float | None = None) -> Engine:
+    """An engine on stock pg8000 for a libpq URL: one pooled connection, replaced in time.
+
+    It waits for one answer no longer than `patience` seconds (CONNECT_TIMEOUT if left out), nor past the deadline.
+    """
     arguments, binding_required = connect_arguments(url)
+    most: float = patience or arguments["timeout"]
 
     def connect() -> Any:
-        connection = pg8000.connect(**arguments | {"timeout": _patience(arguments["timeout"])})
+        connection = pg8000.connect(**arguments | {"timeout": _patience(most, "connect")})
         if binding_required and not str(connection.auth.mechanism_name).endswith("-PLUS"):
             connection.close()
             raise pg8000.InterfaceError("the server did not offer the channel binding that DATABASE_URL requires")
@@ -123,12 +134,19 @@ def create_engine_for(url: str) -> Engine:
         hide_parameters=True,  # exceptions end in logs, parameters are people's words
     )
     event.listen(engine, "handle_error", _distrust_connection)
+    event.listen(engine, "before_cursor_execute", lambda connection, *_: _limit(connection, most))
+    event.listen(engine, "commit", lambda connection: _limit(connection, most))
     return engine
 
 
-def _patience(most: float = CONNECT_TIMEOUT) -> float:
-    """Seconds to wait for one answer: no longer than the request has left, and then just enough to write that down."""
-    return min(most, max(deadline.remaining(), LAST_WORDS))
+def _limit(connection: Connection, most: float) -> None:
+    driver: Any = connection.connection.dbapi_connection
+    driver._usock.settimeout(_patience(most, "statement"))  # the driver has no other way to change it
+
+
+def _patience(most: float, step: str) -> float:
+    """Seconds to wait for one roundtrip, so that the whole step ends before the deadline."""
+    return min(most, max(deadline.remaining(), 0.0) / ROUNDTRIPS[step] + 0.001)  # 0 would mean not to wait at all
 
 
 def _distrust_connection(context: ExceptionContext) -> None:
@@ -137,18 +155,29 @@ def _distrust_connection(context: ExceptionContext) -> None:
         context.is_disconnect = True
 
 
+_COULD_BYPASS: Final = """
+select exists (
+    select from pg_roles r
+    where (r.rolsuper or r.rolbypassrls) and pg_has_role(current_user, r.oid, 'member')
+) or exists (
+    select from pg_class c
+    where c.relname in ('conversation', 'message', 'tool_call', 'task') and c.relkind = 'r'
+    and (pg_has_role(current_user, c.relowner, 'member') or not c.relrowsecurity or not c.relforcerowsecurity)
+)
+"""
+
+
 def _refuse_unsafe_role(connection: Any, _record: ConnectionPoolEntry) -> None:
     cursor = connection.cursor()
-    cursor.execute(
-        "select rolsuper or rolbypassrls or exists (select from pg_class"
-        " where relowner = r.oid and relname in ('conversation', 'message', 'tool_call', 'task'))"
-        " from pg_roles r where rolname = current_user"
-    )
+    cursor.execute(_COULD_BYPASS)
     (unsafe,) = cursor.fetchone()
     cursor.execute("rollback")
     cursor.close()
     if unsafe:
-        raise UnsafeRole("the role in DATABASE_URL is a superuser, has BYPASSRLS or owns the tables")
+        raise UnsafeRole(
+            "Row-level security would not bind the role in DATABASE_URL: it is or may become a superuser, a role with "
+            "BYPASSRLS or the owner of the tables, or the tables' security is off."
+        )
 
 
 def _is_passing(error: SQLAlchemyError | OSError) -> bool:
@@ -161,6 +190,13 @@ def _is_passing(error: SQLAlchemyError | OSError) -> bool:
 
 
 _ACT_FOR: Final = text("select set_config('app.user_id', :user_id, true)")
+
+
+def _kind(error: Exception) -> str:
+    """The error's kind and SQLSTATE: its text may quote values."""
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
+    answer = cause.args[0] if cause.args else None
+    return f"{type(cause).__name__} {answer.get('C', '')}".strip() if isinstance(answer, dict) else type(cause).__name__
 
 
 class Database:
@@ -183,6 +219,7 @@ class Database:
                 session.commit()
         except (SQLAlchemyError, OSError) as error:
             if _is_passing(error):
+                logger.error("database unavailable", extra={"reason": _kind(error)})
                 raise DatabaseUnavailable(retry_after=RETRY_AFTER) from error
             raise
 
@@ -196,8 +233,7 @@ class Database:
             session = Session(self.engine, expire_on_commit=False, autoflush=False)
             is_connected = False
             try:
-                connection: Any = session.connection().connection.dbapi_connection
-                connection._usock.settimeout(_patience())  # the driver has no other way to change it
+                session.connection()
                 is_connected = True
                 session.execute(_ACT_FOR, {"user_id": user_id})
                 return session

@@ -12,8 +12,13 @@ from aws_lambda_powertools.metrics import MetricUnit
 from mangum import Mangum
 from mangum.types import ASGI, LambdaContext, LifespanMode
 
+from taskchat import deadline
+
 MAX_SECONDS: Final = 29.0
 """API Gateway gives up after 30 s, and a person who got no answer cannot know what was done."""
+
+MARGIN: Final = 1.5
+"""Seconds kept back from the deadline, to store how far the turn came and to answer."""
 
 _UNUSED: Final = frozenset({"host", "x-forwarded-port"})
 """Mangum fails on them when they hold no plain host and port. Nobody here reads them."""
@@ -27,13 +32,9 @@ metrics = Metrics()
 logging.getLogger("mangum").setLevel(logging.WARNING)
 
 
-def seconds_left(scope: dict[str, Any]) -> float:
-    """How long the request may still take: by Lambda's clock, and by the gateway's, which began before a cold start."""
-    context: LambdaContext | None = scope.get("aws.context")
-    if context is None:
-        return MAX_SECONDS
-    arrived = scope["aws.event"]["requestContext"].get("timeEpoch", 0) / 1000
-    waited = time.time() - arrived
+def seconds_left(event: dict[str, Any], context: LambdaContext) -> float:
+    """How long a request may still take: by Lambda's clock, and by the gateway's, which began before a cold start."""
+    waited = time.time() - event["requestContext"].get("timeEpoch", 0) / 1000
     # An event that was made by hand bears any time at all.
     in_gateway = MAX_SECONDS - waited if 0 <= waited <= MAX_SECONDS else MAX_SECONDS
     return min(context.get_remaining_time_in_millis() / 1000, in_gateway)
@@ -46,7 +47,8 @@ def lambda_handler(app: ASGI, lifespan: LifespanMode) -> Handler:
     @logger.inject_lambda_context(correlation_id_path=correlation_paths.API_GATEWAY_HTTP, clear_state=True)
     @metrics.log_metrics(capture_cold_start_metric=True)
     def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-        response = adapter(_readable(event), context)
+        with deadline.within(seconds_left(event, context) - MARGIN):
+            response = adapter(_readable(event), context)
         metrics.add_metric(name=f"Status{response['statusCode'] // 100}xx", unit=MetricUnit.Count, value=1)
         return response
 

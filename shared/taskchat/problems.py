@@ -7,7 +7,9 @@ from aws_lambda_powertools import Logger
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from taskchat.db import UnsafeRole
 from taskchat.errors import TaskchatError
+from taskchat.settings import SettingsError
 
 MEDIA_TYPE: Final = "application/problem+json"
 
@@ -55,6 +57,9 @@ def expected(error: Exception) -> TaskchatError:
     """The error itself if it is one of ours; for any other a plain one, and a log line with its kind and place."""
     if isinstance(error, TaskchatError):
         return error
+    what = (
+        str(error) if isinstance(error, SettingsError | UnsafeRole) else type(error).__name__
+    )  # ours, and safe to tell
     places = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
-    logger.error("unexpected error", extra={"error": type(error).__name__, "places": places[-8:]})
+    logger.error("unexpected error", extra={"error": what, "places": places[-8:]})
     return TaskchatError()

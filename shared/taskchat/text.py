@@ -7,14 +7,20 @@ from typing import Any, Final
 from pydantic import BeforeValidator
 
 _ALLOWED_CONTROLS: Final = "\n\t"
+_REORDERING: Final = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
+"""Embeddings, overrides and isolates, left out: they can make a text read as another than it is."""
 
 
 def _plain(value: Any) -> Any:
-    """Text in its composed form. Raises ValueError when it holds control characters or lone surrogates."""
+    """Text in its composed form. Raises ValueError when it holds control characters, or nothing that can be seen."""
     if not isinstance(value, str):
         return value
-    if any(unicodedata.category(c) in ("Cc", "Cs") and c not in _ALLOWED_CONTROLS for c in value):
+    value = value.translate(_REORDERING)
+    kinds = {unicodedata.category(c) for c in value if c not in _ALLOWED_CONTROLS}
+    if kinds & {"Cc", "Cs"}:
         raise ValueError("text must not hold control characters")
+    if value.strip() and kinds <= {"Cf", "Zs", "Zl", "Zp"}:
+        raise ValueError("text must hold something that can be seen")
     return unicodedata.normalize("NFC", value)
 
 
