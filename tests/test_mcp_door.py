@@ -486,12 +486,12 @@ class TestMetadata:
 
     @pytest.mark.parametrize("path", [METADATA, f"{METADATA}/mcp"])
     def test_it_is_public(self, environment: None, path: str) -> None:
-        """The resource and its authorization server, at the resource's own path and at the root."""
+        """The resource and its authorization server, to the letter, at the resource's own path and at the root."""
         from mcp_tools.app import handler
 
         answer = invoke(handler, event("GET", path))
         assert (answer.status, answer.json["resource"]) == (200, RESOURCE)
-        assert [server.rstrip("/") for server in answer.json["authorization_servers"]] == [AUTH]
+        assert answer.json["authorization_servers"] == [AUTH]
         assert answer.json["scopes_supported"] == ["tasks:read", "tasks:write"]
 
     @pytest.mark.parametrize("path", [METADATA, f"{METADATA}/mcp"])
