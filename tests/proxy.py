@@ -24,6 +24,8 @@ class Proxy:
         """Bytes of a request: the next time they come by, they reach the server and its answer reaches nobody."""
         self.connect_delay = 0.0
         """Seconds that a connection takes to be made, as when the database has to wake."""
+        self.answer_delay = 0.0
+        """Seconds by which each answer is late."""
         self.lost = 0
 
     def url(self, direct: str) -> str:
@@ -59,6 +61,8 @@ class Proxy:
                     data = source.recv(65536)
                     if not data:
                         return
+                    if source is server:
+                        time.sleep(self.answer_delay)
                     (server if source is client else client).sendall(data)
                     if source is client and self._is_to_be_lost(data):
                         server.recv(65536)  # the server has done it

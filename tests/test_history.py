@@ -118,6 +118,24 @@ def test_a_turn_larger_than_its_share_is_shortened(database: Database, rows: Row
     assert first[0] == second[0]
 
 
+@pytest.mark.parametrize(
+    "letter", ["x", "ж", "漢", "🥛", '"', "\n"], ids=["ascii", "cyrillic", "cjk", "emoji", "quote", "line"]
+)
+@pytest.mark.parametrize("budget", [500, BUDGET])
+def test_the_last_turn_is_always_shown(database: Database, rows: Rows, letter: str, budget: int) -> None:
+    """Whatever script it is written in, and however much of it there is."""
+    talk = Talk(database, budget)
+    talk.turn("before")
+    begun = talk.turn(f"a{letter * 3998}b", letter * 5000)
+    talk.record(begun, rows, {"tasks": [{"title": letter * 200}] * 50})
+    history = talk.begin("now").history
+    assert history
+    assert history[-1].turn_id == begun.turn.turn_id
+    assert history[-1].message.startswith("a")
+    assert history[-1].reply
+    assert sum(turn.tokens for turn in history) <= budget
+
+
 def test_a_long_conversation_opens_like_a_short_one(database: Database, rows: Rows) -> None:
     """Of 5,000 messages no more rows are read than of a conversation as long as the history may be."""
     talk = Talk(database)

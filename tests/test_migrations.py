@@ -142,6 +142,26 @@ def test_a_runtime_role_that_could_bypass_is_refused(empty: Empty, server: Postg
     assert "can bypass row-level security" in (done.stdout + done.stderr).splitlines()[-1]
 
 
+def test_a_role_needs_a_password(empty: Empty) -> None:
+    """A URL without one would make a role that nobody can log in as."""
+    done = migrate(empty.owner_url, f"postgresql://{empty.role}@h/d?sslmode=disable")
+    assert done.returncode != 0
+    assert "has no password" in (done.stdout + done.stderr).splitlines()[-1]
+
+
+def test_it_says_what_it_did(empty: Empty) -> None:
+    """The schema's version, and what became of the role, the first time and later."""
+    assert f"role {empty.role} was made" in succeed(empty)
+    assert f"role {empty.role} was there; its password is as it was" in succeed(empty)
+
+
+def test_a_role_with_an_administrator_s_rights_is_refused(empty: Empty, rows: Rows) -> None:
+    """One that was made by hand, with more than the program needs."""
+    rows.execute(f"create role {empty.role} login createdb password 'x'".encode())
+    done = migrate(empty.owner_url, empty.app_url)
+    assert "has rights of an administrator" in (done.stdout + done.stderr).splitlines()[-1]
+
+
 def test_a_missing_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not a traceback's guess: the variable's name, and no value of another."""
     monkeypatch.delenv("MIGRATION_DATABASE_URL", raising=False)

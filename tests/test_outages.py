@@ -1,5 +1,6 @@
 """A database that is down, goes away, comes back, or sleeps: what the person gets, and that nothing is done twice."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,6 +79,27 @@ class TestThroughTheWire:
             assert alice.say("add buy milk").status == 200
         finally:
             wire.connect_delay = 0
+
+    @pytest.mark.parametrize("delay", [0.1, 0.4, 1.0])
+    def test_a_database_that_dawdles_does_not_hold_the_answer_up(
+        self, alice: Person, wire: Proxy, rows: Rows, delay: float
+    ) -> None:
+        """However slowly it answers, the person is answered before Lambda's time is up; later all is done once."""
+        budget = 8.0
+        assert alice.say("what is left?").status == 200
+        wire.answer_delay = delay
+        try:
+            began = time.monotonic()
+            answer = alice.say(DO, key="k", seconds=budget)
+            took = time.monotonic() - began
+        finally:
+            wire.answer_delay = 0
+        assert answer.status in (503, 504)
+        assert took < budget
+        let_leases_run_out(rows, alice)
+        assert alice.say(DO, key="k").status == 200
+        done = rows.execute("select title, completed from task where user_id = %s order by id", [alice.id]).fetchall()
+        assert [(row["title"], row["completed"]) for row in done] == [("buy milk", True), ("call mum", False)]
 
 
 class TestThroughThePooler:

@@ -6,7 +6,7 @@ import psycopg
 import pytest
 
 from dev.model.client import StandIn
-from tests.conftest import Person
+from tests.conftest import Logs, Person
 
 Rows = psycopg.Connection[dict[str, Any]]
 
@@ -140,3 +140,48 @@ def test_a_model_that_is_down_is_said_so(alice: Person, standin: StandIn, rows: 
     assert alice.say("add call mum", failed.json["conversation_id"]).status == 200
     said = rows.execute("select role from message where user_id = %s order by position", [alice.id]).fetchall()
     assert [row["role"] for row in said] == ["user", "user", "assistant"]
+
+
+def test_arguments_too_deep_to_write_down_are_refused(alice: Person, standin: StandIn, rows: Rows) -> None:
+    """A call with them fails like any other, and the turn is answered and replayed."""
+    deep: Any = "x"
+    for _ in range(300):
+        deep = [deep]
+    calls = [{"name": "add_task", "arguments": {"title": "real"}}, {"name": "add_task", "arguments": {"title": deep}}]
+    standin.fault("call", calls=calls, match="hello")
+    answer = alice.say("hello", key="k")
+    assert answer.status == 200
+    assert [call["outcome"] for call in answer.json["tool_calls"]] == ["ok", "error"]
+    assert alice.say("hello", key="k").body == answer.body
+    assert tasks_of(rows, alice) == [("real", False)]
+
+
+def test_an_answer_full_of_calls_comes_to_an_end(alice: Person, standin: StandIn, rows: Rows) -> None:
+    """So many calls are made and no more, and all that were made are told."""
+    from chat.agent import MAX_CALLS
+
+    calls = [{"name": "add_task", "arguments": {"title": str(number)}} for number in range(MAX_CALLS + 20)]
+    standin.fault("call", calls=calls, match="hello")
+    answer = alice.say("hello")
+    assert answer.status == 502
+    assert len(answer.json["tool_calls"]) == MAX_CALLS == len(tasks_of(rows, alice))
+
+
+def test_a_reply_too_long_to_return_is_cut(alice: Person, standin: StandIn) -> None:
+    """Lambda returns 6 MB at most, and nobody reads on for so long."""
+    from chat.agent import MAX_REPLY
+
+    standin.fault("say", text="y" * 7_000_000, match="hello")
+    assert len(alice.say("hello").json["response"]) == MAX_REPLY
+
+
+def test_a_fault_of_ours_is_not_blamed_on_the_model(alice: Person, rows: Rows, logs: Logs) -> None:
+    """A right that is missing in the database is a 500 of the server's, with its kind in the log."""
+    rows.execute("revoke insert on tool_call from taskchat_app")
+    try:
+        answer = alice.say("add buy milk")
+    finally:
+        rows.execute("grant insert on tool_call to taskchat_app")
+    assert answer.status == 500
+    assert set(answer.json) >= {"conversation_id", "turn_id", "tool_calls"}
+    assert "ProgrammingError" in str([line["error"] for line in logs() if line["message"] == "unexpected error"])
