@@ -76,7 +76,8 @@ def _turn(url: str, message: str, conversation: str | None) -> int:
 
 
 def _problem(status: int, problem: dict[str, Any]) -> str:
-    return ": ".join(filter(None, (f"{status} {problem.get('title')}", problem.get("detail"))))
+    fields = [f"{fault['field']}: {fault['message']}" for fault in problem.get("fields", ())]
+    return ": ".join(filter(None, (f"{status} {problem.get('title')}", problem.get("detail"), "; ".join(fields))))
 
 
 def _tool_call(call: dict[str, Any]) -> str:

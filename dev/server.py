@@ -11,7 +11,7 @@ from dev.processes import StartupError
 
 DEFAULT_PORT = 8000
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-EXAMPLE = "Add buy milk, then show me my tasks"
+EXAMPLE = "Add water the plants, then show me my tasks"
 
 
 def main() -> int:
