@@ -274,13 +274,13 @@ class TestScopes:
 
     def arguments(self, task: int) -> dict[str, dict[str, Any]]:
         """Good arguments for each tool, given the id of a task."""
-        one = {"task_id": task}
-        named = {"add_task": {"title": "x"}, "update_task": one | {"title": "x"}}
+        one: dict[str, Any] = {"task_id": task}
+        named: dict[str, dict[str, Any]] = {"add_task": {"title": "x"}, "update_task": one | {"title": "x"}}
         return named | {"list_tasks": {}, "complete_task": one, "delete_task": one}
 
     def limited(self, person: Person, scope: object, version: str = STATELESS) -> McpClient:
         """A client whose token has this `scope` claim, or none."""
-        claims = {} if scope is None else {"scope": scope}
+        claims: dict[str, Any] = {} if scope is None else {"scope": scope}
         token = person.issuer.mint(person.id, issuer=AUTH, audience=RESOURCE, typ="at+jwt", **claims)
         return McpClient(token, version)
 
