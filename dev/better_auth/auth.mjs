@@ -1,0 +1,41 @@
+import { oauthProvider } from "@better-auth/oauth-provider";
+import { betterAuth } from "better-auth";
+import { bearer, jwt } from "better-auth/plugins";
+import pg from "pg";
+
+const url = process.env.BETTER_AUTH_URL; // an origin, without a slash at its end: taskchat's AUTH_ISSUER and AUTH_AUDIENCE
+const resource = process.env.MCP_RESOURCE_URL; // the same value as taskchat's
+
+export const auth = betterAuth({
+  baseURL: url,
+  secret: process.env.BETTER_AUTH_SECRET,
+  database: new pg.Pool({ connectionString: process.env.BETTER_AUTH_DATABASE_URL }),
+  emailAndPassword: { enabled: true },
+  plugins: [
+    bearer(),
+    jwt({
+      jwks: {
+        keyPairConfig: { alg: "EdDSA", crv: "Ed25519" },
+        rotationInterval: 30 * 24 * 3600, // seconds until a new key signs
+        gracePeriod: 24 * 3600, // seconds for which the old one stays published; no token lives longer than an hour
+      },
+      jwt: {
+        issuer: url, // for both kinds of token: the OAuth provider would otherwise add /api/auth
+        audience: url,
+        expirationTime: "15m",
+        definePayload: () => ({}), // the user's id is enough; by default name and email would be in every token
+      },
+    }),
+    oauthProvider({
+      loginPage: "/sign-in",
+      consentPage: "/consent",
+      scopes: ["tasks:read", "tasks:write", "offline_access"], // no openid: with it a token has two audiences
+      resources: [resource],
+      clientRegistrationDefaultResources: [resource],
+      allowDynamicClientRegistration: true,
+      allowUnauthenticatedClientRegistration: true, // MCP clients register before anybody has signed in
+      grantTypes: ["authorization_code", "refresh_token"], // no client_credentials: their subject is no person
+      accessTokenExpiresIn: 15 * 60,
+    }),
+  ],
+});
