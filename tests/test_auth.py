@@ -22,7 +22,7 @@ from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from taskchat import auth
 from taskchat.auth import KEY_SET_COOLDOWN, KEY_SET_TTL, KeySet, Verifier, bearer_token, chat_verifier, mcp_verifier
 from taskchat.errors import KeySetUnavailable, Unauthenticated
-from taskchat.settings import Settings
+from taskchat.settings import Settings, SettingsError
 
 ISSUER = "https://auth.example.com"
 AUDIENCE = "https://api.example.com"
@@ -660,3 +660,30 @@ class TestKeySet:
         assert verifier.verify(signer.sign(claims()))
         assert server.requests == []
         assert verifier.verify(other.sign(claims()))
+
+
+class TestSettings:
+    """What would let nobody in is said at the start, not at each request."""
+
+    @pytest.mark.parametrize("missing", ["auth_issuer", "auth_audience", "auth_jwks_json"])
+    def test_the_chat_api_needs(self, missing: str) -> None:
+        """Issuer, audience, and keys from somewhere."""
+        with pytest.raises(SettingsError, match=missing.upper()):
+            chat_verifier(_settings(missing))
+
+    @pytest.mark.parametrize("missing", ["auth_issuer", "mcp_resource_url", "auth_jwks_json"])
+    def test_the_mcp_door_needs(self, missing: str) -> None:
+        """Issuer, its own address, and keys from somewhere."""
+        with pytest.raises(SettingsError, match=missing.upper()):
+            mcp_verifier(_settings(missing))
+
+
+def _settings(missing: str) -> Settings:
+    values = {
+        "DATABASE_URL": "postgresql://u:p@h/d",
+        "AUTH_ISSUER": "https://auth.example.com",
+        "AUTH_AUDIENCE": "https://auth.example.com",
+        "AUTH_JWKS_JSON": '{"keys": []}',
+        "MCP_RESOURCE_URL": "https://api.example.com/mcp",
+    }
+    return Settings.model_validate({name: value for name, value in values.items() if name != missing.upper()})

@@ -292,6 +292,7 @@ def test_the_mcp_function_imports_no_agent() -> None:
         "PYTHONPATH": f"{ROOT / 'shared'}:{ROOT / 'functions'}",
         "DATABASE_URL": "postgresql://u:p@localhost/d",
         "AUTH_ISSUER": "https://auth.example.com",
+        "AUTH_JWKS_URL": "https://auth.example.com/api/auth/jwks",
         "MCP_RESOURCE_URL": "https://api.example.com/mcp",
         "POWERTOOLS_METRICS_NAMESPACE": "taskchat",
     }

@@ -14,7 +14,7 @@ from taskchat.auth import Verifier, mcp_verifier
 from taskchat.errors import Unauthenticated
 from taskchat.gateway import lambda_handler
 from taskchat.problems import ErrorBoundary, expected
-from taskchat.settings import Settings, SettingsError, get_settings
+from taskchat.settings import Settings, get_settings
 from taskchat.tools import server
 
 METADATA_PATH: Final = "/.well-known/oauth-protected-resource"
@@ -60,12 +60,11 @@ class _TokenVerifier(TokenVerifier):
 
 
 def make_app(settings: Settings) -> StarletteWithLifespan:
-    """The tool server at the path of MCP_RESOURCE_URL. Raises SettingsError when that is not set."""
-    if not settings.mcp_resource_url:
-        raise SettingsError("MCP_RESOURCE_URL is not set.")
-    resource = urlsplit(settings.mcp_resource_url)
+    """The tool server at the path of MCP_RESOURCE_URL. Raises SettingsError when it could let nobody in."""
+    verifier = mcp_verifier(settings)
+    resource = urlsplit(verifier.audience)
     auth = RemoteAuthProvider(
-        token_verifier=_TokenVerifier(mcp_verifier(settings)),
+        token_verifier=_TokenVerifier(verifier),
         authorization_servers=[_AS_WRITTEN.validate_python(settings.auth_issuer)],
         base_url=f"{resource.scheme}://{resource.netloc}",
         scopes_supported=[READ, WRITE],

@@ -13,9 +13,10 @@ from typing import Any, Final
 
 import httpx2
 import jwt
+from aws_lambda_powertools import Logger
 
 from taskchat.errors import KeySetUnavailable, Unauthenticated
-from taskchat.settings import Settings
+from taskchat.settings import Settings, SettingsError
 
 LEEWAY: Final = 30
 """Seconds by which clocks may differ."""
@@ -36,6 +37,8 @@ _FORBIDDEN_HEADERS: Final = frozenset({"jku", "x5u", "jwk", "x5c", "crit"})
 """Headers that bring a key of their own, or ask for rules this program does not know."""
 
 Claims = dict[str, Any]
+
+logger = Logger()
 
 
 class KeySet:
@@ -69,8 +72,9 @@ class KeySet:
         try:
             self._keys = _parse(self._fetch())
             self._fetched_at = now
-        except (httpx2.HTTPError, ValueError, RecursionError):
-            return  # the keys there were still serve; who needs another is told 503
+        except (httpx2.HTTPError, ValueError, RecursionError) as error:
+            # The keys there were still serve; who needs another is told 503.
+            logger.error("key set unavailable", extra={"reason": type(error).__name__})
 
     def _fetch(self) -> bytes:
         body, late = b"", self._clock() + KEY_SET_TIMEOUT
@@ -154,17 +158,29 @@ def _checked(claims: Claims) -> Claims:
 
 
 def chat_verifier(settings: Settings) -> Verifier:
-    """Judges tokens for the chat API."""
-    return Verifier(
-        KeySet(settings.auth_jwks_url, settings.auth_jwks_json), settings.auth_issuer, settings.auth_audience
-    )
+    """Judges tokens for the chat API. Raises SettingsError when it could let nobody in."""
+    if not settings.auth_audience:
+        raise SettingsError("AUTH_AUDIENCE is not set.")
+    return Verifier(_keys(settings), settings.auth_issuer, settings.auth_audience)
 
 
 def mcp_verifier(settings: Settings) -> Verifier:
-    """Judges access tokens for the MCP endpoint: type at+jwt, for exactly this resource."""
-    keys = KeySet(settings.auth_jwks_url, settings.auth_jwks_json)
+    """Judges access tokens for the MCP endpoint: type at+jwt, for exactly this resource.
+
+    Raises SettingsError when it could let nobody in.
+    """
+    if not settings.mcp_resource_url:
+        raise SettingsError("MCP_RESOURCE_URL is not set.")
     types: frozenset[str | None] = frozenset({"at+jwt", "application/at+jwt"})
-    return Verifier(keys, settings.auth_issuer, str(settings.mcp_resource_url), types)
+    return Verifier(_keys(settings), settings.auth_issuer, settings.mcp_resource_url, types)
+
+
+def _keys(settings: Settings) -> KeySet:
+    if not settings.auth_issuer:
+        raise SettingsError("AUTH_ISSUER is not set.")
+    if not settings.auth_jwks_url and not settings.auth_jwks_json:
+        raise SettingsError("Neither AUTH_JWKS_URL nor AUTH_JWKS_JSON is set.")
+    return KeySet(settings.auth_jwks_url, settings.auth_jwks_json)
 
 
 def bearer_token(authorization: list[str]) -> str:
