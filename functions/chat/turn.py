@@ -52,6 +52,7 @@ class TurnRunner:
             if isinstance(begun, Finished):
                 return Answer(_response(begun.conversation_id, begun.turn, begun.turn.calls), replayed=True)
             items = build_input(begun.history, begun.turn)
+        # The commit has persisted the message. From here on no connection is held but by a tool call and by the reply.
         return await self._finish(begun, items)
 
     async def _finish(self, begun: Begun, items: list[TResponseInputItem]) -> Answer:
