@@ -313,6 +313,17 @@ class TestAZombie:
         self._check_honest(late, finished)
         self._check_untouched(story, rows, finished, later)
 
+    def test_that_slept_before_it_had_a_lease_replays(self, fleet: Fleet, rows: Rows, issuer: Issuer) -> None:
+        """It had looked for its turn and found none; when it has the lease, it looks again."""
+        story = Story(LATER, fleet, rows, issuer)
+        story.prepare(zombie := fleet.start())
+        assert zombie.ask(story.request, Trap.freeze(1, "before UPDATE conversation")).trapped
+        finished = story.retry().answer
+        zombie.thaw()
+        late = zombie.outcome().answer
+        assert (late.status, late.headers["idempotent-replayed"], late.body) == (200, "true", finished.body)
+        story.check_done(zombie)
+
     @pytest.mark.parametrize("database_url", ["pooled"], indirect=True)
     @pytest.mark.parametrize("point", ["before INSERT INTO task", "before commit"])
     def test_with_its_transaction_open_holds_nobody_up(
