@@ -152,6 +152,8 @@ class World:
     counts: Counter[str] = field(default_factory=Counter)
     lengths: dict[Kind, int] = field(default_factory=dict)
     """How many points a turn of each kind had the last time."""
+    failure: Exception | None = None
+    """The first one."""
 
     def take(self) -> Environment:
         """An idle environment, or a cold one."""
@@ -191,23 +193,35 @@ class World:
         return found["n"] if found else 0
 
 
-def step(**drawn: SearchStrategy[Any]) -> Callable[[Callable[..., None]], Any]:
-    """A rule that tells all that was done before, when it fails."""
+Do = Callable[..., None]
 
+
+def telling(do: Do) -> Do:
+    """Keep the first failure, with all that was done before it: a second try would race otherwise, and hide it."""
+
+    @wraps(do)
+    def told(self: "Turns", **values: Any) -> None:
+        try:
+            do(self, **values)
+        except Exception as error:
+            error.add_note("\n".join(["What was done:", *self.log]))
+            self.world.failure = self.world.failure or error
+            raise
+
+    return told
+
+
+def step(**drawn: SearchStrategy[Any]) -> Callable[[Do], Any]:
+    """A rule, until there were enough steps."""
     made: Any = rule(**drawn)  # type: ignore[call-overload]  # it has parameters of its own, none of which is a draw
 
-    def decorate(do: Callable[..., None]) -> Any:
+    def decorate(do: Do) -> Any:
         @wraps(do)
-        def told(self: "Turns", **values: Any) -> None:
-            if self.world.counts["steps"] >= WANTED:
-                return
-            try:
-                do(self, **values)
-            except Exception as error:
-                error.add_note("\n".join(["What was done:", *self.log]))
-                raise
+        def unless_over(self: "Turns", **values: Any) -> None:
+            if self.world.failure is None and self.world.counts["steps"] < WANTED:
+                telling(do)(self, **values)
 
-        return made(told)
+        return made(unless_over)
 
     return decorate
 
@@ -556,10 +570,13 @@ class Turns(RuleBasedStateMachine):
             assert (turn["calls"], turn["reply"]) == (kept, replies.get(row["turn_id"]))
         assert (turns[-1]["calls"], turns[-1]["reply"]) == (recorded[-1][: len(turns[-1]["calls"])], None)
 
+    @telling
     def teardown(self) -> None:
         """End whoever sleeps, and send again all that has no answer: none is lost, and each happens once."""
         for environment, _ in self.frozen:
             environment.kill()
+        if self.world.failure:
+            return
         for client in self.clients:
             self._let_leases_run_out(client)
         self.world.standin.reset()
@@ -621,6 +638,8 @@ def test_whatever_happens_each_turn_happens_once(world: World, tell: Tell, pytes
     chosen = int(pytestconfig.getoption("--hypothesis-seed") or random.SystemRandom().randrange(10**9))
     try:
         run_state_machine_as_test(seed(chosen)(Turns), settings=SETTINGS)
+    except Exception as error:
+        raise (world.failure or error) from None
     finally:
         counts = ", ".join(f"{number} {what}" for what, number in sorted(world.counts.items()))
         tell(f"Random steps: {counts} (--hypothesis-seed={chosen})")
