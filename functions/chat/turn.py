@@ -67,7 +67,7 @@ class TurnRunner:
         except Exception as error:
             problem = OutOfTime() if isinstance(error, TimeoutError) else expected(error)
             self._interrupt(run, problem)
-            raise problem from error
+            raise problem from error if error is not problem else error.__cause__
         turn = replace(begun.turn, reply=reply.text)
         return Answer(_response(run.lease.conversation_id, turn, run.calls), replayed=False)
 
