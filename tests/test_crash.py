@@ -28,7 +28,7 @@ from tests.truth import Rows
 Tell = Callable[[str], None]
 AT_ONCE = 4
 """Runs side by side: each is a sequence of processes, and most of it is waiting."""
-PAIRS = 40 if "CI" in os.environ else 10
+PAIRS = 40 if "THOROUGH" in os.environ else 5
 """Turns that are killed twice, for each scenario: the points are drawn by lot."""
 SEED = int(os.environ.get("CRASH_SEED") or random.SystemRandom().randrange(10**6))
 LEASE_SECONDS = 60
@@ -218,12 +218,12 @@ class Exploration:
 
 
 ALL = [ONE, SEVERAL, DELETE, RENAME, LATER, FAILING]
-HERE = [
+QUICK = [
     # database, model API, level, scenarios
     ("pooled", "responses", STATEMENT, ALL),
     ("direct", "chat_completions", STATEMENT, [ONE]),
 ]
-IN_CI = [
+THOROUGH = [
     ("direct", "responses", STATEMENT, ALL),
     ("pooled", "chat_completions", STATEMENT, [SEVERAL, LATER]),
     ("direct", "responses", WIRE, [ONE]),
@@ -231,7 +231,7 @@ IN_CI = [
 ]
 EXPLORED = [
     pytest.param(*ways, scenario, id="-".join((*ways, scenario.message.replace(" ", "_"))))
-    for *ways, scenarios in HERE + (IN_CI if "CI" in os.environ else [])
+    for *ways, scenarios in QUICK + (THOROUGH if "THOROUGH" in os.environ else [])
     for scenario in scenarios
 ]
 
