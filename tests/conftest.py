@@ -126,12 +126,9 @@ def model_api(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def environment(
-    monkeypatch: pytest.MonkeyPatch, database_url: str, standin: StandIn, issuer: Issuer, model_api: str
-) -> Iterator[None]:
-    """The environment of a fresh execution environment, as the template sets it."""
-    values = {
+def variables(database_url: str, standin: StandIn, issuer: Issuer, model_api: str = "responses") -> dict[str, str]:
+    """The variables of an execution environment, as the template sets them."""
+    return {
         "DATABASE_URL": database_url,
         "OPENAI_API_KEY": "sk-stand-in",
         "OPENAI_BASE_URL": standin.base_url,
@@ -142,7 +139,14 @@ def environment(
         "AUTH_JWKS_JSON": issuer.jwks_json,
         "MCP_RESOURCE_URL": RESOURCE,
     }
-    for name, value in values.items():
+
+
+@pytest.fixture
+def environment(
+    monkeypatch: pytest.MonkeyPatch, database_url: str, standin: StandIn, issuer: Issuer, model_api: str
+) -> Iterator[None]:
+    """A fresh execution environment."""
+    for name, value in variables(database_url, standin, issuer, model_api).items():
         monkeypatch.setenv(name, value)
     yield
     forget()

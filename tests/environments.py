@@ -26,7 +26,7 @@ from dev import processes
 from dev.model.client import StandIn
 from dev.postgres import Postgres
 from dev.tokens import Issuer
-from tests.conftest import AUTH, RESOURCE, ROOT
+from tests.conftest import AUTH, ROOT, variables
 from tests.gateway import Response, event
 from tests.points import Trap
 
@@ -196,21 +196,6 @@ def zygote() -> Iterator[Zygote]:
             processes.stop(process, patience=5)
 
 
-def settings(database_url: str, standin: StandIn, issuer: Issuer, model_api: str = "responses") -> dict[str, str]:
-    """The variables of an execution environment, as the template sets them."""
-    return {
-        "DATABASE_URL": database_url,
-        "OPENAI_API_KEY": "sk-stand-in",
-        "OPENAI_BASE_URL": standin.base_url,
-        "MODEL": "stand-in",
-        "MODEL_API": model_api,
-        "AUTH_ISSUER": AUTH,
-        "AUTH_AUDIENCE": AUTH,
-        "AUTH_JWKS_JSON": issuer.jwks_json,
-        "MCP_RESOURCE_URL": RESOURCE,
-    }
-
-
 class Fleet:
     """Execution environments of one deployment: all with the same variables."""
 
@@ -244,15 +229,15 @@ def warm_zygote(zygote: Zygote, server: Postgres, running_model: StandIn, issuer
     """Where environments come from, once it has done everything a first time."""
     client = Client.new(issuer)
     for model_api in ("responses", "chat_completions"):
-        variables = settings(server.app_url, running_model, issuer, model_api)
-        zygote.warm(variables, client.request({"message": "Add milk, then finish it and delete it"}))
+        known = variables(server.app_url, running_model, issuer, model_api)
+        zygote.warm(known, client.request({"message": "Add milk, then finish it and delete it"}))
     return zygote
 
 
 @pytest.fixture
 def fleet(warm_zygote: Zygote, database_url: str, standin: StandIn, issuer: Issuer, model_api: str) -> Iterator[Fleet]:
     """A deployment: over the test's database URL and model API."""
-    fleet = Fleet(warm_zygote, settings(database_url, standin, issuer, model_api))
+    fleet = Fleet(warm_zygote, variables(database_url, standin, issuer, model_api))
     yield fleet
     fleet.stop()
 

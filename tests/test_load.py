@@ -22,7 +22,8 @@ from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
 from dev.tokens import Issuer
 from tests import truth
-from tests.environments import Client, Environment, Fleet, Zygote, settings, tell_at_the_end
+from tests.conftest import variables
+from tests.environments import Client, Environment, Fleet, Zygote, tell_at_the_end
 from tests.gateway import Response
 from tests.truth import Rows
 
@@ -123,7 +124,7 @@ def load(
     request: pytest.FixtureRequest,
 ) -> Iterator[Load]:
     """The load, once all of it is answered."""
-    fleet = Fleet(warm_zygote, settings(pooler.url(server.app_url), running_model, issuer))
+    fleet = Fleet(warm_zygote, variables(pooler.url(server.app_url), running_model, issuer))
     with truth.watched(rows):
         load = Load(fleet, rows, issuer)
         load.run()

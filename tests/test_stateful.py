@@ -31,7 +31,8 @@ from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
 from dev.tokens import Issuer
 from taskchat.conversations import turn_id_for
-from tests import environments, truth
+from tests import truth
+from tests.conftest import variables
 from tests.environments import Client, Environment, Fleet, Outcome, Zygote
 from tests.gateway import Response
 from tests.points import Trap
@@ -626,7 +627,7 @@ def world(
     warm_zygote: Zygote, server: Postgres, pooler: PgBouncer, standin: StandIn, issuer: Issuer, rows: Rows
 ) -> Iterator[World]:
     """Servers and environments for all sequences."""
-    fleet = Fleet(warm_zygote, environments.settings(pooler.url(server.app_url), standin, issuer))
+    fleet = Fleet(warm_zygote, variables(pooler.url(server.app_url), standin, issuer))
     with truth.watched(rows):
         yield World(fleet, rows, standin, pooler, issuer)
         fleet.stop()
