@@ -223,26 +223,22 @@ class Database:
                 raise DatabaseUnavailable(retry_after=RETRY_AFTER) from error
             raise
 
-    def _begin(self, user_id: str) -> Session:
+    def _begin(self, user_id: str, *, may_be_stale: bool = True) -> Session:
         """A session in a transaction of the person's, on a live connection.
 
         A connection that died while the environment was frozen shows it at the first statement, before anything was
         done: it is replaced, once. That costs a live one nothing, where asking first would cost each two roundtrips.
         """
-        for _ in range(2):
-            session = Session(self.engine, expire_on_commit=False, autoflush=False)
-            is_connected = False
-            try:
-                session.connection()
-                is_connected = True
-                session.execute(_ACT_FOR, {"user_id": user_id})
-                return session
-            except (SQLAlchemyError, OSError) as error:
-                session.close()
-                failure = error
-                if not is_connected or not _is_passing(error):
-                    break
-        raise failure
+        session = Session(self.engine, expire_on_commit=False, autoflush=False)
+        session.connection()
+        try:
+            session.execute(_ACT_FOR, {"user_id": user_id})
+        except (SQLAlchemyError, OSError) as error:
+            session.close()
+            if not may_be_stale or not _is_passing(error):
+                raise
+            return self._begin(user_id, may_be_stale=False)
+        return session
 
     def is_reachable(self) -> bool:
         """Whether a transaction can be had right now."""
