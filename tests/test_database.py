@@ -170,6 +170,7 @@ class TestTheConnection:
             cursor.execute("select %s || %s", ("first", "a\ud800b"))
         cursor.execute("select 'second'")
         assert ["second"] not in list(cursor.fetchall())
+        connection._sock.close()
         connection._usock.close()
 
     def test_an_error_in_the_driver_costs_the_connection(self, database: Database) -> None:

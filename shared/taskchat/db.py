@@ -7,7 +7,7 @@ The setting ends with the transaction, so it is safe behind a pooler in transact
 import logging
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -109,6 +109,23 @@ def connect_arguments(url: str) -> tuple[dict[str, Any], bool]:
     return arguments, query.get("channel_binding", ["prefer"])[-1] == "require"
 
 
+class _Connection(pg8000.Connection):  # type: ignore[misc]  # the driver has no types
+    """The driver's connection, which leaves nothing behind when it is closed.
+
+    pg8000 closes the socket and forgets the stream over it, whose unsent bytes the collector then tries to send.
+    """
+
+    def close(self) -> None:
+        """Close socket and stream. Raises InterfaceError when the connection is closed already or broken."""
+        stream = self._sock
+        try:
+            super().close()
+        finally:
+            if stream is not None:
+                with suppress(OSError, ValueError):  # nobody is there to take what it still holds
+                    stream.close()
+
+
 def create_engine_for(url: str, patience: float | None = None) -> Engine:
     """An engine on stock pg8000 for a libpq URL: one pooled connection, replaced in time.
 
@@ -118,7 +135,7 @@ def create_engine_for(url: str, patience: float | None = None) -> Engine:
     most: float = patience or arguments["timeout"]
 
     def connect() -> Any:
-        connection = pg8000.connect(**arguments | {"timeout": _patience(most, "connect")})
+        connection = _Connection(**arguments | {"timeout": _patience(most, "connect")})
         if binding_required and not str(connection.auth.mechanism_name).endswith("-PLUS"):
             connection.close()
             raise pg8000.InterfaceError("the server did not offer the channel binding that DATABASE_URL requires")
