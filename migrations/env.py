@@ -7,8 +7,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import SQLModel
 
 import taskchat.models  # noqa: F401  (fills the metadata)
-from migrations.roles import UnsafeRole, grant_rights, make_role, read_role
-from taskchat.db import create_engine_for
+from migrations.roles import grant_rights, make_role, read_role
+from taskchat.db import UnsafeRole, create_engine_for
 from taskchat.settings import MigrationSettings, SettingsError, load
 
 config = context.config

@@ -5,7 +5,7 @@ from typing import Final
 
 from sqlalchemy import Connection, text
 
-from taskchat.db import connect_arguments
+from taskchat.db import UnsafeRole, connect_arguments
 
 RIGHTS: Final = {
     "conversation": "select, insert, update",
@@ -27,10 +27,6 @@ select rolname = current_user or rolcreaterole or rolcreatedb or rolreplication 
     select from pg_roles b where (b.rolsuper or b.rolbypassrls) and pg_has_role(r.oid, b.oid, 'member')
 ) as too_mighty from pg_roles r where rolname = :name
 """
-
-
-class UnsafeRole(RuntimeError):
-    """Raised when the role in DATABASE_URL exists and could ignore row-level security."""
 
 
 @dataclass(frozen=True)
