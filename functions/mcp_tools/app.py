@@ -4,6 +4,7 @@ import logging
 from typing import Annotated, Final
 from urllib.parse import urlsplit
 
+from fastmcp import FastMCP
 from fastmcp.server.auth import AccessToken, RemoteAuthProvider, TokenVerifier
 from fastmcp.server.http import StarletteWithLifespan, create_streamable_http_app
 from pydantic import AnyHttpUrl, TypeAdapter, UrlConstraints
@@ -59,8 +60,8 @@ class _TokenVerifier(TokenVerifier):
         )
 
 
-def make_app(settings: Settings) -> StarletteWithLifespan:
-    """The tool server at the path of MCP_RESOURCE_URL. Raises SettingsError when it could let nobody in."""
+def make_app(settings: Settings, tools: FastMCP = server) -> StarletteWithLifespan:
+    """A tool server at the path of MCP_RESOURCE_URL. Raises SettingsError when it could let nobody in."""
     verifier = mcp_verifier(settings)
     resource = urlsplit(verifier.audience)
     auth = RemoteAuthProvider(
@@ -71,7 +72,7 @@ def make_app(settings: Settings) -> StarletteWithLifespan:
     )
     (metadata,) = auth.get_routes(resource.path)
     app = create_streamable_http_app(
-        server,
+        tools,
         streamable_http_path=resource.path,
         auth=auth,
         json_response=True,
