@@ -89,7 +89,7 @@ class TestToolsOnly:
         agent = turns().agent
         kinds = {type(thing).__module__.split(".")[0] for thing in _reachable(agent)}
         assert not kinds & {"sqlalchemy", "sqlmodel", "pg8000"}
-        assert set(inspect.signature(Run).parameters) == {"lease", "calls", "failure"}
+        assert set(inspect.signature(Run).parameters) == {"lease", "calls", "max_deletions", "failure"}
 
 
 def _imports(path: Path) -> list[str]:

@@ -7,6 +7,7 @@ are missing.
 
 import itertools
 import json
+import re
 from collections import defaultdict, deque
 
 from .conversation import Answer, Call, Conversation, Json
@@ -125,8 +126,10 @@ def _key(tool: str, arguments: Json) -> Key:
 
 
 def _result(output: str) -> Result:
+    """The output read as a model would: through a tag around it, if there is one."""
+    tagged = re.fullmatch(r"<(\w+)>(.*)</\1>", output, re.DOTALL)
     try:
-        value = json.loads(output)
+        value = json.loads(tagged[2] if tagged else output)
     except ValueError:
         value = None
     return Result(output, value if isinstance(value, dict) else None)

@@ -50,7 +50,8 @@ def verifier() -> Verifier:
 @lru_cache(maxsize=1)
 def turns() -> TurnRunner:
     """The turn runner of this process. Raises SettingsError."""
-    return TurnRunner(database(), ChatAgent(get_settings()), get_settings().history_tokens)
+    settings = get_settings()
+    return TurnRunner(database(), ChatAgent(settings), settings.history_tokens, settings.deletions_per_turn)
 
 
 def caller(user_id: str, request: Request) -> str:

@@ -41,6 +41,7 @@ class TurnRunner:
     database: Database
     agent: ChatAgent
     history_tokens: int
+    deletions_per_turn: int
 
     async def run(self, user_id: str, turn_id: UUID, request: Request) -> Answer:
         """Do the turn before the deadline, once, however often it is asked for.
@@ -56,7 +57,7 @@ class TurnRunner:
         return await self._finish(begun, items)
 
     async def _finish(self, begun: Begun, items: list[TResponseInputItem]) -> Answer:
-        run = Run(begun.lease, calls=list(begun.turn.calls))
+        run = Run(begun.lease, list(begun.turn.calls), self.deletions_per_turn)
         try:
             if deadline.remaining() <= 0:
                 raise OutOfTime

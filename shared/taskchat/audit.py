@@ -32,6 +32,8 @@ SCHEMA: Final = "taskchat.audit/1"
 READ: Final = "tasks:read"
 WRITE: Final = "tasks:write"
 """Scopes of an MCP client's token. Neither holds the other."""
+REMOVAL: Final = "delete_task"
+"""The tool whose effect nothing brings back, and of which one turn may do only so much."""
 
 _RECORD: Final = insert(ToolCall)
 
@@ -61,7 +63,9 @@ class Call:
     refusal: str | None = None
     """Why the call cannot reach its tool, in a plain sentence: its arguments are no JSON object."""
     records: list[ToolCall] = field(default_factory=list)
-    """Where the committed record goes, for the answer."""
+    """Where the committed record goes, for the answer. Holds those of the turn's earlier calls."""
+    max_deletions: int | None = None
+    """How many tasks the turn may delete. None at the MCP door, where each call is its client's own decision."""
 
 
 _call: ContextVar[Call] = ContextVar("call")
@@ -76,6 +80,18 @@ def reader() -> str:
 def writer() -> str:
     """The id of the person a tool that changes something works for. Raises as `_person` does."""
     return _person(WRITE)
+
+
+def remover() -> str:
+    """The id of the person a tool that deletes works for. Raises as `_person` does, and ToolFailure past the cap."""
+    person, call = writer(), _call.get()
+    deleted = sum(record.tool == REMOVAL and record.outcome == "ok" for record in call.records)
+    if call.max_deletions is not None and deleted >= call.max_deletions:
+        raise ToolFailure(
+            f"Not deleted: one message may delete {call.max_deletions} tasks at most. "
+            "Tell the person what is left to delete, and ask whether to go on."
+        )
+    return person
 
 
 def _person(scope: str) -> str:

@@ -45,6 +45,9 @@ class Settings(BaseModel):
     """How many tokens of earlier turns the model reads at most. Most conversations about tasks never reach it; at
     this size the history costs about as much as the rest of a long turn, and half of it still holds dozens of turns."""
 
+    deletions_per_turn: int = Field(default=10, ge=0)
+    """How many tasks one message may delete before the person is asked: enough to tidy up, few enough to type again."""
+
     @field_validator("auth_jwks_json")
     @classmethod
     def _is_key_set(cls, value: str | None) -> str | None:

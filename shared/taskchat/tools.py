@@ -1,7 +1,7 @@
 """The five tools, once, for both doors: the agent calls this server in-process, MCP clients over HTTP.
 
 Each tool is a description for the model and one call. `user_id` is resolved on the server and is in no schema: a model
-or a client that sends one is refused. A tool gets it as `reader` or `writer`, and so says which scope it needs.
+or a client that sends one is refused. A tool gets it as `reader`, `writer` or `remover`, and so says what it needs.
 """
 
 import logging
@@ -101,7 +101,7 @@ def complete_task(
 @server.tool(annotations=_hints(destructive=True), run_in_thread=False)
 def delete_task(
     task_id: TaskId,
-    user_id: str = Depends(audit.writer),
+    user_id: str = Depends(audit.remover),
 ) -> tasks.TaskView:
     """Delete one task for good. Only when the person wants it gone, not when it is done."""
     return tasks.remove(audit.session(), user_id, task_id)
