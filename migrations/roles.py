@@ -12,6 +12,7 @@ RIGHTS: Final = {
     "message": "select, insert",
     "tool_call": "select, insert",
     "task": "select, insert, update, delete",
+    "allowance": "select, insert, update",
 }
 
 LIMITS: Final = {

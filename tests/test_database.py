@@ -122,16 +122,19 @@ class TestIsolation:
         with pytest.raises(UnsafeRole):
             titles(Database(getattr(server, role)), "anybody")
 
+    @pytest.mark.parametrize("table", ["conversation", "message", "tool_call", "task", "allowance"])
     @pytest.mark.parametrize("weakness", ["disable", "no force"])
-    def test_tables_whose_security_is_off_are_not_served(self, server: Postgres, rows: Rows, weakness: str) -> None:
-        """Somebody switched it off: no row is read."""
-        rows.execute(f"alter table task {weakness} row level security".encode())
+    def test_tables_whose_security_is_off_are_not_served(
+        self, server: Postgres, rows: Rows, table: str, weakness: str
+    ) -> None:
+        """Somebody switched it off for one of them: no row is read."""
+        rows.execute(f"alter table {table} {weakness} row level security".encode())
         try:
             with pytest.raises(UnsafeRole):
                 titles(Database(server.app_url), "anybody")
         finally:
-            rows.execute("alter table task enable row level security")
-            rows.execute("alter table task force row level security")
+            rows.execute(f"alter table {table} enable row level security".encode())
+            rows.execute(f"alter table {table} force row level security".encode())
 
     def test_a_role_that_may_become_another_is_refused(self, server: Postgres, rows: Rows) -> None:
         """Membership is as good as the attribute: SET ROLE is one statement away."""

@@ -10,7 +10,7 @@ import pytest
 from dev.postgres import Postgres
 from tests.conftest import migrate
 
-TABLES = {"conversation", "message", "tool_call", "task"}
+TABLES = {"conversation", "message", "tool_call", "task", "allowance"}
 Rows = psycopg.Connection[Any]
 
 
@@ -48,7 +48,7 @@ def succeed(empty: Empty, *command: str) -> str:
 
 
 def test_an_empty_database_is_filled(empty: Empty, rows: Rows) -> None:
-    """After one run the four tables are there, owned by the owner."""
+    """After one run the tables are there, owned by the owner."""
     succeed(empty)
     found = rows.execute("select tablename, tableowner from pg_tables where schemaname = 'public'").fetchall()
     assert {name for name, owner in found if owner == "taskchat_owner"} == TABLES | {"alembic_version"}
@@ -74,6 +74,17 @@ def test_the_way_back_exists(empty: Empty, rows: Rows) -> None:
     succeed(empty, "downgrade", "base")
     assert rows.execute("select from pg_tables where tablename = 'task'").fetchall() == []
     succeed(empty)
+
+
+def test_each_step_can_be_taken_back(empty: Empty, rows: Rows) -> None:
+    """The last one alone: what the tables held before it is still there, and the way up is open again."""
+    succeed(empty)
+    rows.execute("insert into task (user_id, title, description) values ('alice', 'buy milk', '')")
+    succeed(empty, "downgrade", "-1")
+    assert rows.execute("select to_regclass('allowance')").fetchone() == (None,)
+    succeed(empty)
+    assert rows.execute("select title from task").fetchall() == [("buy milk",)]
+    assert rows.execute("select count(*) from allowance").fetchone() == (0,)
 
 
 def test_two_runs_at_once_are_one(empty: Empty) -> None:
@@ -114,6 +125,7 @@ def test_the_runtime_role_may_do_what_it_does_and_no_more(empty: Empty, rows: Ro
         ("conversation", "UPDATE"),
         ("task", "UPDATE"),
         ("task", "DELETE"),
+        ("allowance", "UPDATE"),
     }
     role = rows.execute(
         "select rolsuper, rolbypassrls, rolcreaterole, rolcreatedb, rolreplication,"

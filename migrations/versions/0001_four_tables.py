@@ -2,6 +2,8 @@
 
 from alembic import op
 
+from migrations.policies import owner_only, split
+
 revision = "0001"
 down_revision = None
 branch_labels = None
@@ -66,22 +68,11 @@ create table task (
 create index task_completed_idx on task (user_id, completed, id);
 """
 
-# Forced, so that the owner is bound too. The setting reads '' once it was used on a connection, hence nullif: closed
-# when unset. Wrapped in a select, so that it is read once per statement and the index still serves.
-POLICY = """
-alter table {table} enable row level security;
-alter table {table} force row level security;
-create policy owner_only on {table}
-    using (user_id = (select nullif(current_setting('app.user_id', true), '')))
-    with check (user_id = (select nullif(current_setting('app.user_id', true), '')));
-"""
-
 
 def upgrade() -> None:
-    policies = (POLICY.format(table=table) for table in ("conversation", "message", "tool_call", "task"))
-    for statement in "".join([TABLES, *policies]).split(";"):  # the driver sends one statement at a time
-        if statement.strip():
-            op.execute(statement)
+    policies = map(owner_only, ("conversation", "message", "tool_call", "task"))
+    for statement in split("".join([TABLES, *policies])):
+        op.execute(statement)
 
 
 def downgrade() -> None:

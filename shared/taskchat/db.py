@@ -178,7 +178,7 @@ select exists (
     where (r.rolsuper or r.rolbypassrls) and pg_has_role(current_user, r.oid, 'member')
 ) or exists (
     select from pg_class c
-    where c.relname in ('conversation', 'message', 'tool_call', 'task') and c.relkind = 'r'
+    where c.relname in ('conversation', 'message', 'tool_call', 'task', 'allowance') and c.relkind = 'r'
     and (pg_has_role(current_user, c.relowner, 'member') or not c.relrowsecurity or not c.relforcerowsecurity)
 )
 """

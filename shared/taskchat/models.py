@@ -1,6 +1,6 @@
-"""The four tables. The owner comes first in every key: under row-level security a look-up needs that for its index."""
+"""The tables. The owner comes first in every key: under row-level security a look-up needs that for its index."""
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
@@ -108,3 +108,18 @@ class Task(SQLModel, table=True):
     completed: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
     created_at: datetime = Field(sa_column=Column(Timestamp, nullable=False, server_default=NOW))
     updated_at: datetime = Field(sa_column=Column(Timestamp, nullable=False, server_default=NOW))
+
+
+class Allowance(SQLModel, table=True):
+    """What a person has used of a door lately."""
+
+    __table_args__ = (CheckConstraint("door in ('chat', 'mcp')", name="allowance_door_check"),)
+
+    user_id: str = Field(sa_type=SafeText, primary_key=True)
+    door: str = Field(sa_type=SafeText, primary_key=True)
+    full_at: datetime = Field(sa_type=Timestamp)
+    """When the person's bucket is full again if nothing more is taken from it: past for one that is full."""
+    day: date
+    """The day, by UTC, that `model_tokens` are of."""
+    model_tokens: int = Field(sa_column=Column(BigInteger, nullable=False))
+    """Input and output together, of all models."""

@@ -1,0 +1,31 @@
+"""What each person may use of each door: when their bucket is full again, and the model tokens of their day."""
+
+from alembic import op
+
+from migrations.policies import owner_only, split
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+# Rewritten twice in each turn, and never in an indexed column: with room on its page, that leaves the index alone.
+TABLE = """
+create table allowance (
+    user_id text not null,
+    door text not null constraint allowance_door_check check (door in ('chat', 'mcp')),
+    full_at timestamptz not null,
+    day date not null,
+    model_tokens bigint not null,
+    primary key (user_id, door)
+) with (fillfactor = 50);
+"""
+
+
+def upgrade() -> None:
+    for statement in split(TABLE + owner_only("allowance")):
+        op.execute(statement)
+
+
+def downgrade() -> None:
+    op.execute("drop table allowance")
