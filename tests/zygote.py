@@ -19,7 +19,7 @@ import traceback
 from typing import Any
 
 from dev import processes
-from tests.gateway import invoke
+from tests.gateway import Handler, invoke
 from tests.points import Points, Trap
 
 Json = dict[str, Any]
@@ -151,13 +151,21 @@ def _serve(environment: Json, channel: socket.socket) -> None:
 
 
 def _handle(question: Json, points: Points) -> Json:
-    from chat.app import handler
-
     trap = question["trap"]
+    handler = _route(question["event"])
     points.begin(trap and Trap(signal.Signals(trap["number"]), trap["at"], trap["on"], trap["level"]))
     response = invoke(handler, question["event"], seconds=question["seconds"])
     passed = points.end()
     return {"status": response.status, "headers": response.headers, "body": response.body, "passed": passed}
+
+
+def _route(event: Json) -> Handler:
+    """The function that the gateway would hand the event to."""
+    if event["rawPath"] == "/mcp":
+        from mcp_tools.app import handler
+    else:
+        from chat.app import handler
+    return handler
 
 
 if __name__ == "__main__":
