@@ -16,7 +16,8 @@ from dev import backend, model, postgres, state
 from dev.tokens import Issuer
 
 AUTH = "https://auth.example.com"
-RESOURCE = "https://api.example.com/mcp"
+HOST = "api.example.com"
+RESOURCE = f"https://{HOST}/mcp"
 EVENTS = state.ROOT / "events"
 TOOLS = ("add_task", "list_tasks", "complete_task", "delete_task", "update_task")
 CHAT, MCP_TOOLS = "ChatFunction", "McpToolsFunction"

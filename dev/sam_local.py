@@ -105,7 +105,8 @@ def _prove_start_api(sam: Sam, around: Surroundings, directory: Path) -> None:
         _request(url, 401, chat, message)
         _request(url, 200, "/health")
         _request(url, 404, "/no/such/path")
-        _request(url, 401, "/mcp", {})
+        _request(url, 401, "/mcp", {}, {"Host": proof.HOST})
+        _request(url, 421, "/mcp", {})
 
 
 def _request(

@@ -420,12 +420,6 @@ class TestOnLambda:
             (tool["name"], tool["description"], tool["inputSchema"]) for tool in listed
         ]
 
-    @pytest.mark.parametrize("host", ["x:abc", "[::1]:443", "evil.example.com", ""])
-    def test_an_odd_host(self, alice: Person, host: str) -> None:
-        """Which host the caller named changes nothing."""
-        client = McpClient(alice.mcp_token)
-        assert client.send({"jsonrpc": "2.0", "id": 1, "method": "tools/list"}, host=host).status == 200
-
     @pytest.mark.parametrize(
         "body",
         [
@@ -594,7 +588,7 @@ class TestTheLibrarysOwnClient:
         """In either era, and when it finds out by itself which one is spoken."""
 
         async def use() -> tuple[str | None, set[str], Any, bool]:
-            transport = StreamableHttpTransport(url, auth=alice.mcp_token)
+            transport = StreamableHttpTransport(url, headers={"host": "api.example.com"}, auth=alice.mcp_token)
             async with Client(transport, mode=mode) as client:
                 names = {tool.name for tool in await client.list_tools()}
                 added = await client.call_tool("add_task", {"title": "buy milk"})
@@ -612,7 +606,8 @@ class TestTheLibrarysOwnClient:
         """It does not get in."""
 
         async def use() -> None:
-            async with Client(StreamableHttpTransport(url), mode=mode) as client:
+            transport = StreamableHttpTransport(url, headers={"host": "api.example.com"})
+            async with Client(transport, mode=mode) as client:
                 await client.list_tools()
 
         with pytest.raises(MCPError):

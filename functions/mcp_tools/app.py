@@ -8,13 +8,15 @@ from fastmcp import FastMCP
 from fastmcp.server.auth import AccessToken, RemoteAuthProvider, TokenVerifier
 from fastmcp.server.http import StarletteWithLifespan, create_streamable_http_app
 from pydantic import AnyHttpUrl, TypeAdapter, UrlConstraints
+from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from taskchat.audit import READ, WRITE
 from taskchat.auth import Verifier, mcp_verifier
 from taskchat.errors import Unauthenticated
 from taskchat.gateway import lambda_handler
-from taskchat.problems import ErrorBoundary, expected
+from taskchat.guards import BodyLimit, OwnAddress, SecurityHeaders
+from taskchat.problems import ErrorBoundary, expected, tell_routing
 from taskchat.settings import Settings, get_settings
 from taskchat.tools import server
 
@@ -80,7 +82,12 @@ def make_app(settings: Settings, tools: FastMCP = server) -> StarletteWithLifesp
         routes=[Route(METADATA_PATH, metadata.endpoint, methods=["GET", "OPTIONS"])],
     )
     app.router.redirect_slashes = False
-    app.add_middleware(ErrorBoundary)  # outermost: a key set that cannot be fetched fails where the token is judged
+    app.add_exception_handler(HTTPException, tell_routing)
+    # From the innermost on. They stand before the library's own, which fails where the token is judged.
+    app.add_middleware(BodyLimit)
+    app.add_middleware(OwnAddress, verifier.audience, settings.cors_origins, public=METADATA_PATH)
+    app.add_middleware(ErrorBoundary)
+    app.add_middleware(SecurityHeaders)
     return app
 
 

@@ -257,14 +257,6 @@ class Database:
             return self._begin(user_id, may_be_stale=False)
         return session
 
-    def is_reachable(self) -> bool:
-        """Whether a transaction can be had right now."""
-        try:
-            with self.transaction(""):
-                return True
-        except DatabaseUnavailable:
-            return False
-
     def close(self) -> None:
         """Give the connection back, as before a snapshot or at the end of a test."""
         self.engine.dispose()

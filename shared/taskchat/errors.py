@@ -1,14 +1,17 @@
 """Everything that can go wrong on purpose, with the status and the words a caller is told.
 
     TaskchatError
+    ├── Malformed 400
     ├── NotJson 400
     ├── Unauthenticated 401
     ├── Forbidden 403
+    ├── OriginRefused 403
     ├── NotFound 404
     ├── MethodNotAllowed 405
     ├── TurnInProgress 409
     ├── BodyTooLarge 413
     ├── UnsupportedMediaType 415
+    ├── Misdirected 421
     ├── InvalidInput 422
     ├── KeyReused 422
     ├── ModelFailed 502
@@ -40,6 +43,12 @@ class TaskchatError(Exception):
         """What a caller is told besides: the fields at fault, or how far the turn came."""
 
 
+class Malformed(TaskchatError):
+    """Raised when an event is no HTTP request, as the gateway writes them down."""
+
+    status, slug, title = 400, "malformed", "This is not a request."
+
+
 class NotJson(TaskchatError):
     """Raised when the body is not JSON text in UTF-8."""
 
@@ -56,6 +65,12 @@ class Forbidden(TaskchatError):
     """Raised when the path names somebody other than the token does."""
 
     status, slug, title = 403, "forbidden", "This path belongs to somebody else."
+
+
+class OriginRefused(TaskchatError):
+    """Raised when a browser says it speaks for a page of another site, and that site is not allowed to."""
+
+    status, slug, title = 403, "origin-refused", "Pages of this origin may not call this."
 
 
 class NotFound(TaskchatError):
@@ -86,6 +101,12 @@ class UnsupportedMediaType(TaskchatError):
     """Raised when the body is not declared as application/json."""
 
     status, slug, title = 415, "unsupported-media-type", "The body must be application/json."
+
+
+class Misdirected(TaskchatError):
+    """Raised when the caller thinks it is speaking to another host."""
+
+    status, slug, title = 421, "misdirected", "This host is not served here."
 
 
 class InvalidInput(TaskchatError):

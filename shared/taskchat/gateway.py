@@ -1,18 +1,24 @@
 """Between API Gateway and an ASGI app: events made safe to read, the time a request has, the Lambda handler."""
 
 import logging
+import re
 import time
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.logging import correlation_paths
 from aws_lambda_powertools.metrics import MetricUnit
 from mangum import Mangum
 from mangum.types import ASGI, LambdaContext, LifespanMode
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
 
 from taskchat import deadline
+from taskchat.errors import Malformed
+from taskchat.guards import SECURITY_HEADERS
+from taskchat.problems import problem_response
 
 MAX_SECONDS: Final = 29.0
 """API Gateway gives up after 30 s, and a person who got no answer cannot know what was done."""
@@ -20,8 +26,8 @@ MAX_SECONDS: Final = 29.0
 MARGIN: Final = 1.5
 """Seconds kept back from the deadline, to store how far the turn came and to answer."""
 
-_UNUSED: Final = frozenset({"host", "x-forwarded-port"})
-"""Mangum fails on them when they hold no plain host and port. Nobody here reads them."""
+_HOST: Final = re.compile(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?")
+"""Mangum fails on others. No domain of ours is written otherwise, so that they are as good as none."""
 
 Handler = Callable[[dict[str, Any], Any], dict[str, Any]]
 
@@ -32,9 +38,58 @@ metrics = Metrics()
 logging.getLogger("mangum").setLevel(logging.WARNING)
 
 
-def seconds_left(event: dict[str, Any], context: LambdaContext) -> float:
+def _unicode(text: str) -> str:
+    text.encode()  # a UnicodeEncodeError is a ValueError
+    return text
+
+
+_Text = Annotated[str, AfterValidator(_unicode)]
+
+
+class _Part(BaseModel):
+    """A part of an event, in the words of API Gateway; what is not read here is left out."""
+
+    model_config = ConfigDict(alias_generator=to_camel, strict=True)
+
+
+class _Http(_Part):
+    method: _Text
+    path: _Text
+    source_ip: _Text
+
+
+class _RequestContext(_Part):
+    http: _Http
+    time_epoch: int = Field(default=0, ge=0, lt=2**53)
+    """Milliseconds."""
+
+
+class Event(_Part):
+    """A request as API Gateway's HTTP APIs write it down (payload 2.0), as far as anybody here reads it."""
+
+    version: Literal["2.0"]
+    raw_query_string: _Text = ""
+    headers: dict[_Text, _Text] = {}
+    cookies: list[_Text] | None = None
+    body: str | None = None
+    is_base64_encoded: bool = False
+    request_context: _RequestContext
+
+    def readable(self) -> dict[str, Any]:
+        """The event for Mangum, without what it fails on. Raises ValueError when the body is no base64."""
+        body = (self.body or "").encode("utf-8", "surrogatepass")
+        content = b64decode(body, validate=True) if self.is_base64_encoded else body
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        headers.pop("x-forwarded-port", None)
+        if not _HOST.fullmatch(headers.get("host", "")):
+            headers.pop("host", None)
+        readable = {"headers": headers, "body": b64encode(content).decode(), "is_base64_encoded": True}
+        return self.model_copy(update=readable).model_dump(by_alias=True)
+
+
+def seconds_left(event: Event, context: LambdaContext) -> float:
     """How long a request may still take: by Lambda's clock, and by the gateway's, which began before a cold start."""
-    waited = time.time() - event["requestContext"].get("timeEpoch", 0) / 1000
+    waited = time.time() - event.request_context.time_epoch / 1000
     # An event that was made by hand bears any time at all.
     in_gateway = MAX_SECONDS - waited if 0 <= waited <= MAX_SECONDS else MAX_SECONDS
     return min(context.get_remaining_time_in_millis() / 1000, in_gateway)
@@ -47,8 +102,14 @@ def lambda_handler(app: ASGI, lifespan: LifespanMode) -> Handler:
     @logger.inject_lambda_context(correlation_id_path=correlation_paths.API_GATEWAY_HTTP, clear_state=True)
     @metrics.log_metrics(capture_cold_start_metric=True)
     def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-        with deadline.within(seconds_left(event, context) - MARGIN):
-            response = adapter(_readable(event), context)
+        try:
+            request = Event.model_validate(event)
+            readable = request.readable()
+        except ValueError:
+            response = _refusal()
+        else:
+            with deadline.within(seconds_left(request, context) - MARGIN):
+                response = adapter(readable, context)
         metrics.add_metric(name=f"Status{response['statusCode'] // 100}xx", unit=MetricUnit.Count, value=1)
         return response
 
@@ -56,10 +117,9 @@ def lambda_handler(app: ASGI, lifespan: LifespanMode) -> Handler:
     return decorated
 
 
-def _readable(event: dict[str, Any]) -> dict[str, Any]:
-    """The event without what a caller could make Mangum fail with: odd hosts and ports, and text that is no Unicode."""
-    headers = {name: value for name, value in event.get("headers", {}).items() if name.lower() not in _UNUSED}
-    body = event.get("body") or ""
-    if not event.get("isBase64Encoded"):
-        body = b64encode(body.encode("utf-8", "surrogatepass")).decode()
-    return event | {"headers": headers, "body": body, "isBase64Encoded": True}
+def _refusal() -> dict[str, Any]:
+    """What is answered to an event that no gateway wrote."""
+    response = problem_response(Malformed())
+    headers = dict(response.headers) | {name.lower(): value for name, value in SECURITY_HEADERS.items()}
+    body = bytes(response.body).decode()
+    return {"statusCode": response.status_code, "headers": headers, "body": body, "isBase64Encoded": False}

@@ -4,11 +4,13 @@ import traceback
 from typing import Final
 
 from aws_lambda_powertools import Logger
-from starlette.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from taskchat.db import UnsafeRole
-from taskchat.errors import TaskchatError
+from taskchat.errors import MethodNotAllowed, NotFound, TaskchatError
 from taskchat.settings import SettingsError
 
 MEDIA_TYPE: Final = "application/problem+json"
@@ -25,6 +27,14 @@ def problem_response(error: TaskchatError) -> JSONResponse:
     if error.detail:
         content["detail"] = error.detail
     return JSONResponse(content | error.members, error.status, headers, MEDIA_TYPE)
+
+
+async def tell_routing(_request: Request, error: Exception) -> Response:
+    """The answer to a path or a method that there is not, for an app's exception handlers."""
+    known = isinstance(error, HTTPException) and error.status_code == 405
+    response = problem_response(MethodNotAllowed() if known else NotFound())
+    response.headers.update(getattr(error, "headers", None) or {})  # Allow, with a 405
+    return response
 
 
 class ErrorBoundary:

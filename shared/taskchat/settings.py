@@ -5,12 +5,15 @@
 
 import json
 import os
+import re
 from functools import lru_cache
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 S = TypeVar("S", bound=BaseModel)
+
+_ORIGIN: Final = re.compile(r"https?://[a-z0-9.-]+(:[0-9]+)?")
 
 
 class SettingsError(RuntimeError):
@@ -41,12 +44,24 @@ class Settings(BaseModel):
     mcp_resource_url: str | None = None
     """The public URL of the MCP endpoint: the only audience its tokens may have."""
 
+    cors_origins: frozenset[str] = frozenset()
+    """Origins of other sites whose pages may call the MCP endpoint. The gateway, which has the same list, tells
+    browsers about them; at the chat API it alone does, for there is no cookie that a page could borrow."""
+
     history_tokens: int = Field(default=12_000, ge=500)
     """How many tokens of earlier turns the model reads at most. Most conversations about tasks never reach it; at
     this size the history costs about as much as the rest of a long turn, and half of it still holds dozens of turns."""
 
     deletions_per_turn: int = Field(default=10, ge=0)
     """How many tasks one message may delete before the person is asked: enough to tidy up, few enough to type again."""
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _exact_origins(cls, value: Any) -> frozenset[str]:
+        origins = frozenset(str(value).lower().split(","))
+        if not all(_ORIGIN.fullmatch(origin) for origin in origins):
+            raise ValueError("not origins with commas between them")
+        return origins
 
     @field_validator("auth_jwks_json")
     @classmethod
