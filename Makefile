@@ -72,7 +72,7 @@ $(SAM_INSTALLED): requirements-sam.txt | $(INSTALLED)
 PYTHON313 ?= $(shell for python in python3.13 "$$(dirname "$$(command -v python3.13)")"/../versions/3.13.*[0-9]/bin/python3.13; \
 	do "$$python" -c 'import sys; print(sys.executable)' 2>/dev/null && break; done)
 
-.PHONY: build smoke sam-local inspector deploy check
+.PHONY: build smoke sam-local inspector conformance deploy check
 
 build: install $(SAM_INSTALLED)  ## Build the functions and the layer with sam, and weigh them
 	@test -n "$(PYTHON313)" || \
@@ -94,6 +94,17 @@ $(INSPECTOR):
 inspector: install $(INSPECTOR)  ## Call the tools over HTTP with the MCP Inspector (needs Node)
 	@rm -rf .dev/inspector/state
 	@TASKCHAT_DEV_DIR=.dev/inspector/state $(BIN)/python -m dev.inspector $(INSPECTOR)
+
+CONFORMANCE := .dev/conformance
+$(CONFORMANCE)/installed: dev/conformance/package.json
+	@mkdir -p $(CONFORMANCE) && cp $< $(CONFORMANCE)
+	@npm install --silent --no-audit --no-fund --no-package-lock --prefix $(CONFORMANCE) || \
+		{ echo "Could not install the conformance suite: are npm and the network there?"; exit 1; }
+	@touch $@
+
+conformance: install $(CONFORMANCE)/installed  ## Run the public MCP conformance suite against the MCP door (needs npm)
+	@rm -rf $(CONFORMANCE)/state $(CONFORMANCE)/results
+	@TASKCHAT_DEV_DIR=$(CONFORMANCE)/state $(BIN)/python -m dev.conformance $(CONFORMANCE)
 
 ENV ?= dev
 deploy: build  ## Build and deploy as samconfig.toml says: make deploy ENV=dev|prod

@@ -1,0 +1,167 @@
+"""`make conformance`: the public MCP suite, released and upcoming, against the MCP door on real Postgres."""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from dev import processes, proof, state
+from dev.conformance import issuer, scenarios
+from dev.conformance.scenarios import Door, Result, Verdict
+from dev.processes import StartupError
+from dev.proof import ProofError
+
+HOST: Final = "127.0.0.1"
+LIMIT_SECONDS: Final = 300
+PATHS: Final[dict[Door, str]] = {"tasks": "/mcp", "fixtures": "/fixtures/mcp"}
+RUNS: Final = (("released", "2025-11-25"), ("upcoming", "2025-11-25"), ("upcoming", "2026-07-28"))
+"""The suite's packages by their names in package.json, and the protocol version each is run for."""
+WRONG: Final = ("FAILURE", "WARNING")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One package of the suite, and the Node that it needs."""
+
+    home: Path
+    package: str
+
+    def scenarios(self) -> dict[str, list[str]]:
+        """All server scenarios by name, with the protocol versions (or `extension`) that they belong to."""
+        listed = re.findall(r"^  - (\S+) \[(.*)\]$", self._run("list", "--server"), re.MULTILINE)
+        if not listed:
+            raise ProofError(f"{self.package}: the suite lists no scenarios")
+        return {name: versions.split(",") for name, versions in listed}
+
+    def results(self, url: str, version: str, directory: Path) -> dict[str, Result]:
+        """Run everything there is for the protocol version against the address."""
+        self._run(
+            *("server", "--url", url, "--suite", "all", "--spec-version", version, "--output-dir", str(directory))
+        )
+        found = map(_result, sorted(directory.glob("*/checks.json")))
+        return {result.scenario: result for result in found}
+
+    def _run(self, *arguments: str) -> str:
+        """The program's output. Its exit code says only that something failed, which the results say better."""
+        packages = self.home / "node_modules"
+        node = packages / "node" / "bin" / "node"
+        program = packages / self.package / "dist" / "index.js"
+        done = subprocess.run(
+            [node, program, *arguments],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
+            timeout=LIMIT_SECONDS,
+        )
+        return done.stdout
+
+
+def _result(path: Path) -> Result:
+    """One scenario's result, from the file the suite writes of it."""
+    name = re.sub(r"^server-(.*)-\d{4}-\d\d-\d\dT[\dZ-]+$", r"\1", path.parent.name)
+    checks = json.loads(path.read_text())
+    statuses = [check["status"] for check in checks]
+    faults = (check.get("errorMessage") or check["description"] for check in checks if check["status"] in WRONG)
+    return Result(name, statuses.count("SUCCESS"), tuple(faults))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run all of it and print the counts. The exit code is 1 when a scenario that applies did not pass."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("home", type=Path, help="the directory in which npm has installed package.json")
+    home = parser.parse_args(arguments).home.absolute()
+    try:
+        return run(home)
+    except (ProofError, StartupError) as error:
+        print(f"FAILED: {error}", file=sys.stderr)
+        return 1
+
+
+def run(home: Path) -> int:
+    """Try every scenario at both doors. The exit code is 1 when one failed; raises ProofError and StartupError."""
+    log = home / "server.log"
+    with _doors(log) as url:
+        verdicts = [_try(Suite(home, package), version, url) for package, version in RUNS]
+    _print_reasons(verdicts)
+    _check_names(Suite(home, package) for package, _ in RUNS)
+    _check_log(log)
+    return int(any(verdict.failed for verdict in verdicts))
+
+
+def _try(suite: Suite, version: str, url: str) -> Verdict:
+    """Run what the suite has for the protocol version at both doors, and print the counts."""
+    belongs = {version, "extension"}
+    names = [name for name, versions in suite.scenarios().items() if belongs & set(versions)]
+    results = {
+        door: suite.results(url + path, version, suite.home / "results" / f"{suite.package}-{version}-{door}")
+        for door, path in PATHS.items()
+    }
+    verdict = scenarios.judge(version, names, results)
+    passed = f"{len(verdict.passed)} scenarios passed ({sum(result.successes for result in verdict.passed)} checks)"
+    rest = f"{len(verdict.not_applicable)} not applicable, {len(verdict.failed)} failed"
+    print(f"{suite.package} suite, protocol {version}: {passed}, {rest}", flush=True)
+    for line in verdict.failed:
+        print(f"  FAILED {line}", flush=True)
+    return verdict
+
+
+def _print_reasons(verdicts: Sequence[Verdict]) -> None:
+    reasons = {pair for verdict in verdicts for pair in verdict.not_applicable}
+    print("not applicable:")
+    for why in sorted({why for _, why in reasons}):
+        print(f"  {why}: {', '.join(sorted(name for name, its in reasons if its == why))}")
+
+
+def _check_names(suites: Iterable[Suite]) -> None:
+    """Raises ProofError when the table names a scenario that no suite has."""
+    known = {name for suite in suites for name in suite.scenarios()}
+    if stale := scenarios.NAMES - known:
+        raise ProofError(f"no suite has {', '.join(sorted(stale))} any more: take it out of scenarios.py")
+
+
+def _check_log(log: Path) -> None:
+    """Raises ProofError when something that was sent made a door fail, whatever the suite thought of the answer."""
+    lines = log.read_text().splitlines()
+    if wrong := [line for line in lines if not _is_ordinary(line)]:
+        raise ProofError(f"the doors logged {len(wrong)} lines of trouble, the first: {wrong[0]}")
+
+
+def _is_ordinary(line: str) -> bool:
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return bool(json.loads(line)["level"] == "INFO")
+    return False
+
+
+@contextlib.contextmanager
+def _doors(log: Path) -> Iterator[str]:
+    """Both doors behind one address on this machine, over a database of their own. Raises StartupError."""
+    port = processes.free_port(HOST)
+    url = f"http://{HOST}:{port}"
+    with proof.surroundings("conformance") as around, log.open("wb") as output:
+        known = {"AUTH_ISSUER": url, "AUTH_JWKS_JSON": issuer().jwks_json, "MCP_RESOURCE_URL": url + PATHS["tasks"]}
+        names = {"POWERTOOLS_SERVICE_NAME": "taskchat", "POWERTOOLS_METRICS_NAMESPACE": "taskchat"}
+        command = [sys.executable, "-m", "uvicorn", "dev.conformance.app:app", "--host", HOST, "--port", str(port)]
+        process = processes.spawn(
+            [*command, "--log-level", "warning"],
+            output=output,
+            cwd=state.ROOT,
+            env=os.environ | around.environment | known | names,
+        )
+        try:
+            processes.wait_until_listening(process, HOST, port)
+            yield url
+        finally:
+            processes.stop(process, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

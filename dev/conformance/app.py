@@ -1,0 +1,56 @@
+"""The MCP door as it is deployed, and once more with the suite's own tools behind it, for a client without a token."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Final
+
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from dev import processes
+from dev.conformance import issuer
+from dev.conformance.fixtures import fixtures
+from mcp_tools.app import app as door
+from mcp_tools.app import make_app
+from taskchat.settings import Settings, get_settings
+
+FIXTURES_PATH: Final = "/fixtures/mcp"
+
+
+class WithToken:
+    """Puts a person's access token on each request: the suite knows no way to be given one."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        """Stand before `app`, whose settings name issuer and resource."""
+        self._app, self._settings, self._issuer = app, settings, issuer()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        resource = str(self._settings.mcp_resource_url)
+        token = self._issuer.mint_for_mcp(self._issuer.developer, issuer=self._settings.auth_issuer, resource=resource)
+        headers = [*scope["headers"], (b"authorization", f"Bearer {token}".encode())]
+        await self._app({**scope, "headers": headers}, receive, send)
+
+
+_settings: Final = get_settings()
+_resource: Final = str(_settings.mcp_resource_url).removesuffix("/mcp") + FIXTURES_PATH
+_fixture_settings: Final = _settings.model_copy(update={"mcp_resource_url": _resource})
+fixture_door: Final = make_app(_fixture_settings, fixtures)
+_with_token: Final = {True: WithToken(fixture_door, _fixture_settings), False: WithToken(door, _settings)}
+
+
+async def doors(scope: Scope, receive: Receive, send: Send) -> None:
+    """By path, which each door knows in full."""
+    await _with_token[scope["path"] == FIXTURES_PATH](scope, receive, send)
+
+
+@contextlib.asynccontextmanager
+async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+    """Start and stop both, and go when the runner goes."""
+    processes.leave_with_parent()
+    async with door.router.lifespan_context(door), fixture_door.router.lifespan_context(fixture_door):
+        yield
+
+
+app = Starlette(routes=[Mount("", doors)], lifespan=lifespan)

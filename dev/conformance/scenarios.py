@@ -1,0 +1,155 @@
+"""Every server scenario of the suite by name: which door must pass it, or why it does not apply to this server."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Door = Literal["tasks", "fixtures"]
+
+TASKS: Final = frozenset(
+    {
+        "caching",
+        "dns-rebinding-protection",
+        "http-header-validation",
+        "input-required-result-unsupported-methods",
+        "logging-set-level",
+        "ping",
+        "prompts-list",
+        "resources-list",
+        "sep-2164-resource-not-found",
+        "server-initialize",
+        "server-sse-multiple-streams",
+        "tools-list",
+    }
+)
+"""The door as it is deployed must pass these."""
+
+FIXTURES: Final = frozenset(
+    {
+        "http-custom-header-server-validation",
+        "json-schema-2020-12",
+        "server-stateless",
+        "tools-call-audio",
+        "tools-call-embedded-resource",
+        "tools-call-error",
+        "tools-call-image",
+        "tools-call-mixed-content",
+        "tools-call-simple-text",
+    }
+)
+"""They call tools by names of the suite's own: the same door must pass them with `fixtures.py` behind it."""
+
+_NO_PROMPTS: Final = "there are no prompts, only tools"
+_NO_RESOURCES: Final = "there are no resources, only tools"
+_ONE_ANSWER: Final = "the answer is one JSON document, which carries no messages beside the result"
+_NO_QUESTIONS: Final = "no tool asks its caller anything: what it needs is in its arguments"
+_NO_EXTENSION: Final = "an optional extension, which the server does not announce"
+_NO_SESSION: Final = "there are no sessions: nothing outlives a request"
+
+NOT_APPLICABLE: Final = {
+    "completion-complete": "there is nothing to complete: neither prompts nor resource templates",
+    "elicitation-sep1034-defaults": _NO_QUESTIONS,
+    "elicitation-sep1330-enums": _NO_QUESTIONS,
+    "input-required-result-basic-elicitation": _NO_QUESTIONS,
+    "input-required-result-basic-list-roots": _NO_QUESTIONS,
+    "input-required-result-basic-sampling": _NO_QUESTIONS,
+    "input-required-result-capability-check": _NO_QUESTIONS,
+    "input-required-result-ignore-extra-params": _NO_QUESTIONS,
+    "input-required-result-missing-input-response": _NO_QUESTIONS,
+    "input-required-result-multi-round": _NO_QUESTIONS,
+    "input-required-result-multiple-input-requests": _NO_QUESTIONS,
+    "input-required-result-non-tool-request": _NO_QUESTIONS,
+    "input-required-result-request-state": _NO_QUESTIONS,
+    "input-required-result-result-type": _NO_QUESTIONS,
+    "input-required-result-tampered-state": _NO_QUESTIONS,
+    "input-required-result-validate-input": _NO_QUESTIONS,
+    "prompts-get-embedded-resource": _NO_PROMPTS,
+    "prompts-get-simple": _NO_PROMPTS,
+    "prompts-get-with-args": _NO_PROMPTS,
+    "prompts-get-with-image": _NO_PROMPTS,
+    "resources-read-binary": _NO_RESOURCES,
+    "resources-read-text": _NO_RESOURCES,
+    "resources-subscribe": _NO_RESOURCES,
+    "resources-templates-read": _NO_RESOURCES,
+    "resources-unsubscribe": _NO_RESOURCES,
+    "sep-2640-skills-directory": _NO_EXTENSION,
+    "sep-2640-skills-enumeration": _NO_EXTENSION,
+    "sep-2640-skills-manifest": _NO_EXTENSION,
+    "server-session-lifecycle": _NO_SESSION,
+    "server-sse-polling": _NO_SESSION,
+    "tasks-capability-negotiation": _NO_EXTENSION,
+    "tasks-dispatch-and-envelope": _NO_EXTENSION,
+    "tasks-lifecycle": _NO_EXTENSION,
+    "tasks-mrtr-composition": _NO_EXTENSION,
+    "tasks-mrtr-input": _NO_EXTENSION,
+    "tasks-request-headers": _NO_EXTENSION,
+    "tasks-request-state-removal": _NO_EXTENSION,
+    "tasks-required-task-error": _NO_EXTENSION,
+    "tasks-status-notifications": _NO_EXTENSION,
+    "tasks-wire-fields": _NO_EXTENSION,
+    "tools-call-elicitation": _NO_QUESTIONS,
+    "tools-call-sampling": _NO_QUESTIONS,
+    "tools-call-with-logging": _ONE_ANSWER,
+    "tools-call-with-progress": _ONE_ANSWER,
+}
+"""Why no door can be asked for it."""
+
+NAMES: Final = TASKS | FIXTURES | NOT_APPLICABLE.keys()
+
+_WITH_SESSIONS: Final = "2025-11-25"
+NOT_APPLICABLE_THERE: Final = {(_WITH_SESSIONS, "server-sse-multiple-streams"): _NO_SESSION}
+"""What applies in one version of the protocol and not in the other."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the suite said of one scenario at one door. `faults` are its failures and warnings in its own words."""
+
+    scenario: str
+    successes: int
+    faults: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether something was checked and nothing was found wrong."""
+        return self.successes > 0 and not self.faults
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one version's scenarios."""
+
+    passed: tuple[Result, ...]
+    not_applicable: tuple[tuple[str, str], ...]
+    """Name and reason."""
+    failed: tuple[str, ...]
+    """In words."""
+
+
+def reason(scenario: str, version: str) -> str | None:
+    """Why the scenario does not apply in this version of the protocol. None when it does."""
+    return NOT_APPLICABLE_THERE.get((version, scenario)) or NOT_APPLICABLE.get(scenario)
+
+
+def door(scenario: str) -> Door | None:
+    """The door that must pass the scenario. None when nobody has said."""
+    if scenario in FIXTURES:
+        return "fixtures"
+    return "tasks" if scenario in TASKS else None
+
+
+def judge(version: str, scenarios: Iterable[str], results: dict[Door, dict[str, Result]]) -> Verdict:
+    """Hold the results at both doors against what is said here. A scenario that nothing is said of fails."""
+    passed, not_applicable, failed = [], [], []
+    for scenario in scenarios:
+        where, why_not = door(scenario), reason(scenario, version)
+        if why_not is not None:
+            not_applicable.append((scenario, why_not))
+        elif where is None:
+            failed.append(f"{scenario}: unknown; say in dev/conformance/scenarios.py whether it applies")
+        elif (result := results[where].get(scenario)) is not None and result.passed:
+            passed.append(result)
+        else:
+            faults = "; ".join(result.faults) if result and result.faults else "the suite checked nothing"
+            failed.append(f"{scenario}: {faults}")
+    return Verdict(tuple(passed), tuple(not_applicable), tuple(failed))
