@@ -128,8 +128,11 @@ $(COMPILE) $(2) --group sam --output-file $(1)/requirements-sam.txt
 $(COMPILE) $(2) --group uv --output-file $(1)/requirements-uv.txt
 endef
 
-.PHONY: check-locks
+.PHONY: openapi check-locks
 .SILENT: check-locks
+
+openapi: install  ## Write docs/openapi.json anew, after a change of the contract
+	@$(BIN)/python -m dev.openapi
 
 lock: install  ## Refresh the locked versions of all dependencies
 	$(call compile_locks,.,--upgrade)

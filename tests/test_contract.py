@@ -1,6 +1,7 @@
 """The HTTP contract, through the real handler: the answer to each request, and that a refused one does nothing."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import uuid4
@@ -11,7 +12,7 @@ import pytest
 from dev.model.client import StandIn
 from dev.postgres import Postgres
 from dev.tokens import Issuer
-from tests.conftest import AUTH, RESOURCE, Logs, Person, run
+from tests.conftest import AUTH, RESOURCE, ROOT, Logs, Person, run
 from tests.gateway import Response, event, invoke, runtime_log
 
 Rows = psycopg.Connection[dict[str, Any]]
@@ -610,14 +611,58 @@ class TestDescription:
     @pytest.fixture
     def route(self) -> Any:
         """What it says of the chat route."""
+        return self.description()["paths"]["/api/{user_id}/chat"]["post"]
+
+    def description(self) -> Any:
+        """All of it."""
         from chat.app import app
 
-        return app.openapi()["paths"]["/api/{user_id}/chat"]["post"]
+        return app.openapi()
+
+    def schema(self, content: Any) -> Any:
+        """What it says of a body of one media type."""
+        return self.description()["components"]["schemas"][content["schema"]["$ref"].rpartition("/")[2]]
+
+    def test_it_is_kept(self) -> None:
+        """The file is what the program says: after a change of the contract, `make openapi` writes it anew."""
+        assert json.loads((ROOT / "docs" / "openapi.json").read_text()) == self.description()
+
+    def test_every_reference_leads_somewhere(self) -> None:
+        """Nothing is described by a schema that is not there."""
+        names = self.description()["components"]["schemas"]
+        referred = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(self.description())))
+        assert referred <= names.keys()
+
+    def test_who_may_call(self, route: Any) -> None:
+        """Whoever has a bearer token, which is a JSON Web Token; of `/health` anybody."""
+        scheme = self.description()["components"]["securitySchemes"]["bearer"]
+        assert (scheme["type"], scheme["scheme"], scheme["bearerFormat"]) == ("http", "bearer", "JWT")
+        assert route["security"] == [{"bearer": []}]
+        assert "security" not in self.description()["paths"]["/health"]["get"]
+
+    def test_the_headers_of_the_answers(self, route: Any) -> None:
+        """How to authenticate, when to come back, and whether it is a replay."""
+        found = {status: set(answer.get("headers", {})) for status, answer in route["responses"].items()}
+        again = {status: {"Retry-After"} for status in ("409", "429", "502", "503")}
+        told = {"200": {"Idempotent-Replayed"}, "401": {"WWW-Authenticate"}} | again
+        assert {status: headers for status, headers in found.items() if headers} == told
+
+    def test_the_members_of_the_problems(self, route: Any) -> None:
+        """What clients tell problems apart by, the fields at fault, and how far an interrupted turn came."""
+        problems = {
+            status: set(self.schema(answer["content"]["application/problem+json"])["properties"])
+            for status, answer in route["responses"].items()
+            if status != "200"
+        }
+        common = {"type", "title", "status", "detail"}
+        turn = {"conversation_id", "turn_id", "tool_calls"}
+        more = {"422": {"fields"}, "502": turn, "503": turn, "504": turn}
+        assert problems == {status: common | more.get(status, set()) for status in problems}
 
     def test_the_request(self, route: Any) -> None:
         """The body's schema: the three fields, no other, and which is required."""
         body = route["requestBody"]
-        schema = body["content"]["application/json"]["schema"]
+        schema = self.schema(body["content"]["application/json"])
         assert body["required"]
         assert schema["properties"].keys() == {"message", "conversation_id", "timezone"}
         assert (schema["required"], schema["additionalProperties"]) == (["message"], False)

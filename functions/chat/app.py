@@ -6,19 +6,20 @@ A request walks one way: ErrorBoundary, caller, chat, TurnRunner. Who is calling
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import lru_cache
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Path, Request, Response, Security
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from chat.agent import ChatAgent
-from chat.schemas import ChatRequest, ChatResponse, Problem
+from chat.description import CHAT_REQUEST, CHAT_RESPONSES, USER_ID_SCHEMA, BearerToken, DescribedApi
+from chat.schemas import ChatRequest, ChatResponse, Health
 from chat.turn import TurnRunner
 from taskchat import conversations, deadline
-from taskchat.auth import USER_ID, Verifier, bearer_token, chat_verifier
+from taskchat.auth import USER_ID, Verifier, chat_verifier
 from taskchat.errors import (
     Forbidden,
     InvalidInput,
@@ -28,14 +29,12 @@ from taskchat.errors import (
 )
 from taskchat.gateway import MARGIN, MAX_SECONDS, lambda_handler
 from taskchat.guards import BodyLimit, SecurityHeaders
-from taskchat.problems import MEDIA_TYPE, ErrorBoundary, tell_routing
+from taskchat.problems import ErrorBoundary, tell_routing
 from taskchat.settings import get_settings
 from taskchat.tools import database
 
-_PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
-    status: {"content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}}
-    for status in (400, 401, 403, 404, 409, 413, 415, 422, 429, 502, 503, 504)
-}
+Token = Annotated[str, Security(BearerToken())]
+UserId = Annotated[str, Path(json_schema_extra=USER_ID_SCHEMA)]
 
 
 @lru_cache(maxsize=1)
@@ -51,9 +50,9 @@ def turns() -> TurnRunner:
     return TurnRunner(database(), ChatAgent(settings), settings.history_tokens, settings.deletions_per_turn)
 
 
-def caller(user_id: str, request: Request) -> str:
+def caller(user_id: UserId, token: Token) -> str:
     """The person calling. Raises Unauthenticated, KeySetUnavailable, NotFound for an odd path, or Forbidden."""
-    claims = verifier().verify(bearer_token(request.headers.getlist("authorization")))
+    claims = verifier().verify(token)
     if not USER_ID.fullmatch(user_id):
         raise NotFound
     if claims["sub"] != user_id:
@@ -74,7 +73,7 @@ async def _lifespan(_app: FastAPI) -> AsyncIterator[None]:
         turns.cache_clear()
 
 
-app: Final = FastAPI(
+app: Final = DescribedApi(
     title="taskchat",
     openapi_url=None,
     docs_url=None,
@@ -86,20 +85,7 @@ app: Final = FastAPI(
 )
 
 
-@app.post(
-    "/api/{user_id}/chat",
-    responses=_PROBLEMS,
-    openapi_extra={
-        "requestBody": {"required": True, "content": {"application/json": {"schema": ChatRequest.model_json_schema()}}},
-        "parameters": [
-            {
-                "name": "Idempotency-Key",
-                "in": "header",
-                "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
-            }
-        ],
-    },
-)
+@app.post("/api/{user_id}/chat", responses=CHAT_RESPONSES, openapi_extra=CHAT_REQUEST)
 async def chat(user_id: Caller, request: Request, response: Response) -> ChatResponse:
     """Do what the person says, and tell what was done."""
     key = _idempotency_key(request)
@@ -114,9 +100,9 @@ async def chat(user_id: Caller, request: Request, response: Response) -> ChatRes
 
 
 @app.get("/health")
-async def health() -> dict[str, str]:
+async def health() -> Health:
     """Say that this process answers. Anybody may ask: it costs no database, which a scanner would keep awake."""
-    return {"status": "ok"}
+    return Health(status="ok")
 
 
 def _idempotency_key(request: Request) -> str | None:

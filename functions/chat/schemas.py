@@ -79,12 +79,37 @@ def view_calls(calls: list[ToolCall]) -> list[ToolCallView]:
     return [ToolCallView.model_validate(call) for call in calls]
 
 
+class Health(BaseModel):
+    """That the process answers."""
+
+    status: Literal["ok"]
+
+
 class Problem(BaseModel):
     """What went wrong (RFC 9457). `type` is stable; no text in it comes from an exception or from the request."""
 
-    model_config = ConfigDict(extra="allow")
-
-    type: str
+    type: Annotated[str, StringConstraints(pattern="^urn:taskchat:problem:")]
     title: str
     status: int
-    detail: str | None = None
+    detail: str = ""
+
+
+class Fault(BaseModel):
+    """A field at fault, and why. What it held is not repeated."""
+
+    field: str
+    message: str
+
+
+class FieldProblem(Problem):
+    """A request that does not fit the contract, with the fields at fault if there are any."""
+
+    fields: list[Fault] = []
+
+
+class TurnProblem(Problem):
+    """A turn that began and was interrupted, with the tool calls that took effect."""
+
+    conversation_id: UUID | None = None
+    turn_id: UUID | None = None
+    tool_calls: list[ToolCallView] = []

@@ -55,7 +55,7 @@ class _Part(BaseModel):
 class _Http(_Part):
     method: _Text
     path: _Text
-    source_ip: _Text
+    source_ip: _Text | None = None
 
 
 class _RequestContext(_Part):
