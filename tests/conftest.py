@@ -138,6 +138,12 @@ def variables(database_url: str, standin: StandIn, issuer: Issuer, model_api: st
         "AUTH_AUDIENCE": AUTH,
         "AUTH_JWKS_JSON": issuer.jwks_json,
         "MCP_RESOURCE_URL": RESOURCE,
+        # On, so that every turn does what it does in production, and out of reach: some tests send hundreds.
+        "TURN_BURST": "999999",
+        "TURNS_PER_MINUTE": "999999",
+        "DAILY_MODEL_TOKENS": "999999999999",
+        "MCP_BURST": "0",
+        "MCP_REQUESTS_PER_MINUTE": "0",
     }
 
 

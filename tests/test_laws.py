@@ -276,7 +276,7 @@ def test_arrows_go_one_way() -> None:
     rank = {
         **dict.fromkeys(["__init__", "settings", "errors", "text", "deadline"], 0),
         **dict.fromkeys(["db", "models", "problems", "guards", "gateway"], 1),
-        **dict.fromkeys(["tasks", "audit"], 2),
+        **dict.fromkeys(["tasks", "audit", "limits"], 2),
         **dict.fromkeys(["auth", "conversations", "tools"], 3),
     }
     for path in ROOT.glob("shared/taskchat/*.py"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import boto3
 import pytest
+from annotated_types import Lt
 from samtranslator.parser.parser import Parser
 from samtranslator.translator.translator import Translator
 from samtranslator.yaml_helper import yaml_parse
@@ -116,6 +117,19 @@ def test_every_setting_can_be_set_and_nothing_else_is(function: Resource) -> Non
     """`sam local --env-vars` reaches declared variables only; a misspelt one would be read by nobody."""
     declared = {name for name in function["Environment"]["Variables"] if not name.startswith("POWERTOOLS_")}
     assert declared == {name.upper() for name in Settings.model_fields} | {"APP_SECRET_ARN"}
+
+
+@pytest.mark.parametrize(
+    "name", ["TURN_BURST", "TURNS_PER_MINUTE", "MCP_BURST", "MCP_REQUESTS_PER_MINUTE", "DAILY_MODEL_TOKENS"]
+)
+def test_limits_are_parameters(function: Resource, name: str) -> None:
+    """Each reaches both functions, may be left to the program or switched off, and takes no number that it does not."""
+    [parameter] = function["Environment"]["Variables"][name].values()
+    pattern = template()["Parameters"][parameter]["AllowedPattern"]
+    most = next(limit.lt for limit in Settings.model_fields[name.lower()].metadata if isinstance(limit, Lt)) - 1
+    assert parameter.lower() == name.lower().replace("_", "")
+    assert all(re.fullmatch(pattern, value) for value in ("", "0", str(most)))
+    assert not any(re.fullmatch(pattern, value) for value in ("-1", "1.5", str(most + 1)))
 
 
 def test_secrets_are_not_in_the_template(function: Resource) -> None:

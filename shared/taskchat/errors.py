@@ -14,6 +14,7 @@
     ├── Misdirected 421
     ├── InvalidInput 422
     ├── KeyReused 422
+    ├── TooManyRequests 429
     ├── ModelFailed 502
     ├── Unavailable 503
     │   ├── DatabaseUnavailable
@@ -124,6 +125,12 @@ class KeyReused(TaskchatError):
     """Raised when an Idempotency-Key comes back with another body."""
 
     status, slug, title = 422, "idempotency-key-reused", "This Idempotency-Key was used for another request."
+
+
+class TooManyRequests(TaskchatError):
+    """Raised when a person has used what the limits allow them, with the time until there is more."""
+
+    status, slug, title = 429, "too-many-requests", "This is more than one person may ask for."
 
 
 class ModelFailed(TaskchatError):

@@ -55,6 +55,21 @@ class Settings(BaseModel):
     deletions_per_turn: int = Field(default=10, ge=0)
     """How many tasks one message may delete before the person is asked: enough to tidy up, few enough to type again."""
 
+    turn_burst: int = Field(default=20, ge=0, lt=10**6)
+    """Turns a person may begin at once; 0 for no limit, as in each of these. A person types one or two; a phone that
+    was out of reach sends what it has kept."""
+    turns_per_minute: int = Field(default=20, ge=0, lt=10**6)
+    """Turns a person may begin in a minute after that: one every three seconds is about what the model takes for one,
+    and more than anybody reads."""
+    mcp_burst: int = Field(default=60, ge=0, lt=10**6)
+    """MCP requests a person's clients may make at once: each task is one, and an agent that tidies up a list of fifty
+    begins with three to say hello and read it."""
+    mcp_requests_per_minute: int = Field(default=120, ge=0, lt=10**6)
+    """MCP requests in a minute after that: two a second is as fast as a model decides on calls one by one."""
+    daily_model_tokens: int = Field(default=1_000_000, ge=0, lt=10**12)
+    """Input and output tokens that the model may cost a person in a day, by UTC. A turn with a tool call takes about
+    3,000, and 25,000 with the longest history: room for forty of the longest and hundreds of usual ones."""
+
     @field_validator("cors_origins", mode="before")
     @classmethod
     def _exact_origins(cls, value: Any) -> frozenset[str]:

@@ -1,0 +1,111 @@
+"""How much one person may use of a door: so many requests at once, then at a steady rate, and model tokens by the day.
+
+A row holds what was used, and one statement takes from it, so that it is exact however many ask at once. Of a token
+bucket it keeps the moment at which it is full again: each request puts that off by the time in which one token comes
+back, and there is none to be had while it is further away than a whole bucket takes to fill.
+"""
+
+import math
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, Literal
+
+from sqlalchemy import BigInteger, Date, DateTime, Interval, and_, bindparam, case, cast, func
+from sqlalchemy.dialects.postgresql import insert
+from sqlmodel import Session, col, select
+
+from taskchat.errors import TooManyRequests
+from taskchat.models import Allowance
+from taskchat.settings import Settings
+
+_BOUNDLESS: Final = {"interval": timedelta(), "bucket": timedelta(days=36_500)}
+"""A bucket that nothing is taken from, and that no moment an earlier limit left behind is too far away for."""
+
+_NO_QUOTA: Final = 2**63 - 1
+
+# Values come in as parameters, as in conversations.py. The clock is read once the row is locked, not when it was asked
+# for: who had to wait for others has their moment behind them.
+_NOW: Final = func.clock_timestamp()
+_UTC: Final = func.timezone("UTC", _NOW)
+_TODAY: Final = cast(_UTC, Date)
+_INTERVAL: Final = bindparam("interval", type_=Interval)
+_BUCKET: Final = bindparam("bucket", type_=Interval)
+_QUOTA: Final = bindparam("quota", type_=BigInteger)
+_FULL_AT: Final = func.greatest(Allowance.full_at, _NOW) + _INTERVAL
+_USED_TODAY: Final = case((col(Allowance.day) == _TODAY, col(Allowance.model_tokens)), else_=0)
+_ROW: Final = {"user_id": bindparam("of_user"), "door": bindparam("of_door"), "day": _TODAY}
+_KEY: Final = ["user_id", "door"]
+
+_SPEND: Final = (
+    insert(Allowance)
+    .values(_ROW | {"full_at": _NOW + _INTERVAL, "model_tokens": 0})
+    .on_conflict_do_update(
+        index_elements=_KEY,
+        set_={"full_at": _FULL_AT, "day": _TODAY, "model_tokens": _USED_TODAY},
+        where=and_(_FULL_AT <= _NOW + _BUCKET, _USED_TODAY < _QUOTA),
+    )
+    .returning(col(Allowance.door))
+)
+_RECORD: Final = (
+    insert(Allowance)
+    .values(_ROW | {"full_at": _NOW, "model_tokens": bindparam("used", type_=BigInteger)})
+    .on_conflict_do_update(
+        index_elements=_KEY,
+        set_={"day": _TODAY, "model_tokens": _USED_TODAY + bindparam("used", type_=BigInteger)},
+    )
+)
+_REFUSED_FOR: Final = select(
+    col(Allowance.full_at) + _INTERVAL - _BUCKET - _NOW,
+    case((_USED_TODAY >= _QUOTA, cast(_TODAY + timedelta(days=1), DateTime) - _UTC)),
+).where(col(Allowance.user_id) == bindparam("of_user"), col(Allowance.door) == bindparam("of_door"))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What each person may use of a door. 0 stands for no limit."""
+
+    door: Literal["chat", "mcp"]
+    burst: int
+    per_minute: int
+    daily_model_tokens: int = 0
+
+    @property
+    def any(self) -> bool:
+        """Whether there is anything to ask the database for."""
+        return bool(self.daily_model_tokens or self._has_bucket)
+
+    def spend(self, session: Session, user_id: str) -> None:
+        """Take one request from what the person has left, in the caller's transaction. Raises TooManyRequests."""
+        if self.any and session.execute(_SPEND, self._values(user_id)).one_or_none() is None:
+            raise self._refusal(session, user_id)
+
+    def record(self, session: Session, user_id: str, model_tokens: int) -> None:
+        """Add to what the models cost today, in the caller's transaction."""
+        if self.daily_model_tokens:
+            session.execute(_RECORD, {"of_user": user_id, "of_door": self.door, "used": model_tokens})
+
+    @property
+    def _has_bucket(self) -> bool:
+        return self.burst > 0 and self.per_minute > 0
+
+    def _values(self, user_id: str) -> dict[str, Any]:
+        interval = timedelta(minutes=1) / max(self.per_minute, 1)
+        bucket = {"interval": interval, "bucket": self.burst * interval} if self._has_bucket else _BOUNDLESS
+        return {"of_user": user_id, "of_door": self.door, "quota": self.daily_model_tokens or _NO_QUOTA, **bucket}
+
+    def _refusal(self, session: Session, user_id: str) -> TooManyRequests:
+        """Why, and for how long: the statement that refused has locked the row, so that it is still true."""
+        until_token, until_midnight = session.execute(_REFUSED_FOR, self._values(user_id)).one()
+        wait = max(until_token, until_midnight or until_token)
+        detail = "The day's model tokens are used up." if until_midnight else "Too many at once."
+        return TooManyRequests(detail, retry_after=max(1, math.ceil(wait.total_seconds())))
+
+
+def chat_limits(settings: Settings) -> Limits:
+    """The limits of the chat API."""
+    return Limits("chat", settings.turn_burst, settings.turns_per_minute, settings.daily_model_tokens)
+
+
+def mcp_limits(settings: Settings) -> Limits:
+    """The limits of the MCP endpoint, whose clients bring a model of their own."""
+    return Limits("mcp", settings.mcp_burst, settings.mcp_requests_per_minute)
