@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 import psycopg
@@ -28,13 +28,16 @@ from dev.postgres import Postgres
 from dev.tokens import Issuer
 from tests.gateway import Response, event, invoke
 
+if TYPE_CHECKING:
+    from tests.privacy import Watch
+
 T = TypeVar("T")
 Logs = Callable[[], list[dict[str, Any]]]
 ROOT = Path(__file__).parent.parent
 AUTH = "https://auth.example.com"
 RESOURCE = "https://api.example.com/mcp"
 
-pytest_plugins = ["tests.environments"]
+pytest_plugins = ["tests.environments", "tests.privacy"]
 
 
 def pytest_configure() -> None:
@@ -66,12 +69,14 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Postgres]:
+def server(watch: "Watch") -> Iterator[Postgres]:
     """An embedded Postgres with the schema in place."""
     with postgres.temporary() as running:
+        watch.secrets.update(running.passwords.values())
         done = migrate(running.owner_url, running.app_url)
         assert done.returncode == 0, done.stderr
         yield running
+        watch.know_people(running.superuser_url)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
@@ -29,6 +29,9 @@ from dev.tokens import Issuer
 from tests.conftest import AUTH, ROOT, variables
 from tests.gateway import Response, event
 from tests.points import Trap
+
+if TYPE_CHECKING:
+    from tests.privacy import Watch
 
 PATIENCE = 60
 """Seconds to wait for an environment: longer than any request may take."""
@@ -173,7 +176,7 @@ class Zygote:
 
 
 @pytest.fixture(scope="session")
-def zygote() -> Iterator[Zygote]:
+def zygote(watch: "Watch") -> Iterator[Zygote]:
     """Where environments come from."""
     ours, theirs = socket.socketpair()
     ours.settimeout(PATIENCE)
@@ -194,6 +197,8 @@ def zygote() -> Iterator[Zygote]:
         finally:
             ours.close()
             processes.stop(process, patience=5)
+            log.seek(0)
+            watch.note(log.read().decode(errors="replace"))
 
 
 class Fleet:

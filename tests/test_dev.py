@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
 import jwt
@@ -27,6 +27,9 @@ from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
 from dev.processes import StartupError
 from dev.tokens import Issuer
+
+if TYPE_CHECKING:
+    from tests.privacy import Watch
 
 ROOT = Path(__file__).parent.parent
 GONE_SECONDS = 15
@@ -323,10 +326,11 @@ def development(directory: Path) -> Iterator[Development]:
 
 
 @pytest.fixture(scope="module")
-def running_development() -> Iterator[Development]:
+def running_development(watch: "Watch") -> Iterator[Development]:
     """One for all tests that only talk to it."""
     with tempfile.TemporaryDirectory(prefix="taskchat-test-") as name, development(Path(name)) as running:
         yield running
+        watch.note((Path(name) / "server.log").read_text())
 
 
 def test_curl_line_works_as_printed(running_development: Development) -> None:

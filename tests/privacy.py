@@ -1,0 +1,189 @@
+"""Nothing secret and no word of a person is logged, in any test: a pytest plugin that reads all that the tests made
+the program write, as CloudWatch would get it, and fails the run when it finds a person or a secret in there.
+
+It knows a secret by its form or by name, and people's words from the database that they were kept in. Fixtures hand in
+the latter, and what processes of their own wrote, through `watch`.
+"""
+
+import json
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import psycopg
+import pytest
+from aws_lambda_powertools.logging.formatter import LambdaPowertoolsFormatter
+from psycopg.rows import scalar_row
+
+ROOT: Final = Path(__file__).parent.parent
+
+SHORTEST: Final = 8
+"""Characters of a text that is looked for. Shorter ones ("milk") are found in any log by chance."""
+LONGEST: Final = 24
+"""Characters of its beginning and of its end that are enough to know a text by: a log may have cut it."""
+
+FORMS: Final = {
+    "a token": re.compile(r"eyJ[\w-]{10,}\.[\w-]{10,}"),
+    "a bearer's credentials": re.compile(r"bearer\s+[\w.~+/-]{8,}", re.IGNORECASE),
+    "an Authorization header": re.compile(r"authorization['\"]?\s*[:=,]", re.IGNORECASE),
+    "a URL with a password": re.compile(r"\w+://[^\s:/@]+:[^\s@/]+@"),
+    "an API key": re.compile(r"\bsk-[\w-]{8,}"),
+    "a private key": re.compile("PRIVATE KEY-----"),
+}
+"""What secrets look like, whoever's they are."""
+
+WORDS_OF_PEOPLE: Final = (
+    "select content from message",
+    "select title from conversation",
+    "select title from task",
+    "select description from task",
+    "select value #>> '{}' from tool_call, jsonb_path_query(arguments::jsonb, 'strict $.**') value"
+    " where jsonb_typeof(value) = 'string'",
+    "select value #>> '{}' from tool_call, jsonb_path_query(result::jsonb, 'strict $.**.title') value",
+    "select value #>> '{}' from tool_call, jsonb_path_query(result::jsonb, 'strict $.**.description') value",
+)
+"""All columns that hold what somebody wrote. A result's other fields are numbers, times and the program's own words."""
+
+
+@dataclass
+class Watch:
+    """What was written, and what may not stand in it."""
+
+    during: str = "collection"
+    """The test that runs."""
+    lines: dict[str, str] = field(default_factory=dict)
+    """Each line with the test that it was first written in."""
+    secrets: set[str] = field(default_factory=set)
+    texts: set[str] = field(default_factory=set)
+
+    def note(self, output: str) -> None:
+        """Take lines of output."""
+        for line in output.splitlines():
+            self.lines.setdefault(line, self.during)
+
+    def know_texts(self, texts: Iterable[str]) -> None:
+        """Remember people's words, as they are and as JSON writes them."""
+        for text in texts:
+            for form in (text.strip(), json.dumps(text.strip())[1:-1]):
+                self.texts |= {end for end in (form[:LONGEST], form[-LONGEST:]) if len(end.strip()) >= SHORTEST}
+
+    def know_people(self, superuser_url: str) -> None:
+        """Read what people wrote from a database that is about to go."""
+        with psycopg.connect(superuser_url, row_factory=scalar_row) as connection:
+            for query in WORDS_OF_PEOPLE:
+                self.know_texts(connection.execute(query))
+
+    def leaks(self) -> Iterator[str]:
+        """In words: what stands in the lines that may not, and since which test."""
+        sought = _by_beginning(text for text in self.texts if text not in _vocabulary())
+        for line, test in self.lines.items():
+            if found := self._secret(line) or _text(line, sought):
+                yield f"{test} logged {found}: {line[:300]}"
+
+    def _secret(self, line: str) -> str | None:
+        if any(secret in line for secret in self.secrets):
+            return "a known secret"
+        return next((name for name, form in FORMS.items() if form.search(line)), None)
+
+
+def _by_beginning(texts: Iterable[str]) -> dict[str, list[str]]:
+    """The texts by their first characters, so that a line is walked once and not once per text."""
+    sought = defaultdict(list)
+    for text in texts:
+        sought[text[:SHORTEST]].append(text)
+    return sought
+
+
+def _text(line: str, sought: dict[str, list[str]]) -> str | None:
+    for start in range(len(line) - SHORTEST + 1):
+        for text in sought.get(line[start : start + SHORTEST], ()):
+            if line.startswith(text, start):
+                return f"a person's words ({text!r})"
+    return None
+
+
+@cache
+def _vocabulary() -> str:
+    """The program's own text: a person who writes a name that stands in it is not known by that."""
+    sources = [*ROOT.glob("shared/taskchat/*.py"), *ROOT.glob("functions/*/*.py")]
+    return "\n".join(path.read_text() for path in sources)
+
+
+class _Runtime(logging.Handler):
+    """The Lambda runtime's own handler: all that reaches the root logger, tracebacks included."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__(logging.INFO)
+        self._watch = watch
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take what would be written. The tests' own servers stand where the gateway is, which logs elsewhere."""
+        if not record.name.startswith("uvicorn"):
+            self._watch.note(self.format(record))
+
+
+_WATCH = pytest.StashKey[Watch]()
+_LEAKS = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture(scope="session")
+def watch(pytestconfig: pytest.Config) -> Watch:
+    """Where to hand in what a process of its own wrote, and to name what may not stand anywhere."""
+    return pytestconfig.stash[_WATCH]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin to listen, at the level that Lambda logs at."""
+    watch = config.stash[_WATCH] = Watch()
+    root = logging.getLogger()
+    root.addHandler(_Runtime(watch))
+    root.setLevel(logging.INFO)
+    formatted = LambdaPowertoolsFormatter.format
+
+    def noted(self: LambdaPowertoolsFormatter, record: logging.LogRecord) -> str:
+        line = formatted(self, record)
+        watch.note(line)
+        return line
+
+    LambdaPowertoolsFormatter.format = noted  # wherever a test has its handler write to
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Know which test runs."""
+    item.config.stash[_WATCH].during = item.nodeid
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Take what was printed: metrics are."""
+    report = yield
+    item.config.stash[_WATCH].note(report.capstdout + "\n" + report.capstderr)
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Search all of it, and fail the run when something is found."""
+    if leaks(session.config) and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def leaks(config: pytest.Config) -> list[str]:
+    """What was found, searched once."""
+    if _LEAKS not in config.stash:
+        config.stash[_LEAKS] = list(config.stash[_WATCH].leaks())
+    return config.stash[_LEAKS]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how much was searched for how much, and what was found."""
+    found, watch = leaks(terminalreporter.config), terminalreporter.config.stash[_WATCH]
+    searched = f"{len(watch.lines)} log lines searched for {len(watch.texts)} texts of people, {len(watch.secrets)}"
+    terminalreporter.section("what was logged")
+    terminalreporter.write_line(f"{searched} known secrets and {len(FORMS)} forms of secrets: {len(found)} found")
+    for leak in found:
+        terminalreporter.write_line(f"LEAKED {leak}", red=True)

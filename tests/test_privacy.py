@@ -1,0 +1,111 @@
+"""The watch over the logs of all tests (tests/privacy.py) sees what is logged, and finds what may not be."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dev.tokens import Issuer
+from tests.conftest import AUTH, ROOT, Person
+from tests.privacy import Watch
+
+WORDS = "call the lawyer about the divorce"
+
+LEAKING_TEST = f"""
+import logging
+import pytest
+from aws_lambda_powertools import Logger
+
+@pytest.mark.parametrize("way", ["root", "powertools", "print", "error"])
+def test_it(way, watch):
+    watch.know_texts(["{WORDS}"])
+    if way == "root":
+        logging.getLogger("any.library").info("asked: %s", "{WORDS}")
+    if way == "powertools":
+        Logger(service="another").info("turn", extra={{"message_text": "{WORDS}"}})
+    if way == "print":
+        print("{WORDS}")
+    if way == "error":
+        try:
+            raise ValueError("{WORDS}")
+        except ValueError:
+            logging.exception("it failed")
+"""
+
+
+@pytest.fixture
+def person_in_logs() -> Watch:
+    """A watch of its own that knows one text."""
+    watch = Watch()
+    watch.know_texts([WORDS])
+    return watch
+
+
+@pytest.mark.parametrize("way", ["root", "powertools", "print", "error"])
+def test_a_run_that_logs_a_persons_words_fails(way: str, tmp_path: Path) -> None:
+    """Whichever way they got out, although its tests pass; the test is named, and the words."""
+    (tmp_path / "test_leaking.py").write_text(LEAKING_TEST)
+    command = [sys.executable, "-m", "pytest", "-p", "tests.privacy", "--rootdir", str(tmp_path), "-k", way, "."]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+    assert "1 passed" in done.stdout
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED
+    assert f"LEAKED test_leaking.py::test_it[{way}] logged a person's words" in done.stdout
+
+
+def test_what_the_program_logs_is_seen(alice: Person, watch: Watch) -> None:
+    """The audit line by its own handler, a library's line by the root logger."""
+    before = len(watch.lines)
+    alice.say("Add buy milk")
+    logging.getLogger("some.library").info("a line of %s", alice.id)
+    written = list(watch.lines)[before:]
+    assert any('"message":"tool call"' in line and alice.id in line for line in written)
+    assert f"a line of {alice.id}" in written
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(f'{{"message":"{WORDS}"}}', id="whole"),
+        pytest.param(f"value='{WORDS[:26]}...' is too long", id="cut at its end"),
+        pytest.param(f"...{WORDS[6:]}", id="cut at its beginning"),
+    ],
+)
+def test_words_are_found(line: str, person_in_logs: Watch) -> None:
+    """Also when the log has cut them."""
+    person_in_logs.note(line)
+    [leak] = person_in_logs.leaks()
+    assert "a person's words" in leak
+
+
+def test_words_are_found_as_json_writes_them(person_in_logs: Watch) -> None:
+    """Quotes, newlines and letters beyond ASCII."""
+    person_in_logs.know_texts(['the "Zürich" thing'])
+    person_in_logs.note(r'{"text":"the \"Z\u00fcrich\" thing"}')
+    assert list(person_in_logs.leaks())
+
+
+def test_secrets_are_found(issuer: Issuer, person_in_logs: Watch) -> None:
+    """By their form, and by their name if they have none."""
+    person_in_logs.secrets.add("0123456789abcdef")
+    token = issuer.mint("alice", issuer=AUTH, audience=AUTH)
+    for line in (
+        f"claims of {token}",
+        f"{{'Authorization': '{token}'}}",
+        "Bearer opaque-session-token",
+        "postgresql://app:hunter2@db.example.com/neondb",
+        "Incorrect API key provided: sk-proj-aaaaaaaaaaaa",
+        "password=0123456789abcdef",
+    ):
+        person_in_logs.note(line)
+    assert len(list(person_in_logs.leaks())) == len(person_in_logs.lines) == 6
+
+
+def test_the_programs_own_words_are_nobodys(person_in_logs: Watch) -> None:
+    """A task that is called as a tool is no leak when the tool is logged; everything else about it is."""
+    person_in_logs.know_texts(["list_tasks"])
+    person_in_logs.note('{"message":"tool call","tool":"list_tasks"}')
+    assert list(person_in_logs.leaks()) == []
