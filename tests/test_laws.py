@@ -89,7 +89,7 @@ class TestToolsOnly:
         agent = turns().agent
         kinds = {type(thing).__module__.split(".")[0] for thing in _reachable(agent)}
         assert not kinds & {"sqlalchemy", "sqlmodel", "pg8000"}
-        assert set(inspect.signature(Run).parameters) == {"lease", "calls", "max_deletions", "failure"}
+        assert set(inspect.signature(Run).parameters) == {"lease", "calls", "max_deletions", "failure", "usage"}
 
 
 def _imports(path: Path) -> list[str]:
@@ -274,7 +274,7 @@ class TestTheUserIsTheToken:
 def test_arrows_go_one_way() -> None:
     """functions -> auth, conversations, tools -> tasks, audit -> db, models -> settings, errors; never back."""
     rank = {
-        **dict.fromkeys(["__init__", "settings", "errors", "text", "deadline"], 0),
+        **dict.fromkeys(["__init__", "settings", "errors", "text", "deadline", "pipeline"], 0),
         **dict.fromkeys(["db", "models", "problems", "guards", "gateway"], 1),
         **dict.fromkeys(["tasks", "audit", "limits"], 2),
         **dict.fromkeys(["auth", "conversations", "tools"], 3),

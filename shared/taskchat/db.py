@@ -6,8 +6,8 @@ The setting ends with the transaction, so it is safe behind a pooler in transact
 
 import logging
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -17,10 +17,9 @@ from sqlalchemy import Connection, DateTime, Dialect, Engine, ExceptionContext, 
 from sqlalchemy import types as sqltypes
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.pool import ConnectionPoolEntry
 from sqlmodel import Session
 
-from taskchat import deadline
+from taskchat import deadline, pipeline
 from taskchat.errors import DatabaseUnavailable
 from taskchat.text import is_storable
 
@@ -33,8 +32,11 @@ RECYCLE_AFTER: Final = 240
 RETRY_AFTER: Final = 2
 """Seconds a caller is asked to wait when the database is away."""
 
-ROUNDTRIPS: Final = {"connect": 6, "statement": 3}
-"""How often stock pg8000 waits for the server in one step. The time that is left is shared out among them."""
+ROUNDTRIPS: Final = {"connect": 6, "exchange": 2, "statement": 3}
+"""How often the server is waited for in one step at most. The time that is left is shared out among them.
+
+An exchange is waited for twice when a dead connection had to be replaced, a statement of stock pg8000 three times.
+"""
 
 logger = Logger()
 
@@ -109,56 +111,68 @@ def connect_arguments(url: str) -> tuple[dict[str, Any], bool]:
     return arguments, query.get("channel_binding", ["prefer"])[-1] == "require"
 
 
-class _Connection(pg8000.Connection):  # type: ignore[misc]  # the driver has no types
-    """The driver's connection, which leaves nothing behind when it is closed.
-
-    pg8000 closes the socket and forgets the stream over it, whose unsent bytes the collector then tries to send.
-    """
-
-    def close(self) -> None:
-        """Close socket and stream. Raises InterfaceError when the connection is closed already or broken."""
-        stream = self._sock
-        try:
-            super().close()
-        finally:
-            if stream is not None:
-                with suppress(OSError, ValueError):  # nobody is there to take what it still holds
-                    stream.close()
-
-
-def create_engine_for(url: str, patience: float | None = None) -> Engine:
-    """An engine on stock pg8000 for a libpq URL: one pooled connection, replaced in time.
+def create_engine_for(url: str, patience: float | None = None, check: Callable[[Any], None] | None = None) -> Engine:
+    """An engine for a libpq URL: one pooled connection, replaced in time.
 
     It waits for one answer no longer than `patience` seconds (CONNECT_TIMEOUT if left out), nor past the deadline.
+    `check` raises when a connection that has just been made must not be used.
     """
     arguments, binding_required = connect_arguments(url)
     most: float = patience or arguments["timeout"]
 
-    def connect() -> Any:
-        connection = _Connection(**arguments | {"timeout": _patience(most, "connect")})
+    def accept(connection: Any) -> None:
         if binding_required and not str(connection.auth.mechanism_name).endswith("-PLUS"):
-            connection.close()
             raise pg8000.InterfaceError("the server did not offer the channel binding that DATABASE_URL requires")
-        return connection
+        if check:
+            check(connection)
 
-    engine = create_engine(
-        "postgresql+pg8000://",
-        creator=connect,
-        pool_size=1,
-        max_overflow=0,
-        pool_timeout=CONNECT_TIMEOUT,
-        pool_recycle=RECYCLE_AFTER,
-        hide_parameters=True,  # exceptions end in logs, parameters are people's words
-    )
+    def connect_with() -> dict[str, Any]:
+        return arguments | {"timeout": _patience(most, "connect")}
+
+    engine = _pipelined(connect_with, most, accept) if pipeline.is_supported() else _stock(connect_with, most, accept)
     event.listen(engine, "handle_error", _distrust_connection)
-    event.listen(engine, "before_cursor_execute", lambda connection, *_: _limit(connection, most))
-    event.listen(engine, "commit", lambda connection: _limit(connection, most))
     return engine
 
 
-def _limit(connection: Connection, most: float) -> None:
-    driver: Any = connection.connection.dbapi_connection
-    driver._usock.settimeout(_patience(most, "statement"))  # the driver has no other way to change it
+_POOL: Final[dict[str, Any]] = {
+    "pool_size": 1,
+    "max_overflow": 0,
+    "pool_timeout": CONNECT_TIMEOUT,
+    "pool_recycle": RECYCLE_AFTER,
+    "hide_parameters": True,  # exceptions end in logs, parameters are people's words
+}
+
+
+def _pipelined(connect_with: Callable[[], dict[str, Any]], most: float, accept: Callable[[Any], None]) -> Engine:
+    shapes: pipeline.Shapes = {}
+
+    def connect() -> Any:
+        return pipeline.PipelinedConnection(connect_with, lambda: _patience(most, "exchange"), accept, shapes)
+
+    return create_engine(pipeline.URL, creator=connect, **_POOL)
+
+
+def _stock(connect_with: Callable[[], dict[str, Any]], most: float, accept: Callable[[Any], None]) -> Engine:
+    """What is left where the driver is not the one that was tested: every promise, at several times the roundtrips."""
+    logger.warning("driver not pipelined", extra={"pg8000": pg8000.__version__, "tested_with": pipeline.TESTED_WITH})
+
+    def connect() -> Any:
+        connection = pipeline.TidyConnection(**connect_with())
+        try:
+            accept(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def limit(connection: Connection, *_: Any) -> None:
+        driver: Any = connection.connection.dbapi_connection
+        driver._usock.settimeout(_patience(most, "statement"))  # the driver has no other way to change it
+
+    engine = create_engine("postgresql+pg8000://", creator=connect, pool_pre_ping=True, **_POOL)
+    event.listen(engine, "before_cursor_execute", limit)
+    event.listen(engine, "commit", limit)
+    return engine
 
 
 def _patience(most: float, step: str) -> float:
@@ -184,12 +198,8 @@ select exists (
 """
 
 
-def _refuse_unsafe_role(connection: Any, _record: ConnectionPoolEntry) -> None:
-    cursor = connection.cursor()
-    cursor.execute(_COULD_BYPASS)
-    (unsafe,) = cursor.fetchone()
-    cursor.execute("rollback")
-    cursor.close()
+def _refuse_unsafe_role(connection: Any) -> None:
+    (unsafe,) = connection.execute_simple(_COULD_BYPASS).rows[0]
     if unsafe:
         raise UnsafeRole(
             "Row-level security would not bind the role in DATABASE_URL: it is or may become a superuser, a role with "
@@ -221,8 +231,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         """`url` is the pooled endpoint's, with the runtime role. Raises ValueError when it is no Postgres URL."""
-        self.engine = create_engine_for(url)
-        event.listen(self.engine, "connect", _refuse_unsafe_role)
+        self.engine = create_engine_for(url, check=_refuse_unsafe_role)
 
     @contextmanager
     def transaction(self, user_id: str) -> Iterator[Session]:
@@ -240,21 +249,14 @@ class Database:
                 raise DatabaseUnavailable(retry_after=RETRY_AFTER) from error
             raise
 
-    def _begin(self, user_id: str, *, may_be_stale: bool = True) -> Session:
-        """A session in a transaction of the person's, on a live connection.
-
-        A connection that died while the environment was frozen shows it at the first statement, before anything was
-        done: it is replaced, once. That costs a live one nothing, where asking first would cost each two roundtrips.
-        """
+    def _begin(self, user_id: str) -> Session:
+        """A session in a transaction of the person's. It goes out with the first statement that is waited for."""
         session = Session(self.engine, expire_on_commit=False, autoflush=False)
-        session.connection()
         try:
             session.execute(_ACT_FOR, {"user_id": user_id})
-        except (SQLAlchemyError, OSError) as error:
+        except BaseException:
             session.close()
-            if not may_be_stale or not _is_passing(error):
-                raise
-            return self._begin(user_id, may_be_stale=False)
+            raise
         return session
 
     def close(self) -> None:
