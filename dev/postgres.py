@@ -69,6 +69,8 @@ class Postgres:
     port: int
     passwords: dict[str, str]
     process: subprocess.Popen[bytes]
+    log: Path
+    """What it has to say, from its start on."""
 
     @property
     def owner_url(self) -> str:
@@ -291,9 +293,9 @@ def _start(
                 cwd="/",
                 env=ENGLISH,
             )
-        postgres = Postgres(host, chosen, passwords, process)
+        postgres = Postgres(host, chosen, passwords, process, log)
         try:
-            _prepare(postgres, log)
+            _prepare(postgres)
         except BaseException as error:
             postgres.stop()
             if port or not isinstance(error, _PortTakenError):
@@ -307,9 +309,9 @@ class _PortTakenError(StartupError):
     """Raised when something else listens on the port."""
 
 
-def _prepare(postgres: Postgres, log: Path) -> None:
+def _prepare(postgres: Postgres) -> None:
     """Wait for the server, then make the owner and the database, which a first start that was interrupted may lack."""
-    with _connected(postgres, log) as connection:
+    with _connected(postgres) as connection:
         if connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [OWNER]).fetchone() is None:
             create = sql.SQL("CREATE ROLE {} LOGIN CREATEROLE PASSWORD {}")
             connection.execute(create.format(sql.Identifier(OWNER), postgres.passwords[OWNER]))
@@ -318,19 +320,21 @@ def _prepare(postgres: Postgres, log: Path) -> None:
             connection.execute(database.format(sql.Identifier(DATABASE), sql.Identifier(OWNER)))
 
 
-def _connected(postgres: Postgres, log: Path) -> psycopg.Connection[tuple[object, ...]]:
+def _connected(postgres: Postgres) -> psycopg.Connection[tuple[object, ...]]:
     url = postgres.superuser_url.replace(f"/{DATABASE}?", "/postgres?")  # ours may not exist yet
     for _ in processes.attempts(START_SECONDS):
         if postgres.process.poll() is not None:
-            raise _failure(postgres, log)
+            raise _failure(postgres)
         with contextlib.suppress(psycopg.OperationalError):
             return psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_SECONDS)
-    raise StartupError(f"Postgres did not accept a connection within {START_SECONDS} s; its log is {log}.")
+    raise StartupError(f"Postgres did not accept a connection within {START_SECONDS} s; its log is {postgres.log}.")
 
 
-def _failure(postgres: Postgres, log: Path) -> StartupError:
-    written = log.read_text(errors="replace")
+def _failure(postgres: Postgres) -> StartupError:
+    written = postgres.log.read_text(errors="replace")
     if "Address already in use" in written:
         return _PortTakenError(f"Port {postgres.port} on {postgres.host} is in use: Postgres can't have it.")
     reasons = [line for line in written.splitlines() if "FATAL" in line] or ["it ended at once"]
-    return StartupError(f"Postgres could not start: {reasons[-1].split('FATAL:')[-1].strip()} (its log is {log})")
+    return StartupError(
+        f"Postgres could not start: {reasons[-1].split('FATAL:')[-1].strip()} (its log is {postgres.log})"
+    )

@@ -1,0 +1,180 @@
+"""What Postgres did for each statement of the program: its plan, as it was executed, for whom it was executed.
+
+The server's own auto_explain writes the plans down, those of foreign keys among them: of the statements as the program
+sends them, with their values, under the runtime role and with row-level security. Nothing is copied or asked again.
+"""
+
+import contextlib
+import importlib
+import json
+import pkgutil
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any, Final
+
+import psycopg
+from sqlalchemy import Engine, SelectBase, TextClause, UpdateBase, event
+from sqlmodel import Session, SQLModel
+
+import taskchat
+from dev.postgres import APP, Postgres
+
+MOST_DISCARDED: Final = 2
+"""Rows that a scan may read and throw away: a conversation that turns out to be taken, and a little more."""
+
+MOST_ROWS: Final = 500
+"""Rows that a scan may give: a history has at most 200 messages, whatever a person has written."""
+
+_SETTINGS: Final = {
+    "session_preload_libraries": "auto_explain",
+    "auto_explain.log_min_duration": "0",
+    "auto_explain.log_analyze": "on",
+    "auto_explain.log_buffers": "on",
+    "auto_explain.log_timing": "off",  # of each node, which would cost more than the statement
+    "auto_explain.log_format": "json",
+    "auto_explain.log_nested_statements": "on",  # what a foreign key looks up
+}
+_INDEX_SCANS: Final = {"Index Scan", "Index Only Scan", "Bitmap Index Scan"}
+_OTHER_SCANS: Final = {"Seq Scan", "Sample Scan", "Tid Scan", "Tid Range Scan"}
+_FIRST_COLUMNS: Final = """
+select i.indexrelid::regclass::text, a.attname from pg_index i
+join pg_attribute a on a.attrelid = i.indexrelid and a.attnum = 1
+"""
+_ENTRY: Final = re.compile(r"LOG:  duration: ([0-9.]+) ms  plan:$")
+
+STATEMENTS: Final = {
+    f"{module.name}.{name}": value
+    for module in pkgutil.iter_modules(taskchat.__path__)
+    for name, value in vars(importlib.import_module(f"taskchat.{module.name}")).items()
+    if isinstance(value, UpdateBase | SelectBase | TextClause)
+}
+"""Every statement that a module of the program has, by its name."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One execution of one statement."""
+
+    text: str
+    """The statement, with ? for each value."""
+    milliseconds: float
+    root: dict[str, Any]
+
+    @property
+    def pages(self) -> int:
+        """Pages of tables and indexes that were looked at, in memory or not."""
+        return int(self.root["Shared Hit Blocks"] + self.root["Shared Read Blocks"])
+
+    @property
+    def indexes(self) -> set[str]:
+        """The indexes in use."""
+        found = {node["Index Name"] for node in self._nodes if "Index Name" in node}
+        return found.union(*(node.get("Conflict Arbiter Indexes", ()) for node in self._nodes))
+
+    @property
+    def touches_tables(self) -> bool:
+        """Whether it reads or writes a table of the program's."""
+        return any(node.get("Relation Name") in SQLModel.metadata.tables for node in self._nodes)
+
+    def faults(self, first_columns: dict[str, str]) -> list[str]:
+        """What would make it slower as tables grow. `first_columns` are those of all indexes."""
+        scans = [node for node in self._nodes if node.get("Relation Name", "") in {*SQLModel.metadata.tables, ""}]
+        faults = [fault for node in scans for fault in _faults(node)]
+        ownerless = sorted(index for index in self.indexes if first_columns.get(index) != "user_id")
+        return faults + [f"{index} does not begin with the owner" for index in ownerless]
+
+    @property
+    def _nodes(self) -> list[dict[str, Any]]:
+        return list(_walk(self.root))
+
+
+def _walk(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield node
+    for child in node.get("Plans", ()):
+        yield from _walk(child)
+
+
+def _faults(node: dict[str, Any]) -> Iterator[str]:
+    kind, where = node["Node Type"], node.get("Index Name") or node.get("Relation Name")
+    if kind in _OTHER_SCANS:
+        yield f"{kind} of {where}"
+    if kind in _INDEX_SCANS and "(user_id = " not in node.get("Index Cond", ""):
+        yield f"{where} is not searched by the owner"
+    if node.get("Rows Removed by Filter", 0) > MOST_DISCARDED:
+        yield f"{node['Rows Removed by Filter']:.0f} rows of {where} are read and thrown away"
+    if kind in _INDEX_SCANS and node["Actual Rows"] * node["Actual Loops"] > MOST_ROWS:
+        yield f"{node['Actual Rows'] * node['Actual Loops']:.0f} rows of {where} are read"
+
+
+class Recorder:
+    """Reads what auto_explain writes into the server's log."""
+
+    def __init__(self, postgres: Postgres) -> None:
+        """Switch it on for connections of the runtime role that are made from now on."""
+        self._log = postgres.log
+        self._at = 0
+        with psycopg.connect(postgres.superuser_url, autocommit=True) as database:
+            for name, value in _SETTINGS.items():
+                database.execute(f"alter role {APP} set {name} = '{value}'".encode())
+            self.first_columns: dict[str, str] = dict(database.execute(_FIRST_COLUMNS).fetchall())
+        self.skip()
+
+    def skip(self) -> None:
+        """Forget what was executed until now."""
+        self._at = self._log.stat().st_size
+
+    def read(self) -> list[Plan]:
+        """What was executed since it was read last, and touched a table of the program's."""
+        with self._log.open("rb") as log:
+            log.seek(self._at)
+            written = log.read()
+        self._at += len(written)
+        plans = _parse(written.decode().splitlines())
+        return [plan for plan in plans if plan.touches_tables]
+
+
+def _parse(lines: list[str]) -> Iterator[Plan]:
+    for number, line in enumerate(lines):
+        if entry := _ENTRY.search(line):
+            body = takewhile(lambda line: line.startswith("\t"), lines[number + 1 :])
+            explained = json.loads("\n".join(body))
+            yield Plan(_bare(explained["Query Text"]), float(entry[1]), explained["Plan"])
+
+
+def _bare(text: str) -> str:
+    """The statement with ? for each value, however the driver writes that."""
+    return re.sub(r"\$\d+|%s", "?", text)
+
+
+@contextlib.contextmanager
+def naming() -> Iterator[dict[str, str]]:
+    """The names of the statements that run inside the block, by their texts.
+
+    A statement that is built upon another goes by what it does to which table.
+    """
+    names: dict[str, str] = {}
+    current = ""
+
+    def remember(state: Any) -> None:
+        nonlocal current
+        current = _name(state.statement)
+
+    def note(_connection: Any, _cursor: Any, text: str, *_: Any) -> None:
+        names[_bare(text)] = current
+
+    event.listen(Session, "do_orm_execute", remember)
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield names
+    finally:
+        event.remove(Session, "do_orm_execute", remember)
+        event.remove(Engine, "before_cursor_execute", note)
+
+
+def _name(statement: Any) -> str:
+    for name, value in STATEMENTS.items():
+        if value.compare(statement):  # the session runs a copy of it
+            return name
+    return f"{statement.__visit_name__} {getattr(statement, 'table', '')}".strip()
