@@ -37,6 +37,7 @@ TYPES = {
     "misdirected": 421,
     "invalid-input": 422,
     "idempotency-key-reused": 422,
+    "too-many-requests": 429,
     "internal": 500,
     "model-failed": 502,
     "unavailable": 503,

@@ -29,7 +29,7 @@ from agents import (
 )
 from agents.tool_context import ToolContext
 
-from chat.model import ModelClient
+from chat.model import ModelClient, Usage
 from taskchat import deadline
 from taskchat.audit import Call, calling
 from taskchat.conversations import Lease, Turn
@@ -77,14 +77,6 @@ set_tracing_disabled(True)
 logging.getLogger("openai.agents").setLevel(logging.CRITICAL)
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What the agent answered, and what it cost."""
-
-    text: str
-    usage: dict[str, Any]
-
-
 @dataclass
 class Run:
     """What a tool call must know of the turn it is made in. The model sees nothing of it."""
@@ -95,6 +87,7 @@ class Run:
     """How many tasks the turn may delete, counting those that an earlier attempt at it did."""
     failure: TaskchatError | None = field(default=None)
     """What ended the turn inside a tool call. The SDK would pass it on as one of its own."""
+    usage: Usage = field(default_factory=Usage)
 
 
 async def _call_tool(run: Run, name: str, call_id: str, raw_arguments: str) -> str:
@@ -169,11 +162,10 @@ class ChatAgent:
             model=kind(model=settings.model, openai_client=self._client),
             model_settings=_model_settings(settings),
         )
-        self._model = settings.model
         self._has_cache_key = responses  # other vendors' Chat Completions may refuse the parameter
 
-    async def execute(self, run: Run, items: list[TResponseInputItem]) -> Reply:
-        """Let the agent work until it answers. Calls it makes are in `run.calls`, whatever happens then.
+    async def execute(self, run: Run, items: list[TResponseInputItem]) -> str:
+        """Let the agent work until it answers. What it did and what it cost is in `run`, whatever happens then.
 
         Raises ModelFailed, or what a tool call ended the turn with: DatabaseUnavailable, LeaseLost, OutOfTime.
         """
@@ -183,7 +175,7 @@ class ChatAgent:
                 self._agent, items, context=run, max_turns=MAX_MODEL_CALLS, run_config=self._configure(run)
             )
         except ModelRefusalError as refusal:  # an answer too, and the person should read it
-            return Reply(str(storable(refusal.refusal)), _count(self._model, _usage_of(refusal)))
+            return str(storable(refusal.refusal))
         except MaxTurnsExceeded as error:
             raise ModelFailed("The model did not come to an end.") from error
         except TaskchatError:
@@ -197,7 +189,7 @@ class ChatAgent:
         text = str(storable(str(result.final_output or ""))).strip()[:MAX_REPLY]
         if not text:
             raise ModelFailed("The model answered nothing.")
-        return Reply(text, _count(self._model, result.context_wrapper.usage))
+        return text
 
     async def close(self) -> None:
         """Close the connections to the model."""
@@ -223,20 +215,6 @@ def _model_settings(settings: Settings) -> ModelSettings:
     """Nothing is kept by the provider; reasoning goes back and forth encrypted inside a run."""
     reasons = settings.model_api == "responses" and _REASONING_MODELS.match(settings.model)
     return ModelSettings(store=False, response_include=["reasoning.encrypted_content"] if reasons else None)
-
-
-def _usage_of(error: AgentsException) -> Usage:
-    return error.run_data.context_wrapper.usage if error.run_data else Usage()
-
-
-def _count(model: str, usage: Usage) -> dict[str, Any]:
-    return {
-        "model": model,
-        "requests": usage.requests,
-        "input_tokens": usage.input_tokens,
-        "cached_tokens": usage.input_tokens_details.cached_tokens,
-        "output_tokens": usage.output_tokens,
-    }
 
 
 def build_input(history: list[Turn], turn: Turn) -> list[TResponseInputItem]:

@@ -29,6 +29,7 @@ from taskchat.errors import (
 )
 from taskchat.gateway import MARGIN, MAX_SECONDS, lambda_handler
 from taskchat.guards import BodyLimit, SecurityHeaders
+from taskchat.limits import chat_limits
 from taskchat.problems import ErrorBoundary, tell_routing
 from taskchat.settings import get_settings
 from taskchat.tools import database
@@ -47,7 +48,9 @@ def verifier() -> Verifier:
 def turns() -> TurnRunner:
     """The turn runner of this process. Raises SettingsError."""
     settings = get_settings()
-    return TurnRunner(database(), ChatAgent(settings), settings.history_tokens, settings.deletions_per_turn)
+    return TurnRunner(
+        database(), ChatAgent(settings), settings.history_tokens, settings.deletions_per_turn, chat_limits(settings)
+    )
 
 
 def caller(user_id: UserId, token: Token) -> str:

@@ -6,6 +6,10 @@ Nothing else retries a model call: neither the client's own retries nor the SDK'
 import asyncio
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 from uuid import uuid4
 
@@ -31,6 +35,9 @@ MAX_RETRY_AFTER: Final = 86_400.0
 QUOTA_SPENT: Final = "insufficient_quota"
 """Code of a 429 that no waiting mends."""
 
+MAX_TOKENS: Final = 2**31
+"""Tokens that no one answer costs."""
+
 UNNAMED: Final = "unnamed"
 """Stands for the name of a tool that a model left out: there is no such tool, and that is what the model is told."""
 
@@ -38,6 +45,50 @@ logger = Logger()
 
 T = TypeVar("T")
 Body = dict[str, Any]
+
+
+@dataclass
+class Usage:
+    """What the models have cost a turn so far, also where an answer was of no use."""
+
+    model: str | None = None
+    """The one that answered last."""
+    requests: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """All that a provider charges for."""
+        return self.input_tokens + self.output_tokens
+
+    def add(self, model: str, told: Any) -> None:
+        """Count an answer by what its provider tells of it; by either API's names. One that tells nothing is free."""
+        self.model, self.requests = model, self.requests + 1
+        self.input_tokens += _number(told, "input_tokens", "prompt_tokens")
+        self.output_tokens += _number(told, "output_tokens", "completion_tokens")
+        for details in ("input_tokens_details", "prompt_tokens_details"):
+            self.cached_tokens += _number(getattr(told, details, None), "cached_tokens")
+
+
+def _number(part: Any, *names: str) -> int:
+    """The first of the fields that is a number of tokens, or 0: nobody has checked what the provider sent."""
+    found = [getattr(part, name, None) for name in names]
+    return next((value for value in found if isinstance(value, int) and 0 <= value < MAX_TOKENS), 0)
+
+
+_usage: ContextVar[Usage | None] = ContextVar("usage", default=None)
+
+
+@contextmanager
+def counting(usage: Usage) -> Iterator[None]:
+    """Add every answer of a model that comes within the block to `usage`."""
+    token = _usage.set(usage)
+    try:
+        yield
+    finally:
+        _usage.reset(token)
 
 
 class ModelClient(openai.AsyncOpenAI):
@@ -89,6 +140,8 @@ class ModelClient(openai.AsyncOpenAI):
         given = options.get("options") or {}
         options = options | {"options": given | ({"timeout": share} if share else {})}
         answer: T = await super().post(path, cast_to=cast_to, body=_self_contained(body), **options)
+        if usage := _usage.get():
+            usage.add(body["model"], getattr(answer, "usage", None))
         return answer
 
 

@@ -4,7 +4,7 @@ Two short transactions with the model between them: while it thinks, no connecti
 """
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 from uuid import UUID
 
@@ -12,16 +12,21 @@ from agents import TResponseInputItem
 from aws_lambda_powertools import Logger
 
 from chat.agent import ChatAgent, Run, build_input
+from chat.model import counting
 from chat.schemas import ChatResponse, view_calls
 from taskchat import conversations, deadline
 from taskchat.conversations import Begun, Finished, Lease, Request, Turn
 from taskchat.db import Database
 from taskchat.errors import OutOfTime, TaskchatError
+from taskchat.limits import Limits
 from taskchat.models import ToolCall
 from taskchat.problems import expected
 
 LAST_WORDS: Final = 1.0
 """Seconds in which an interrupted turn may still give its lease back: less than the margin."""
+
+SCHEMA: Final = "taskchat.usage/1"
+"""Version of the line that ends each attempt at a turn: a field may be added under it, never changed or taken away."""
 
 logger = Logger()
 
@@ -42,6 +47,7 @@ class TurnRunner:
     agent: ChatAgent
     history_tokens: int
     deletions_per_turn: int
+    limits: Limits
 
     async def run(self, user_id: str, turn_id: UUID, request: Request) -> Answer:
         """Do the turn before the deadline, once, however often it is asked for.
@@ -52,6 +58,7 @@ class TurnRunner:
             begun = conversations.begin(session, user_id, turn_id, request, self.history_tokens)
             if isinstance(begun, Finished):
                 return Answer(_response(begun.conversation_id, begun.turn, begun.turn.calls), replayed=True)
+            self.limits.spend(session, user_id)
             items = build_input(begun.history, begun.turn)
         # The commit has persisted the message. From here on no connection is held but by a tool call and by the reply.
         return await self._finish(begun, items)
@@ -62,26 +69,30 @@ class TurnRunner:
             if deadline.remaining() <= 0:
                 raise OutOfTime
             async with asyncio.timeout(deadline.remaining()):
-                reply = await self.agent.execute(run, items)
+                with counting(run.usage):
+                    reply = await self.agent.execute(run, items)
             with self.database.transaction(run.lease.user_id) as session:
-                conversations.finish(session, begun, reply.text, reply.usage)
+                conversations.finish(session, begun, reply, asdict(run.usage))
+                self.limits.record(session, run.lease.user_id, run.usage.tokens)
         except Exception as error:
             problem = OutOfTime() if isinstance(error, TimeoutError) else expected(error)
             self._interrupt(run, problem)
             raise problem from error if error is not problem else error.__cause__
-        turn = replace(begun.turn, reply=reply.text)
+        logger.info("turn finished", extra=_account(run))
+        turn = replace(begun.turn, reply=reply)
         return Answer(_response(run.lease.conversation_id, turn, run.calls), replayed=False)
 
     def _interrupt(self, run: Run, problem: TaskchatError) -> None:
         """Let the next turn in, and note how far this one came: with its key it can be taken up again."""
-        what = {"problem": problem.slug, "detail": problem.detail, "turn_id": str(run.lease.turn_id)}
-        logger.warning("turn interrupted", extra=what)
+        what = {"problem": problem.slug, "detail": problem.detail}
+        logger.warning("turn interrupted", extra=_account(run) | what)
         calls = run.calls
         try:
             with deadline.within(LAST_WORDS), self.database.transaction(run.lease.user_id) as session:
                 # Read again: a commit whose answer was lost has taken effect all the same.
                 calls = conversations.recorded_calls(session, run.lease)
                 run.lease.release(session)
+                self.limits.record(session, run.lease.user_id, run.usage.tokens)
         except TaskchatError as failure:  # the lease is another's by now, or will be: it has an expiry
             logger.warning("lease not released", extra={"problem": failure.slug})
         problem.members |= _progress(run.lease, calls)
@@ -94,6 +105,17 @@ def _response(conversation_id: UUID, turn: Turn, calls: list[ToolCall]) -> ChatR
         response=str(turn.reply),
         tool_calls=view_calls(calls),
     )
+
+
+def _account(run: Run) -> dict[str, object]:
+    """For the log: whose turn it was, and what this attempt at it cost."""
+    return {
+        "schema": SCHEMA,
+        "turn_id": str(run.lease.turn_id),
+        "conversation_id": str(run.lease.conversation_id),
+        "actor": run.lease.user_id,
+        **asdict(run.usage),
+    }
 
 
 def _progress(lease: Lease, calls: list[ToolCall]) -> dict[str, object]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Literal
 
+from aws_lambda_powertools import Logger
 from sqlalchemy import BigInteger, Date, DateTime, Interval, and_, bindparam, case, cast, func
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session, col, select
@@ -59,6 +60,8 @@ _REFUSED_FOR: Final = select(
     case((_USED_TODAY >= _QUOTA, cast(_TODAY + timedelta(days=1), DateTime) - _UTC)),
 ).where(col(Allowance.user_id) == bindparam("of_user"), col(Allowance.door) == bindparam("of_door"))
 
+logger = Logger()
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -81,7 +84,7 @@ class Limits:
 
     def record(self, session: Session, user_id: str, model_tokens: int) -> None:
         """Add to what the models cost today, in the caller's transaction."""
-        if self.daily_model_tokens:
+        if self.daily_model_tokens and model_tokens:
             session.execute(_RECORD, {"of_user": user_id, "of_door": self.door, "used": model_tokens})
 
     @property
@@ -97,8 +100,10 @@ class Limits:
         """Why, and for how long: the statement that refused has locked the row, so that it is still true."""
         until_token, until_midnight = session.execute(_REFUSED_FOR, self._values(user_id)).one()
         wait = max(until_token, until_midnight or until_token)
+        retry_after = max(1, math.ceil(wait.total_seconds()))
+        logger.warning("limit reached", extra={"actor": user_id, "door": self.door, "retry_after": retry_after})
         detail = "The day's model tokens are used up." if until_midnight else "Too many at once."
-        return TooManyRequests(detail, retry_after=max(1, math.ceil(wait.total_seconds())))
+        return TooManyRequests(detail, retry_after=retry_after)
 
 
 def chat_limits(settings: Settings) -> Limits:
