@@ -24,7 +24,6 @@ from agents import (
     ToolErrorFormatterArgs,
     ToolExecutionConfig,
     TResponseInputItem,
-    Usage,
     set_tracing_disabled,
 )
 from agents.tool_context import ToolContext
