@@ -27,7 +27,7 @@ MOST_DISCARDED: Final = 2
 MOST_ROWS: Final = 500
 """Rows that a scan may give: a history has at most 200 messages, whatever a person has written."""
 
-_SETTINGS: Final = {
+SETTINGS: Final = {
     "session_preload_libraries": "auto_explain",
     "auto_explain.log_min_duration": "0",
     "auto_explain.log_analyze": "on",
@@ -114,9 +114,8 @@ class Recorder:
     def __init__(self, postgres: Postgres) -> None:
         """Switch it on for connections of the runtime role that are made from now on."""
         self._log = postgres.log
-        self._at = 0
         with psycopg.connect(postgres.superuser_url, autocommit=True) as database:
-            for name, value in _SETTINGS.items():
+            for name, value in SETTINGS.items():
                 database.execute(f"alter role {APP} set {name} = '{value}'".encode())
             self.first_columns: dict[str, str] = dict(database.execute(_FIRST_COLUMNS).fetchall())
         self.skip()
@@ -175,6 +174,6 @@ def naming() -> Iterator[dict[str, str]]:
 
 def _name(statement: Any) -> str:
     for name, value in STATEMENTS.items():
-        if value.compare(statement):  # the session runs a copy of it
+        if hash(value) == hash(statement):  # the session annotates a copy, which keeps the hash
             return name
     return f"{statement.__visit_name__} {getattr(statement, 'table', '')}".strip()

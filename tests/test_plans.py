@@ -1,0 +1,242 @@
+"""Every statement of a turn finds its rows by the owner's index, and reads no more than it needs.
+
+The plans are those that Postgres executed: under the runtime role, with row-level security, among enough rows that an
+index is worth its while to the planner. `bench/growth.py` asks the same of five million messages.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from bench import people, plans
+from bench.plans import Plan, Recorder
+from dev import postgres
+from dev.model.client import StandIn
+from dev.postgres import Postgres
+from dev.tokens import Issuer
+from taskchat.errors import TooManyRequests
+from taskchat.limits import Limits
+from taskchat.tools import database
+from tests.conftest import Person, migrate
+from tests.test_mcp_door import McpClient
+
+PEOPLE = 401
+"""Twenty thousand messages, and the busy person's ten thousand."""
+
+INDEXES = {
+    "conversations._CREATE": set(),
+    "conversations._ACQUIRE": {"conversation_pkey"},
+    "conversations._HELD_FOR": {"conversation_pkey"},
+    "conversations._CHECK": {"conversation_pkey"},
+    "conversations._RELEASE": {"conversation_pkey"},
+    "conversations._CUT": {"conversation_pkey"},
+    "conversations._SAY": set(),
+    "conversations._OF_TURN": {"message_user_id_turn_id_role_key"},
+    "conversations._HISTORY": {"message_pkey"},
+    "conversations._CALLS": {"tool_call_pkey"},
+    "audit._RECORD": set(),
+    "tasks._INSERT": set(),
+    "tasks._PAGE": {"task_pkey"},
+    "tasks._PAGE_BY_STATE": {"task_completed_idx"},
+    "tasks._DELETE": {"task_pkey"},
+    "update task": {"task_pkey"},
+    "limits._SPEND": {"allowance_pkey"},
+    "limits._RECORD": {"allowance_pkey"},
+    "limits._REFUSED_FOR": {"allowance_pkey"},
+    "foreign key": {"conversation_pkey"},
+}
+"""The index each statement looks its rows up in; an insert that names no conflict needs none."""
+
+NO_PLAN = {
+    "db._ACT_FOR": "touches no table",
+    "models.NOW": "is part of a table's definition",
+    "tasks._UPDATE": "is what `update task` is built upon, column by column",
+}
+
+
+@pytest.fixture(scope="module")
+def grown() -> Iterator[Postgres]:
+    """A server of its own, full of people."""
+    with postgres.temporary() as running:
+        done = migrate(running.owner_url, running.app_url)
+        assert done.returncode == 0, done.stderr
+        people.store(running.superuser_url, people.BUSY, PEOPLE)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def superuser(grown: Postgres) -> Iterator[psycopg.Connection[Any]]:
+    """That server's superuser."""
+    with psycopg.connect(grown.superuser_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture(scope="module")
+def recorder(grown: Postgres) -> Recorder:
+    """What is executed there, from now on."""
+    return Recorder(grown)
+
+
+@pytest.fixture(scope="module")
+def database_url(grown: Postgres, recorder: Recorder) -> str:
+    """Where the environment of each test leads to."""
+    return grown.app_url
+
+
+@pytest.fixture
+def busy(environment: None, issuer: Issuer) -> Person:
+    """Who has ten thousand messages in one conversation, and as many tasks."""
+    return Person(people.user_id(people.BUSY), issuer)
+
+
+@pytest.fixture
+def usual(environment: None, issuer: Issuer) -> Person:
+    """Somebody with a few conversations and tasks."""
+    return Person(people.user_id(PEOPLE // 2), issuer)
+
+
+def use_every_tool(person: Person, conversation_id: str) -> None:
+    """In one conversation: each tool once or more, on a task of the turns themselves."""
+    task = person.say("Add buy milk", conversation_id).json["tool_calls"][0]["result"]["id"]
+    for message in (f"Finish {task}", f"Rename {task} to buy oat milk", f"Describe {task} as soon", f"Delete {task}"):
+        assert person.say(message, conversation_id).json["tool_calls"][0]["outcome"] == "ok"
+
+
+def begin_and_repeat(person: Person, standin: StandIn) -> None:
+    """A new conversation, its answer asked for again, and a turn that is interrupted after a call and taken up."""
+    for number in range(2):
+        answer = person.say("Add buy bread", key="bread")
+        assert (answer.status, answer.headers.get("idempotent-replayed")) == (200, "true" if number else None)
+    standin.fault("server_error", match="eggs", after_calls=1, times=None)
+    assert person.say("Add buy eggs", key="eggs").status == 502
+    standin.reset()
+    assert person.say("Add buy eggs", key="eggs").status == 200
+
+
+def meet_a_running_turn(person: Person, conversation_id: str, superuser: psycopg.Connection[Any]) -> None:
+    """Speak into a conversation in which another turn runs."""
+    lease = "update conversation set lease_until = now() + %s * interval '1 hour' where user_id = %s and id = %s"
+    superuser.execute(lease, [1, person.id, conversation_id])
+    assert person.say("Add buy milk", conversation_id).status == 409
+    superuser.execute(lease, [-1, person.id, conversation_id])
+
+
+def page_from_outside(person: Person) -> None:
+    """List and add through the MCP door, from the middle of the list too."""
+    client = McpClient(person.mcp_token)
+    task = client.do("add_task", title="buy salt")["id"]
+    for status in ("all", "pending", "completed"):
+        for cursor in (None, task // 2, task - 100):
+            client.do("list_tasks", status=status, cursor=cursor)
+
+
+def use_up_an_allowance(person: Person) -> None:
+    """Ask for more than there is, and count what a model took."""
+    allowance = Limits("chat", burst=1, per_minute=1, daily_model_tokens=10**6)
+    with database().transaction(person.id) as session:
+        allowance.record(session, person.id, 10)
+        allowance.spend(session, person.id)
+        with pytest.raises(TooManyRequests):
+            allowance.spend(session, person.id)
+
+
+Executed = dict[str, list[Plan]]
+
+
+@pytest.fixture
+def executed(
+    usual: Person, busy: Person, standin: StandIn, recorder: Recorder, superuser: psycopg.Connection[Any]
+) -> Executed:
+    """All that a person can make the program do, by the name of each statement it led to."""
+    here = str(people.conversation_id(PEOPLE // 2))
+    recorder.skip()
+    with plans.naming() as names:
+        use_every_tool(usual, here)
+        use_every_tool(busy, str(people.conversation_id(people.BUSY)))  # its history is cut
+        begin_and_repeat(usual, standin)
+        meet_a_running_turn(usual, here, superuser)
+        page_from_outside(busy)
+        use_up_an_allowance(usual)
+    return named(recorder.read(), names)
+
+
+def named(found: list[Plan], names: dict[str, str]) -> Executed:
+    """The plans by the names of their statements. What foreign keys look up is Postgres's own."""
+    result: Executed = defaultdict(list)
+    for plan in found:
+        own = plan.text.startswith("SELECT 1 FROM ONLY")
+        result["foreign key" if own else names.get(plan.text, plan.text)].append(plan)
+    return result
+
+
+def faults(executed: Executed, recorder: Recorder) -> dict[str, list[str]]:
+    """What is wrong with the plans, by statement."""
+    found = {
+        name: [f for plan in plans for f in plan.faults(recorder.first_columns)] for name, plans in executed.items()
+    }
+    return {name: faults for name, faults in found.items() if faults}
+
+
+def test_every_statement_stays_on_its_index(executed: Executed, recorder: Recorder) -> None:
+    """One that begins with the owner, and it reads about the rows it gives: a bounded number of them."""
+    assert faults(executed, recorder) == {}
+    used = {name: set().union(*(plan.indexes for plan in plans)) for name, plans in executed.items()}
+    assert used == INDEXES
+
+
+def test_every_statement_is_known() -> None:
+    """A new one must be executed here, or say why it has no plan."""
+    assert set(plans.STATEMENTS) == {name for name in {*INDEXES, *NO_PLAN} if "." in name}
+
+
+BROKEN = {
+    "an index is gone": (
+        "drop index task_completed_idx",
+        "create index task_completed_idx on task (user_id, completed, id)",
+        {"tasks._PAGE_BY_STATE"},
+    ),
+    "the owner comes last in a key": (
+        "alter table message drop constraint message_user_id_turn_id_role_key, add constraint"
+        " message_user_id_turn_id_role_key unique (turn_id, role, user_id)",
+        "alter table message drop constraint message_user_id_turn_id_role_key, add constraint"
+        " message_user_id_turn_id_role_key unique (user_id, turn_id, role)",
+        {"conversations._OF_TURN"},
+    ),
+    "the primary key is gone": (
+        "alter table task drop constraint task_pkey",
+        "alter table task add primary key (user_id, id)",
+        {"tasks._PAGE"},
+    ),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_statement_that_leaves_its_index_is_noticed(
+    how: str, busy: Person, grown: Postgres, superuser: psycopg.Connection[Any]
+) -> None:
+    """The check itself can fail: it names the statement that would get slower, and none else."""
+    breaking, mending, expected = BROKEN[how]
+    superuser.execute(breaking.encode())
+    try:
+        recorder = Recorder(grown)
+        with plans.naming() as names:
+            assert busy.say("Add buy milk").status == 200
+            page_from_outside(busy)
+        assert set(faults(named(recorder.read(), names), recorder)) == expected
+    finally:
+        superuser.execute(mending.encode())
+
+
+def test_what_belongs_to_a_deleted_conversation_is_found_by_index(grown: Postgres, recorder: Recorder) -> None:
+    """Its messages and calls, without reading those of other conversations: an operator may delete thousands."""
+    options = " ".join(f"-c {name}={value}" for name, value in plans.SETTINGS.items())
+    recorder.skip()
+    with psycopg.connect(grown.superuser_url, options=options, autocommit=True) as operator:
+        operator.execute("delete from conversation where user_id = %s", [people.user_id(1)])
+    deleted = recorder.read()
+    assert [fault for plan in deleted for fault in plan.faults(recorder.first_columns)] == []
+    indexes = set().union(*(plan.indexes for plan in deleted))
+    assert indexes == {"conversation_pkey", "message_pkey", "tool_call_conversation_idx"}
