@@ -125,6 +125,7 @@ define compile_locks
 $(COMPILE) $(2) pyproject.toml --output-file $(1)/shared/requirements.txt
 $(COMPILE) $(2) pyproject.toml --group dev --constraints shared/requirements.txt --output-file $(1)/requirements-dev.txt
 $(COMPILE) $(2) --group sam --output-file $(1)/requirements-sam.txt
+$(COMPILE) $(2) --group audit --output-file $(1)/requirements-audit.txt
 $(COMPILE) $(2) --group uv --output-file $(1)/requirements-uv.txt
 endef
 
