@@ -6,7 +6,9 @@ It holds no session, no engine and no SQL: all it can do is call the tool server
 import json
 import logging
 import re
+from copy import copy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
@@ -26,6 +28,7 @@ from agents import (
     TResponseInputItem,
     set_tracing_disabled,
 )
+from agents.run import CallModelData, ModelInputData
 from agents.tool_context import ToolContext
 
 from chat.model import ModelClient, Usage
@@ -145,6 +148,15 @@ def _adapt(name: str, description: str, schema: dict[str, Any]) -> FunctionTool:
     return FunctionTool(name, description, schema, invoke, strict_json_schema=False)
 
 
+_RUN_CONFIG: Final = RunConfig(
+    tracing_disabled=True,
+    tool_execution=ToolExecutionConfig(max_function_tool_concurrency=1),  # one connection, and calls in order
+    tool_not_found_behavior="return_error_to_model",
+    tool_error_formatter=_report_unknown_tool,
+)
+"""What every run has in common. Runs copy it: making one resolves its annotations anew, a tenth of a turn's CPU."""
+
+
 class ChatAgent:
     """The agent of this process: the same bytes in front of every request, whoever it is for."""
 
@@ -169,10 +181,9 @@ class ChatAgent:
         Raises ModelFailed, or what a tool call ended the turn with: DatabaseUnavailable, LeaseLost, OutOfTime.
         """
         await self._list_tools()
+        config = self._configure(run, len(items))
         try:
-            result = await Runner.run(
-                self._agent, items, context=run, max_turns=MAX_MODEL_CALLS, run_config=self._configure(run)
-            )
+            result = await Runner.run(self._agent, items, context=run, max_turns=MAX_MODEL_CALLS, run_config=config)
         except ModelRefusalError as refusal:  # an answer too, and the person should read it
             return str(storable(refusal.refusal))
         except MaxTurnsExceeded as error:
@@ -199,15 +210,12 @@ class ChatAgent:
             tools = [tool.to_mcp_tool() for tool in await server.list_tools()]
             self._agent.tools = [_adapt(tool.name, str(tool.description), tool.input_schema) for tool in tools]
 
-    def _configure(self, run: Run) -> RunConfig:
-        key = {"prompt_cache_key": str(run.lease.conversation_id)} if self._has_cache_key else None
-        return RunConfig(
-            model_settings=ModelSettings(extra_args=key),
-            tracing_disabled=True,
-            tool_execution=ToolExecutionConfig(max_function_tool_concurrency=1),  # one connection, and calls in order
-            tool_not_found_behavior="return_error_to_model",
-            tool_error_formatter=_report_unknown_tool,
-        )
+    def _configure(self, run: Run, count: int) -> RunConfig:
+        config = copy(_RUN_CONFIG)
+        config.call_model_input_filter = partial(_settle, count)
+        if self._has_cache_key:
+            config.model_settings = ModelSettings(extra_args={"prompt_cache_key": str(run.lease.conversation_id)})
+        return config
 
 
 def _model_settings(settings: Settings) -> ModelSettings:
@@ -227,18 +235,41 @@ def build_input(history: list[Turn], turn: Turn) -> list[TResponseInputItem]:
 def _items(turn: Turn) -> list[TResponseInputItem]:
     items: list[TResponseInputItem] = [{"role": "user", "content": _in_context(turn)}]
     for call in turn.calls:
-        items.append(
-            {
-                "type": "function_call",
-                "call_id": call.call_id,
-                "name": call.tool,
-                "arguments": json.dumps(call.arguments, ensure_ascii=False),
-            }
-        )
-        items.append({"type": "function_call_output", "call_id": call.call_id, "output": _output(call)})
+        items += _exchange(call.call_id, call.tool, call.arguments, _output(call))
     if turn.reply is not None:
         items.append({"role": "assistant", "content": turn.reply})
     return items
+
+
+def _exchange(call_id: str, tool: str, arguments: dict[str, Any], output: str) -> list[TResponseInputItem]:
+    return [
+        {"type": "function_call", "call_id": call_id, "name": tool, "arguments": _as_json(arguments)},
+        {"type": "function_call_output", "call_id": call_id, "output": output},
+    ]
+
+
+def _settle(count: int, data: CallModelData[Run]) -> ModelInputData:
+    """The input with all after its first `count` items in the form in which later turns read it again.
+
+    So the next turn's request begins with this one, and a provider's prompt cache knows it: each call has its output
+    behind it, and no ids that end with the run. Where the model reasons these stay, for its reasoning is tied to them.
+    """
+    made: list[Any] = data.model_data.input[count:]
+    if not any(item.get("type") == "reasoning" for item in made):
+        outputs = {item["call_id"]: item["output"] for item in made if item.get("type") == "function_call_output"}
+        made = [settled for item in made for settled in _settled(item, outputs)]
+    return ModelInputData([*data.model_data.input[:count], *made], data.model_data.instructions)
+
+
+def _settled(item: Any, outputs: dict[str, str]) -> list[Any]:
+    if item.get("type") == "function_call":
+        arguments = storable(_parse(item["arguments"]) or {})
+        return _exchange(item["call_id"], item["name"], arguments, outputs[item["call_id"]])
+    return [] if item.get("type") == "function_call_output" else [item]
+
+
+def _as_json(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _output(call: ToolCall) -> str:
@@ -248,7 +279,7 @@ def _output(call: ToolCall) -> str:
     """
     if call.outcome == "error" and "error" in call.result:  # else it was shortened
         return str(call.result["error"])
-    data = json.dumps(call.result, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    data = _as_json(call.result).replace("<", "\\u003c")
     return f"<task_data>{data}</task_data>"
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Final, TypeVar
 from uuid import uuid4
 
@@ -91,6 +92,25 @@ def counting(usage: Usage) -> Iterator[None]:
         _usage.reset(token)
 
 
+class _Endpoint:
+    """One endpoint of the client, which sends what it is given as it stands.
+
+    The client's own first compares each item of the input with every type that an item may have, at each call, and
+    changes nothing in plain JSON: 0.3 ms of CPU for each message of a history.
+    """
+
+    def __init__(self, client: "ModelClient", path: str, kind: type[BaseModel]) -> None:
+        self._client, self._path, self._kind = client, path, kind
+
+    async def create(
+        self, *, extra_headers: Body | None, extra_query: Body | None, extra_body: Body | None, **parameters: Any
+    ) -> Any:
+        """The model's answer, as ModelClient.post gives it."""
+        body = {name: value for name, value in parameters.items() if not isinstance(value, openai.Omit)}
+        options = {"headers": extra_headers or {}, "params": extra_query or {}}
+        return await self._client.post(self._path, cast_to=self._kind, body=body | (extra_body or {}), options=options)
+
+
 class ModelClient(openai.AsyncOpenAI):
     """The vendor's client with our own idea of persistence. Holds connections and nothing of any request."""
 
@@ -100,6 +120,16 @@ class ModelClient(openai.AsyncOpenAI):
             api_key=settings.openai_api_key.get_secret_value(), base_url=settings.openai_base_url, max_retries=0
         )
         self._fallback = settings.model_fallback
+
+    @property
+    def responses(self) -> Any:
+        """The endpoint of MODEL_API responses."""
+        return _Endpoint(self, "/responses", Response)
+
+    @property
+    def chat(self) -> Any:
+        """The endpoint of MODEL_API chat_completions, where the SDK looks for it."""
+        return SimpleNamespace(completions=_Endpoint(self, "/chat/completions", ChatCompletion))
 
     async def post(self, path: str, *, cast_to: type[T], body: Any = None, **options: Any) -> Any:
         """One call of the model, as every resource of the client makes it. Raises ModelFailed."""

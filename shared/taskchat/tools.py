@@ -39,9 +39,9 @@ Description = Annotated[
     PLAIN_TEXT,
     Field(description="Details, if there are any"),
 ]
-TaskId = Annotated[int, Field(ge=1, le=MAX_ID, description="The task's id, from list_tasks or add_task")]
+TaskId = Annotated[int, Field(ge=1, le=MAX_ID, description="From list_tasks or add_task")]
 Status = Annotated[tasks.Status, Field(description="Which tasks to list")]
-Cursor = Annotated[int | None, Field(ge=1, le=MAX_ID, description="next_cursor of the page before, for the next page")]
+Cursor = Annotated[int | None, Field(ge=1, le=MAX_ID, description="next_cursor of the page before")]
 
 
 @lru_cache(maxsize=1)
@@ -112,7 +112,7 @@ def update_task(
     task_id: TaskId,
     title: Title | None = None,
     description: Description | None = None,
-    completed: Annotated[bool | None, Field(description="false reopens a task that was marked as done")] = None,
+    completed: Annotated[bool | None, Field(description="false reopens a finished task")] = None,
     user_id: str = Depends(audit.writer),
 ) -> tasks.TaskView:
     """Change the title or description of one task, or reopen it. What is left out stays as it is."""
