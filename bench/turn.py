@@ -1,0 +1,180 @@
+"""`python -m bench.turn`: what one turn costs the function's process, beside the hand-written floor's.
+
+A turn is an event of API Gateway through the handler, with one tool call and a model that takes no time. Ours and the
+floor take turns of the measuring, each in a process of its own; a figure is the median of all their turns.
+"""
+
+import argparse
+import asyncio
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+import psycopg
+
+from bench import parts
+from bench.parts import Worker
+from dev.tokens import Issuer
+from tests.gateway import event, invoke
+
+AUTH: Final = "bench"
+WARM_UP: Final = 10
+"""Turns that are not counted: what is built at first use is built then."""
+
+RESULT: Final = {"id": 17, "title": "call", "description": "", "completed": False} | dict.fromkeys(
+    ("created_at", "updated_at"), "2026-11-01T10:00:00.000000Z"
+)
+
+SUBJECTS: Final = {"ours": "chat.app", "floor": "bench.floor"}
+
+
+@dataclass(frozen=True)
+class History:
+    """What a conversation holds before the turn."""
+
+    name: str
+    messages: int = 0
+    has_calls: bool = False
+    subjects: tuple[str, ...] = ("ours", "floor")
+    target: str = ""
+
+
+HISTORIES: Final = (
+    History("new conversation", target="<= 9 ms"),
+    History("100 messages", 100, target="<= 12 ms"),
+    History("100 messages, 50 calls", 100, has_calls=True, subjects=("ours",)),
+    History("10,000 messages", 10_000, target="<= 1.2 x 100 messages"),
+)
+
+
+class Person:
+    """Somebody with one conversation, which is put back to what it was after each turn."""
+
+    def __init__(self, history: History, issuer: Issuer, database: psycopg.Connection[Any]) -> None:
+        """Store the conversation. Its model reads the latest 100 messages, as far as a history ever grows."""
+        self.id, self._issuer, self._database = uuid4().hex, issuer, database
+        self._messages, self._conversation = history.messages, uuid4() if history.messages else None
+        if self._conversation:
+            self._store(self._conversation, has_calls=history.has_calls)
+
+    def _store(self, conversation_id: UUID, *, has_calls: bool) -> None:
+        here = {"user": self.id, "id": conversation_id, "n": self._messages, "start": max(0, self._messages - 100)}
+        self._database.execute(
+            "insert into conversation (user_id, id, title, next_position, history_start)"
+            " values (%(user)s, %(id)s, 'bench', %(n)s, %(start)s)",
+            here,
+        )
+        self._database.execute(
+            "insert into message (user_id, conversation_id, position, turn_id, role, content, request_hash)"
+            " select %(user)s, %(id)s, n, md5((n / 2)::text || %(user)s)::uuid,"
+            " case n %% 2 when 0 then 'user' else 'assistant' end,"
+            " case n %% 2 when 0 then 'Add call number ' || n else 'Added call number ' || n || ' (17).' end, ''"
+            " from generate_series(0, %(n)s - 1) n",
+            here,
+        )
+        if has_calls:
+            self._database.execute(
+                "insert into tool_call (user_id, turn_id, call_id, position, conversation_id, door, tool, arguments,"
+                " outcome, result, duration_ms) select user_id, turn_id, 'call_' || turn_id, 0, conversation_id,"
+                " 'chat', 'add_task', %s, 'ok', %s, 1 from message where user_id = %s and role = 'user'",
+                [json.dumps({"title": "call"}), json.dumps(RESULT), self.id],
+            )
+
+    def request(self) -> dict[str, Any]:
+        """The event of their next message."""
+        token = self._issuer.mint(self.id, issuer=AUTH, audience=AUTH)
+        headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+        body = {"message": "Add buy milk", "conversation_id": self._conversation and str(self._conversation)}
+        return event("POST", f"/api/{self.id}/chat", headers=headers, body=json.dumps(body).encode())
+
+    def take_back(self) -> None:
+        """Forget the turn."""
+        here = [self.id, self._messages]
+        self._database.execute(
+            "delete from tool_call where user_id = %s and turn_id in"
+            " (select turn_id from message where user_id = %s and position >= %s)",
+            [self.id, *here],
+        )
+        self._database.execute("delete from message where user_id = %s and position >= %s", here)
+        self._database.execute(
+            "update conversation set next_position = %s, history_start = greatest(0, %s - 100) where user_id = %s",
+            [self._messages, self._messages, self.id],
+        )
+
+
+def _turns(handler: Any, person: Person, number: int) -> Iterator[tuple[float, float]]:
+    """CPU and wall milliseconds of each turn."""
+    for _ in range(number):
+        request = person.request()
+        started, cpu = time.perf_counter(), time.process_time()
+        response = invoke(handler, request)
+        spent = (time.process_time() - cpu) * 1000, (time.perf_counter() - started) * 1000
+        assert response.status == 200, response.body
+        assert response.json["tool_calls"]
+        person.take_back()
+        yield spent
+
+
+def _work(subject: str) -> None:
+    """Be the measured process: a question is the number of a history and of turns, an answer their milliseconds."""
+    issuer = Issuer.new()
+    os.environ.update(AUTH_ISSUER=AUTH, AUTH_AUDIENCE=AUTH, AUTH_JWKS_JSON=issuer.jwks_json)
+    asyncio.set_event_loop(asyncio.new_event_loop())
+    answers, sys.stdout = sys.stdout, open(os.devnull, "w")  # log lines of the turns go nowhere
+    handler = importlib.import_module(SUBJECTS[subject]).handler
+    with psycopg.connect(os.environ["SUPERUSER_URL"], autocommit=True) as database:
+        people = [Person(history, issuer, database) for history in HISTORIES]
+        database.execute("vacuum analyze")
+        for line in sys.stdin:
+            history, number = json.loads(line)
+            print(json.dumps(list(_turns(handler, people[history], number))), file=answers, flush=True)
+
+
+def _measure(turns: int, rounds: int) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    with parts.running() as running:
+        environment = os.environ | running.environment
+        workers = {name: Worker("bench.turn", "--worker", name, environment=environment) for name in SUBJECTS}
+        places = [(i, h, name) for i, h in enumerate(HISTORIES) for name in h.subjects]
+        for number, _, name in places:
+            workers[name].ask([number, WARM_UP])
+        for _ in range(rounds):
+            for number, history, name in places:
+                found.setdefault((history.name, name), []).extend(workers[name].ask([number, turns // rounds]))
+        for worker in workers.values():
+            worker.stop()
+    return found
+
+
+def main() -> None:
+    """Measure, and print one line for each history."""
+    parser = argparse.ArgumentParser(prog="python -m bench.turn", description=__doc__)
+    parser.add_argument("--turns", type=int, default=120, help="counted turns of each kind")
+    parser.add_argument("--rounds", type=int, default=3, help="in which ours and the floor take turns")
+    parser.add_argument("--worker", choices=SUBJECTS)
+    options = parser.parse_args()
+    if options.worker:
+        return _work(options.worker)
+    found = _measure(options.turns, options.rounds)
+    print(
+        f"{'one turn, one tool call':26}{'ours: CPU ms':>14}{'wall ms':>10}{'floor: CPU ms':>16}{'wall ms':>10}  target"
+    )
+    for history in HISTORIES:
+        cells = ""
+        for subject, width in (("ours", 14), ("floor", 16)):
+            of = found.get((history.name, subject), [])
+            cpu, wall = (f"{median(column):.1f}" for column in zip(*of, strict=True)) if of else ("-", "-")
+            cells += f"{cpu:>{width}}{wall:>10}"
+        print(f"{history.name:26}{cells}  {history.target}")
+    return None
+
+
+if __name__ == "__main__":
+    main()
