@@ -72,7 +72,7 @@ $(SAM_INSTALLED): requirements-sam.txt | $(INSTALLED)
 PYTHON313 ?= $(shell for python in python3.13 "$$(dirname "$$(command -v python3.13)")"/../versions/3.13.*[0-9]/bin/python3.13; \
 	do "$$python" -c 'import sys; print(sys.executable)' 2>/dev/null && break; done)
 
-.PHONY: build smoke sam-local inspector conformance deploy check
+.PHONY: build smoke sam-local inspector conformance audit deploy check
 
 build: install $(SAM_INSTALLED)  ## Build the functions and the layer with sam, and weigh them
 	@test -n "$(PYTHON313)" || \
@@ -106,16 +106,28 @@ conformance: install $(CONFORMANCE)/installed  ## Run the public MCP conformance
 	@rm -rf $(CONFORMANCE)/state $(CONFORMANCE)/results
 	@TASKCHAT_DEV_DIR=$(CONFORMANCE)/state $(BIN)/python -m dev.conformance $(CONFORMANCE)
 
+AUDIT_VENV := .venv-audit
+AUDIT_INSTALLED := $(AUDIT_VENV)/.installed
+$(AUDIT_INSTALLED): requirements-audit.txt | $(INSTALLED)
+	@$(UV) venv --quiet --clear --python $(BIN)/python $(AUDIT_VENV)
+	@$(UV) pip install --quiet --python $(AUDIT_VENV)/bin/python --require-hashes --requirement $< || \
+		{ echo "Could not download packages: is the network there?"; exit 1; }
+	@touch $@
+
+audit: install $(AUDIT_INSTALLED)  ## Look for secrets in the history, and for vulnerable or withdrawn packages in the locks
+	@$(BIN)/python -m dev.audit $(AUDIT_VENV)/bin/pip-audit
+
 ENV ?= dev
 deploy: build  ## Build and deploy as samconfig.toml says: make deploy ENV=dev|prod
 	@grep -q '^\[$(ENV)\.deploy\.' samconfig.toml || { echo "samconfig.toml has no [$(ENV).deploy.parameters]."; exit 1; }
 	@$(SAM) deploy --config-env $(ENV)
 
-check: install $(SAM_INSTALLED)  ## Lint, format, types, template, locks
+check: install $(SAM_INSTALLED)  ## Lint, format, types, template, secrets, locks
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@AWS_DEFAULT_REGION=eu-west-1 $(SAM) validate --lint
+	@$(BIN)/python -m dev.audit
 	@$(MAKE) --no-print-directory check-locks
 
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header

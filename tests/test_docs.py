@@ -22,6 +22,7 @@ PROVED_BY = {
     "build": "Makefile",  # smoke and sam-local, which CI runs, begin with it
     "smoke": ".ci/run",
     "sam-local": ".ci/run",
+    "audit": ".ci/run",
     "conformance": ".ci/run",
     "migrate": "tests/test_migrations.py",
     "lock": "Makefile",  # by check-locks, which compiles the same

@@ -1,0 +1,158 @@
+"""Known vulnerabilities and withdrawn releases among what is locked, as far as the network tells.
+
+A mirror of an index often has no advisories. A scan that was told nothing must not look like one that found nothing, so
+each source is first asked about a release that is known to be bad.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Final
+
+from dev import state
+
+LOCKS: Final = (
+    "shared/requirements.txt",
+    "requirements-dev.txt",
+    "requirements-sam.txt",
+    "requirements-audit.txt",
+    "requirements-uv.txt",
+)
+NPM: Final = ("dev/better_auth", "dev/conformance")
+"""Where there is a package.json."""
+SERVICES: Final = ("pypi", "osv")
+VULNERABLE: Final = "jinja2==2.10"
+"""Has had advisories since 2019."""
+WITHDRAWN: Final = "attrs==21.1.0"
+LIMIT_SECONDS: Final = 300
+
+
+class AuditError(Exception):
+    """Raised when a tool of the audit does not work, or a source knows only some of the packages."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One advisory about one package that is locked."""
+
+    where: str
+    package: str
+    advisory: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.package} has {self.advisory}"
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """An advisory that does not fail the audit, until a day."""
+
+    id: str
+    reason: str
+    until: date
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a source said of some packages."""
+
+    known: int
+    unknown: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+
+def unaccepted(findings: tuple[Finding, ...], accepted: list[Accepted], today: date) -> list[Finding]:
+    """What nobody has accepted, or not for so long."""
+    good = {each.id for each in accepted if today <= each.until}
+    return [finding for finding in findings if finding.advisory not in good]
+
+
+@dataclass(frozen=True)
+class PipAudit:
+    """The program, and the service it asks. `url` is that of another OSV than the public one."""
+
+    program: Path
+    service: str
+    url: str | None = None
+
+    def works(self) -> bool:
+        """Whether the service is there and knows of a vulnerability that everybody knows of."""
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+            file.write(VULNERABLE)
+            file.flush()
+            try:
+                return bool(self.ask(Path(file.name), "--no-deps").findings)
+            except AuditError:
+                return False
+
+    def audit(self, lock: str) -> Answer:
+        """All packages of a lock. Raises AuditError when the service does not know every one of them."""
+        answer = self.ask(state.ROOT / lock, "--require-hashes")
+        if answer.unknown:
+            raise AuditError(f"{self.service} does not know {', '.join(answer.unknown)} of {lock}")
+        return answer
+
+    def ask(self, requirements: Path, *options: str) -> Answer:
+        """What the service says. Raises AuditError when the program says nothing."""
+        command: list[str | Path] = [self.program, "--requirement", requirements, "--disable-pip", *options]
+        command += ["--vulnerability-service", self.service, *(("--osv-url", self.url) if self.url else ())]
+        done = _run(*command, "--format", "json", "--progress-spinner", "off")
+        try:
+            packages = json.loads(done.stdout)["dependencies"]
+        except ValueError as error:
+            raise AuditError(f"pip-audit: {(done.stderr.strip().splitlines() or ['said nothing'])[-1]}") from error
+        return _answer(requirements.name, packages)
+
+
+def _answer(where: str, packages: list[dict[str, Any]]) -> Answer:
+    unknown = tuple(each["name"] for each in packages if "skip_reason" in each)
+    findings = tuple(
+        Finding(where, f"{each['name']} {each['version']}", vulnerability["id"])
+        for each in packages
+        for vulnerability in each.get("vulns", ())
+    )
+    return Answer(len(packages) - len(unknown), unknown, findings)
+
+
+def npm_audit(directory: str) -> tuple[Finding, ...] | None:
+    """Advisories about what npm would install for a package.json, or None where npm's service is not to be had."""
+    with tempfile.TemporaryDirectory() as name:
+        shutil.copy(state.ROOT / directory / "package.json", name)
+        _run("npm", "install", "--package-lock-only", "--legacy-peer-deps", "--silent", "--prefix", name)
+        done = _run("npm", "audit", "--json", "--prefix", name)
+    report = json.loads(done.stdout or "{}")
+    if "auditReportVersion" not in report:
+        return None
+    return tuple(
+        Finding(f"{directory}/package.json", package, f"{found['severity']} advisories")
+        for package, found in report["vulnerabilities"].items()
+    )
+
+
+def withdrawn(lock: Path) -> list[str]:
+    """What the index says of withdrawn (yanked) releases. Raises AuditError unless all are pinned and hashed."""
+    with tempfile.TemporaryDirectory() as target:
+        done = _uv("--require-hashes", "--requirement", str(lock), "--target", target)
+    if done.returncode != 0:
+        raise AuditError(f"{lock}: {done.stderr.strip()}")
+    return [line for line in done.stderr.splitlines() if "yanked" in line]
+
+
+def tells_withdrawn() -> bool:
+    """Whether the index passes on that a release was withdrawn."""
+    with tempfile.TemporaryDirectory() as target:
+        return "yanked" in _uv(WITHDRAWN, "--target", target).stderr
+
+
+def _uv(*arguments: str) -> subprocess.CompletedProcess[str]:
+    uv = Path(sys.executable).with_name("uv")
+    return _run(uv, "pip", "install", "--dry-run", "--no-deps", "--python", sys.executable, *arguments)
+
+
+def _run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_SECONDS)
