@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -364,6 +365,8 @@ class TestAuthorizationHeader:
             ["Token a"],
             ["a.b.c"],
             ["Bearer \u00e9"],
+            ["Bearer a.b.c=="],
+            ["Bearer a/b+c"],
             ["Bearer a", "Bearer a"],
             ["Basic a", "Bearer a"],
         ],
@@ -404,9 +407,9 @@ class KeyServer:
         return Handler
 
 
-@pytest.fixture
-def server() -> Iterator[KeyServer]:
-    """The server, on a port of its own."""
+@contextmanager
+def listening() -> Iterator[KeyServer]:
+    """Such a server, on a port of its own."""
     state = KeyServer()
     with ThreadingHTTPServer(("127.0.0.1", 0), state.handler()) as running:
         state.url = f"http://127.0.0.1:{running.server_port}/jwks"
@@ -415,6 +418,13 @@ def server() -> Iterator[KeyServer]:
         yield state
         running.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def server() -> Iterator[KeyServer]:
+    """The server."""
+    with listening() as state:
+        yield state
 
 
 @dataclass

@@ -11,6 +11,7 @@ from pydantic import AnyHttpUrl, TypeAdapter, UrlConstraints
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
+from mcp_tools.plain_errors import PlainErrors
 from taskchat.audit import READ, WRITE
 from taskchat.auth import Verifier, mcp_verifier
 from taskchat.errors import Unauthenticated
@@ -84,6 +85,7 @@ def make_app(settings: Settings, tools: FastMCP = server) -> StarletteWithLifesp
     app.router.redirect_slashes = False
     app.add_exception_handler(HTTPException, tell_routing)
     # From the innermost on. They stand before the library's own, which fails where the token is judged.
+    app.add_middleware(PlainErrors)
     app.add_middleware(BodyLimit)
     app.add_middleware(OwnAddress, verifier.audience, settings.cors_origins, public=METADATA_PATH)
     app.add_middleware(ErrorBoundary)

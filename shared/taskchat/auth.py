@@ -32,6 +32,8 @@ KEY_SET_TIMEOUT: Final = 2.0
 KEY_SET_MAX_BYTES: Final = 64 * 1024
 USER_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
+_COMPACT: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){2}")
+"""Three parts in base64url without padding (RFC 7515), which decoders are more generous about."""
 _ALGORITHM_OF_KEY: Final = {("OKP", "Ed25519"): "EdDSA", ("EC", "P-256"): "ES256", ("RSA", None): "RS256"}
 _FORBIDDEN_HEADERS: Final = frozenset({"jku", "x5u", "jwk", "x5c", "crit"})
 """Headers that bring a key of their own, or ask for rules this program does not know."""
@@ -140,7 +142,7 @@ class Verifier:
             raise Unauthenticated from None
 
     def _key_id(self, token: str) -> str:
-        if len(token) > MAX_TOKEN_LENGTH or not token.isascii():
+        if len(token) > MAX_TOKEN_LENGTH or not _COMPACT.fullmatch(token):
             raise Unauthenticated
         header = jwt.get_unverified_header(token)
         if header.get("typ") not in self.types or _FORBIDDEN_HEADERS & header.keys():
@@ -185,7 +187,7 @@ def _keys(settings: Settings) -> KeySet:
 
 def bearer_token(authorization: list[str]) -> str:
     """The token of exactly one well-formed Authorization header. Raises Unauthenticated."""
-    match = re.fullmatch(r"Bearer +([A-Za-z0-9._~+/-]+=*)", authorization[0], re.IGNORECASE) if authorization else None
+    match = re.fullmatch(r"Bearer +([A-Za-z0-9._-]+)", authorization[0], re.IGNORECASE) if authorization else None
     if match is None or len(authorization) != 1:
         raise Unauthenticated
     return match.group(1)

@@ -6,6 +6,7 @@ import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import quote
 
 from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.logging import correlation_paths
@@ -84,7 +85,10 @@ class Event(_Part):
         if not _HOST.fullmatch(headers.get("host", "")):
             headers.pop("host", None)
         readable = {"headers": headers, "body": b64encode(content).decode(), "is_base64_encoded": True}
-        return self.model_copy(update=readable).model_dump(by_alias=True)
+        event = self.model_copy(update=readable).model_dump(by_alias=True)
+        # The gateway has decoded the path. Mangum decodes it again, and what was encoded twice would be another path.
+        event["requestContext"]["http"]["path"] = quote(self.request_context.http.path)
+        return event
 
 
 def seconds_left(event: Event, context: LambdaContext) -> float:

@@ -1,0 +1,201 @@
+"""What a load needs of each part, and what a million turns cost: the tables of docs/scaling.md, from stated numbers.
+
+`python -m bench.capacity` prints the tables. To try your own numbers, change the ones here.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+LOADS: Final = (10, 1_000, 100_000)
+"""Turns per minute."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn with one tool call, as it loads each part."""
+
+    seconds: float = 5.0
+    """How long it takes, on average; all but some hundredths of it is the model's time. A slow one takes 12."""
+    transactions: int = 3
+    """Begin, tool call, finish."""
+    holding_ms: float = 12.0
+    """How long these hold a server connection, together: two exchanges each, at about 1 ms, and the statements."""
+    database_cpu_ms: float = 6.0
+    """CPU of Postgres."""
+    database_bytes: int = 1_300
+    """Rows with their share of the indexes: two messages and a tool call."""
+    log_bytes: int = 2_500
+    """The audit line, the metrics, and the lines of the platform."""
+    input_tokens: int = 3_000
+    """Of two model calls: instructions, tools and a short history, twice."""
+    cached_tokens: int = 1_500
+    """How many of these a provider has in its cache: providers keep nothing shorter than about a thousand tokens."""
+    output_tokens: int = 300
+    """A call, an answer, and a little reasoning."""
+
+
+@dataclass(frozen=True)
+class Prices:
+    """US dollars, us-east-1, without free tiers or discounts."""
+
+    gb_second: float = 0.0000166667
+    million_invocations: float = 0.20
+    million_requests: float = 1.00
+    log_gb: float = 0.50
+    compute_hour: float = 0.106
+    """Of one Neon compute unit (CU), Launch plan."""
+    storage_gb_month: float = 0.35
+    million_input_tokens: float = 0.25
+    million_cached_tokens: float = 0.025
+    million_output_tokens: float = 2.00
+
+
+MEMORY_GB: Final = 1.0
+"""The template's MemorySize: a function that waits for the model is billed for all of it."""
+
+UTILISATION: Final = 0.3
+"""Of the database's CPU, on average over a day: what is paid for beyond that waits for the peaks."""
+
+CONNECTIONS_OF_CU: Final = {0.25: 104, 1: 419, 2: 839, 4: 1_678, 8: 3_357, 9: 4_000}
+"""max_connections by Neon's compute size, the largest for all beyond it."""
+
+POOL_SHARE: Final = 0.9
+"""Of max_connections, what one role's pool for one database may use."""
+
+CLIENT_CONNECTIONS: Final = 10_000
+"""That Neon's pooler takes for one compute."""
+
+ENVIRONMENTS: Final = 1_000
+"""That an account may run at once, all functions of a region together, until it asks for more."""
+
+ENVIRONMENTS_PER_SECOND: Final = 100
+"""That one function may add: a thousand in ten seconds."""
+
+THROTTLE: Final = 20
+"""The template's ThrottlingRate, per second."""
+
+TOKENS_PER_MINUTE: Final = 2_000_000
+"""That a vendor's second tier gives for a small model: the first has 500,000, the last 180 million."""
+
+
+def per_second(per_minute: float) -> float:
+    """Turns per second."""
+    return per_minute / 60
+
+
+def busy(rate: float, seconds: float) -> float:
+    """How many are at work on average when `rate` per second come, each for `seconds`: Little's law."""
+    return rate * seconds
+
+
+def peak(average: float) -> int:
+    """As many as are hardly ever exceeded when people come independently of each other: three deviations more."""
+    return math.ceil(average + 3 * math.sqrt(average))
+
+
+def pool(max_connections: int) -> int:
+    """Server connections of the pooler for one role and database."""
+    return int(POOL_SHARE * max_connections)
+
+
+def throughput(clients: int, thinking: float, holding: float, servers: int) -> float:
+    """Turns per second of `clients` that each think, then hold a server; no more than the servers can bear."""
+    return min(clients / (thinking + holding), servers / holding)
+
+
+def waiting(clients: int, thinking: float, holding: float, servers: int) -> float:
+    """How many of the clients wait for a server on average, once there are too few servers."""
+    return max(0.0, clients - throughput(clients, thinking, holding, servers) * (thinking + holding))
+
+
+def load_table(turn: Turn) -> Iterator[str]:
+    """What each load needs, with the limit that it meets by default; bold is what exceeds it."""
+    yield "| Turns per minute | " + " | ".join(f"{load:,}" for load in LOADS) + " | by default at most |"
+    yield "|---|" + "---:|" * len(LOADS) + "---|"
+    for name, need, limit, unit in _NEEDS:
+        cells = [_cell(need(per_second(load), turn), limit) for load in LOADS]
+        yield f"| {name} | {' | '.join(cells)} | {f'{limit:,} {unit}'.strip() if limit else unit} |"
+
+
+Need = Callable[[float, Turn], float]
+_NEEDS: Final[tuple[tuple[str, Need, float, str], ...]] = (
+    ("requests per second", lambda rate, _: rate, THROTTLE, "(`ThrottlingRate`)"),
+    ("environments busy, on average", lambda rate, turn: busy(rate, turn.seconds), ENVIRONMENTS, "in an account"),
+    ("environments at a peak", lambda rate, turn: peak(busy(rate, turn.seconds)), ENVIRONMENTS, "in an account"),
+    (
+        "client connections at the pooler",
+        lambda rate, turn: peak(busy(rate, turn.seconds)),
+        CLIENT_CONNECTIONS,
+        "for a compute",
+    ),
+    (
+        "server connections busy, on average",
+        lambda rate, turn: busy(rate, turn.holding_ms / 1000),
+        pool(CONNECTIONS_OF_CU[0.25]),
+        "with 0.25 CU",
+    ),
+    (
+        "server connections at a peak",
+        lambda rate, turn: peak(busy(rate, turn.holding_ms / 1000)),
+        pool(CONNECTIONS_OF_CU[0.25]),
+        "with 0.25 CU",
+    ),
+    ("CPUs of Postgres busy", lambda rate, turn: busy(rate, turn.database_cpu_ms / 1000), 0, "one for each CU"),
+    (
+        "model tokens per minute",
+        lambda rate, turn: 60 * rate * (turn.input_tokens + turn.output_tokens),
+        TOKENS_PER_MINUTE,
+        "in the second tier",
+    ),
+    ("new rows, GB a day", lambda rate, turn: 86_400 * rate * turn.database_bytes / 1e9, 0, "what you keep"),
+    ("logs, GB a day", lambda rate, turn: 86_400 * rate * turn.log_bytes / 1e9, 0, "`LogRetentionDays`"),
+)
+
+
+def _cell(value: float, limit: float) -> str:
+    text = f"{value:,.0f}" if value >= 9.95 or value == int(value) else f"{value:.2g}"
+    return f"**{text}**" if limit and value > limit else text
+
+
+def cost_table(turn: Turn, prices: Prices) -> Iterator[str]:
+    """What a million turns cost, part by part."""
+    yield "| A million turns | dollars | because |"
+    yield "|---|---:|---|"
+    costs = list(_costs(turn, prices))
+    for name, dollars, reason in [*costs, ("**all**", sum(dollars for _, dollars, _ in costs), "")]:
+        yield f"| {name} | {dollars:,.2f} | {reason} |"
+
+
+def _costs(turn: Turn, prices: Prices) -> Iterator[tuple[str, float, str]]:
+    fresh = turn.input_tokens - turn.cached_tokens
+    yield "model, input", fresh * prices.million_input_tokens, f"{fresh:,} tokens that are not cached"
+    yield "model, cached input", turn.cached_tokens * prices.million_cached_tokens, f"{turn.cached_tokens:,} tokens"
+    yield "model, output", turn.output_tokens * prices.million_output_tokens, f"{turn.output_tokens:,} tokens"
+    billed = 1e6 * turn.seconds * MEMORY_GB
+    yield "Lambda, duration", billed * prices.gb_second, f"{turn.seconds:g} s at {MEMORY_GB:g} GB, waiting or not"
+    yield "Lambda, invocations", prices.million_invocations, "one each"
+    yield "API Gateway", prices.million_requests, "one request each"
+    yield "CloudWatch Logs", turn.log_bytes / 1e3 * prices.log_gb, f"{turn.log_bytes:,} bytes each"
+    hours = 1e6 * turn.database_cpu_ms / 1000 / 3600 / UTILISATION
+    yield "Neon, compute", hours * prices.compute_hour, f"{turn.database_cpu_ms:g} ms of CPU at {UTILISATION:.0%} use"
+    yield (
+        "Neon, storage for a year",
+        turn.database_bytes / 1e3 * 12 * prices.storage_gb_month,
+        (f"{turn.database_bytes:,} bytes each"),
+    )
+
+
+def tables() -> dict[str, str]:
+    """The tables of docs/scaling.md as they must stand there."""
+    return {"load": "\n".join(load_table(Turn())), "cost": "\n".join(cost_table(Turn(), Prices()))}
+
+
+def main() -> None:
+    """Print the tables."""
+    print(*tables().values(), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
