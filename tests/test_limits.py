@@ -1,27 +1,46 @@
 """What one person may use of the service: exact however many ask at once, and nobody's business but theirs."""
 
+import http.client
+import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from threading import Barrier
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import psycopg
 import pytest
+import sqlalchemy
+from mangum import Mangum
 from sqlmodel import Session
 
+from chat.model import Usage
 from dev import processes
+from dev.model.client import StandIn
 from dev.postgres import Postgres
+from dev.tokens import Issuer
+from taskchat import tools
 from taskchat.db import Database
 from taskchat.errors import TooManyRequests
 from taskchat.limits import Limits
+from taskchat.settings import Settings, load
+from tests import proxy, truth
+from tests.conftest import RESOURCE, Logs, Person, forget, serving, variables
+from tests.environments import Client, Environment, Fleet, Zygote
+from tests.gateway import Handler, Response, event, invoke
 
 Rows = psycopg.Connection[dict[str, Any]]
 
 SLOW = 1
 """Requests in a minute: so few that no test takes long enough for one to come back by itself."""
 DAY_SECONDS = 86_400
+STATELESS = "2026-07-28"
+"""The protocol version whose clients need no handshake: each request stands for itself."""
 
 
 @pytest.fixture
@@ -331,3 +350,378 @@ class TestSwitchedOff:
         assert spend_all(database, limits, user_id, 30) == 30
         record(database, limits, user_id, 10**9)
         assert allowance(rows, user_id) is None
+
+
+@pytest.fixture
+def limited(monkeypatch: pytest.MonkeyPatch, environment: None) -> Callable[..., None]:
+    """Set limits by the names of their settings, in an environment that begins anew; all others are off."""
+
+    def limit(**limits: int) -> None:
+        for name in ("turn_burst", "turns_per_minute", "daily_model_tokens", "mcp_burst", "mcp_requests_per_minute"):
+            monkeypatch.setenv(name.upper(), str(limits.get(name, 0)))
+        forget()
+
+    return limit
+
+
+def snapshot(rows: Rows) -> dict[str, list[Any]]:
+    """All that the tables hold."""
+    tables = ("conversation", "message", "tool_call", "task", "allowance")
+    return {table: rows.execute(f"table {table} order by 1, 2, 3".encode()).fetchall() for table in tables}
+
+
+def check_refused(answer: Response, most: int) -> None:
+    """A problem in the contract's words, with a time to come back in whole seconds."""
+    assert (answer.status, answer.headers["content-type"]) == (429, "application/problem+json")
+    assert answer.json["type"] == "urn:taskchat:problem:too-many-requests"
+    assert 1 <= int(answer.headers["retry-after"]) <= most
+
+
+class TestTheChat:
+    """A turn that is going to run is taken from what its person has left; nothing else is."""
+
+    def test_more_than_the_bucket_holds(
+        self, limited: Callable[..., None], alice: Person, bob: Person, rows: Rows, logs: Logs
+    ) -> None:
+        """429 with a time, not a row of anything, a line for the operator, and nothing to anybody else."""
+        limited(turn_burst=2, turns_per_minute=SLOW, daily_model_tokens=10**9)
+        assert [alice.say("Add buy milk").status for _ in range(2)] == [200, 200]
+        before = snapshot(rows)
+        check_refused(alice.say("Add call mum", key="k"), most=60)
+        assert snapshot(rows) == before
+        assert [(line["actor"], line["door"]) for line in logs() if line["message"] == "limit reached"] == [
+            (alice.id, "chat")
+        ]
+        assert bob.say("Add buy milk").status == 200
+        let_pass(rows, alice.id, timedelta(minutes=1))
+        again = alice.say("Add call mum", key="k")
+        assert (again.status, again.headers.get("idempotent-replayed")) == (200, None)
+
+    def test_a_refusal_holds_no_conversation(self, limited: Callable[..., None], alice: Person, rows: Rows) -> None:
+        """The lease of the conversation that was refused is nobody's: the next is taken at once."""
+        limited(turn_burst=1, turns_per_minute=SLOW)
+        conversation_id = alice.say("Add buy milk").json["conversation_id"]
+        check_refused(alice.say("Add call mum", conversation_id), most=60)
+        assert truth.lease(rows, alice.id, conversation_id) is None
+        let_pass(rows, alice.id, timedelta(minutes=1))
+        assert alice.say("Add call mum", conversation_id).status == 200
+
+    def test_what_is_replayed_is_free(self, limited: Callable[..., None], alice: Person, rows: Rows) -> None:
+        """With an empty bucket and a day that is used up, a finished turn is answered all the same."""
+        limited(turn_burst=1, turns_per_minute=SLOW, daily_model_tokens=1)
+        first = alice.say("Add buy milk", key="k")
+        before = allowance(rows, alice.id)
+        again = [alice.say("Add buy milk", key="k") for _ in range(3)]
+        assert {(answer.status, answer.body) for answer in again} == {(200, first.body)}
+        assert allowance(rows, alice.id) == before
+
+    def test_what_does_not_run_is_free(self, limited: Callable[..., None], alice: Person, rows: Rows) -> None:
+        """A conversation that is busy or not there, a key that was used, a message that is none."""
+        limited(turn_burst=2, turns_per_minute=SLOW, daily_model_tokens=10**9)
+        conversation_id = alice.say("Add buy milk", key="k").json["conversation_id"]
+        before = allowance(rows, alice.id)
+        hold = "update conversation set lease_until = clock_timestamp() + %s where user_id = %s"
+        rows.execute(hold, [timedelta(minutes=1), alice.id])
+        statuses = [
+            alice.say("Add call mum", conversation_id).status,
+            alice.say("Add call mum", str(uuid4())).status,
+            alice.say("Add call mum", key="k").status,
+            alice.say("").status,
+        ]
+        assert statuses == [409, 404, 422, 422]
+        assert allowance(rows, alice.id) == before
+
+    def test_a_turn_that_is_taken_up_again_is_not_free(
+        self, limited: Callable[..., None], alice: Person, rows: Rows, standin: StandIn
+    ) -> None:
+        """It asks the model again. Refused, it stays as it was, and can be taken up later."""
+        limited(turn_burst=1, turns_per_minute=SLOW)
+        standin.fault("server_error", match="add buy milk", times=None, after_calls=1)
+        assert alice.say("Add buy milk", key="k").status == 502
+        standin.reset()
+        before = snapshot(rows)
+        check_refused(alice.say("Add buy milk", key="k"), most=60)
+        assert snapshot(rows) == before
+        let_pass(rows, alice.id, timedelta(minutes=1))
+        answer = alice.say("Add buy milk", key="k")
+        truth.check_turn(rows, alice.id, "Add buy milk", answer)
+        assert [call["tool"] for call in answer.json["tool_calls"]] == ["add_task"]
+
+    def test_a_day_that_is_used_up(self, limited: Callable[..., None], alice: Person, rows: Rows) -> None:
+        """The turn that reaches the quota is done; the next waits for midnight, and then is done too."""
+        limited(daily_model_tokens=1)
+        assert alice.say("Add buy milk").status == 200
+        refusal = alice.say("Add call mum")
+        check_refused(refusal, most=DAY_SECONDS)
+        assert refusal.json["detail"] == "The day's model tokens are used up."
+        yesterday(rows, alice.id)
+        assert alice.say("Add call mum").status == 200
+
+    def test_switched_off(self, limited: Callable[..., None], alice: Person, rows: Rows) -> None:
+        """Nobody is refused, and nothing is kept of it."""
+        limited()
+        assert {alice.say("hello").status for _ in range(5)} == {200}
+        assert allowance(rows, alice.id) is None
+
+    def test_200_at_once_through_eight_processes(
+        self, warm_zygote: Zygote, database_url: str, standin: StandIn, issuer: Issuer, rows: Rows
+    ) -> None:
+        """Exactly ten turns of one person are done, each whole; all others are refused, and nothing dies of a lock."""
+        limits = {"TURN_BURST": "10", "TURNS_PER_MINUTE": str(SLOW), "DAILY_MODEL_TOKENS": str(10**9)}
+        fleet = Fleet(warm_zygote, variables(database_url, standin, issuer) | limits)
+        client, environments = Client.new(issuer), [fleet.start() for _ in range(8)]
+
+        def ask(environment: Environment) -> list[Response]:
+            return [environment.ask(client.request({"message": "Add buy milk"})).answer for _ in range(25)]
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = [answer for answers in pool.map(ask, environments) for answer in answers]
+        fleet.stop()
+        assert Counter(answer.status for answer in answers) == {200: 10, 429: 190}
+        for answer in answers:
+            if answer.status == 200:
+                truth.check_turn(rows, client.id, "Add buy milk", answer)
+            else:
+                check_refused(answer, most=60)
+        assert truth.tasks(rows, client.id) == [("buy milk", False)] * 10
+        assert tokens(rows, client.id) == sum(request["tokens"] for request in standin.requests())
+
+
+def told(standin: StandIn) -> int:
+    """The tokens that the model has told of, in all its answers."""
+    return sum(request["tokens"] or 0 for request in standin.requests())
+
+
+def usage_of(rows: Rows, person: Person) -> dict[str, Any]:
+    """What is stored with the person's only reply."""
+    (row,) = rows.execute("select usage from message where user_id = %s and role = 'assistant'", [person.id]).fetchall()
+    usage: dict[str, Any] = row["usage"]
+    return usage
+
+
+def accounts(logs: Logs, person: Person) -> list[tuple[str, int]]:
+    """The lines that tell what attempts at turns cost: how each ended, and its tokens."""
+    lines = [line for line in logs() if line.get("schema") == "taskchat.usage/1" and line["actor"] == person.id]
+    return [(line["message"], line["input_tokens"] + line["output_tokens"]) for line in lines]
+
+
+@pytest.mark.parametrize("database_url", ["pooled"], indirect=True)
+@pytest.mark.parametrize("model_api", ["responses", "chat_completions"], indirect=True)
+class TestWhatATurnCosts:
+    """Each answer of a model is counted once: in the day, and in a line for the operator."""
+
+    def test_a_turn(self, alice: Person, rows: Rows, standin: StandIn, logs: Logs) -> None:
+        """Stored with its reply, logged, and counted: as many tokens as the model told of."""
+        alice.say("Add buy milk and call mum, then finish the milk")
+        usage = usage_of(rows, alice)
+        assert told(standin) > 0
+        assert tokens(rows, alice.id) == usage["input_tokens"] + usage["output_tokens"] == told(standin)
+        assert (usage["model"], usage["requests"]) == ("stand-in", len(standin.requests()))
+        assert usage["cached_tokens"] < usage["input_tokens"]
+        assert accounts(logs, alice) == [("turn finished", told(standin))]
+
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            "server_error",
+            "quota",
+            "disconnect",
+            "length",
+            "content_filter",
+            "empty_text",
+            "refusal",
+            "endless_tool_calls",
+        ],
+    )
+    def test_a_turn_that_goes_wrong(self, alice: Person, rows: Rows, standin: StandIn, logs: Logs, fault: str) -> None:
+        """What was answered before is counted, and so is an answer that is of no use: it was paid for."""
+        standin.fault(fault, match="add buy milk", times=None, after_calls=1)
+        alice.say("Add buy milk")
+        assert told(standin) > 0
+        assert tokens(rows, alice.id) == told(standin)
+        assert [tokens for _, tokens in accounts(logs, alice)] == [told(standin)]
+
+    def test_a_model_that_hangs(self, alice: Person, rows: Rows, standin: StandIn, logs: Logs) -> None:
+        """Out of time after its first answer, which is counted."""
+        standin.fault("hang", match="add buy milk", after_calls=1, seconds=40)
+        assert alice.say("Add buy milk", seconds=3).status == 504
+        assert told(standin) > 0
+        assert tokens(rows, alice.id) == told(standin)
+        assert accounts(logs, alice) == [("turn interrupted", told(standin))]
+
+    def test_a_database_that_fails_in_a_tool(self, alice: Person, rows: Rows, standin: StandIn) -> None:
+        """The model had called the tool by then."""
+        rows.execute(
+            "create or replace function refuse() returns trigger language plpgsql as $$"
+            " begin raise exception using errcode = '57014'; end $$"
+        )
+        rows.execute("create trigger refuse before insert on task for each row execute function refuse()")
+        try:
+            assert alice.say("Add buy milk").status == 503
+        finally:
+            rows.execute("drop function refuse cascade")
+        assert told(standin) > 0
+        assert tokens(rows, alice.id) == told(standin)
+
+    def test_a_turn_in_two_attempts(self, alice: Person, rows: Rows, standin: StandIn, logs: Logs) -> None:
+        """The day has both; the reply has what the attempt that gave it cost, and each attempt its own line."""
+        standin.fault("server_error", match="add buy milk", times=None, after_calls=1)
+        assert alice.say("Add buy milk", key="k").status == 502
+        first = told(standin)
+        standin.reset()
+        assert alice.say("Add buy milk", key="k").status == 200
+        second, usage = told(standin), usage_of(rows, alice)
+        assert usage["input_tokens"] + usage["output_tokens"] == second
+        assert tokens(rows, alice.id) == first + second
+        assert accounts(logs, alice) == [("turn interrupted", first), ("turn finished", second)]
+
+    def test_the_fallback_is_named(
+        self, alice: Person, rows: Rows, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The model that answered, which is the one to be paid."""
+        monkeypatch.setenv("MODEL_FALLBACK", "second-choice")
+        forget()
+        standin.fault("server_error", match="hello", times=3)
+        assert alice.say("hello").status == 200
+        assert usage_of(rows, alice)["model"] == "second-choice"
+
+    def test_a_commit_whose_answer_is_lost(
+        self, alice: Person, rows: Rows, standin: StandIn, server: Postgres, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The turn is done and counted; the way out, which cannot know, does not count it again."""
+        commits = count(1)
+        with proxy.running(server.app_url) as wire:
+            monkeypatch.setenv("DATABASE_URL", wire.url(server.app_url))
+            forget()
+
+            def lose_the_second(_connection: Any) -> None:
+                if next(commits) == 2:
+                    wire.lose_answer_to = b"commit"
+
+            sqlalchemy.event.listen(tools.database().engine, "commit", lose_the_second)
+            assert alice.say("hello").status == 503
+            forget()
+        assert (wire.lost, usage_of(rows, alice)["requests"]) == (1, 1)
+        assert tokens(rows, alice.id) == told(standin)
+
+
+class TestAProvider:
+    """What it tells of an answer is taken as it comes, and nobody has checked it."""
+
+    @pytest.mark.parametrize("told", [None, {}, SimpleNamespace(), SimpleNamespace(input_tokens="7", output_tokens=-1)])
+    def test_that_tells_nothing(self, told: Any) -> None:
+        """One request, no tokens."""
+        usage = Usage()
+        usage.add("m", told)
+        assert usage == Usage("m", requests=1)
+
+    def test_that_tells_nonsense(self) -> None:
+        """A number that no answer costs would shut its person out for ever."""
+        usage = Usage()
+        usage.add("m", SimpleNamespace(input_tokens=10**30, output_tokens=7))
+        assert usage.tokens == 7
+
+
+@pytest.fixture
+def door(limited: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Handler]:
+    """The MCP door as it starts with given limits."""
+
+    def start(**limits: int) -> Handler:
+        from mcp_tools.app import make_app
+
+        limited(**limits)
+        handler: Handler = Mangum(make_app(load(Settings)), lifespan="auto")
+        return handler
+
+    return start
+
+
+def call(token: str) -> tuple[dict[str, str], bytes]:
+    """Headers and body with which a client adds a task."""
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": STATELESS,
+        "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
+        "io.modelcontextprotocol/clientCapabilities": {},
+    }
+    params = {"name": "add_task", "arguments": {"title": "buy milk"}, "_meta": meta}
+    headers = {
+        "accept": "application/json, text/event-stream",
+        "authorization": f"Bearer {token}",
+        "content-type": "application/json",
+        "mcp-protocol-version": STATELESS,
+        "mcp-method": "tools/call",
+        "mcp-name": "add_task",
+    }
+    return headers, json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode()
+
+
+def add_task(person: Person, handler: Handler, method: str = "POST", token: str | None = None) -> Response:
+    """A client of the person's adds a task."""
+    headers, body = call(token or person.mcp_token)
+    return invoke(handler, event(method, "/mcp", headers=headers, body=body))
+
+
+def _post(url: str, person: Person) -> int:
+    """The same over real HTTP: the status."""
+    headers, body = call(person.mcp_token)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc)
+    try:
+        connection.request("POST", "/mcp", body, headers | {"host": urlsplit(RESOURCE).netloc})
+        response = connection.getresponse()
+        response.read()
+        return response.status
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("database_url", ["pooled"], indirect=True)
+class TestTheMcpDoor:
+    """Each request of a person's clients, before anything is done for it."""
+
+    def test_more_than_the_bucket_holds(
+        self, door: Callable[..., Handler], alice: Person, bob: Person, rows: Rows
+    ) -> None:
+        """429 with a time, no call is made, nothing to anybody else, and it fills again."""
+        handler = door(mcp_burst=3, mcp_requests_per_minute=SLOW)
+        assert [add_task(alice, handler).status for _ in range(3)] == [200] * 3
+        before = snapshot(rows)
+        check_refused(add_task(alice, handler), most=60)
+        assert snapshot(rows) == before
+        assert add_task(bob, handler).status == 200
+        let_pass(rows, alice.id, timedelta(minutes=1))
+        assert [add_task(alice, handler).status for _ in range(2)] == [200, 429]
+        assert truth.tasks(rows, alice.id) == [("buy milk", False)] * 4
+
+    def test_40_at_once_over_http(self, door: Callable[..., Handler], alice: Person, rows: Rows) -> None:
+        """Exactly as many as the bucket holds come through, and each of them was done."""
+        from mcp_tools.app import make_app
+
+        door(mcp_burst=7, mcp_requests_per_minute=SLOW)
+        with serving(make_app(load(Settings))) as url, ThreadPoolExecutor(20) as pool:
+            statuses = Counter(pool.map(lambda _: _post(url, alice), range(40)))
+        assert statuses == {200: 7, 429: 33}
+        assert truth.tasks(rows, alice.id) == [("buy milk", False)] * 7
+
+    def test_only_who_is_known_is_charged(self, door: Callable[..., Handler], alice: Person, rows: Rows) -> None:
+        """Not a request without a token that holds, nor one that asks for nothing."""
+        handler = door(mcp_burst=1, mcp_requests_per_minute=SLOW)
+        assert add_task(alice, handler, token=alice.token).status == 401
+        assert add_task(alice, handler, "GET").status == 405
+        metadata = event("GET", "/.well-known/oauth-protected-resource")
+        assert invoke(handler, metadata).status == 200
+        assert allowance(rows, alice.id, "mcp") is None
+        assert [add_task(alice, handler).status for _ in range(2)] == [200, 429]
+
+    def test_no_database(self, door: Callable[..., Handler], alice: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+        """503 with a time to come back: who cannot be counted is not served."""
+        monkeypatch.setenv("DATABASE_URL", "postgresql://u:p@127.0.0.1:1/d?sslmode=disable")
+        answer = add_task(alice, door(mcp_burst=1, mcp_requests_per_minute=SLOW))
+        assert (answer.status, answer.headers["content-type"]) == (503, "application/problem+json")
+        assert answer.json["type"] == "urn:taskchat:problem:database-unavailable"
+        assert int(answer.headers["retry-after"]) >= 1
+
+    def test_switched_off(self, door: Callable[..., Handler], alice: Person, rows: Rows) -> None:
+        """Nobody is refused, and nothing is kept of it."""
+        handler = door(turn_burst=1, turns_per_minute=SLOW)
+        assert {add_task(alice, handler).status for _ in range(5)} == {200}
+        assert allowance(rows, alice.id, "mcp") is None

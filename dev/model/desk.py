@@ -50,7 +50,9 @@ class Desk:
         if fault and (response := await self._fail_early(fault, request)):
             return response
         answer = _answer(conversation, fault)
-        payload = wire.write(answer, body, self._usage(wire, body, answer))
+        usage = self._usage(wire, body, answer)
+        record["tokens"] = usage.input + usage.output
+        payload = wire.write(answer, body, usage)
         chunks = wire.stream(payload, body) if body.get("stream") else None
         return _deliver(payload, chunks, fault)
 
@@ -94,7 +96,7 @@ def _record(request: Request) -> Json:
     headers = dict(request.headers)
     if "authorization" in headers:
         headers["authorization"] = "Bearer ***"
-    empty = dict.fromkeys(("body", "fault", "status"))
+    empty = dict.fromkeys(("body", "fault", "status", "tokens"))
     return {"method": request.method, "path": request.url.path, "headers": headers, "message": "", **empty}
 
 

@@ -7,9 +7,12 @@ from urllib.parse import urlsplit
 from fastmcp import FastMCP
 from fastmcp.server.auth import AccessToken, RemoteAuthProvider, TokenVerifier
 from fastmcp.server.http import StarletteWithLifespan, create_streamable_http_app
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from pydantic import AnyHttpUrl, TypeAdapter, UrlConstraints
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mcp_tools.plain_errors import PlainErrors
 from taskchat.audit import READ, WRITE
@@ -17,9 +20,10 @@ from taskchat.auth import Verifier, mcp_verifier
 from taskchat.errors import Unauthenticated
 from taskchat.gateway import lambda_handler
 from taskchat.guards import BodyLimit, OwnAddress, SecurityHeaders
+from taskchat.limits import Limits, mcp_limits
 from taskchat.problems import ErrorBoundary, expected, tell_routing
 from taskchat.settings import Settings, get_settings
-from taskchat.tools import server
+from taskchat.tools import database, server
 
 METADATA_PATH: Final = "/.well-known/oauth-protected-resource"
 """Where clients look that don't get to see the address in WWW-Authenticate, which some gateways rename."""
@@ -63,6 +67,22 @@ class _TokenVerifier(TokenVerifier):
         )
 
 
+class _Allowance:
+    """Takes each authenticated POST from what its person has left, before anything is done for it."""
+
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self._app, self._limits = app, limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request. Raises TooManyRequests or DatabaseUnavailable."""
+        user = scope.get("user")
+        if self._limits.any and isinstance(user, AuthenticatedUser) and scope["method"] == "POST":
+            person = str(user.access_token.subject)
+            with database().transaction(person) as session:
+                self._limits.spend(session, person)
+        await self._app(scope, receive, send)
+
+
 def make_app(settings: Settings, tools: FastMCP = server) -> StarletteWithLifespan:
     """A tool server at the path of MCP_RESOURCE_URL. Raises SettingsError when it could let nobody in."""
     verifier = mcp_verifier(settings)
@@ -81,6 +101,7 @@ def make_app(settings: Settings, tools: FastMCP = server) -> StarletteWithLifesp
         json_response=True,
         stateless_http=True,
         routes=[Route(METADATA_PATH, metadata.endpoint, methods=["GET", "OPTIONS"])],
+        middleware=[Middleware(_Allowance, mcp_limits(settings))],  # behind the library's own, which finds who it is
     )
     app.router.redirect_slashes = False
     app.add_exception_handler(HTTPException, tell_routing)
