@@ -18,6 +18,7 @@ from taskchat.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 GATEWAY_SECONDS = 30
+PREFIX = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:"
 
 Resource = dict[str, Any]
 
@@ -164,6 +165,77 @@ def test_roles_have_no_other_policies(resources: Resource) -> None:
     assert set(roles) == {"ChatRole", "McpToolsRole"}
     secret_or_nothing = {"Fn::If": ["HasSecret", [{"Ref": "ReadSecret"}], {"Ref": "AWS::NoValue"}]}
     assert all(role["ManagedPolicyArns"] == secret_or_nothing for role in roles.values())
+
+
+def test_each_function_acts_in_its_own_role(resources: Resource) -> None:
+    """Which nobody but Lambda may take on: no other account, service or person."""
+    roles = {name: function["Role"] for name, function in of_type(resources, "Lambda::Function").items()}
+    assert roles == {
+        "ChatFunction": {"Fn::GetAtt": ["ChatRole", "Arn"]},
+        "McpToolsFunction": {"Fn::GetAtt": ["McpToolsRole", "Arn"]},
+    }
+    lambda_alone = {"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    trusted = [role["AssumeRolePolicyDocument"]["Statement"] for role in of_type(resources, "IAM::Role").values()]
+    assert trusted == [[lambda_alone], [lambda_alone]]
+
+
+def test_no_permission_is_given_by_a_wildcard(resources: Resource) -> None:
+    """Nor by what is not named, or to whoever is not named."""
+    for name, statement in statements(resources):
+        assert set(statement) == {"Effect", "Action", "Resource"}, name
+        assert statement["Effect"] == "Allow", name
+        assert "*" not in str((statement["Action"], statement["Resource"])), name
+
+
+def test_nothing_else_can_give_permissions(resources: Resource) -> None:
+    """A resource of another kind is looked at here before it is deployed: it might be a user, a key or a bucket."""
+    assert {each["Type"].removeprefix("AWS::") for each in resources.values()} == {
+        "ApiGatewayV2::Api",
+        "ApiGatewayV2::Stage",
+        "IAM::ManagedPolicy",
+        "IAM::Role",
+        "Lambda::Alias",
+        "Lambda::Function",
+        "Lambda::LayerVersion",
+        "Lambda::Permission",
+        "Lambda::Version",
+        "Logs::LogGroup",
+        "Logs::QueryDefinition",
+    }
+
+
+def test_only_this_api_may_invoke_and_only_what_is_live(resources: Resource) -> None:
+    """By the address of its own routes: no other gateway may call a function, and this one no old version of it."""
+    source = "arn:${AWS::Partition}:execute-api:${AWS::Region}:${AWS::AccountId}:${__ApiId__}/${__Stage__}"
+    permitted = set()
+    for permission in of_type(resources, "Lambda::Permission").values():
+        assert (permission["Action"], permission["Principal"]) == ("lambda:InvokeFunction", "apigateway.amazonaws.com")
+        address, names = permission["SourceArn"]["Fn::Sub"]
+        assert names == {"__ApiId__": {"Ref": "HttpApi"}, "__Stage__": "*"}
+        assert address.startswith(f"{source}/")
+        permitted.add((permission["FunctionName"]["Ref"], address.removeprefix(source)))
+    assert permitted == {
+        ("ChatFunctionAliaslive", "/POST/api/*/chat"),
+        ("ChatFunctionAliaslive", "/GET/health"),
+        ("ChatFunctionAliaslive", "/*"),
+        ("McpToolsFunctionAliaslive", "/*/mcp"),
+        ("McpToolsFunctionAliaslive", "/GET/.well-known/oauth-protected-resource"),
+        ("McpToolsFunctionAliaslive", "/GET/.well-known/oauth-protected-resource/*"),
+    }
+
+
+@pytest.mark.parametrize("secret", ["", PREFIX + "taskchat/prod-AbCdEf"])
+def test_the_secret_is_one_and_named_in_full(secret: str) -> None:
+    """Its parameter takes no wildcard for its account or service, and may be left out."""
+    pattern = template()["Parameters"]["AppSecretArn"]["AllowedPattern"]
+    assert re.fullmatch(pattern, secret)
+
+
+@pytest.mark.parametrize("secret", ["*", "arn:aws:secretsmanager:*:*:secret:*", "arn:aws:s3:::bucket", PREFIX + "*"])
+def test_the_secret_is_not_many(secret: str) -> None:
+    """A wildcard would let a stolen function read every secret there is."""
+    pattern = template()["Parameters"]["AppSecretArn"]["AllowedPattern"]
+    assert not re.fullmatch(pattern, secret)
 
 
 def test_each_function_logs_json_to_a_group_of_its_own(resources: Resource) -> None:
