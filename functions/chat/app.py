@@ -53,8 +53,11 @@ def turns() -> TurnRunner:
     )
 
 
-def caller(user_id: UserId, token: Token) -> str:
-    """The person calling. Raises Unauthenticated, KeySetUnavailable, NotFound for an odd path, or Forbidden."""
+async def caller(user_id: UserId, token: Token) -> str:
+    """The person calling. Raises Unauthenticated, KeySetUnavailable, NotFound for an odd path, or Forbidden.
+
+    In the event loop: to hand each request to a thread and back would cost more than to check its token.
+    """
     claims = verifier().verify(token)
     if not USER_ID.fullmatch(user_id):
         raise NotFound
