@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT, Person, serving
 
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [*map(ROOT.joinpath, ("README.md", "CHANGELOG.md", "SECURITY.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 COMMANDS = [line.strip() for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
 MAKEFILE = (ROOT / "Makefile").read_text()
 
@@ -102,6 +102,18 @@ def test_the_map_of_the_house_names_every_room() -> None:
     assert missing == set()
     named = set(re.findall(r"`(\w+\.py)`", README))
     assert named <= {path.name for path in [*shipped, *ROOT.glob("tests/*.py")]}
+
+
+def test_each_threat_is_met_by_a_test_that_exists() -> None:
+    """Every row of the threat model names tests, and each of those is there, by its file and its name."""
+    _, *threats = re.findall(r"^\|(?!-)(.*)\|$", (ROOT / "SECURITY.md").read_text(), re.MULTILINE)
+    assert len(threats) > 20
+    for threat in threats:
+        shown_by = re.findall(r"`(test_\w+\.py)::(\w+)`", threat.rsplit("|", 1)[1])
+        assert shown_by, threat
+        for file, name in shown_by:
+            defined = re.findall(r"^(?:class|def) (\w+)", (ROOT / "tests" / file).read_text(), re.MULTILINE)
+            assert name in defined, f"{file}::{name}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
