@@ -25,6 +25,9 @@ CALLS: tuple[tuple[str, dict[str, object]], ...] = (
 )
 """Each tool once, on the database of this command alone: so the first task is number 1."""
 
+REFUSALS = 2
+"""Of a plain request, and of the Inspector itself."""
+
 
 @dataclass(frozen=True)
 class Inspector:
@@ -76,6 +79,7 @@ def inspect(inspector: Inspector) -> None:
             raise ProofError(f"{tool}: expected a result, got {answer}")
         print(f"{tool:<14} {json.dumps(answer['structuredContent'])}")
     _be_refused(inspector)
+    print(f"{len(listed)} tools listed, {len(CALLS)} called, {REFUSALS} refusals without a token")
 
 
 def _tool_arguments(values: dict[str, object]) -> list[str]:

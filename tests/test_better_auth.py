@@ -160,7 +160,13 @@ def better(
         yield BetterAuth(address, database)
     counts = ", ".join(
         f"{row['n']} {what}"
-        for what, table in (("people", "user"), ("sessions", "session"), ("OAuth clients", "oauthClient"))
+        for what, table in (
+            ("people", "user"),
+            ("sessions", "session"),
+            ("OAuth clients", "oauthClient"),
+            ("consents", "oauthConsent"),
+            ("refresh tokens", "oauthRefreshToken"),
+        )
         for row in database.execute(sql.SQL("select count(*) as n from {}").format(sql.Identifier(table)))
     )
     tell_at_the_end(request.config, f"Better Auth {VERSIONS['better-auth']}, with its OAuth provider: {counts}")
