@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,7 @@ from taskchat.errors import TooManyRequests
 from taskchat.limits import Limits
 from taskchat.settings import Settings, load
 from tests import proxy, truth
-from tests.conftest import RESOURCE, Logs, Person, forget, serving, variables
+from tests.conftest import RESOURCE, ROOT, Logs, Person, forget, serving, variables
 from tests.environments import Client, Environment, Fleet, Zygote
 from tests.gateway import Handler, Response, event, invoke
 
@@ -725,3 +726,15 @@ class TestTheMcpDoor:
         handler = door(turn_burst=1, turns_per_minute=SLOW)
         assert {add_task(alice, handler).status for _ in range(5)} == {200}
         assert allowance(rows, alice.id, "mcp") is None
+
+
+def test_an_administrator_can_give_a_day_back(server: Postgres, database: Database) -> None:
+    """The statements of docs/limits.md, as the tables' owner: whoever was refused goes on."""
+    (statements,) = re.findall(r"```sql\n(.*?)```", (ROOT / "docs/limits.md").read_text(), re.DOTALL)
+    user_id, limits = uuid4().hex, Limits("chat", 1, SLOW, daily_model_tokens=10)
+    assert spend(database, limits, user_id) is None
+    record(database, limits, user_id, 10)
+    assert spend(database, limits, user_id)
+    with psycopg.connect(server.owner_url, autocommit=True) as owner:
+        owner.execute(statements.replace("a user''s id", user_id))
+    assert spend(database, limits, user_id) is None

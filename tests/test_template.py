@@ -3,6 +3,7 @@
 import re
 import tomllib
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from samtranslator.parser.parser import Parser
 from samtranslator.translator.translator import Translator
 from samtranslator.yaml_helper import yaml_parse
 
+from chat.model import Usage
+from chat.turn import SCHEMA as USAGE_SCHEMA
 from taskchat.audit import SCHEMA
 from taskchat.settings import Settings
 
@@ -259,11 +262,20 @@ def test_no_log_level_hides_the_audit_lines() -> None:
 
 def test_the_saved_query_finds_the_audit_lines_of_both_doors(resources: Resource) -> None:
     """Schema and fields are those of the audit line."""
-    [query] = of_type(resources, "Logs::QueryDefinition").values()
+    query = of_type(resources, "Logs::QueryDefinition")["ToolCallsQuery"]
     assert {group["Ref"] for group in query["LogGroupNames"]} == set(of_type(resources, "Logs::LogGroup"))
     assert SCHEMA.split("/")[0] in query["QueryString"].replace("\\", "")
     for field in ("actor", "turn_id", "conversation_id", "door", "tool", "outcome", "duration_ms", "call_id"):
         assert field in query["QueryString"]
+
+
+def test_the_saved_query_adds_up_the_usage_lines(resources: Resource) -> None:
+    """Schema and fields are those of the line that ends each attempt at a turn."""
+    query = of_type(resources, "Logs::QueryDefinition")["UsageQuery"]
+    assert query["LogGroupNames"] == [{"Ref": "ChatLogs"}]
+    assert USAGE_SCHEMA.split("/")[0] in query["QueryString"].replace("\\", "")
+    assert all(re.search(rf"\b{field.name}\b", query["QueryString"]) for field in fields(Usage))
+    assert "actor" in query["QueryString"]
 
 
 def operations(resources: Resource) -> dict[tuple[str, str], Resource]:
