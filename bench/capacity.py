@@ -21,8 +21,8 @@ class Turn:
     transactions: int = 3
     """Begin, tool call, finish."""
     holding_ms: float = 12.0
-    """How long these hold a server connection, together: two exchanges each, at about 1 ms, and the statements."""
-    database_cpu_ms: float = 6.0
+    """How long these hold a server connection, together: 8 ms, and a roundtrip of the network in each."""
+    database_cpu_ms: float = 3.0
     """CPU of Postgres."""
     database_bytes: int = 1_300
     """Rows with their share of the indexes: two messages and a tool call."""

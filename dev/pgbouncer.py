@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 import psycopg
@@ -37,7 +38,7 @@ listen_port = {listen_port}
 unix_socket_dir =
 pool_mode = transaction
 default_pool_size = {pool_size}
-max_client_conn = 1000
+max_client_conn = 10000
 auth_type = scram-sha-256
 auth_file = {auth_file}
 auth_query = SELECT rolname, rolpassword FROM pg_authid WHERE rolname = $1 AND rolcanlogin
@@ -66,9 +67,9 @@ class PgBouncer:
         parts = urlsplit(direct)
         return f"{parts.scheme}://{parts.username}:{parts.password}@{HOST}:{self.port}{parts.path}?{self._tls()}"
 
-    def show(self, what: str) -> list[dict[str, object]]:
+    def show(self, what: str) -> list[dict[str, Any]]:
         """The rows of the admin console's SHOW command: "pools", "stats", "clients", "servers"."""
-        with self._console() as console:
+        with self.console() as console:
             return console.execute(f"SHOW {what}").fetchall()
 
     def restart(self) -> None:
@@ -87,14 +88,16 @@ class PgBouncer:
             if self.process.poll() is not None:
                 break
             with contextlib.suppress(psycopg.OperationalError):
-                self._console().close()
+                self.console().close()
                 return
         self.stop()
         raise StartupError(f"PgBouncer could not start: {(self.directory / 'log').read_text(errors='replace')[-300:]}")
 
-    def _console(self) -> psycopg.Connection[dict[str, object]]:
+    def console(self) -> psycopg.Connection[dict[str, Any]]:
+        """A connection to the admin console, for whoever asks it many times."""
         url = self.url(f"postgresql://{SUPERUSER}:{quote(self.postgres.passwords[SUPERUSER])}@-/pgbouncer")
-        return psycopg.connect(url, autocommit=True, row_factory=dict_row)
+        # The console prepares no statements, which the driver would at the sixth time.
+        return psycopg.connect(url, autocommit=True, row_factory=dict_row, prepare_threshold=None)
 
     def _tls(self) -> str:
         if self.certificates is None:

@@ -1,0 +1,289 @@
+"""`python -m bench.growth`: whether the database is as fast with five million messages as with ten thousand.
+
+Turns through both doors, in a process of their own, are watched by auto_explain: each statement must stay on its index,
+touch about as many pages, and take about as long. So must each page of a list of ten thousand tasks.
+"""
+
+import asyncio
+import importlib
+import json
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Final
+from uuid import uuid4
+
+import psycopg
+from sqlmodel import SQLModel
+
+from bench import parts, people, plans
+from bench.parts import Parts, Worker
+from bench.plans import Plan, Recorder
+from dev.tokens import Issuer
+from tests.gateway import event, invoke
+
+SIZES: Final = (201, 100_000)
+"""People, the busy one among them: ten thousand messages of ordinary people, and five million."""
+
+SAMPLES: Final = 20
+"""People who do two rounds at each size, and times that each page is listed."""
+
+FLAT: Final = 1.5
+"""How much longer a median may be and count as the same: two cores with other work give no better."""
+
+NOISE_MS: Final = 0.05
+"""Two medians that are this close tell nothing either: it is what the watching takes."""
+
+LIST: Final = "list_tasks"
+PLACES: Final = {"first": 0, "middle": 0.5, "last": 1}
+STATES: Final = {"all": "true", "pending": "not completed", "completed": "completed"}
+AUTH: Final = "https://auth.example.com"
+RESOURCE: Final = "https://api.example.com/mcp"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one statement costs: medians of its executions."""
+
+    milliseconds: float
+    pages: float
+    times: int
+
+    @classmethod
+    def of(cls, executions: list[Plan]) -> "Cost":
+        """The cost of a statement that was executed at least once."""
+        milliseconds = median(plan.milliseconds for plan in executions)
+        return cls(milliseconds, median(plan.pages for plan in executions), len(executions))
+
+    def is_flat(self, before: "Cost") -> bool:
+        """Whether it is no more than before, but for noise."""
+        return self.milliseconds <= max(FLAT * before.milliseconds, before.milliseconds + NOISE_MS)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The database at one size."""
+
+    rows: dict[str, int]
+    statements: dict[str, Cost]
+    """By name, in the second rounds. What foreign keys look up counts as one."""
+    lists: dict[str, Cost]
+    """A page of the busy person's tasks, by which tasks and where in the list."""
+    first_round_ms: float
+    """What the database spends on the `_round` of somebody who was away: their rows come from outside its memory."""
+    round_ms: float
+    """And on their next."""
+    faults: frozenset[str]
+    """What would get slower as the tables grow; empty when all is well."""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """The same at two sizes of the database."""
+
+    small: Measured
+    large: Measured
+    seconds: float
+    """How long it took to find out."""
+
+    @property
+    def slower(self) -> list[str]:
+        """The statements that take longer in the large database."""
+        before, after = self.small.statements, self.large.statements
+        return [name for name in before if not after[name].is_flat(before[name])]
+
+    @property
+    def uneven(self) -> list[str]:
+        """The pages of the long list that take longer than the first of their kind."""
+        lists = self.large.lists
+        return [name for name in lists if not lists[name].is_flat(lists[f"{name.split()[0]} first"])]
+
+    @property
+    def faults(self) -> list[str]:
+        """What is wrong with a plan, at either size."""
+        return sorted(self.small.faults | self.large.faults)
+
+
+def measure() -> Growth:
+    """Fill a database and measure at both sizes. Takes minutes, and three gigabytes of the temporary directory."""
+    began = time.perf_counter()
+    with parts.running() as running:
+        recorder = Recorder(running.postgres)
+        worker = Worker("bench.growth", "--worker", environment=os.environ | running.environment)
+        sizes = zip((people.BUSY, SIZES[0]), SIZES, strict=True)
+        small, large = (_measure(running, recorder, worker, first, last) for first, last in sizes)
+        worker.stop()
+    _say("")
+    return Growth(small, large, time.perf_counter() - began)
+
+
+def _measure(running: Parts, recorder: Recorder, worker: Worker, first: int, last: int) -> Measured:
+    url = running.postgres.superuser_url
+    people.store(url, first, last, _say)
+    _say(f"{last:,} people are stored: measuring")
+    worker.ask(["rounds", [people.BUSY]])
+    busy = recorder.read()
+    who = [1 + n * (last - 2) // SAMPLES for n in range(SAMPLES)]
+    worker.ask(["rounds", who])
+    away = recorder.read()
+    names = worker.ask(["rounds", who])
+    usual = recorder.read()
+    lists = {name: _list(recorder, worker, *place) for name, place in _places(url).items()}
+    executed = [*busy, *away, *usual, *(plan for listed in lists.values() for plan in listed)]
+    return Measured(
+        rows=_count(url),
+        statements=_costs(usual, names),
+        lists={name: Cost.of(listed) for name, listed in lists.items()},
+        first_round_ms=sum(plan.milliseconds for plan in away) / SAMPLES,
+        round_ms=sum(plan.milliseconds for plan in usual) / SAMPLES,
+        faults=frozenset(fault for plan in executed for fault in plan.faults(recorder.first_columns)),
+    )
+
+
+def _costs(executed: list[Plan], names: dict[str, str]) -> dict[str, Cost]:
+    found: dict[str, list[Plan]] = defaultdict(list)
+    for plan in executed:
+        found[names.get(plan.text, "foreign keys")].append(plan)
+    return {name: Cost.of(executions) for name, executions in sorted(found.items())}
+
+
+def _places(url: str) -> dict[str, tuple[str, int | None]]:
+    """Where the pages of the busy person's list begin: the state and the cursor of each."""
+    found: dict[str, tuple[str, int | None]] = {}
+    with psycopg.connect(url) as database:
+        for state, condition in STATES.items():
+            query = f"select id from task where user_id = %s and {condition} order by id"
+            ids = [id for (id,) in database.execute(query.encode(), [people.user_id(people.BUSY)])]
+            for place, part in PLACES.items():
+                after = int((len(ids) - 20) * part)
+                found[f"{state} {place}"] = state, ids[after] if after else None
+    return found
+
+
+def _list(recorder: Recorder, worker: Worker, state: str, cursor: int | None) -> list[Plan]:
+    recorder.skip()
+    names = worker.ask([LIST, {"status": state, "cursor": cursor}])
+    return [plan for plan in recorder.read() if names.get(plan.text, "").startswith("tasks.")]
+
+
+def _count(url: str) -> dict[str, int]:
+    with psycopg.connect(url) as database:
+        queries = {table: f"select count(*) from {table}" for table in sorted(SQLModel.metadata.tables)}
+        return {table: database.execute(query.encode()).fetchall()[0][0] for table, query in queries.items()}
+
+
+def _say(text: str) -> None:
+    print(f"\r{text:60}", end="", file=sys.stderr, flush=True)
+
+
+class Client:
+    """Speaks for a person at both doors."""
+
+    def __init__(self) -> None:
+        """Be the execution environment of both functions."""
+        self._issuer = Issuer.new()
+        os.environ.update(AUTH_ISSUER=AUTH, AUTH_AUDIENCE=AUTH, MCP_RESOURCE_URL=RESOURCE)
+        os.environ.update(AUTH_JWKS_JSON=self._issuer.jwks_json)
+        os.environ.update(TURN_BURST="999999", MCP_BURST="999999")  # limits are on, and out of reach
+        self._chat: Callable[..., Any] = importlib.import_module("chat.app").handler
+        self._mcp: Callable[..., Any] = importlib.import_module("mcp_tools.app").handler
+
+    def say(self, user_id: str, message: str, conversation_id: str | None, key: str) -> Any:
+        """The answer to one message."""
+        token = self._issuer.mint(user_id, issuer=AUTH, audience=AUTH)
+        headers = {"authorization": f"Bearer {token}", "content-type": "application/json", "idempotency-key": key}
+        body = json.dumps({"message": message, "conversation_id": conversation_id}).encode()
+        response = invoke(self._chat, event("POST", f"/api/{user_id}/chat", headers=headers, body=body))
+        assert response.status == 200, response.body[:500]
+        return response.json
+
+    def call(self, user_id: str, tool: str, **arguments: Any) -> Any:
+        """The result of one tool call of an MCP client."""
+        token = self._issuer.mint_for_mcp(user_id, issuer=AUTH, resource=RESOURCE)
+        headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+        headers |= {"accept": "application/json, text/event-stream", "mcp-protocol-version": "2025-11-25"}
+        params = {"name": tool, "arguments": arguments}
+        body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode()
+        response = invoke(self._mcp, event("POST", "/mcp", headers=headers, body=body))
+        result = response.json["result"]
+        assert not result.get("isError"), result["content"]
+        return result["structuredContent"]
+
+
+def _round(client: Client, person: int) -> None:
+    """Use every tool in a conversation, begin another, send a message twice, and call two tools from outside."""
+    who, here = people.user_id(person), str(people.conversation_id(person))
+    task = client.say(who, "Add buy milk", here, uuid4().hex)["tool_calls"][0]["result"]["id"]
+    for message in (f"Finish {task}", f"Rename {task} to buy oat milk", f"Delete {task}"):
+        assert client.say(who, message, here, uuid4().hex)["tool_calls"][0]["outcome"] == "ok"
+    key = uuid4().hex
+    assert client.say(who, "Add buy bread", None, key) == client.say(who, "Add buy bread", None, key)
+    client.call(who, "add_task", title="buy eggs")
+    client.call(who, LIST)
+
+
+def _turn(client: Client, person: int) -> None:
+    """One turn with one tool call in an old conversation."""
+    client.say(people.user_id(person), "Add buy milk", str(people.conversation_id(person)), uuid4().hex)
+
+
+def _each(act: Callable[[Client, int], None]) -> Callable[[Client, Any], None]:
+    def act_for_each(client: Client, numbers: list[int]) -> None:
+        for person in numbers:
+            act(client, person)
+
+    return act_for_each
+
+
+def _list_often(client: Client, arguments: dict[str, Any]) -> None:
+    for _ in range(SAMPLES):
+        client.call(people.user_id(people.BUSY), LIST, **arguments)
+
+
+_ANSWERS: Final = {"rounds": _each(_round), "turns": _each(_turn), LIST: _list_often}
+
+
+def _work() -> None:
+    """Be the measured process: each line asks for something, and is answered with the names of what was executed."""
+    asyncio.set_event_loop(asyncio.new_event_loop())
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the log lines of the turns go nowhere
+    client = Client()
+    for line in sys.stdin:
+        what, value = json.loads(line)
+        with plans.naming() as names:
+            _ANSWERS[what](client, value)
+        print(json.dumps(names), file=answers, flush=True)
+
+
+def report(growth: Growth) -> Iterator[str]:
+    """The figures, line by line."""
+    small, large = growth.small, growth.large
+    for table, rows in small.rows.items():
+        yield f"{table + ', rows':32}{rows:>12,}{'':6}{large.rows[table]:>12,}"
+    yield f"{'':32}{'ms':>12}{'pages':>6}{'ms':>12}{'pages':>6}"
+    pairs = [(name, cost, large.statements[name]) for name, cost in small.statements.items()]
+    pairs += [(f"page of tasks: {name}", cost, large.lists[name]) for name, cost in small.lists.items()]
+    for name, *costs in pairs:
+        yield f"{name:32}" + "".join(f"{cost.milliseconds:12.3f}{cost.pages:6.0f}" for cost in costs)
+    yield f"{'a round of a person who was away':32}{small.first_round_ms:12.2f}{'':6}{large.first_round_ms:12.2f}"
+    yield f"{'their next round':32}{small.round_ms:12.2f}{'':6}{large.round_ms:12.2f}"
+    for what, names in (("plans", growth.faults), ("slower", growth.slower), ("uneven", growth.uneven)):
+        yield f"{what}: {'; '.join(names) or 'none'}"
+    yield f"{growth.seconds:.0f} s"
+
+
+def main() -> None:
+    """Measure, and print the figures; with --worker, be the measured process."""
+    if sys.argv[1:] == ["--worker"]:
+        return _work()
+    print(*report(measure()), sep="\n")
+    return None
+
+
+if __name__ == "__main__":
+    main()
