@@ -181,9 +181,12 @@ class ChatAgent:
         Raises ModelFailed, or what a tool call ended the turn with: DatabaseUnavailable, LeaseLost, OutOfTime.
         """
         await self._list_tools()
-        config = self._configure(run, len(items))
+        said = max(index for index, item in enumerate(items) if item.get("role") == "user")
+        config = self._configure(run, items[:said])
         try:
-            result = await Runner.run(self._agent, items, context=run, max_turns=MAX_MODEL_CALLS, run_config=config)
+            result = await Runner.run(
+                self._agent, items[said:], context=run, max_turns=MAX_MODEL_CALLS, run_config=config
+            )
         except ModelRefusalError as refusal:  # an answer too, and the person should read it
             return str(storable(refusal.refusal))
         except MaxTurnsExceeded as error:
@@ -210,9 +213,9 @@ class ChatAgent:
             tools = [tool.to_mcp_tool() for tool in await server.list_tools()]
             self._agent.tools = [_adapt(tool.name, str(tool.description), tool.input_schema) for tool in tools]
 
-    def _configure(self, run: Run, count: int) -> RunConfig:
+    def _configure(self, run: Run, history: list[TResponseInputItem]) -> RunConfig:
         config = copy(_RUN_CONFIG)
-        config.call_model_input_filter = partial(_settle, count)
+        config.call_model_input_filter = partial(_compose, history)
         if self._has_cache_key:
             config.model_settings = ModelSettings(extra_args={"prompt_cache_key": str(run.lease.conversation_id)})
         return config
@@ -248,17 +251,18 @@ def _exchange(call_id: str, tool: str, arguments: dict[str, Any], output: str) -
     ]
 
 
-def _settle(count: int, data: CallModelData[Run]) -> ModelInputData:
-    """The input with all after its first `count` items in the form in which later turns read it again.
+def _compose(history: list[TResponseInputItem], data: CallModelData[Run]) -> ModelInputData:
+    """The input of a model call: the history, which the SDK need not carry through the run, and then the turn so far.
 
-    So the next turn's request begins with this one, and a provider's prompt cache knows it: each call has its output
-    behind it, and no ids that end with the run. Where the model reasons these stay, for its reasoning is tied to them.
+    The turn has the form in which later ones read it again, so that their requests begin with this one and a provider's
+    prompt cache knows it: each call has its output behind it, and no ids that end with the run. Where the model reasons
+    these stay, for its reasoning is tied to them.
     """
-    made: list[Any] = data.model_data.input[count:]
-    if not any(item.get("type") == "reasoning" for item in made):
-        outputs = {item["call_id"]: item["output"] for item in made if item.get("type") == "function_call_output"}
-        made = [settled for item in made for settled in _settled(item, outputs)]
-    return ModelInputData([*data.model_data.input[:count], *made], data.model_data.instructions)
+    items: list[Any] = data.model_data.input
+    if not any(item.get("type") == "reasoning" for item in items):
+        outputs = {item["call_id"]: item["output"] for item in items if item.get("type") == "function_call_output"}
+        items = [settled for item in items for settled in _settled(item, outputs)]
+    return ModelInputData([*history, *items], data.model_data.instructions)
 
 
 def _settled(item: Any, outputs: dict[str, str]) -> list[Any]:

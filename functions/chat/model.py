@@ -256,19 +256,20 @@ def _whole(answer: Any) -> Any:
         raise ModelFailed("The model's provider withheld the answer.")
     if not is_readable:
         raise ModelFailed("The model's answer could not be read.")
-    _mend(answer)
+    _mend(answer.output if isinstance(answer, Response) else answer.choices)
     _name_calls(answer)
     return answer
 
 
 def _mend(part: Any) -> None:
     """Replace lone surrogates, which JSON allows and nothing behind this can encode, all the way down."""
+    for item in part if isinstance(part, list) else ():
+        _mend(item)
     fields = vars(part).items() if isinstance(part, BaseModel) else ()
     for name, value in list(fields):
         if isinstance(value, str):
             setattr(part, name, _encodable(_unescaped(value) if name == "arguments" else value))
-        for item in value if isinstance(value, list) else [value]:
-            _mend(item)
+        _mend(value)
 
 
 def _unescaped(arguments: str) -> str:
