@@ -37,6 +37,8 @@ class Parts:
             "OPENAI_BASE_URL": self.model_url,
             "OPENAI_API_KEY": "stand-in",
             "MODEL": "stand-in",
+            "TURN_BURST": "999999",  # one person does it all
+            "DAILY_MODEL_TOKENS": "999999999",
             "POWERTOOLS_SERVICE_NAME": "taskchat",
             "POWERTOOLS_METRICS_NAMESPACE": "taskchat",
             "NO_PROXY": "*",
