@@ -72,7 +72,7 @@ $(SAM_INSTALLED): requirements-sam.txt | $(INSTALLED)
 PYTHON313 ?= $(shell for python in python3.13 "$$(dirname "$$(command -v python3.13)")"/../versions/3.13.*[0-9]/bin/python3.13; \
 	do "$$python" -c 'import sys; print(sys.executable)' 2>/dev/null && break; done)
 
-.PHONY: build smoke sam-local inspector conformance audit deploy check
+.PHONY: build smoke sam-local inspector conformance audit bench deploy check
 
 build: install $(SAM_INSTALLED)  ## Build the functions and the layer with sam, and weigh them
 	@test -n "$(PYTHON313)" || \
@@ -117,6 +117,22 @@ $(AUDIT_INSTALLED): requirements-audit.txt | $(INSTALLED)
 audit: install $(AUDIT_INSTALLED)  ## Look for secrets in the history, and for vulnerable or withdrawn packages in the locks
 	@$(BIN)/python -m dev.audit $(AUDIT_VENV)/bin/pip-audit
 
+# The versions that Lambda runs: its Python, and in front of all else the built artifact.
+BENCH_VENV := .venv-bench
+BENCH_INSTALLED := $(BENCH_VENV)/.installed
+$(BENCH_INSTALLED): requirements-dev.txt requirements-bench.txt | $(INSTALLED)
+	@test -n "$(PYTHON313)" || { echo "There is no python3.13: name it with PYTHON313=/path/to/python3.13"; exit 1; }
+	@echo "Making $(BENCH_VENV) with $$("$(PYTHON313)" --version) (once per change of its locks)"
+	@$(UV) venv --quiet --clear --python "$(PYTHON313)" $(BENCH_VENV)
+	@$(UV) pip install --quiet --python $(BENCH_VENV)/bin/python --require-hashes $(^:%=--requirement %) || \
+		{ echo "Could not download packages: is the network there?"; exit 1; }
+	@cp $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/taskchat.pth \
+		$$($(BENCH_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+	@touch $@
+
+bench: build $(BENCH_INSTALLED)  ## Measure everything and write docs/performance.md (QUICK=1: in short, into .dev/bench)
+	@$(BENCH_VENV)/bin/python -m bench --python "$(PYTHON313)" --sam $(SAM_VENV) $(if $(QUICK),--quick)
+
 ENV ?= dev
 deploy: build  ## Build and deploy as samconfig.toml says: make deploy ENV=dev|prod
 	@grep -q '^\[$(ENV)\.deploy\.' samconfig.toml || { echo "samconfig.toml has no [$(ENV).deploy.parameters]."; exit 1; }
@@ -138,6 +154,7 @@ $(COMPILE) $(2) pyproject.toml --output-file $(1)/shared/requirements.txt
 $(COMPILE) $(2) pyproject.toml --group dev --constraints shared/requirements.txt --output-file $(1)/requirements-dev.txt
 $(COMPILE) $(2) --group sam --output-file $(1)/requirements-sam.txt
 $(COMPILE) $(2) --group audit --output-file $(1)/requirements-audit.txt
+$(COMPILE) $(2) --group bench --constraints requirements-dev.txt --output-file $(1)/requirements-bench.txt
 $(COMPILE) $(2) --group uv --output-file $(1)/requirements-uv.txt
 endef
 
