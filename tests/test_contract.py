@@ -56,8 +56,8 @@ def database_url(server: Postgres) -> str:
 
 @pytest.fixture
 def counts(rows: Rows) -> Counts:
-    """How many rows each of the four tables holds, everybody's."""
-    tables = ["conversation", "message", "tool_call", "task"]
+    """How many rows each of the tables holds, everybody's."""
+    tables = ["conversation", "message", "tool_call", "task", "allowance"]
     return lambda: [rows.execute(f"select count(*) from {table}").fetchone()["count"] for table in tables]  # type: ignore[index]  # noqa: S608
 
 

@@ -577,7 +577,7 @@ class TestWhatATurnCosts:
         assert accounts(logs, alice) == [("turn interrupted", first), ("turn finished", second)]
 
     def test_the_fallback_is_named(
-        self, alice: Person, rows: Rows, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+        self, alice: Person, bob: Person, rows: Rows, standin: StandIn, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The model that answered, which is the one to be paid."""
         monkeypatch.setenv("MODEL_FALLBACK", "second-choice")
@@ -585,6 +585,8 @@ class TestWhatATurnCosts:
         standin.fault("server_error", match="hello", times=3)
         assert alice.say("hello").status == 200
         assert usage_of(rows, alice)["model"] == "second-choice"
+        assert bob.say("hello").status == 200
+        assert usage_of(rows, bob)["model"] == "stand-in"
 
     def test_a_commit_whose_answer_is_lost(
         self, alice: Person, rows: Rows, standin: StandIn, server: Postgres, monkeypatch: pytest.MonkeyPatch
@@ -692,6 +694,7 @@ class TestTheMcpDoor:
         let_pass(rows, alice.id, timedelta(minutes=1))
         assert [add_task(alice, handler).status for _ in range(2)] == [200, 429]
         assert truth.tasks(rows, alice.id) == [("buy milk", False)] * 4
+        assert allowance(rows, alice.id, "chat") is None
 
     def test_40_at_once_over_http(self, door: Callable[..., Handler], alice: Person, rows: Rows) -> None:
         """Exactly as many as the bucket holds come through, and each of them was done."""
