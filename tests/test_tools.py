@@ -82,6 +82,45 @@ def test_list_pages_by_cursor(tool: Tool, user_id: str, rows: Rows) -> None:
     assert (met, pages) == ([f"n{n}" for n in range(1, 121)], 3)
 
 
+def test_a_long_list_is_met_once_in_bounded_pages(tool: Tool, user_id: str, rows: Rows) -> None:
+    """Ten thousand tasks, some with all the text there may be, in letters that JSON or the data mark spells longer."""
+    from chat.agent import _output
+    from taskchat.tasks import PAGE_CHARACTERS, PAGE_SIZE
+
+    rows.execute(
+        "insert into task (user_id, title, description, completed) select %s, repeat('<', 1 + n %% 200),"
+        " case n %% 7 when 0 then repeat((array['\"', '<', '漢', 'x'])[1 + n %% 4], 2000) else '' end, n %% 3 = 0"
+        " from generate_series(1, 1000) n"
+        " union all select %s, 'n' || n, '', n %% 3 = 0 from generate_series(1, 9000) n",
+        [user_id, user_id],
+    )
+    known = rows.execute("select id, completed from task where user_id = %s order by id", [user_id]).fetchall()
+    for status in ("all", "pending", "completed"):
+        met: list[int] = []
+        sizes: list[int] = []
+        cursor = None
+        while not met or cursor is not None:
+            page = tool("list_tasks", status=status, cursor=cursor)
+            met += [task["id"] for task in page.content["tasks"]]
+            sizes.append(len(page.content["tasks"]))
+            cursor = page.content["next_cursor"]
+            assert len(_output(page.record)) < PAGE_CHARACTERS + 100
+        assert met == [task["id"] for task in known if status == "all" or task["completed"] == (status == "completed")]
+        assert 1 <= min(sizes) < max(sizes) == PAGE_SIZE
+
+
+def test_a_task_too_long_for_any_page_is_shown_all_the_same(tool: Tool, user_id: str, rows: Rows) -> None:
+    """Alone; else the list would never come to its end."""
+    rows.execute(
+        "insert into task (user_id, title, description) values (%s, repeat('x', 99999), ''), (%s, 'short', '')",
+        [user_id, user_id],
+    )
+    first = tool("list_tasks").content
+    second = tool("list_tasks", cursor=first["next_cursor"]).content
+    assert [len(page["tasks"]) for page in (first, second)] == [1, 1]
+    assert (second["tasks"][0]["title"], second["next_cursor"]) == ("short", None)
+
+
 def test_complete_may_be_repeated(tool: Tool) -> None:
     """Completing a completed task changes nothing and is no failure."""
     task_id = tool("add_task", title="a").content["id"]

@@ -1,6 +1,7 @@
 """The task queries. One statement each, the owner in every one of them."""
 
 from datetime import datetime
+from itertools import accumulate
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -12,6 +13,9 @@ from taskchat.models import Task
 
 PAGE_SIZE: Final = 50
 """Tasks on one page: what a model can read at once without losing its thread."""
+
+PAGE_CHARACTERS: Final = 16_000
+"""Of JSON on one page: fifty usual tasks take 10,000, and the longest task there can be alone 14,000."""
 
 Status = Literal["all", "pending", "completed"]
 
@@ -68,8 +72,20 @@ def page(session: Session, user_id: str, status: Status, cursor: int | None) -> 
     wanted = {"of_user": user_id, "after": cursor or 0, "is_completed": status == "completed"}
     found = session.scalars(_PAGE if status == "all" else _PAGE_BY_STATE, wanted)
     tasks = [TaskView.model_validate(task) for task in found]
-    more = len(tasks) > PAGE_SIZE
-    return TaskPage(tasks=tasks[:PAGE_SIZE], next_cursor=tasks[PAGE_SIZE - 1].id if more else None)
+    shown = _fitting(tasks[:PAGE_SIZE])
+    return TaskPage(tasks=shown, next_cursor=shown[-1].id if len(shown) < len(tasks) else None)
+
+
+def _fitting(tasks: list[TaskView]) -> list[TaskView]:
+    """The first tasks that have room on one page; one always has, or the list would not go on."""
+    ends = accumulate(_length(task) for task in tasks)
+    return [task for task, end in zip(tasks, ends, strict=True) if end <= PAGE_CHARACTERS] or tasks[:1]
+
+
+def _length(task: TaskView) -> int:
+    """Characters of the task as a model reads it: in JSON, where `<` is spelled with six."""
+    text = task.model_dump_json()
+    return len(text) + 5 * text.count("<")
 
 
 def change(session: Session, user_id: str, task_id: int, **values: Any) -> TaskView:
