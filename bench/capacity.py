@@ -149,6 +149,12 @@ _NEEDS: Final[tuple[tuple[str, Need, float, str], ...]] = (
         TOKENS_PER_MINUTE,
         "in the second tier",
     ),
+    (
+        "dollars an hour, all in all",
+        lambda rate, turn: 3600 * rate / 1e6 * sum(dollars for _, dollars, _ in _costs(turn, Prices())),
+        0,
+        "see below",
+    ),
     ("new rows, GB a day", lambda rate, turn: 86_400 * rate * turn.database_bytes / 1e9, 0, "what you keep"),
     ("logs, GB a day", lambda rate, turn: 86_400 * rate * turn.log_bytes / 1e9, 0, "`LogRetentionDays`"),
 )

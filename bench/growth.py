@@ -74,7 +74,8 @@ class Measured:
     lists: dict[str, Cost]
     """A page of the busy person's tasks, by which tasks and where in the list."""
     first_round_ms: float
-    """What the database spends on the `_round` of somebody who was away: their rows come from outside its memory."""
+    """What the database spends on the `_round` of somebody who was away: their rows come from outside its memory.
+    The median of each statement, as often as it is executed."""
     round_ms: float
     """And on their next."""
     faults: frozenset[str]
@@ -138,8 +139,8 @@ def _measure(running: Parts, recorder: Recorder, worker: Worker, first: int, las
         rows=_count(url),
         statements=_costs(usual, names),
         lists={name: Cost.of(listed) for name, listed in lists.items()},
-        first_round_ms=sum(plan.milliseconds for plan in away) / SAMPLES,
-        round_ms=sum(plan.milliseconds for plan in usual) / SAMPLES,
+        first_round_ms=_round_ms(_costs(away, names)),
+        round_ms=_round_ms(_costs(usual, names)),
         faults=frozenset(fault for plan in executed for fault in plan.faults(recorder.first_columns)),
     )
 
@@ -149,6 +150,10 @@ def _costs(executed: list[Plan], names: dict[str, str]) -> dict[str, Cost]:
     for plan in executed:
         found[names.get(plan.text, "foreign keys")].append(plan)
     return {name: Cost.of(executions) for name, executions in sorted(found.items())}
+
+
+def _round_ms(costs: dict[str, Cost]) -> float:
+    return sum(cost.milliseconds * cost.times for cost in costs.values()) / SAMPLES
 
 
 def _places(url: str) -> dict[str, tuple[str, int | None]]:
