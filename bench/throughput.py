@@ -1,0 +1,117 @@
+"""`python -m bench.throughput`: turns per second against the number of clients that take turns at once.
+
+Over HTTP, against one process of the server that `make dev` runs, on one database connection as an environment has it;
+the floor behind the same server. Every turn begins a conversation and makes one tool call. The model takes no time.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from statistics import median
+from typing import Final
+from uuid import uuid4
+
+from bench import parts
+from bench.turn import AUTH, WARM_UP
+from dev import processes, state
+from dev.tokens import Issuer
+
+APPS: Final = {"ours": "dev.app:app", "floor": "bench.floor:app"}
+CLIENTS: Final = (1, 2, 4, 8, 16)
+TURNS: Final = 160
+"""In one trial, by all clients together: a second or two."""
+
+ROUNDS: Final = 3
+HOST: Final = "127.0.0.1"
+ISSUER: Final = "https://auth.example.com"
+BODY: Final = json.dumps({"message": "Add buy milk"})
+
+
+@dataclass(frozen=True)
+class Client:
+    """Somebody who sends one message after the other over one connection."""
+
+    port: int
+    user_id: str
+    token: str
+
+    def speak(self, turns: int) -> None:
+        """Take so many turns, and look at each answer."""
+        headers = {"authorization": f"Bearer {self.token}", "content-type": "application/json"}
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=60)
+        with contextlib.closing(connection):
+            for _ in range(turns):
+                connection.request("POST", f"/api/{self.user_id}/chat", body=BODY, headers=headers)
+                response = connection.getresponse()
+                answer = json.loads(response.read())
+                assert response.status == 200, answer
+                assert answer["tool_calls"]
+
+
+def measure(turns: int = TURNS, rounds: int = ROUNDS, clients: Sequence[int] = CLIENTS) -> dict[str, dict[int, float]]:
+    """Turns per second, by whose and for how many clients: the median of the rounds. Raises StartupError."""
+    issuer, found = Issuer.new(), {name: {number: [0.0] * rounds for number in clients} for name in APPS}
+    with contextlib.ExitStack() as stack:
+        environment = os.environ | stack.enter_context(parts.running()).environment | _identity(issuer)
+        ports = {name: stack.enter_context(_serving(app, environment)) for name, app in APPS.items()}
+        for port in ports.values():
+            _try(_people(port, issuer, 1), WARM_UP)
+        for at in range(rounds):
+            for number in clients:
+                for name, port in ports.items():
+                    found[name][number][at] = _try(_people(port, issuer, number), turns)
+    return {name: {number: median(trials) for number, trials in of.items()} for name, of in found.items()}
+
+
+def _identity(issuer: Issuer) -> dict[str, str]:
+    return {
+        "AUTH_ISSUER": ISSUER,
+        "AUTH_AUDIENCE": AUTH,
+        "AUTH_JWKS_JSON": issuer.jwks_json,
+        "MCP_RESOURCE_URL": "https://api.example.com/mcp",
+    }
+
+
+@contextlib.contextmanager
+def _serving(app: str, environment: dict[str, str]) -> Iterator[int]:
+    port = processes.free_port(HOST)
+    command = [sys.executable, "-m", "uvicorn", app, "--host", HOST, "--port", str(port)]
+    command += ["--log-level", "warning", "--no-access-log"]
+    process = subprocess.Popen(command, cwd=state.ROOT, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        processes.wait_until_listening(process, HOST, port)
+        yield port
+    finally:
+        processes.stop(process)
+
+
+def _people(port: int, issuer: Issuer, number: int) -> list[Client]:
+    ids = [uuid4().hex for _ in range(number)]
+    return [Client(port, id, issuer.mint(id, issuer=ISSUER, audience=AUTH)) for id in ids]
+
+
+def _try(clients: list[Client], turns: int) -> float:
+    """Turns per second of all clients together."""
+    with ThreadPoolExecutor(len(clients)) as pool:
+        began = time.perf_counter()
+        list(pool.map(lambda client: client.speak(turns // len(clients)), clients))
+        return turns / (time.perf_counter() - began)
+
+
+def main() -> None:
+    """Measure, and print one line for each number of clients."""
+    found = measure()
+    print(f"{'clients':8}" + "".join(f"{name:>10}" for name in found) + "   turns per second, one process")
+    for number in CLIENTS:
+        print(f"{number:<8}" + "".join(f"{of[number]:10.0f}" for of in found.values()))
+
+
+if __name__ == "__main__":
+    main()
