@@ -11,16 +11,17 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, TextIO
 from uuid import UUID, uuid4
 
 import psycopg
 
-from bench import parts
-from bench.parts import Worker
+from bench import distance, parts
+from bench.parts import Parts, Worker
 from dev.tokens import Issuer
 from tests.gateway import event, invoke
 
@@ -43,14 +44,20 @@ class History:
     messages: int = 0
     has_calls: bool = False
     subjects: tuple[str, ...] = ("ours", "floor")
-    target: str = ""
 
 
+NEW: Final = History("new conversation")
+LONG: Final = History("100 messages", 100)
+WITH_CALLS: Final = History("100 messages, 50 calls", 100, has_calls=True, subjects=("ours",))
+ENDLESS: Final = History("10,000 messages", 10_000)
 HISTORIES: Final = (
-    History("new conversation", target="<= 9 ms"),
-    History("100 messages", 100, target="<= 12 ms"),
-    History("100 messages, 50 calls", 100, has_calls=True, subjects=("ours",)),
-    History("10,000 messages", 10_000, target="<= 1.2 x 100 messages"),
+    NEW,
+    History("20 messages", 20),
+    History("50 messages", 50),
+    LONG,
+    WITH_CALLS,
+    History("1,000 messages", 1_000),
+    ENDLESS,
 )
 
 
@@ -109,48 +116,79 @@ class Person:
         )
 
 
-def _turns(handler: Any, person: Person, number: int) -> Iterator[tuple[float, float]]:
+def prepare(subject: str) -> tuple[Callable[..., Any], Issuer, TextIO]:
+    """Become the execution environment of ours or of the floor: its handler, who signs, and where answers go.
+
+    Log lines of the turns go nowhere.
+    """
+    issuer = Issuer.new()
+    os.environ.update(AUTH_ISSUER=AUTH, AUTH_AUDIENCE=AUTH, AUTH_JWKS_JSON=issuer.jwks_json)
+    asyncio.set_event_loop(asyncio.new_event_loop())
+    answers, sys.stdout = sys.stdout, open(os.devnull, "w")
+    return importlib.import_module(SUBJECTS[subject]).handler, issuer, answers
+
+
+def take(handler: Callable[..., Any], request: dict[str, Any]) -> None:
+    """One turn, which must succeed."""
+    response = invoke(handler, request)
+    assert response.status == 200, response.body
+    assert response.json["tool_calls"]
+
+
+def _turns(handler: Callable[..., Any], person: Person, number: int) -> Iterator[tuple[float, float]]:
     """CPU and wall milliseconds of each turn."""
     for _ in range(number):
         request = person.request()
         started, cpu = time.perf_counter(), time.process_time()
-        response = invoke(handler, request)
-        spent = (time.process_time() - cpu) * 1000, (time.perf_counter() - started) * 1000
-        assert response.status == 200, response.body
-        assert response.json["tool_calls"]
+        take(handler, request)
+        yield (time.process_time() - cpu) * 1000, (time.perf_counter() - started) * 1000
         person.take_back()
-        yield spent
 
 
 def _work(subject: str) -> None:
     """Be the measured process: a question is the number of a history and of turns, an answer their milliseconds."""
-    issuer = Issuer.new()
-    os.environ.update(AUTH_ISSUER=AUTH, AUTH_AUDIENCE=AUTH, AUTH_JWKS_JSON=issuer.jwks_json)
-    asyncio.set_event_loop(asyncio.new_event_loop())
-    answers, sys.stdout = sys.stdout, open(os.devnull, "w")  # log lines of the turns go nowhere
-    handler = importlib.import_module(SUBJECTS[subject]).handler
+    handler, issuer, answers = prepare(subject)
     with psycopg.connect(os.environ["SUPERUSER_URL"], autocommit=True) as database:
-        people = [Person(history, issuer, database) for history in HISTORIES]
-        database.execute("vacuum analyze")
+        people: dict[int, Person] = {}
         for line in sys.stdin:
             history, number = json.loads(line)
+            if history not in people:
+                people[history] = Person(HISTORIES[history], issuer, database)
+                database.execute("vacuum analyze")
             print(json.dumps(list(_turns(handler, people[history], number))), file=answers, flush=True)
 
 
-def _measure(turns: int, rounds: int) -> dict[tuple[str, str], list[tuple[float, float]]]:
-    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    with parts.running() as running:
+@dataclass(frozen=True)
+class Cost:
+    """What a turn costs, in milliseconds: the medians."""
+
+    cpu: float
+    wall: float
+
+
+Costs = dict[tuple[History, str], Cost]
+"""By what the conversation holds, and by whose turn it is."""
+
+
+def measure(
+    running: Parts, turns: int, rounds: int, histories: Sequence[History] = HISTORIES, *, is_away: bool = False
+) -> Costs:
+    """What `turns` turns of each kind cost, ours and the floor's by turns; `is_away` puts the database elsewhere."""
+    found: dict[tuple[History, str], list[tuple[float, float]]] = {}
+    places = [(HISTORIES.index(history), history, name) for history in histories for name in history.subjects]
+    with ExitStack() as stack:
         environment = os.environ | running.environment
+        for name in ("DATABASE_URL", "FLOOR_URL") if is_away else ():
+            environment[name] = stack.enter_context(distance.away(environment[name]))
         workers = {name: Worker("bench.turn", "--worker", name, environment=environment) for name in SUBJECTS}
-        places = [(i, h, name) for i, h in enumerate(HISTORIES) for name in h.subjects]
         for number, _, name in places:
             workers[name].ask([number, WARM_UP])
         for _ in range(rounds):
             for number, history, name in places:
-                found.setdefault((history.name, name), []).extend(workers[name].ask([number, turns // rounds]))
+                found.setdefault((history, name), []).extend(workers[name].ask([number, turns // rounds]))
         for worker in workers.values():
             worker.stop()
-    return found
+    return {place: Cost(*map(median, zip(*of, strict=True))) for place, of in found.items()}
 
 
 def main() -> None:
@@ -162,17 +200,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.worker:
         return _work(options.worker)
-    found = _measure(options.turns, options.rounds)
-    print(
-        f"{'one turn, one tool call':26}{'ours: CPU ms':>14}{'wall ms':>10}{'floor: CPU ms':>16}{'wall ms':>10}  target"
-    )
+    with parts.running() as running:
+        found = measure(running, options.turns, options.rounds)
+    print(f"{'one turn, one tool call':26}{'ours: CPU ms':>14}{'wall ms':>10}{'floor: CPU ms':>16}{'wall ms':>10}")
     for history in HISTORIES:
-        cells = ""
-        for subject, width in (("ours", 14), ("floor", 16)):
-            of = found.get((history.name, subject), [])
-            cpu, wall = (f"{median(column):.1f}" for column in zip(*of, strict=True)) if of else ("-", "-")
-            cells += f"{cpu:>{width}}{wall:>10}"
-        print(f"{history.name:26}{cells}  {history.target}")
+        costs = [(found.get((history, name)), width) for name, width in (("ours", 14), ("floor", 16))]
+        cells = [f"{cost.cpu:{width}.1f}{cost.wall:10.1f}" if cost else "" for cost, width in costs]
+        print(f"{history.name:26}" + "".join(cells))
     return None
 
 
