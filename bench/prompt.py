@@ -1,0 +1,107 @@
+"""`python -m bench.prompt`: how much of what the model reads it has read before, and what every request begins with.
+
+A conversation of sixty turns, with a history so short that it is cut several times. The stand-in model, like a
+provider, tells how many tokens repeat the beginning of an earlier request; a token is four characters to it.
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any, Final
+
+import psycopg
+
+from bench import parts
+from bench.parts import Parts, Worker
+from bench.turn import AUTH, prepare
+from dev.model.client import StandIn
+from dev.model.prompt_cache import count
+from dev.tokens import Issuer
+from tests.gateway import event, invoke
+
+TURNS: Final = 60
+HISTORY_TOKENS: Final = 2_000
+"""A sixth of the default, at which sixty turns are hardly cut."""
+
+ERRANDS: Final = ("Add errand {}", "Finish {}", "Add letter {}", "What is left?")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model read in one conversation."""
+
+    turns: int
+    cuts: int
+    """How often the history lost its older half."""
+    cached: float
+    """Share of all input tokens that repeat the beginning of an earlier request."""
+    fixed_tokens: int
+    """Of instructions and tools together, with which every request begins."""
+
+
+def measure(running: Parts) -> Prompt:
+    """Have the conversation. Raises ValueError when requests do not all begin with the same."""
+    standin = StandIn(running.model_url)
+    standin.reset()
+    environment = os.environ | running.environment | {"HISTORY_TOKENS": str(HISTORY_TOKENS)}
+    worker = Worker("bench.prompt", "--worker", environment=environment)
+    user_id, oldest = worker.ask(TURNS)
+    worker.stop()
+    with psycopg.connect(running.environment["SUPERUSER_URL"]) as database:
+        (used,) = database.execute(
+            "select count(*), sum((usage->>'cached_tokens')::int)::float / sum((usage->>'input_tokens')::int)"
+            " from message where user_id = %s and role = 'assistant'",
+            [user_id],
+        ).fetchall()
+    (fixed,) = {_fixed(request["body"]) for request in standin.requests()}
+    return Prompt(used[0], oldest - 1, used[1], count(fixed))
+
+
+def _fixed(body: dict[str, Any]) -> str:
+    return json.dumps(body["tools"], ensure_ascii=False, separators=(",", ":")) + str(body["instructions"])
+
+
+def _work() -> None:
+    """Be the measured process: a number of turns is answered with who took them, and how many beginnings it had."""
+    handler, issuer, answers = prepare("ours")
+    standin = StandIn(os.environ["OPENAI_BASE_URL"])
+    for line in sys.stdin:
+        talk, oldest = _Talk(handler, issuer), set()
+        for number in range(json.loads(line)):
+            talk.say(ERRANDS[number % len(ERRANDS)])
+            oldest.add(json.dumps(standin.requests()[-1]["body"]["input"][0]))
+        print(json.dumps([talk.user_id, len(oldest)]), file=answers, flush=True)
+
+
+class _Talk:
+    """One conversation about errands."""
+
+    def __init__(self, handler: Any, issuer: Issuer) -> None:
+        self._handler, self.user_id, self._conversation, self._task = handler, "errands", None, 0
+        token = issuer.mint(self.user_id, issuer=AUTH, audience=AUTH)
+        self._headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+
+    def say(self, message: str) -> None:
+        """One turn, with one call of a tool."""
+        body = {"message": message.format(self._task), "conversation_id": self._conversation}
+        path = f"/api/{self.user_id}/chat"
+        response = invoke(self._handler, event("POST", path, headers=self._headers, body=json.dumps(body).encode()))
+        assert response.status == 200, response.body
+        [call] = response.json["tool_calls"]
+        self._conversation, self._task = response.json["conversation_id"], call["result"].get("id")
+
+
+def main() -> None:
+    """Measure, and print the figures; with --worker, be the measured process."""
+    if sys.argv[1:] == ["--worker"]:
+        return _work()
+    with parts.running() as running:
+        found = measure(running)
+    print(f"{found.turns} turns with {found.cuts} cuts of the history: {found.cached:.1%} of the input was cached")
+    print(f"instructions and tools: {found.fixed_tokens} tokens")
+    return None
+
+
+if __name__ == "__main__":
+    main()

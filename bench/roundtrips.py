@@ -1,0 +1,79 @@
+"""`python -m bench.roundtrips`: how often the function waits for the database, counted on the wire to the pooler."""
+
+import os
+from dataclasses import dataclass
+
+from bench import parts
+from bench.parts import Parts, Worker
+from bench.turn import HISTORIES, NEW, SUBJECTS, WARM_UP
+from dev import pgbouncer
+from taskchat.db import Database
+from tests import wire
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one turn with one tool call says to the database."""
+
+    roundtrips: int
+    statements: int
+
+
+@dataclass(frozen=True)
+class Roundtrips:
+    """How often the database is waited for."""
+
+    turns: dict[str, Turn]
+    """Of ours and of the floor, on a warm connection."""
+    connecting: int
+    """With TLS, SCRAM and the look at the role, beyond the TCP handshake."""
+    checking_out: int
+    """To take a live connection from the pool."""
+
+
+def measure(running: Parts) -> Roundtrips:
+    """Count. Raises StartupError."""
+    with pgbouncer.running(running.postgres, tls=False) as plain:  # so that the wire can read along
+        urls = {"ours": plain.url(running.postgres.app_url), "floor": plain.url(running.postgres.superuser_url)}
+        turns = {name: _take(name, url, running) for name, url in urls.items()}
+    return Roundtrips(turns, *_connect(running.environment["DATABASE_URL"]))
+
+
+def _take(subject: str, url: str, running: Parts) -> Turn:
+    with wire.running(url) as between:
+        known = {"ours": "DATABASE_URL", "floor": "FLOOR_URL"}
+        environment = os.environ | running.environment | {known[subject]: between.url(url)}
+        worker = Worker("bench.turn", "--worker", subject, environment=environment)
+        worker.ask([HISTORIES.index(NEW), WARM_UP])
+        between.reset()
+        worker.ask([HISTORIES.index(NEW), 1])
+        found = Turn(between.roundtrips, len(between.statements))
+        worker.stop()
+    return found
+
+
+def _connect(url: str) -> tuple[int, int]:
+    """Roundtrips of the first connection, and of taking it again."""
+    counts = []
+    with wire.running(url) as between:
+        database = Database(between.url(url))
+        for _ in range(2):
+            between.reset()
+            with database.engine.connect():
+                counts.append(between.roundtrips)
+        database.close()
+    return counts[0], counts[1]
+
+
+def main() -> None:
+    """Count, and print the figures."""
+    with parts.running() as running:
+        found = measure(running)
+    for name in SUBJECTS:
+        turn = found.turns[name]
+        print(f"{name}: {turn.roundtrips} roundtrips, {turn.statements} statements")
+    print(f"connecting: {found.connecting} roundtrips; taking a live connection: {found.checking_out}")
+
+
+if __name__ == "__main__":
+    main()

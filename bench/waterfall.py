@@ -1,0 +1,137 @@
+"""`python -m bench.waterfall`: where the time of a warm turn goes, with the database beside us and a roundtrip away.
+
+The shipped modules know nothing of it: the functions that begin and end a part are wrapped from here.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from inspect import iscoroutinefunction
+from statistics import median
+from typing import Any, Final
+
+import psycopg
+
+from bench import distance, parts
+from bench.parts import Parts, Worker
+from bench.turn import NEW, WARM_UP, Person, prepare, take
+
+SPANS: Final = (
+    "the whole turn",
+    "who is calling",
+    "begin: allowance, lease, history, message",
+    "model call",
+    "tool call: effect and record",
+    "second model call",
+    "finish: allowance, reply, usage",
+)
+
+
+@dataclass(frozen=True)
+class Span:
+    """One part of a turn: medians, in milliseconds after the event has come."""
+
+    name: str
+    start: float
+    end: float
+
+
+class Watch:
+    """Notes when watched functions are entered and left."""
+
+    def __init__(self) -> None:
+        """Watch the functions between which the parts of a turn lie."""
+        from chat import agent, turn
+        from chat.agent import ChatAgent
+        from chat.model import ModelClient
+        from taskchat.auth import Verifier
+
+        self._seen: dict[str, list[tuple[float, float]]] = {}
+        for owner, name in (
+            (Verifier, "verify"),
+            (turn.TurnRunner, "run"),
+            (turn.TurnRunner, "_finish"),
+            (ChatAgent, "execute"),
+            (ModelClient, "post"),
+            (agent, "_call_tool"),
+        ):
+            self._wrap(owner, name)
+
+    def _wrap(self, owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+
+        @wraps(function)
+        async def asynchronous(*arguments: Any, **named: Any) -> Any:
+            with self._noting(name):
+                return await function(*arguments, **named)
+
+        @wraps(function)
+        def synchronous(*arguments: Any, **named: Any) -> Any:
+            with self._noting(name):
+                return function(*arguments, **named)
+
+        setattr(owner, name, asynchronous if iscoroutinefunction(function) else synchronous)
+
+    @contextmanager
+    def _noting(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._seen.setdefault(name, []).append((began, time.perf_counter()))
+
+    def spans(self, turn: Callable[[], None]) -> dict[str, tuple[float, float]]:
+        """When each part of the turn began and ended. Raises KeyError or ValueError when one was not passed."""
+        self._seen.clear()
+        began = time.perf_counter()
+        turn()
+        whole, seen = (began, time.perf_counter()), self._seen
+        [first, second], [executed], [finished] = seen["post"], seen["execute"], seen["_finish"]
+        [token], [tool], [ran] = seen["verify"], seen["_call_tool"], seen["run"]
+        last = executed[1], finished[1]
+        found = zip(SPANS, (whole, token, (ran[0], finished[0]), first, tool, second, last), strict=True)
+        return {name: ((start - began) * 1000, (end - began) * 1000) for name, (start, end) in found}
+
+
+def measure(running: Parts, turns: int, *, is_away: bool = False) -> list[Span]:
+    """The parts of a turn with one tool call in a new conversation, as medians over so many."""
+    with ExitStack() as stack:
+        environment = os.environ | running.environment
+        if is_away:
+            environment["DATABASE_URL"] = stack.enter_context(distance.away(environment["DATABASE_URL"]))
+        worker = Worker("bench.waterfall", "--worker", environment=environment)
+        worker.ask(WARM_UP)
+        found: list[dict[str, tuple[float, float]]] = worker.ask(turns)
+        worker.stop()
+    return [Span(name, *(median(one[name][end] for one in found) for end in (0, 1))) for name in SPANS]
+
+
+def _work() -> None:
+    """Be the measured process: each line is a number of turns, and is answered with the parts of each."""
+    handler, issuer, answers = prepare("ours")
+    watch = Watch()
+    with psycopg.connect(os.environ["SUPERUSER_URL"], autocommit=True) as database:
+        person = Person(NEW, issuer, database)
+        for line in sys.stdin:
+            requests = [person.request() for _ in range(json.loads(line))]
+            found = [watch.spans(lambda: take(handler, request)) for request in requests]  # noqa: B023 - called at once
+            print(json.dumps(found), file=answers, flush=True)
+
+
+def main() -> None:
+    """Measure, and print one line for each part; with --worker, be the measured process."""
+    if sys.argv[1:] == ["--worker"]:
+        return _work()
+    with parts.running() as running:
+        near, away = (measure(running, 60, is_away=is_away) for is_away in (False, True))
+    print(f"{'ms after the event has come':44}{'beside us':>16}{'a roundtrip away':>20}")
+    for one, other in zip(near, away, strict=True):
+        print(f"{one.name:44}{one.start:8.1f}{one.end:8.1f}{other.start:12.1f}{other.end:8.1f}")
+    return None
+
+
+if __name__ == "__main__":
+    main()
