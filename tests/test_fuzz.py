@@ -40,7 +40,7 @@ Tally = defaultdict[str, Counter[int]]
 Check = Callable[[Any], None]
 
 SEED = int(os.environ.get("FUZZ_SEED") or random.SystemRandom().randrange(10**6))
-LENGTH = 20 if "THOROUGH" in os.environ else 1
+LENGTH = 5 if "THOROUGH" in os.environ else 1
 PER_STRATEGY = 150 * LENGTH
 """Requests of each strategy over HTTP, some of which are whole turns."""
 EVENTS = 500 * LENGTH
