@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import psycopg
 from sqlalchemy import Engine, SelectBase, TextClause, UpdateBase, event
+from sqlalchemy.orm import FromStatement
 from sqlmodel import Session, SQLModel
 
 import taskchat
@@ -48,7 +49,7 @@ STATEMENTS: Final = {
     f"{module.name}.{name}": value
     for module in pkgutil.iter_modules(taskchat.__path__)
     for name, value in vars(importlib.import_module(f"taskchat.{module.name}")).items()
-    if isinstance(value, UpdateBase | SelectBase | TextClause)
+    if isinstance(value, UpdateBase | SelectBase | FromStatement | TextClause)
 }
 """Every statement that a module of the program has, by its name."""
 

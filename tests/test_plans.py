@@ -28,15 +28,22 @@ PEOPLE = 401
 
 INDEXES = {
     "conversations._CREATE": set(),
-    "conversations._ACQUIRE": {"conversation_pkey"},
+    "conversations._ACQUIRE": {"conversation_pkey", "message_user_id_turn_id_role_key"},
     "conversations._HELD_FOR": {"conversation_pkey"},
     "conversations._CHECK": {"conversation_pkey"},
     "conversations._RELEASE": {"conversation_pkey"},
     "conversations._CUT": {"conversation_pkey"},
-    "conversations._SAY": set(),
+    "conversations._SAY": {"conversation_pkey"},
+    "conversations._ANSWER": set(),
     "conversations._OF_TURN": {"message_user_id_turn_id_role_key"},
-    "conversations._HISTORY": {"message_pkey"},
-    "conversations._CALLS": {"tool_call_pkey"},
+    "conversations._HISTORY": {"message_pkey", "conversation_pkey", "message_user_id_turn_id_role_key"},
+    "conversations._CALLS": {
+        "tool_call_pkey",
+        "message_pkey",
+        "conversation_pkey",
+        "message_user_id_turn_id_role_key",
+    },
+    "conversations._RECORDED": {"tool_call_pkey"},
     "audit._RECORD": set(),
     "tasks._INSERT": set(),
     "tasks._PAGE": {"task_pkey"},
@@ -52,6 +59,8 @@ INDEXES = {
 
 NO_PLAN = {
     "db._ACT_FOR": "touches no table",
+    "conversations._SAID": "is part of the statements that begin a turn",
+    "conversations._OWN_CALLS": "is what those that read calls are built upon",
     "models.NOW": "is part of a table's definition",
     "tasks._UPDATE": "is what `update task` is built upon, column by column",
 }
@@ -139,8 +148,8 @@ def use_up_an_allowance(person: Person) -> None:
     with database().transaction(person.id) as session:
         allowance.record(session, person.id, 10)
         allowance.spend(session, person.id)
-        with pytest.raises(TooManyRequests):
-            allowance.spend(session, person.id)
+    with pytest.raises(TooManyRequests), database().transaction(person.id) as session:
+        allowance.spend(session, person.id)
 
 
 Executed = dict[str, list[Plan]]
@@ -203,7 +212,7 @@ BROKEN = {
         " message_user_id_turn_id_role_key unique (turn_id, role, user_id)",
         "alter table message drop constraint message_user_id_turn_id_role_key, add constraint"
         " message_user_id_turn_id_role_key unique (user_id, turn_id, role)",
-        {"conversations._OF_TURN"},
+        {f"conversations.{name}" for name in ("_OF_TURN", "_ACQUIRE", "_HISTORY", "_CALLS")},
     ),
     "the primary key is gone": (
         "alter table task drop constraint task_pkey",

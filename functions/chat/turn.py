@@ -55,10 +55,11 @@ class TurnRunner:
         Raises any TaskchatError. From the moment the message is stored, it tells conversation, turn and calls.
         """
         with self.database.transaction(user_id) as session:
+            # Before all else, here as at the end: whoever holds a conversation waits for nobody's allowance.
+            self.limits.spend(session, user_id)
             begun = conversations.begin(session, user_id, turn_id, request, self.history_tokens)
             if isinstance(begun, Finished):
                 return Answer(_response(begun.conversation_id, begun.turn, begun.turn.calls), replayed=True)
-            self.limits.spend(session, user_id)
             items = build_input(begun.history, begun.turn)
         # The commit has persisted the message. From here on no connection is held but by a tool call and by the reply.
         return await self._finish(begun, items)
@@ -72,8 +73,8 @@ class TurnRunner:
                 with counting(run.usage):
                     reply = await self.agent.execute(run, items)
             with self.database.transaction(run.lease.user_id) as session:
-                conversations.finish(session, begun, reply, asdict(run.usage))
                 self.limits.record(session, run.lease.user_id, run.usage.tokens)
+                conversations.finish(session, begun, reply, asdict(run.usage))
         except Exception as error:
             problem = OutOfTime() if isinstance(error, TimeoutError) else expected(error)
             self._interrupt(run, problem)
@@ -89,10 +90,10 @@ class TurnRunner:
         calls = run.calls
         try:
             with deadline.within(LAST_WORDS), self.database.transaction(run.lease.user_id) as session:
+                self.limits.record(session, run.lease.user_id, run.usage.tokens)
                 # Read again: a commit whose answer was lost has taken effect all the same.
                 calls = conversations.recorded_calls(session, run.lease)
                 run.lease.release(session)
-                self.limits.record(session, run.lease.user_id, run.usage.tokens)
         except TaskchatError as failure:  # the lease is another's by now, or will be: it has an expiry
             logger.warning("lease not released", extra={"problem": failure.slug})
         problem.members |= _progress(run.lease, calls)

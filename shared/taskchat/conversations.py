@@ -8,17 +8,19 @@ import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, NoReturn
 from uuid import UUID, uuid4, uuid5
 
-from sqlalchemy import Integer, Interval, and_, bindparam, func, or_
+from sqlalchemy import Interval, Uuid, and_, any_, bindparam, case, func, literal, or_
+from sqlalchemy import select as columns
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session, col, select, update
 
 from taskchat import deadline
+from taskchat.db import SafeText, before_commit, undo
 from taskchat.errors import KeyReused, NotFound, TurnInProgress
 from taskchat.models import Conversation, Message, ToolCall
 
@@ -47,6 +49,20 @@ _NOW: Final = func.clock_timestamp()
 _HERE: Final = and_(col(Conversation.user_id) == bindparam("of_user"), col(Conversation.id) == bindparam("of_id"))
 _LEASED: Final = and_(_HERE, col(Conversation.fence) == bindparam("of_fence"), col(Conversation.lease_until) > _NOW)
 _FREE: Final = and_(_HERE, or_(col(Conversation.lease_until).is_(None), col(Conversation.lease_until) <= _NOW))
+_THIS_TURN: Final = and_(col(Message.user_id) == bindparam("of_user"), col(Message.turn_id) == bindparam("of_turn"))
+_SAID: Final = select(Message.position).where(_THIS_TURN, col(Message.role) == "user").correlate(None)
+_BEFORE: Final = func.coalesce(
+    _SAID.scalar_subquery(), select(Conversation.next_position - 2).where(_HERE).scalar_subquery()
+)
+_START: Final = select(Conversation.history_start).where(_HERE).scalar_subquery()
+_EARLIER: Final = and_(
+    col(Message.user_id) == bindparam("of_user"),
+    col(Message.conversation_id) == bindparam("of_id"),
+    col(Message.position) >= _START,
+    col(Message.position) < _BEFORE,
+)
+_NEWEST_FIRST: Final = col(Message.position).desc()
+_MOST: Final = 4 * MAX_HISTORY_TURNS  # two messages a turn, and as many again: more than these are not kept anyway
 _ALONE: Final = {"synchronize_session": False}  # the session holds no other copy of the row
 
 _CREATE: Final = insert(Conversation).on_conflict_do_nothing()
@@ -54,10 +70,10 @@ _ACQUIRE: Final = (
     update(Conversation)
     .where(_FREE)
     .values(
-        turn_id=bindparam("by_turn"),
+        turn_id=bindparam("of_turn"),
         lease_until=_NOW + bindparam("lease", type_=Interval),
         fence=Conversation.fence + 1,
-        next_position=Conversation.next_position + bindparam("reserved", type_=Integer),
+        next_position=Conversation.next_position + case((_SAID.exists(), 0), else_=2),
     )
     .returning(Conversation)
     .execution_options(**_ALONE)
@@ -72,27 +88,37 @@ _RELEASE: Final = (
     .execution_options(**_ALONE)
 )
 _CUT: Final = update(Conversation).where(_HERE).values(history_start=bindparam("start")).execution_options(**_ALONE)
-_SAY: Final = insert(Message).returning(Message)
-_OF_TURN: Final = select(Message).where(
-    col(Message.user_id) == bindparam("of_user"),
-    col(Message.turn_id) == bindparam("of_turn"),
-    col(Message.role) == bindparam("of_role"),
-)
-_HISTORY: Final = (
-    select(Message)
-    .where(
-        col(Message.user_id) == bindparam("of_user"),
-        col(Message.conversation_id) == bindparam("of_id"),
-        col(Message.position) >= bindparam("start"),
-        col(Message.position) < bindparam("end"),
+_SAYING: Final[dict[str, Any]] = {
+    "user_id": Conversation.user_id,
+    "conversation_id": Conversation.id,
+    "position": Conversation.next_position - 2,
+    "turn_id": Conversation.turn_id,
+    "role": literal("user"),
+    "content": bindparam("content", type_=SafeText),
+    "timezone": bindparam("timezone", type_=SafeText),
+    "request_hash": bindparam("request_hash", type_=SafeText),
+}
+_SAY: Final = select(Message).from_statement(
+    insert(Message)
+    .from_select(
+        [getattr(Message, name) for name in _SAYING],
+        columns(*_SAYING.values()).where(_HERE, col(Conversation.turn_id) == bindparam("of_turn")),
     )
-    .order_by(col(Message.position))
+    .on_conflict_do_nothing()
+    .returning(Message)
 )
-_CALLS: Final = (
-    select(ToolCall)
-    .where(col(ToolCall.user_id) == bindparam("of_user"), col(ToolCall.turn_id).in_(bindparam("turns", expanding=True)))
-    .order_by(col(ToolCall.turn_id), col(ToolCall.position))
+_ANSWER: Final = insert(Message)
+_OF_TURN: Final = select(Message).where(_THIS_TURN)
+_HISTORY: Final = select(Message).where(_EARLIER).order_by(_NEWEST_FIRST).limit(_MOST)
+_OWN_CALLS: Final = select(ToolCall).where(col(ToolCall.user_id) == bindparam("of_user"))
+_IN_ORDER: Final = (col(ToolCall.turn_id), col(ToolCall.position))
+_EARLIER_TURNS: Final = func.array(
+    select(Message.turn_id).where(_EARLIER).order_by(_NEWEST_FIRST).limit(_MOST).correlate(None).scalar_subquery()
 )
+_CALLS: Final = _OWN_CALLS.where(
+    col(ToolCall.turn_id) == any_(func.array_append(_EARLIER_TURNS, bindparam("of_turn", type_=Uuid)))
+).order_by(*_IN_ORDER)
+_RECORDED: Final = _OWN_CALLS.where(col(ToolCall.turn_id) == bindparam("of_turn")).order_by(*_IN_ORDER)
 
 
 class LeaseLost(TurnInProgress):
@@ -124,9 +150,14 @@ class Lease:
     fence: int
 
     def check(self, session: Session) -> None:
-        """Hold the lease for the rest of the transaction. Raises LeaseLost."""
-        if session.execute(_CHECK, self._key()).one_or_none() is None:
-            raise LeaseLost(retry_after=1)
+        """Hold the lease for the rest of the transaction, which raises LeaseLost before it commits if it is lost."""
+        held = session.execute(_CHECK, self._key())
+
+        def confirm() -> None:
+            if held.one_or_none() is None:
+                raise LeaseLost(retry_after=1)
+
+        before_commit(session, confirm)
 
     def release(self, session: Session) -> None:
         """Let the next turn in. Raises LeaseLost."""
@@ -185,23 +216,25 @@ def begin(session: Session, user_id: str, turn_id: UUID, request: Request, histo
 
     Raises NotFound, TurnInProgress, or KeyReused when `turn_id` belongs to another request.
     """
-    said = _said(session, user_id, turn_id, request)
-    if said and (finished := _finished(session, said)):
-        return finished
-    conversation_id = request.conversation_id or uuid5(turn_id, "conversation")
+    here = {"of_user": user_id, "of_turn": turn_id, "of_id": request.conversation_id or uuid5(turn_id, "conversation")}
     if request.conversation_id is None:
-        _create(session, user_id, conversation_id, request)
-    conversation = _acquire(session, user_id, conversation_id, turn_id, is_new=said is None)
-    lease = Lease(user_id, conversation_id, turn_id, conversation.fence)
-    # Only now, with the lock held, can nobody have finished or begun this turn meanwhile.
-    said = _said(session, user_id, turn_id, request)
-    if said and (finished := _finished(session, said)):
-        lease.release(session)
-        return finished
-    before = said.position if said else conversation.next_position - 2
-    history = _history(session, conversation, before, history_tokens)
-    said = said or _say(session, conversation, turn_id, request)
-    return Begun(lease, _turns(session, user_id, [said])[0], history)
+        _create(session, here, request)
+    acquired = session.scalars(_ACQUIRE, {**here, "lease": _lease()})
+    # Each statement sees what was committed before it began; with the lock held, nobody begins or finishes this turn.
+    of_turn = session.scalars(_OF_TURN, here)
+    earlier = session.scalars(_HISTORY, here)
+    calls = session.scalars(_CALLS, here)
+    stored = session.scalars(_SAY, {**here, **_said(request)})
+    # All of them are sent by the time that the first is read.
+    messages, made = {message.role: message for message in of_turn}, _by_turn(calls)
+    if "user" in messages and messages["user"].request_hash != request.hash:
+        raise KeyReused
+    if "assistant" in messages:
+        return _finished(session, messages, made)
+    conversation = acquired.one_or_none() or _refuse(session, here)
+    (turn,) = _turns([messages.get("user") or stored.one()], made)
+    history = _history(session, conversation, _turns(earlier.all()[::-1], made), turn.position, history_tokens)
+    return Begun(Lease(user_id, conversation.id, turn_id, conversation.fence), turn, history)
 
 
 def finish(session: Session, begun: Begun, reply: str, usage: dict[str, Any]) -> None:
@@ -216,45 +249,28 @@ def finish(session: Session, begun: Begun, reply: str, usage: dict[str, Any]) ->
         "content": reply,
         "usage": usage,
     }
-    session.execute(_SAY, answered)
+    session.execute(_ANSWER, answered)
 
 
 def recorded_calls(session: Session, lease: Lease) -> list[ToolCall]:
     """The calls of the turn that took effect or failed, as they are committed."""
-    return _calls(session, lease.user_id, [lease.turn_id])[lease.turn_id]
+    return list(session.scalars(_RECORDED, {"of_user": lease.user_id, "of_turn": lease.turn_id}))
 
 
-def _said(session: Session, user_id: str, turn_id: UUID, request: Request) -> Message | None:
-    """The user message of this turn, if it was begun before. Raises KeyReused."""
-    of_turn = {"of_user": user_id, "of_turn": turn_id, "of_role": "user"}
-    said: Message | None = session.scalars(_OF_TURN, of_turn).one_or_none()
-    if said and said.request_hash != request.hash:
-        raise KeyReused
-    return said
+def _finished(session: Session, messages: dict[str, Message], made: dict[UUID, list[ToolCall]]) -> Finished:
+    """The turn as it was. The lease that was taken to look at it is not kept, nor is anything else of this attempt."""
+    (turn,) = _turns(list(messages.values()), made)
+    undo(session)
+    return Finished(messages["user"].conversation_id, turn)
 
 
-def _finished(session: Session, said: Message) -> Finished | None:
-    of_turn = {"of_user": said.user_id, "of_turn": said.turn_id, "of_role": "assistant"}
-    answer = session.scalars(_OF_TURN, of_turn).one_or_none()
-    if answer is None:
-        return None
-    (turn,) = _turns(session, said.user_id, [said, answer])
-    return Finished(said.conversation_id, turn)
-
-
-def _create(session: Session, user_id: str, conversation_id: UUID, request: Request) -> None:
+def _create(session: Session, here: dict[str, Any], request: Request) -> None:
     title = request.message.split("\n")[0][:_TITLE_LENGTH]
-    session.execute(_CREATE, {"user_id": user_id, "id": conversation_id, "title": title})
+    session.execute(_CREATE, {"user_id": here["of_user"], "id": here["of_id"], "title": title})
 
 
-def _acquire(session: Session, user_id: str, conversation_id: UUID, turn_id: UUID, *, is_new: bool) -> Conversation:
-    """Take the lease, if nobody holds it. A new turn reserves two positions: what is said, and the reply."""
-    here = {"of_user": user_id, "of_id": conversation_id}
-    taken = {**here, "by_turn": turn_id, "reserved": 2 if is_new else 0, "lease": _lease()}
-    conversation: Conversation | None = session.scalars(_ACQUIRE, taken).one_or_none()
-    if conversation is None:
-        _refuse(session, here)
-    return conversation
+def _said(request: Request) -> dict[str, Any]:
+    return {"content": request.message, "timezone": request.timezone, "request_hash": request.hash}
 
 
 def _lease() -> timedelta:
@@ -269,28 +285,12 @@ def _refuse(session: Session, here: dict[str, Any]) -> NoReturn:
     raise TurnInProgress(retry_after=min(max(1, math.ceil(remaining.total_seconds())), MAX_RETRY_AFTER))
 
 
-def _say(session: Session, conversation: Conversation, turn_id: UUID, request: Request) -> Message:
-    said = {
-        "user_id": conversation.user_id,
-        "conversation_id": conversation.id,
-        "position": conversation.next_position - 2,
-        "turn_id": turn_id,
-        "role": "user",
-        "content": request.message,
-        "timezone": request.timezone,
-        "request_hash": request.hash,
-    }
-    return session.scalars(_SAY, said).one()
-
-
-def _history(session: Session, conversation: Conversation, before: int, budget: int) -> list[Turn]:
+def _history(session: Session, conversation: Conversation, turns: list[Turn], before: int, budget: int) -> list[Turn]:
     """Whole turns within the budget. Its start is kept in the row and moves in large steps."""
-    here = {"of_user": conversation.user_id, "of_id": conversation.id}
-    start = max(conversation.history_start, before - 4 * MAX_HISTORY_TURNS)  # two positions a turn, and as many again
-    messages = session.scalars(_HISTORY, {**here, "start": start, "end": before}).all()
-    turns = [_shorten(turn, budget // 2) for turn in _turns(session, conversation.user_id, messages)]
+    turns = [_shorten(turn, budget // 2) for turn in turns]
     kept = _cut(turns, budget)
     if len(kept) < len(turns):
+        here = {"of_user": conversation.user_id, "of_id": conversation.id}
         session.execute(_CUT, {**here, "start": kept[0].position if kept else before})
     return kept
 
@@ -330,10 +330,9 @@ def _as_text(value: dict[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _turns(session: Session, user_id: str, messages: Sequence[Message]) -> list[Turn]:
+def _turns(messages: Sequence[Message], made: dict[UUID, list[ToolCall]]) -> list[Turn]:
     """Messages put together into turns, in order, with the calls of each. Words nobody said begin no turn."""
     replies = {message.turn_id: message.content for message in messages if message.role == "assistant"}
-    calls = _calls(session, user_id, [message.turn_id for message in messages])
     return [
         Turn(
             turn_id=said.turn_id,
@@ -341,7 +340,7 @@ def _turns(session: Session, user_id: str, messages: Sequence[Message]) -> list[
             message=said.content,
             said_at=said.created_at,
             timezone=said.timezone,
-            calls=calls[said.turn_id],
+            calls=made[said.turn_id],
             reply=replies.get(said.turn_id),
         )
         for said in messages
@@ -349,9 +348,8 @@ def _turns(session: Session, user_id: str, messages: Sequence[Message]) -> list[
     ]
 
 
-def _calls(session: Session, user_id: str, turn_ids: list[UUID]) -> dict[UUID, list[ToolCall]]:
+def _by_turn(calls: Iterable[ToolCall]) -> dict[UUID, list[ToolCall]]:
     found: dict[UUID, list[ToolCall]] = defaultdict(list)
-    if turn_ids:
-        for call in session.scalars(_CALLS, {"of_user": user_id, "turns": set(turn_ids)}):
-            found[call.turn_id].append(call)
+    for call in calls:
+        found[call.turn_id].append(call)
     return found

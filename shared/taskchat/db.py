@@ -226,6 +226,24 @@ def _kind(error: Exception) -> str:
     return f"{type(cause).__name__} {answer.get('C', '')}".strip() if isinstance(answer, dict) else type(cause).__name__
 
 
+_CHECKS: Final = "taskchat.checks"
+
+
+def before_commit(session: Session, check: Callable[[], None]) -> None:
+    """Have `check` run before the transaction commits, and not commit if it raises.
+
+    That is the place to look at an answer which nothing else depends on: it need not be waited for on its own.
+    """
+    session.info.setdefault(_CHECKS, []).append(check)
+
+
+def undo(session: Session) -> None:
+    """Roll back, and leave nothing to be checked or committed. What has been read stays readable."""
+    session.expunge_all()
+    session.rollback()
+    session.info.pop(_CHECKS, None)
+
+
 class Database:
     """Transactions on behalf of a person. Holds no state but the engine's one connection."""
 
@@ -242,6 +260,8 @@ class Database:
         try:
             with self._begin(user_id) as session:
                 yield session
+                for check in session.info.get(_CHECKS, ()):
+                    check()
                 session.commit()
         except (SQLAlchemyError, OSError) as error:
             if _is_passing(error):

@@ -15,6 +15,7 @@ from sqlalchemy import BigInteger, Date, DateTime, Interval, and_, bindparam, ca
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session, col, select
 
+from taskchat.db import before_commit
 from taskchat.errors import TooManyRequests
 from taskchat.models import Allowance
 from taskchat.settings import Settings
@@ -46,6 +47,7 @@ _SPEND: Final = (
         where=and_(_FULL_AT <= _NOW + _BUCKET, _USED_TODAY < _QUOTA),
     )
     .returning(col(Allowance.door))
+    .execution_options(dml_strategy="raw")  # else SQLAlchemy reads the answer at once
 )
 _RECORD: Final = (
     insert(Allowance)
@@ -78,9 +80,19 @@ class Limits:
         return bool(self.daily_model_tokens or self._has_bucket)
 
     def spend(self, session: Session, user_id: str) -> None:
-        """Take one request from what the person has left, in the caller's transaction. Raises TooManyRequests."""
-        if self.any and session.execute(_SPEND, self._values(user_id)).one_or_none() is None:
-            raise self._refusal(session, user_id)
+        """Take one request from what the person has left, in the caller's transaction.
+
+        That raises TooManyRequests before it commits, if there is nothing left.
+        """
+        if not self.any:
+            return
+        taken = session.execute(_SPEND, self._values(user_id))
+
+        def confirm() -> None:
+            if taken.one_or_none() is None:
+                raise self._refusal(session, user_id)
+
+        before_commit(session, confirm)
 
     def record(self, session: Session, user_id: str, model_tokens: int) -> None:
         """Add to what the models cost today, in the caller's transaction."""
