@@ -1,0 +1,746 @@
+"""The pipelined connection does what the driver does, in fewer words, and loses nothing when the wire breaks.
+
+Everything is done with stock pg8000 too, to the same Postgres, and must come out the same.
+"""
+
+import datetime as dt
+import decimal
+import json
+import re
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from typing import Any
+from uuid import UUID, uuid4
+
+import pg8000
+import psycopg
+import pytest
+from pg8000 import core, legacy
+from sqlalchemy import text
+
+from dev import pgbouncer, processes
+from dev.pgbouncer import PgBouncer
+from dev.postgres import Postgres
+from taskchat import pipeline
+from taskchat.db import Database, UnsafeRole, connect_arguments
+from taskchat.models import Task
+from taskchat.pipeline import PipelinedConnection, TidyConnection
+from tests import wire
+from tests.conftest import Logs, Person
+from tests.wire import Wire
+
+Rows = psycopg.Connection[dict[str, Any]]
+PATIENCE = 5.0
+THREADS = 4
+
+
+def stock(url: str) -> TidyConnection:
+    """The driver as it is."""
+    return TidyConnection(**connect_arguments(url)[0])
+
+
+def pipelined(
+    url: str, *, patience: float = PATIENCE, check: Callable[[Any], None] = lambda _connection: None
+) -> PipelinedConnection:
+    """The driver that sends what belongs together at once."""
+    return PipelinedConnection(lambda: connect_arguments(url)[0], lambda: patience, check, {})
+
+
+@pytest.fixture
+def theirs(database_url: str) -> Iterator[TidyConnection]:
+    """A connection of the driver's own."""
+    with closing(stock(database_url)) as connection:
+        yield connection
+
+
+@pytest.fixture
+def ours(database_url: str) -> Iterator[PipelinedConnection]:
+    """A pipelined connection."""
+    with closing(pipelined(database_url)) as connection:
+        yield connection
+
+
+def ask(connection: Any, sql: str, *values: Any) -> Any:
+    """All that a cursor tells of one statement: rows, columns and count, or the exception and what Postgres said."""
+    cursor = connection.cursor()
+    try:
+        cursor.execute(sql, values)
+        if isinstance(connection, PipelinedConnection):
+            connection.settle()
+        rows = cursor.fetchall() if cursor.description else None
+    except Exception as error:
+        said = error.args[0]
+        told = {field: said.get(field) for field in "SCMDHt"} if isinstance(said, dict) else str(said)
+        return type(error), told
+    return {"rows": repr(rows), "columns": cursor.description, "count": cursor.rowcount}
+
+
+def know(connection: PipelinedConnection, sql: str, values: tuple[Any, ...]) -> None:
+    """Make the statement one that is put off, as if it had been met."""
+    if values:
+        connection.shapes[sql] = pipeline.Shape(legacy.convert_paramstyle("format", sql, values)[0], None)
+
+
+NOW = dt.datetime(2026, 2, 28, 23, 59, 59, 999999, tzinfo=dt.timezone(dt.timedelta(hours=5, minutes=45)))
+VALUES = {
+    "text": "buy milk",
+    "the empty string": "",
+    "quotes and backslashes": "it's \"\\' %s %% $1 :x",
+    "all sorts of letters": "žluťoučký 牛乳 🥛\u200d\U0010ffff\n\t\x01",
+    "yes": True,
+    "no": False,
+    "an integer": 42,
+    "the smallest bigint": -(2**63),
+    "beyond bigint": 2**70,
+    "a float": 0.1 + 0.2,
+    "a small float": 5e-324,
+    "infinity": float("inf"),
+    "not a number": float("nan"),
+    "a decimal": decimal.Decimal("1234567890.000000001"),
+    "a moment": NOW,
+    "a moment nowhere": NOW.replace(tzinfo=None),
+    "a date": NOW.date(),
+    "a time": NOW.time(),
+    "a span": dt.timedelta(days=-3, seconds=7, microseconds=5),
+    "a uuid": UUID("8c5f3f1e-0f0e-4f0b-9d53-1d7f0f7f6a52"),
+    "bytes": bytes(range(256)),
+    "a list of integers": [1, None, 3],
+    "a list of texts": ["a", "b,c", '"', "", None],
+    "a list of uuids": [UUID(int=1), UUID(int=2)],
+    "a dict": {"title": "milk", "n": [1, None, {"x": "\u20ac"}]},
+}
+TYPES = (
+    *(
+        "text",
+        "boolean",
+        "bigint",
+        "integer",
+        "double precision",
+        "numeric",
+        "timestamptz",
+        "timestamp",
+        "date",
+        "time",
+    ),
+    *("interval", "uuid", "bytea", "json", "jsonb", "integer[]", "text[]", "uuid[]"),
+)
+MANY = "select g, repeat('x', g) from generate_series(1, %s) g"
+STATEMENTS = {
+    "several columns": ("select %s::int as a, %s::text as b, null as c, 'x'::name as a", (1, "b")),
+    "no rows": ("select 1 where %s::int > 1", (0,)),
+    "many rows": (MANY, (1000,)),
+    "a value of no known type": ("select %s", (None,)),
+    "no columns": ("select from generate_series(1, %s)", (3,)),
+    "an expanded list": ("select %s::int in (%s::int, %s::int)", (2, 1, 2)),
+    "an insert": ("insert into pg_temp.t values (%s, 'x')", (9,)),
+    "an insert that returns": ("insert into pg_temp.t values (%s, %s) returning *", (10, "y")),
+    "an insert that does nothing": ("insert into pg_temp.t values (%s, 'x') on conflict do nothing", (1,)),
+    "an update of some": ("update pg_temp.t set b = %s where a < 3", ("z",)),
+    "an update of none that returns": ("update pg_temp.t set b = %s where a = 99 returning a", ("z",)),
+    "a delete": ("delete from pg_temp.t where a = %s", (1,)),
+    "nothing at all": ("", ()),
+    "a megabyte": ("select %s::text", ("0123456789abcdef" * 65536,)),
+    "a comment": ("select %s::int -- %%s", (1,)),
+    "without parameters": ("select a, b from pg_temp.t order by a", ()),
+    "several statements": ("select 1; select 2", ()),
+    "a setting": ("select set_config('app.user_id', %s, true)", ("alice",)),
+}
+TABLE = "create temp table t (a int primary key, b text not null check (b <> 'never')) on commit drop"
+ERRORS = {
+    "a key twice": ("insert into pg_temp.t values (%s, 'x')", (1,)),
+    "a check": ("insert into pg_temp.t values (%s, 'never')", (7,)),
+    "a null": ("insert into pg_temp.t values (%s, null)", (7,)),
+    "another's row": ("insert into task (user_id, title, description) values (%s, 'x', '')", ("mallory",)),
+    "an unknown conversation": (
+        "insert into message (user_id, conversation_id, position, turn_id, role, content)"
+        " values (current_setting('app.user_id'), %s::uuid, 0, gen_random_uuid(), 'user', '')",
+        (UUID(int=5),),
+    ),
+    "no sense": ("selekt %s", (1,)),
+    "no such table": ("select * from nowhere where a = %s", (1,)),
+    "no such value": ("select %s::int", ("many",)),
+    "a division by zero": ("select 1 / %s::int", (0,)),
+    "an error after some rows": ("select 1 / (%s - g) from generate_series(1, 2000) g", (1500,)),
+    "too few values": ("select %s::int + %s::int", (1,)),
+    "too many values": ("select %s::int", (1, 2)),
+    "several statements": ("select %s::int; select 1", (1,)),
+    "too long": ("select pg_sleep(%s)", (10,)),
+    "text with NUL": ("select %s::text", ("a\0b",)),
+    "what a role may not": ("select set_config('zero_damaged_pages', %s, true)", ("on",)),
+}
+
+
+def prepare(connection: Any) -> None:
+    """A transaction with a table of its own."""
+    cursor = connection.cursor()
+    cursor.execute("select set_config('app.user_id', %s, true)", ("alice",))
+    cursor.execute(TABLE)
+    cursor.execute("insert into pg_temp.t values (1, 'a'), (2, 'b'), (3, '')")
+    cursor.execute("set local statement_timeout = '300ms'")
+
+
+def compare(theirs: Any, ours: Any, sql: str, values: tuple[Any, ...], before: Callable[[Any], None] = prepare) -> Any:
+    """What the driver tells of a statement, and we tell the same: when it is new, and when it is put off."""
+    told = []
+    for connection in (theirs, ours, ours):
+        before(connection)
+        told.append(ask(connection, sql, *values))
+        connection.rollback()
+        told.append(ask(connection, "select %s::int", 1))  # it serves on
+        connection.rollback()
+        know(ours, sql, values)
+    assert told[2:4] == told[4:6] == told[0:2]
+    return told[0]
+
+
+SLEEPS = "select 1 from pg_stat_activity where pid = %s and query like 'select pg_sleep%%' and state = 'active'"
+
+
+class TestAsTheDriver:
+    """The same values, columns, counts and errors as of stock pg8000."""
+
+    @pytest.mark.parametrize("type_name", TYPES)
+    def test_every_value_of_every_type_comes_back_the_same(self, theirs: Any, ours: Any, type_name: str) -> None:
+        """Or is refused in the same words."""
+        sql = f"select %s::{type_name} as a"
+        told = [compare(theirs, ours, sql, (value,), lambda _: None) for value in [*VALUES.values(), None]]
+        assert sum(isinstance(each, dict) for each in told) >= 2  # NULL, and one of its own
+
+    @pytest.mark.parametrize("what", STATEMENTS)
+    def test_every_kind_of_statement_tells_the_same(self, theirs: Any, ours: Any, what: str) -> None:
+        """With rows and without, one or several."""
+        assert isinstance(compare(theirs, ours, *STATEMENTS[what]), dict)
+
+    @pytest.mark.parametrize("what", ERRORS)
+    def test_every_error_is_the_same(self, theirs: Any, ours: Any, what: str) -> None:
+        """Its class, and the words of it."""
+        assert isinstance(compare(theirs, ours, *ERRORS[what]), tuple)
+
+    def test_many_at_once_are_counted_the_same(self, theirs: Any, ours: Any) -> None:
+        """`executemany` adds up."""
+        counts = []
+        for connection in (theirs, ours):
+            prepare(connection)
+            cursor = connection.cursor()
+            cursor.executemany("update pg_temp.t set b = %s where a >= %s", [("x", 1), ("y", 2), ("z", 3)])
+            counts.append(cursor.rowcount)
+            connection.rollback()
+        assert counts == [6, 6]
+
+    def test_notices_are_kept(self, theirs: Any, ours: Any) -> None:
+        """What the server remarks by the way."""
+        for connection in (theirs, ours):
+            prepare(connection)
+            ask(connection, "create temp table if not exists t (a int)")
+            connection.rollback()
+        assert [notice[b"C"] for notice in ours.notices] == [notice[b"C"] for notice in theirs.notices] == [b"42P07"]
+
+    def test_after_an_error_nothing_is_done(self, theirs: Any, ours: Any) -> None:
+        """Until the transaction is rolled back, each statement is refused, and a commit says that it was none."""
+        told = []
+        for connection in (theirs, ours):
+            prepare(connection)
+            ask(connection, "select 1 / %s::int", 0)
+            refused = ask(connection, "select %s::int", 1)
+            with pytest.raises(pg8000.InterfaceError, match="in failed transaction block"):
+                connection.commit()
+            told.append((refused, ask(connection, "select %s::int", 2)))
+            connection.rollback()
+        assert told[0] == told[1]
+        assert told[0][0][1]["C"] == "25P02"
+
+    def test_a_transaction_that_collides_with_another(self, theirs: Any, ours: Any, rows: Rows) -> None:
+        """A serialization failure, at the statement that finds out."""
+        rows.execute("insert into task (user_id, title, description) values ('alice', 'before', '')")
+        told = []
+        for connection in (theirs, ours):
+            ask(connection, "set transaction isolation level repeatable read")
+            ask(connection, "select set_config('app.user_id', %s, true)", "alice")
+            ask(connection, "select count(*) from task where title = %s", "x")
+            rows.execute("update task set title = title || '!' where user_id = 'alice'")
+            told.append(ask(connection, "update task set title = %s", "x"))
+            connection.rollback()
+        assert told[0] == told[1]
+        assert told[0][1]["C"] == "40001"
+
+    @pytest.mark.parametrize(("function", "expected"), [("cancel", "57014"), ("terminate", "network error")])
+    def test_who_is_interrupted_is_told(self, server: Postgres, rows: Rows, function: str, expected: str) -> None:
+        """By an operator, while a statement runs."""
+        told = []
+        for connect in (stock, pipelined):
+            connection = connect(server.app_url)
+            prepare(connection)
+            ask(connection, "set local statement_timeout = 0")
+            ((pid,),) = connection.run("select pg_backend_pid()")
+            answers: list[Any] = []
+            asking = threading.Thread(
+                target=lambda c=connection, a=answers: a.append(ask(c, "select pg_sleep(%s)", 60))
+            )
+            asking.start()
+            for _ in processes.attempts(10):
+                if rows.execute(SLEEPS, [pid]).fetchone():
+                    break
+            rows.execute(f"select pg_{function}_backend(%s)".encode(), [pid])
+            asking.join()
+            told.append(answers[0])
+            close(connection)
+        assert told[0] == told[1]
+        assert expected in str(told[0][1])
+
+
+def close(connection: Any) -> None:
+    """Close what may be closed or broken already."""
+    with suppress(pg8000.InterfaceError):
+        connection.close()
+
+
+class TestWhatIsPutOff:
+    """A statement goes out with the next wait. Nothing of it gets lost on the way."""
+
+    @pytest.fixture
+    def between(self, server: Postgres) -> Iterator[Wire]:
+        """A wire to Postgres that counts."""
+        with wire.running(server.app_url) as running:
+            yield running
+
+    @pytest.fixture
+    def known(self, between: Wire, server: Postgres) -> Iterator[PipelinedConnection]:
+        """A connection over it that knows some statements, with a transaction's table in place."""
+        with closing(pipelined(between.url(server.app_url))) as connection:
+            prepare(connection)
+            for sql, values in STATEMENTS.values():
+                ask(connection, sql, *values)
+            connection.rollback()
+            prepare(connection)
+            between.reset()
+            yield connection
+
+    def test_is_sent_when_it_is_read(self, known: PipelinedConnection, between: Wire) -> None:
+        """Four statements, one wait: all are answered by the time that the first is read."""
+        cursors = [known.cursor().execute(MANY, (n,)) for n in range(4)]
+        assert (between.said, cursors[3].rowcount, cursors[3].description[0][0]) == (b"", -1, "g")
+        assert [len(cursor.fetchall()) for cursor in cursors] == [0, 1, 2, 3]
+        assert [cursor.rowcount for cursor in cursors] == [0, 1, 2, 3]
+        assert (between.roundtrips, len(between.statements)) == (1, 4)
+
+    def test_is_not_sent_by_reading_what_is_there(self, known: PipelinedConnection, between: Wire) -> None:
+        """Rows that have come are read without a wait."""
+        first, second = (known.cursor().execute(MANY, (3,)) for _ in range(2))
+        assert first.fetchone() == [1, "x"]
+        third = known.cursor().execute(MANY, (3,))
+        assert (len(first.fetchall()), len(second.fetchall()), between.roundtrips) == (2, 3, 1)
+        assert (len(third.fetchall()), between.roundtrips) == (3, 2)
+
+    def test_goes_with_the_commit(self, known: PipelinedConnection, between: Wire, rows: Rows) -> None:
+        """In the same words, and takes effect."""
+        owner, title = "alice", uuid4().hex
+        for _ in range(2):  # the second is known
+            known.cursor().execute("select set_config('app.user_id', %s, true)", (owner,)).fetchall()
+            known.cursor().execute("insert into task (user_id, title, description) values (%s, %s, '')", (owner, title))
+            between.reset()
+            known.commit()
+        assert between.roundtrips == 1
+        assert [sql[:6] for sql in between.statements] == ["insert", "commit"]
+        assert rows.execute("select count(*) from task where title = %s", [title]).fetchone() == {"count": 2}
+
+    def test_fails_at_the_next_wait(self, known: PipelinedConnection) -> None:
+        """Whichever answer is read first, the error comes out there, and again where the failed one is read."""
+        fine = known.cursor().execute(MANY, (1,))
+        failing = known.cursor().execute("insert into pg_temp.t values (%s, 'x')", (1,))
+        skipped = known.cursor().execute(MANY, (1,))
+        with pytest.raises(pg8000.IntegrityError, match="t_pkey"):
+            fine.fetchall()
+        assert fine.fetchall() == ([1, "x"],)
+        for cursor in (failing, skipped):
+            with pytest.raises(pg8000.IntegrityError, match="t_pkey"):
+                cursor.fetchall()
+        known.rollback()
+
+    def test_fails_at_the_commit_at_the_latest(self, known: PipelinedConnection, rows: Rows) -> None:
+        """It is no commit then: nothing has been done, and the connection is out of the transaction."""
+        title = uuid4().hex
+        known.cursor().execute(
+            "insert into task (user_id, title, description) values (%s, %s, '') returning id", ("alice", title)
+        )
+        known.cursor().execute("insert into pg_temp.t values (%s, 'x')", (1,))
+        with pytest.raises(pg8000.IntegrityError, match="t_pkey"):
+            known.commit()
+        assert rows.execute("select from task where title = %s", [title]).fetchall() == []
+        assert not known._in_transaction
+        assert known.run("select 1") == ([1],)
+        known.rollback()
+
+    def test_is_forgotten_by_a_rollback(self, known: PipelinedConnection, between: Wire) -> None:
+        """What was never sent is not sent to be undone; reading it afterwards says so."""
+        known.rollback()
+        between.reset()
+        cursor = known.cursor().execute(MANY, (1,))
+        known.rollback()
+        assert between.said == b""
+        with pytest.raises(pg8000.InterfaceError, match="given up"):
+            cursor.fetchall()
+
+    @pytest.mark.parametrize("value", ["a\ud800b", object])
+    def test_is_written_whole_or_not_at_all(self, known: PipelinedConnection, between: Wire, value: Any) -> None:
+        """A value that cannot be sent sends nothing, and the next statement gets its own answer."""
+
+        class Unsendable:
+            def __str__(self) -> str:
+                raise RuntimeError("no text of its own")
+
+        sent = Unsendable() if value is object else value
+        with pytest.raises((UnicodeEncodeError, RuntimeError)):
+            known.cursor().execute("select %s::text", (sent,))
+        assert between.said == b""
+        assert known.run("select 'second'") == (["second"],)
+
+    def test_keeps_its_place_before_what_is_not_put_off(self, known: PipelinedConnection) -> None:
+        """A statement without parameters comes after those before it."""
+        known.cursor().execute("insert into pg_temp.t values (%s, 'x')", (9,))
+        assert known.run("select count(*) from pg_temp.t") == ([4],)
+
+    def test_a_new_statement_is_waited_for(self, known: PipelinedConnection, between: Wire) -> None:
+        """Until it is known whether it has rows, nobody could be told."""
+        assert known.cursor().execute("select %s::int as new", (1,)).description[0][0] == "new"
+        assert between.roundtrips == 1
+
+    def test_known_statements_do_not_pile_up(self, known: PipelinedConnection, monkeypatch: pytest.MonkeyPatch) -> None:
+        """There are never more than so many."""
+        monkeypatch.setattr(pipeline, "MAX_SHAPES", 20)
+        for number in range(50):
+            known.cursor().execute(f"select %s::int as a{number}", (1,)).fetchall()
+            assert 0 < len(known.shapes) <= 20
+
+
+class TestBehindAPooler:
+    """In transaction mode, with fewer servers than clients."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def crowded(cls, server: Postgres) -> Iterator[PgBouncer]:
+        """A pooler with two servers."""
+        with pgbouncer.running(server, pool_size=2) as running:
+            yield running
+
+    def wrong_answers(self, connect: Callable[[str], Any], url: str) -> int:
+        """Of 200 queries by each of four clients at once, outside transactions: how many got no answer of their own."""
+        wrong: list[Any] = []
+
+        def client(number: int) -> None:
+            connection = connect(url)
+            connection.autocommit = True
+            for count in range(200):
+                told = ask(connection, "select %s::text", f"{number}.{count}")
+                if not isinstance(told, dict) or told["rows"] != f"(['{number}.{count}'],)":
+                    wrong.append(told)
+            close(connection)
+
+        threads = [threading.Thread(target=client, args=(number,)) for number in range(THREADS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return len(wrong)
+
+    def test_the_trap_of_the_driver_is_real(self, crowded: PgBouncer, server: Postgres) -> None:
+        """Outside a transaction, stock pg8000 runs what others have prepared."""
+        assert self.wrong_answers(stock, crowded.url(server.app_url)) > 0
+
+    def test_which_this_one_does_not_fall_into(self, crowded: PgBouncer, server: Postgres) -> None:
+        """Each statement is whole before its Sync, and so on one server."""
+        assert self.wrong_answers(pipelined, crowded.url(server.app_url)) == 0
+
+    def test_interleaved_transactions_of_many_people_leak_nothing(self, crowded: PgBouncer, server: Postgres) -> None:
+        """1,200 transactions of 20 people from four processes' worth of clients, over two servers."""
+        people = [uuid4().hex for _ in range(20)]
+        url = crowded.url(server.app_url)
+        seen: list[tuple[str, list[str]]] = []
+
+        def serve(number: int) -> None:
+            database = Database(url)
+            for step in range(300):
+                person = people[(step * 7 + number) % 20]
+                with database.transaction(person) as session:
+                    session.execute(text("select :x"), {"x": person})  # put off, and never read
+                    found = session.scalars(text("select distinct title from task where :x = :x"), {"x": step}).all()
+                    seen.append((person, list(found)))
+            database.close()
+
+        database = Database(url)
+        for person in people:
+            with database.transaction(person) as session:
+                session.add(Task(user_id=person, title=person))
+        database.close()
+        threads = [threading.Thread(target=serve, args=(number,)) for number in range(THREADS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(seen) == 1200
+        assert [(person, found) for person, found in seen if found != [person]] == []
+
+
+class TestABrokenWire:
+    """At any byte: a transaction that could not have been committed is done again, any other one fails, as a whole."""
+
+    PAY = "insert into task (user_id, title, description) values (%s, %s, '') returning id"
+    NOTE = "insert into task (user_id, title, description) values (%s, %s, 'noted')"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def between(cls, server: Postgres) -> Iterator[Wire]:
+        """A wire to Postgres."""
+        with wire.running(server.app_url) as running:
+            yield running
+
+    def transact(self, connection: Any, title: str) -> None:
+        """Two effects, of which the second goes with the commit."""
+        connection.cursor().execute("select set_config('app.user_id', %s, true)", ("alice",))
+        connection.cursor().execute(self.PAY, ("alice", title)).fetchall()
+        connection.cursor().execute(self.NOTE, ("alice", title))
+        connection.commit()
+
+    def recorded(self, server: Postgres, between: Wire) -> tuple[bytes, bytes, int]:
+        """What is said and heard in one that is left alone, and how much of it is heard before the commit is sent."""
+        with closing(self.warm(server, between)) as connection:
+            between.reset()
+            self.transact(connection, uuid4().hex)
+            heard = wire.messages(between.heard)
+            first = next(n for n, message in enumerate(heard, 1) if message[:1] == b"Z")
+            return between.said, between.heard, sum(map(len, heard[:first]))
+
+    def warm(self, server: Postgres, between: Wire) -> PipelinedConnection:
+        """A connection over the wire that has done one before."""
+        connection = pipelined(between.url(server.app_url))
+        self.transact(connection, "warm")
+        return connection
+
+    def places(self, stream: bytes) -> list[int]:
+        """Bytes to cut after: before, within and after each message."""
+        ends = [0]
+        for message in wire.messages(stream):
+            ends += [ends[-1] + 3, ends[-1] + len(message)]
+        return sorted({end for end in ends if end < len(stream)})
+
+    @pytest.mark.parametrize("side", ["cut_saying", "cut_hearing"])
+    def test_leaves_both_effects_or_none(self, server: Postgres, between: Wire, rows: Rows, side: str) -> None:
+        """Wherever it breaks. In the first exchange nobody notices; later it is an error, and all is closed."""
+        said, heard, heard_first = self.recorded(server, between)
+        said_first = said.index(b"S\0\0\0\4") + 5
+        stream, first = (said, said_first) if side == "cut_saying" else (heard, heard_first)
+        outcomes = Counter[str]()
+        for place in self.places(stream):
+            with closing(self.warm(server, between)) as connection:
+                title = uuid4().hex
+                between.reset()
+                setattr(between, side, place)
+                if place < first:
+                    self.transact(connection, title)
+                else:
+                    with pytest.raises((pg8000.InterfaceError, OSError)):
+                        self.transact(connection, title)
+                    with pytest.raises(pg8000.InterfaceError, match="connection is closed"):
+                        connection.commit()
+                    connection._connect()  # for the end of the block
+            kept = rows.execute("select description from task where title = %s order by id", [title]).fetchall()
+            assert [row["description"] for row in kept] in ([], ["", "noted"])
+            outcomes["both" if kept else "none"] += 1
+            assert kept or place >= first
+        assert outcomes["both"] > 10
+        assert outcomes["none"] >= (side == "cut_saying")
+
+    def test_one_that_stays_silent_is_replaced(self, server: Postgres, between: Wire, rows: Rows) -> None:
+        """As when a router forgot the connection while the process was frozen: no word comes back."""
+        title = uuid4().hex
+        with closing(pipelined(between.url(server.app_url), patience=0.3)) as connection:
+            self.transact(connection, "warm")
+            between.is_mute = True
+            self.transact(connection, title)
+        assert rows.execute("select count(*) from task where title = %s", [title]).fetchone() == {"count": 2}
+
+    def test_what_sqlalchemy_has_set_up_outlives_a_replacement(self, server: Postgres, rows: Rows) -> None:
+        """JSON and names are read as before."""
+        with closing(pipelined(server.app_url)) as connection:
+            connection.register_in_adapter(114, lambda written: ("read", json.loads(written)))
+            ask(connection, "select %s::json", "[1]")
+            connection.commit()
+            ((pid,),) = connection.run("select pg_backend_pid()")
+            connection.rollback()
+            terminate(rows, pid)
+            cursor = connection.cursor().execute("select %s::json", ("[1]",))
+            assert cursor.fetchall() == ([("read", [1])],)
+            ((other,),) = connection.run("select pg_backend_pid()")
+            assert other != pid
+
+    def test_a_replacement_is_looked_at_too(self, server: Postgres, rows: Rows) -> None:
+        """A role that has become unsafe meanwhile is not served on the new connection."""
+        rows.execute("create role turncoat login password 'x'")
+        rows.execute("grant select on task to turncoat")
+        database = Database(f"postgresql://turncoat:x@{server.host}:{server.port}/taskchat?sslmode=disable")
+        with database.transaction("alice") as session:
+            pid = session.execute(text("select pg_backend_pid()")).scalar_one()
+        rows.execute("alter role turncoat bypassrls")
+        terminate(rows, pid)
+        with pytest.raises(UnsafeRole), database.transaction("alice") as session:
+            session.execute(text("select pg_backend_pid()")).scalar_one()
+        database.close()
+
+    def test_nothing_is_done_twice_outside_a_transaction(self, server: Postgres, rows: Rows) -> None:
+        """A statement on its own may have taken effect: it is an error."""
+        connection = pipelined(server.app_url)
+        connection.autocommit = True
+        ((pid,),) = connection.run("select pg_backend_pid()")
+        terminate(rows, pid)
+        with pytest.raises((pg8000.InterfaceError, OSError)):
+            connection.cursor().execute("select %s::int", (1,))
+
+    def test_a_server_that_is_away_is_said_so(self, server: Postgres) -> None:
+        """In the driver's own words."""
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+        told = []
+        for connect in (stock, pipelined):
+            with pytest.raises(pg8000.InterfaceError, match="Can't create a connection") as raised:
+                connect(f"postgresql://u:p@127.0.0.1:{port}/d?sslmode=disable")
+            told.append(type(raised.value.__cause__))
+        assert told == [ConnectionRefusedError, ConnectionRefusedError]
+
+
+def terminate(rows: Rows, pid: int) -> None:
+    """End a server process, and wait until it has gone."""
+    rows.execute("select pg_terminate_backend(%s)", [pid])
+    for _ in processes.attempts(10):
+        if not rows.execute("select from pg_stat_activity where pid = %s", [pid]).fetchall():
+            return
+
+
+class TestAnotherDriver:
+    """pg8000 promises nothing of its inside: with a version that nobody tried, it is used as it is, and told so."""
+
+    @pytest.fixture
+    def database(
+        self, database_url: str, monkeypatch: pytest.MonkeyPatch, environment: None, logs: Logs
+    ) -> Iterator[Database]:
+        """A database opened with a driver of another version."""
+        monkeypatch.setattr(pipeline, "TESTED_WITH", "1.31.5")
+        database = Database(database_url)
+        yield database
+        database.close()
+
+    def test_is_told(self, database: Database, logs: Logs) -> None:
+        """Loudly, with both versions."""
+        (line,) = [line for line in logs() if line["message"] == "driver not pipelined"]
+        assert (line["level"], line["pg8000"], line["tested_with"]) == ("WARNING", pg8000.__version__, "1.31.5")
+
+    def test_is_used_as_it_is(self, database: Database, alice: Person, rows: Rows) -> None:
+        """A turn is as right as ever, and so is a transaction after its connection died."""
+        assert alice.say("Add buy milk").json["tool_calls"][0]["outcome"] == "ok"
+        with database.transaction(alice.id) as session:
+            assert session.scalars(text("select title from task")).all() == ["buy milk"]
+        rows.execute("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'taskchat_app'")
+        with database.transaction(alice.id) as session:
+            driver = session.connection().connection.dbapi_connection
+            assert type(driver) is TidyConnection
+            assert session.scalars(text("select title from task")).all() == ["buy milk"]
+
+    @pytest.mark.parametrize(
+        ("owner", "name"), [(core, "ci_unpack"), (core, "Context"), (legacy, "convert_paramstyle")]
+    )
+    def test_is_noticed_by_what_it_lacks(self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+        """Even if it goes by the same version."""
+        assert pipeline.is_supported()
+        monkeypatch.delattr(owner, name)
+        assert not pipeline.is_supported()
+
+
+class TestRoundtrips:
+    """Counted on the wire between program and pooler, with TLS and SCRAM where it says so."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def plain(cls, server: Postgres) -> Iterator[PgBouncer]:
+        """A pooler whose words can be read on the wire."""
+        with pgbouncer.running(server, tls=False) as running:
+            yield running
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def between(cls, plain: PgBouncer, server: Postgres) -> Iterator[Wire]:
+        """The wire to it."""
+        with wire.running(plain.url(server.app_url)) as running:
+            yield running
+
+    @pytest.fixture
+    def database_url(self, plain: PgBouncer, between: Wire, server: Postgres) -> str:
+        """Where the environment of a turn leads to."""
+        return between.url(plain.url(server.app_url))
+
+    def test_of_a_connection(self, server: Postgres, pooler: PgBouncer) -> None:
+        """At most six: the wish for TLS, the handshake, three for SCRAM, and one to look at the role.
+
+        The first transaction needs two more, for its answers and its commit, and so does each one after it: SQLAlchemy
+        asks the server nothing, neither at the first connection nor when one is taken from the pool.
+        """
+        url = pooler.url(server.app_url)
+        with wire.running(url) as between:
+            database = Database(between.url(url))
+            counts = []
+            for _ in range(3):
+                with database.transaction("alice") as session:
+                    session.execute(text("select :x"), {"x": 1}).all()
+                counts.append(between.roundtrips)
+                between.reset()
+            database.close()
+        assert counts[0] <= 6 + 3  # both statements were new
+        assert counts[1:] == [2, 2]
+
+    @pytest.mark.parametrize("is_new", [True, False])
+    def test_of_a_turn(self, alice: Person, between: Wire, *, is_new: bool) -> None:
+        """Six for one tool call on a warm connection: each of its three transactions is waited for twice."""
+        conversation = alice.say("Add buy milk").json["conversation_id"]
+        alice.say("Add call mum", conversation)
+        between.reset()
+        answer = alice.say("Add feed the cat", None if is_new else conversation)
+        assert [call["outcome"] for call in answer.json["tool_calls"]] == ["ok"]
+        assert between.roundtrips == 6
+        expected = [what for what in TURN if is_new or what != "insert conversation"]
+        assert [gist(sql) for sql in between.statements] == expected
+
+    def test_of_a_turn_by_the_driver_as_it_is(
+        self, alice: Person, between: Wire, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Ten times as many: what the count above would be if nothing were put off."""
+        monkeypatch.setattr(pipeline, "TESTED_WITH", "another")
+        conversation = alice.say("Add buy milk").json["conversation_id"]
+        between.reset()
+        alice.say("Add feed the cat", conversation)
+        assert between.roundtrips > 50
+
+    def test_of_asking_again(self, alice: Person, between: Wire) -> None:
+        """An answer that is there already: one wait to find it, and one to let go of what was taken to look."""
+        for _ in range(2):
+            answer = alice.say("Add buy milk", key="k")
+            between.reset()
+        assert alice.say("Add buy milk", key="k").body == answer.body
+        assert between.roundtrips == 2
+
+
+TURN = (
+    *("begin", "set_config", "insert allowance", "insert conversation", "update conversation"),
+    *("select message", "select message", "select tool_call", "insert message", "commit"),
+    *("begin", "set_config", "select conversation", "insert task", "insert tool_call", "commit"),
+    *("begin", "set_config", "insert allowance", "update conversation", "insert message", "commit"),
+)
+"""Every statement of a turn with one tool call, in a new conversation."""
+
+
+def gist(sql: str) -> str:
+    """What a statement does to which table."""
+    found = re.match(
+        r"(begin|commit)|select (set_config)|(?:(insert) into|(update)|(select) .*?\sfrom)\s+(\w+)", sql, re.I | re.S
+    )
+    assert found, sql
+    return " ".join(part.lower() for part in found.groups() if part)
