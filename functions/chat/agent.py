@@ -26,10 +26,12 @@ from agents import (
     ToolErrorFormatterArgs,
     ToolExecutionConfig,
     TResponseInputItem,
+    set_trace_provider,
     set_tracing_disabled,
 )
 from agents.run import CallModelData, ModelInputData
 from agents.tool_context import ToolContext
+from agents.tracing.provider import DefaultTraceProvider
 
 from chat.model import ModelClient, Usage
 from taskchat import deadline
@@ -72,7 +74,9 @@ MAX_DEPTH: Final = 64
 _REASONING_MODELS: Final = re.compile(r"(.*/)?(o\d|gpt-5)(?!.*chat)")
 """Models that reason must be handed their reasoning back between two calls; others refuse to be asked for it."""
 
-# The SDK's tracing starts a thread that calls its vendor, whoever serves the model, and stalls in a frozen sandbox.
+# The SDK's own tracing starts a thread that calls its vendor, whoever serves the model, and stalls in a frozen sandbox.
+# A provider with nobody to tell makes neither that nor a client for it.
+set_trace_provider(DefaultTraceProvider())
 set_tracing_disabled(True)
 
 # The SDK logs each failed call of a model with its exception; what may be told of it is logged here.
