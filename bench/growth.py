@@ -141,7 +141,11 @@ def _measure(running: Parts, recorder: Recorder, worker: Worker, first: int, las
         lists={name: Cost.of(listed) for name, listed in lists.items()},
         first_round_ms=_round_ms(_costs(away, names)),
         round_ms=_round_ms(_costs(usual, names)),
-        faults=frozenset(fault for plan in executed for fault in plan.faults(recorder.first_columns)),
+        faults=frozenset(
+            f"{names.get(plan.text, plan.text)} of {last:,} people: {fault}"
+            for plan in executed
+            for fault in plan.faults(recorder.first_columns)
+        ),
     )
 
 

@@ -77,11 +77,12 @@ def test_the_way_back_exists(empty: Empty, rows: Rows) -> None:
 
 
 def test_each_step_can_be_taken_back(empty: Empty, rows: Rows) -> None:
-    """The last one alone: what the tables held before it is still there, and the way up is open again."""
+    """Down to the first: what its tables held is still there, and the way up is open again."""
     succeed(empty)
     rows.execute("insert into task (user_id, title, description) values ('alice', 'buy milk', '')")
-    succeed(empty, "downgrade", "-1")
+    succeed(empty, "downgrade", "0001")
     assert rows.execute("select to_regclass('allowance')").fetchone() == (None,)
+    assert rows.execute("select to_regclass('tool_call_conversation_idx')").fetchone() != (None,)
     succeed(empty)
     assert rows.execute("select title from task").fetchall() == [("buy milk",)]
     assert rows.execute("select count(*) from allowance").fetchone() == (0,)

@@ -77,7 +77,6 @@ class ToolCall(SQLModel, table=True):
         ),
         CheckConstraint("door in ('chat', 'mcp')", name="tool_call_door_check"),
         CheckConstraint("outcome in ('ok', 'error')", name="tool_call_outcome_check"),
-        Index("tool_call_conversation_idx", "user_id", "conversation_id"),
     )
 
     user_id: str = Field(sa_type=SafeText, primary_key=True)

@@ -1,0 +1,20 @@
+"""No index of calls by conversation: no statement of a turn needs it, and each call had to be written into it.
+
+It lured the planner as well: to read all calls of a person through it, and throw most away, looked cheaper than to look
+up those of twenty turns. A conversation that is deleted finds its calls among its owner's, by the primary key.
+"""
+
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.execute("drop index tool_call_conversation_idx")
+
+
+def downgrade() -> None:
+    op.execute("create index tool_call_conversation_idx on tool_call (user_id, conversation_id)")
