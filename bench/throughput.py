@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import median
@@ -19,6 +19,7 @@ from typing import Final
 from uuid import uuid4
 
 from bench import parts
+from bench.parts import Parts
 from bench.turn import AUTH, WARM_UP
 from dev import processes, state
 from dev.tokens import Issuer
@@ -55,16 +56,16 @@ class Client:
                 assert answer["tool_calls"]
 
 
-def measure(turns: int = TURNS, rounds: int = ROUNDS, clients: Sequence[int] = CLIENTS) -> dict[str, dict[int, float]]:
+def measure(running: Parts, turns: int = TURNS, rounds: int = ROUNDS) -> dict[str, dict[int, float]]:
     """Turns per second, by whose and for how many clients: the median of the rounds. Raises StartupError."""
-    issuer, found = Issuer.new(), {name: {number: [0.0] * rounds for number in clients} for name in APPS}
+    issuer, found = Issuer.new(), {name: {number: [0.0] * rounds for number in CLIENTS} for name in APPS}
+    environment = os.environ | running.environment | _identity(issuer)
     with contextlib.ExitStack() as stack:
-        environment = os.environ | stack.enter_context(parts.running()).environment | _identity(issuer)
         ports = {name: stack.enter_context(_serving(app, environment)) for name, app in APPS.items()}
         for port in ports.values():
             _try(_people(port, issuer, 1), WARM_UP)
         for at in range(rounds):
-            for number in clients:
+            for number in CLIENTS:
                 for name, port in ports.items():
                     found[name][number][at] = _try(_people(port, issuer, number), turns)
     return {name: {number: median(trials) for number, trials in of.items()} for name, of in found.items()}
@@ -107,7 +108,8 @@ def _try(clients: list[Client], turns: int) -> float:
 
 def main() -> None:
     """Measure, and print one line for each number of clients."""
-    found = measure()
+    with parts.running() as running:
+        found = measure(running)
     print(f"{'clients':8}" + "".join(f"{name:>10}" for name in found) + "   turns per second, one process")
     for number in CLIENTS:
         print(f"{number:<8}" + "".join(f"{of[number]:10.0f}" for of in found.values()))

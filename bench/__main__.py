@@ -1,0 +1,98 @@
+"""`make bench`: measure everything on the built artifact, print one table, and write docs/performance.md.
+
+It says how much each figure lacks, and fails only when something cannot be measured.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from bench import distance, growth, parts, prompt, report, roundtrips, scaling, throughput, turn, waterfall
+from bench.figures import table
+from bench.report import Circumstances, Found
+from dev import artifact, state
+from dev.artifact import ArtifactError
+from dev.processes import StartupError
+
+DOCS: Final = state.ROOT / "docs"
+DRAFT: Final = state.directory() / "bench"
+"""Where a short run writes."""
+
+
+def main() -> int:
+    """Measure and write. The exit code is 1 when something could not be measured, and 0 whatever the figures say."""
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few turns, no growth, and a draft in .dev/bench")
+    options = parser.parse_args()
+    began, directory = time.perf_counter(), DRAFT if options.quick else DOCS
+    try:
+        _use_artifact()
+        found, around = _measure(quick=options.quick)
+    except (ArtifactError, StartupError) as error:
+        print(f"FAILED: {error}", file=sys.stderr)
+        return 1
+    command = f"make bench{' QUICK=1' if options.quick else ''}"
+    _write(directory, found, report.page(found, around, command, time.perf_counter() - began))
+    return 0
+
+
+def _use_artifact() -> None:
+    """Let every measured process import what was built. Raises ArtifactError."""
+    roots = [path for function in artifact.functions().values() for path in (function.directory, *function.layers)]
+    places = [path / "python" if (path / "python").is_dir() else path for path in roots]
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, dict.fromkeys(places)))
+
+
+def _measure(*, quick: bool) -> tuple[Found, Circumstances]:
+    turns, rounds = (12, 1) if quick else (120, 3)
+    with parts.running() as running:
+        around = Circumstances.now(running)
+        with _step("turns, against the length of the history"):
+            costs = turn.measure(running, turns, rounds)
+        with _step("turns, with the database away"):
+            away = turn.measure(running, turns, rounds, [turn.NEW], is_away=True)
+        with _step("the parts of a warm turn"):
+            warm = {
+                "the database beside us": waterfall.measure(running, turns),
+                f"the database {distance.ROUNDTRIP * 1000:g} ms away": waterfall.measure(running, turns, is_away=True),
+            }
+        with _step("turns, against the number of clients"):
+            served = throughput.measure(running, *((16, 1) if quick else ()))
+        with _step("roundtrips"):
+            waits = roundtrips.measure(running)
+        with _step("what the model reads again"):
+            read = prompt.measure(running)
+    return Found(costs, away, warm, waits, served, read, *((None, None) if quick else _grow())), around
+
+
+def _grow() -> tuple[growth.Growth, scaling.Scaling]:
+    with _step("growth to five million messages"):
+        grown = growth.measure()
+    with _step("a thousand environments at the pooler"):
+        return grown, scaling.measure()
+
+
+@contextlib.contextmanager
+def _step(name: str) -> Iterator[None]:
+    """Tell what is being measured, and then how long it took."""
+    if sys.stderr.isatty():
+        print(f"\r{name:60}", end="", file=sys.stderr, flush=True)
+    began = time.perf_counter()
+    yield
+    print(f"\r{name:60}{time.perf_counter() - began:6.1f} s", file=sys.stderr, flush=True)
+
+
+def _write(directory: Path, found: Found, page: str) -> None:
+    report.draw(found, directory / "performance")
+    (directory / "performance.md").write_text(page)
+    print(*table(figure.cells for figure in report.figures(found)), sep="\n")
+    print(f"Written: {state.shown(directory / 'performance.md')}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

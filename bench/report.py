@@ -1,0 +1,173 @@
+"""The page about performance: what was found, beside what was to be reached, in words, tables and pictures."""
+
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from string import Template
+from typing import Final
+
+import psycopg
+
+from bench import turn
+from bench.figures import Figure, table
+from bench.growth import Growth
+from bench.parts import Parts
+from bench.prompt import Prompt
+from bench.roundtrips import Roundtrips
+from bench.scaling import THINKING, Scaling
+from bench.turn import HISTORIES, SUBJECTS, Costs
+from bench.waterfall import Span
+
+PAGE: Final = Path(__file__).with_name("page.md")
+LIBRARIES: Final = ("openai-agents", "openai", "fastmcp", "fastapi", "mangum", "pydantic", "sqlalchemy", "pg8000")
+
+REASONS: Final[Mapping[str, str]] = {}
+"""Why a target is not reached, by the name of its figure."""
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """When, where and with what it was measured."""
+
+    date: str
+    machine: str
+    load: str
+    versions: str
+
+    @classmethod
+    def now(cls, running: Parts) -> "Circumstances":
+        """Those of this moment."""
+        with psycopg.connect(running.environment["SUPERUSER_URL"]) as database:
+            postgres = f"Postgres {database.info.server_version // 10_000}.{database.info.server_version % 10_000}"
+        [pooler] = running.pooler.show("version")
+        parts = [f"Python {platform.python_version()}", postgres, str(pooler["version"])]
+        return cls(
+            f"{datetime.now(UTC):%Y-%m-%d}",
+            _machine(),
+            " ".join(f"{load:.1f}" for load in os.getloadavg()),
+            ", ".join(parts + [f"{library} {version(library)}" for library in LIBRARIES]),
+        )
+
+
+def _machine() -> str:
+    """The processor, its cores and the memory (Linux)."""
+    processor = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+    gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{os.cpu_count()} cores of {processor.split(':')[1].strip()} with {gigabytes:.0f} GB, {platform.system()}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that was measured."""
+
+    costs: Costs
+    away: Costs
+    warm: dict[str, list[Span]]
+    roundtrips: Roundtrips
+    throughput: dict[str, dict[int, float]]
+    prompt: Prompt
+    growth: Growth | None
+    """None when there was no time for it, as the next."""
+    scaling: Scaling | None
+
+
+def figures(found: Found) -> Iterator[Figure]:
+    """Every figure that has a target, and those beside it."""
+    yield from _costs(found)
+    yield from _roundtrips(found.roundtrips)
+    yield Figure("input tokens read before", 100 * found.prompt.cached, "%", 90, is_least=True)
+    yield Figure("tokens of instructions and tools", found.prompt.fixed_tokens, "", 899)
+    if found.growth:
+        yield Figure("plans that leave their index, at either size", len(found.growth.faults), "", 0)
+        yield Figure("statements slower with 5 million messages", len(found.growth.slower), "", 0)
+        yield Figure("pages of 10,000 tasks slower than the first", len(found.growth.uneven), "", 0)
+
+
+def _costs(found: Found) -> Iterator[Figure]:
+    ours, floor = ({h: found.costs[h, name] for h in HISTORIES if name in h.subjects} for name in SUBJECTS)
+    for history, target in ((turn.NEW, 9), (turn.LONG, 12)):
+        yield Figure(f"CPU of a turn, {history.name}", ours[history].cpu, "ms", target, floor[history].cpu)
+    yield Figure(f"CPU of a turn, {turn.WITH_CALLS.name}", ours[turn.WITH_CALLS].cpu, "ms")
+    growth = [of[turn.ENDLESS].cpu / of[turn.LONG].cpu for of in (ours, floor)]
+    yield Figure("CPU with 10,000 messages, by that with 100", growth[0], "", 1.2, growth[1])
+    yield Figure("wall time of a turn", ours[turn.NEW].wall, "ms", None, floor[turn.NEW].wall)
+    away = [found.away[turn.NEW, name].wall for name in SUBJECTS]
+    yield Figure("wall time, the database a roundtrip away", away[0], "ms", 30, away[1])
+    eight = [found.throughput[name][8] for name in SUBJECTS]
+    yield Figure("turns per second for 8 clients, one process", eight[0], "", 110, eight[1], is_least=True)
+
+
+def _roundtrips(found: Roundtrips) -> Iterator[Figure]:
+    ours, floor = found.turns["ours"], found.turns["floor"]
+    yield Figure("roundtrips of a turn", ours.roundtrips, "", 6, floor.roundtrips)
+    yield Figure("statements of a turn", ours.statements, "", None, floor.statements)
+    yield Figure("roundtrips to connect, beyond TCP", found.connecting, "", 6)
+    yield Figure("roundtrips to take a live connection", found.checking_out, "", 0)
+
+
+def missed(all_figures: list[Figure]) -> Iterator[str]:
+    """What does not hold, by how much and why."""
+    for figure in all_figures:
+        if figure.holds is False:
+            yield f"- **{figure.name}**: {figure.verdict.removeprefix('no, ')}. {REASONS.get(figure.name, '')}".strip()
+
+
+def page(found: Found, around: Circumstances, command: str, seconds: float) -> str:
+    """The whole page, as Markdown."""
+    listed = list(figures(found))
+    return Template(PAGE.read_text()).substitute(
+        vars(around),
+        command=command,
+        minutes=round(seconds / 60),
+        figures="\n".join(table(figure.cells for figure in listed)),
+        missed="\n".join(["What does not hold:", "", *missed(listed)] if any(missed(listed)) else ["All of it holds."]),
+        cuts=found.prompt.cuts,
+        growth=_growth(found.growth) if found.growth else "(Not measured in a short run.)",
+        scaling=_scaling(found.scaling) if found.scaling else "(Not measured in a short run.)",
+    )
+
+
+def _growth(growth: Growth) -> str:
+    small, large = growth.small, growth.large
+    named = [(name, cost, large.statements[name]) for name, cost in small.statements.items()]
+    named += [(f"page of tasks: {name}", cost, large.lists[name]) for name, cost in small.lists.items()]
+    rows = [
+        (name, f"{one.milliseconds:.3f}", f"{one.pages:.0f}", f"{other.milliseconds:.3f}", f"{other.pages:.0f}")
+        for name, one, other in named
+    ]
+    counts = [
+        (f"{table_name}, rows", f"{n:,}", "", f"{large.rows[table_name]:,}", "") for table_name, n in small.rows.items()
+    ]
+    return "\n".join(table([*counts, *rows], ("", "ms", "pages", "ms, grown", "pages, grown")))
+
+
+def _scaling(scaling: Scaling) -> str:
+    rows = [
+        (f"{name}: {what.replace('_', ' ')}", f"{reckoned:.1f}", f"{getattr(trial.measured, what):.1f}")
+        for name, trial in (("room to spare", scaling.roomy), ("the pool used up", scaling.exhausted))
+        for what, reckoned in vars(trial.reckoned).items()
+    ]
+    listed = "\n".join(table(rows, ("", "reckoned", "measured")))
+    return (
+        f"{scaling.clients:,} environments with a connection each, on {scaling.servers} server connections, with"
+        f" {THINKING:g} s of model in a turn; what [scaling](scaling.md) reckons with, beside what the pooler tells:"
+        f"\n\n{listed}"
+    )
+
+
+def draw(found: Found, directory: Path) -> None:
+    """Draw the pictures."""
+    from bench import pictures
+
+    pictures.waterfall(directory / "warm.svg", found.warm)
+    costs = {
+        f"{name}": {h.messages: found.costs[h, name].cpu for h in HISTORIES if not h.has_calls} for name in SUBJECTS
+    }
+    pictures.lines(
+        directory / "history.svg", costs, ("messages in the conversation", "CPU of a turn, ms"), [(0, 9), (100, 12)]
+    )
+    pictures.lines(directory / "throughput.svg", found.throughput, ("clients at once", "turns per second"), [(8, 110)])
