@@ -101,6 +101,13 @@ class _Hollow:
         module.__getattr__ = invent  # type: ignore[method-assign]
 
 
+def _forget(name: str) -> None:
+    """Drop a hollow module, from its parent too: who imports it later wants the real one."""
+    hollow, (parent, _, last) = sys.modules.pop(name), name.rpartition(".")
+    if vars(sys.modules.get(parent, hollow)).get(last) is hollow:
+        delattr(sys.modules[parent], last)
+
+
 @contextmanager
 def lean() -> Iterator[None]:
     """In the block, schemas are built at first use, no garbage is looked for, and what is left out is left out.
@@ -119,6 +126,6 @@ def lean() -> Iterator[None]:
         del BaseModel.model_config["defer_build"]
         sys.meta_path.remove(hollow)
         for name in hollow.made:
-            del sys.modules[name]  # who imports it later wants the real one
+            _forget(name)
         gc.freeze()  # what there is now stays, and need not be looked through
         gc.enable()
