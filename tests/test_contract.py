@@ -536,7 +536,7 @@ class TestTrouble:
         from taskchat import conversations
 
         with monkeypatch.context() as broken:
-            broken.delattr(conversations, "_say")
+            broken.delattr(conversations, "_said")
             assert alice.say("hello").status == 500
         assert alice.say("hello").status == 200
 
