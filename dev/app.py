@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from chat.app import app as chat
 from dev import processes, state
 from dev.tokens import Issuer
-from mcp_tools.app import app as mcp_tools
+from mcp_tools.app import door
 
 PAGE = Path(__file__).with_name("page.html")
 PAGE_POLICY = (  # nothing from elsewhere, and nobody else's frame around it
@@ -28,6 +28,8 @@ PAGE_POLICY = (  # nothing from elsewhere, and nobody else's frame around it
 TOKEN_LIFETIME = timedelta(hours=1)  # the longest the program accepts; long enough for the line in somebody's terminal
 MCP_PATHS = ("/mcp", "/.well-known/oauth-protected-resource")
 LOCAL_NAMES = ["127.0.0.1", "localhost"]
+
+mcp_tools = door()
 
 
 async def page(_request: Request) -> FileResponse:

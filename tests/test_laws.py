@@ -275,7 +275,7 @@ def test_arrows_go_one_way() -> None:
     """functions -> auth, conversations, tools -> tasks, audit -> db, models -> settings, errors; never back."""
     rank = {
         **dict.fromkeys(["__init__", "imports", "settings", "errors", "text", "deadline", "pipeline"], 0),
-        **dict.fromkeys(["db", "models", "problems", "guards", "gateway"], 1),
+        **dict.fromkeys(["db", "models", "problems", "guards", "gateway", "lifecycle", "rehearsal"], 1),
         **dict.fromkeys(["tasks", "audit", "limits"], 2),
         **dict.fromkeys(["auth", "conversations", "tools"], 3),
     }

@@ -11,8 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from dev import processes
 from dev.conformance import issuer
 from dev.conformance.fixtures import fixtures
-from mcp_tools.app import app as door
-from mcp_tools.app import make_app
+from mcp_tools.app import door, make_app
 from taskchat.settings import Settings, get_settings
 
 FIXTURES_PATH: Final = "/fixtures/mcp"
@@ -36,8 +35,9 @@ class WithToken:
 _settings: Final = get_settings()
 _resource: Final = str(_settings.mcp_resource_url).removesuffix("/mcp") + FIXTURES_PATH
 _fixture_settings: Final = _settings.model_copy(update={"mcp_resource_url": _resource})
+own_door: Final = door()
 fixture_door: Final = make_app(_fixture_settings, fixtures)
-_with_token: Final = {True: WithToken(fixture_door, _fixture_settings), False: WithToken(door, _settings)}
+_with_token: Final = {True: WithToken(fixture_door, _fixture_settings), False: WithToken(own_door, _settings)}
 
 
 async def doors(scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,7 +49,7 @@ async def doors(scope: Scope, receive: Receive, send: Send) -> None:
 async def lifespan(_app: Starlette) -> AsyncIterator[None]:
     """Start and stop both, and go when the runner goes."""
     processes.leave_with_parent()
-    async with door.router.lifespan_context(door), fixture_door.router.lifespan_context(fixture_door):
+    async with own_door.router.lifespan_context(own_door), fixture_door.router.lifespan_context(fixture_door):
         yield
 
 

@@ -4,3 +4,6 @@ from taskchat import imports
 
 with imports.lean():
     from chat import app as app
+    from taskchat import lifecycle
+
+lifecycle.begin(app.get_ready, app.forget)

@@ -165,7 +165,7 @@ class ChatAgent:
     """The agent of this process: the same bytes in front of every request, whoever it is for."""
 
     def __init__(self, settings: Settings) -> None:
-        """Open the model's one HTTP client; the tools are listed at the first turn. Raises SettingsError."""
+        """Open the model's one HTTP client, and list no tools yet. Raises SettingsError."""
         if not settings.openai_api_key.get_secret_value():
             raise SettingsError("OPENAI_API_KEY is not set.")
         self._client = ModelClient(settings)
@@ -184,7 +184,7 @@ class ChatAgent:
 
         Raises ModelFailed, or what a tool call ended the turn with: DatabaseUnavailable, LeaseLost, OutOfTime.
         """
-        await self._list_tools()
+        await self.list_tools()
         said = max(index for index, item in enumerate(items) if item.get("role") == "user")
         config = self._configure(run, items[:said])
         try:
@@ -212,7 +212,8 @@ class ChatAgent:
         """Close the connections to the model."""
         await self._client.close()
 
-    async def _list_tools(self) -> None:
+    async def list_tools(self) -> None:
+        """List them, once."""
         if not self._agent.tools:
             tools = [tool.to_mcp_tool() for tool in await server.list_tools()]
             self._agent.tools = [_adapt(tool.name, str(tool.description), tool.input_schema) for tool in tools]

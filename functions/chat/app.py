@@ -3,6 +3,7 @@
 A request walks one way: ErrorBoundary, caller, chat, TurnRunner. Who is calling is settled before the body is read.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import lru_cache
@@ -16,9 +17,10 @@ from starlette.middleware import Middleware
 
 from chat.agent import ChatAgent
 from chat.description import CHAT_REQUEST, CHAT_RESPONSES, USER_ID_SCHEMA, BearerToken, DescribedApi
+from chat.rehearsal import Model
 from chat.schemas import ChatRequest, ChatResponse, Health
 from chat.turn import TurnRunner
-from taskchat import conversations, deadline
+from taskchat import conversations, deadline, lifecycle, rehearsal
 from taskchat.auth import USER_ID, Verifier, chat_verifier
 from taskchat.errors import (
     Forbidden,
@@ -27,11 +29,12 @@ from taskchat.errors import (
     NotJson,
     UnsupportedMediaType,
 )
-from taskchat.gateway import MARGIN, MAX_SECONDS, lambda_handler
+from taskchat.gateway import MARGIN, MAX_SECONDS, answering, lambda_handler
 from taskchat.guards import BodyLimit, SecurityHeaders
 from taskchat.limits import chat_limits
 from taskchat.problems import ErrorBoundary, tell_routing
-from taskchat.settings import get_settings
+from taskchat.rehearsal import ISSUER, Person, played, standing_in
+from taskchat.settings import Settings, forget_settings, get_settings
 from taskchat.tools import database
 
 Token = Annotated[str, Security(BearerToken())]
@@ -47,7 +50,10 @@ def verifier() -> Verifier:
 @lru_cache(maxsize=1)
 def turns() -> TurnRunner:
     """The turn runner of this process. Raises SettingsError."""
-    settings = get_settings()
+    return _turns(get_settings())
+
+
+def _turns(settings: Settings) -> TurnRunner:
     return TurnRunner(
         database(), ChatAgent(settings), settings.history_tokens, settings.deletions_per_turn, chat_limits(settings)
     )
@@ -58,7 +64,7 @@ async def caller(user_id: UserId, token: Token) -> str:
 
     In the event loop: to hand each request to a thread and back would cost more than to check its token.
     """
-    claims = verifier().verify(token)
+    claims = played(verifier).verify(token)
     if not USER_ID.fullmatch(user_id):
         raise NotFound
     if claims["sub"] != user_id:
@@ -73,6 +79,10 @@ Caller = Annotated[str, Depends(caller)]
 async def _lifespan(_app: FastAPI) -> AsyncIterator[None]:
     """Close what was opened. For a server that ends: an execution environment is frozen and thrown away."""
     yield
+    await _close()
+
+
+async def _close() -> None:
     if turns.cache_info().currsize:
         await turns().agent.close()
         database().close()
@@ -99,7 +109,7 @@ async def chat(user_id: Caller, request: Request, response: Response) -> ChatRes
     wanted = conversations.Request(body.message, body.conversation_id, body.timezone)
     turn_id = conversations.turn_id_for(user_id, key)
     with deadline.within(min(deadline.remaining(), MAX_SECONDS - MARGIN)):
-        answer = await turns().run(user_id, turn_id, wanted)
+        answer = await played(turns).run(user_id, turn_id, wanted)
     if answer.replayed:
         response.headers["Idempotent-Replayed"] = "true"
     return answer.response
@@ -140,3 +150,33 @@ def _field(fault: ErrorDetails) -> str:
 
 
 handler: Final = lambda_handler(app, lifespan="off")
+
+
+def get_ready() -> None:
+    """Have everything that the first request would wait for or build. Raises SettingsError."""
+    judge, runner = verifier(), turns()
+    lifecycle.side_by_side(database().connect, judge.keys.fetch_ahead)
+    asyncio.get_event_loop().run_until_complete(runner.agent.list_tools())
+    lifecycle.attempt(rehearse)
+
+
+def rehearse() -> None:
+    """One turn of nobody's, of which nothing stays. Raises RehearsalFailed, or what connecting raises."""
+    person, model = Person(), Model(get_settings().model_api)
+    with model.playing() as url, database().rehearsal():
+        elsewhere = {"auth_audience": ISSUER, "openai_base_url": url}
+        settings = person.trusted_by(get_settings()).model_copy(update=elsewhere)
+        runner = _turns(settings)
+        with standing_in({verifier: chat_verifier(settings), turns: runner}):
+            body = {"message": "rehearse", "timezone": "Europe/Paris"}
+            event = rehearsal.request(f"/api/{person.id}/chat", person.token(ISSUER, "JWT"), body)
+            rehearsal.perform(answering(app, lifespan="off"), event)
+        asyncio.get_event_loop().run_until_complete(runner.agent.close())
+
+
+def forget() -> None:
+    """Drop what must be fresh in each process that is started from a snapshot of this one."""
+    asyncio.get_event_loop().run_until_complete(_close())
+    for made in (verifier, database):
+        made.cache_clear()
+    forget_settings()

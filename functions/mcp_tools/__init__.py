@@ -4,3 +4,6 @@ from taskchat import imports
 
 with imports.lean():
     from mcp_tools import app as app
+    from taskchat import lifecycle
+
+lifecycle.begin(app.get_ready, app.forget)

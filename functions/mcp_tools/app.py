@@ -1,7 +1,9 @@
 """The MCP door: the tool server over stateless streamable HTTP, for any client with a token for this resource."""
 
+import json
 import logging
-from typing import Annotated, Final
+from functools import lru_cache
+from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
 from fastmcp import FastMCP
@@ -15,14 +17,16 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mcp_tools.plain_errors import PlainErrors
+from taskchat import lifecycle
 from taskchat.audit import READ, WRITE
 from taskchat.auth import Verifier, mcp_verifier
 from taskchat.errors import Unauthenticated
-from taskchat.gateway import lambda_handler
+from taskchat.gateway import answering, lambda_handler
 from taskchat.guards import BodyLimit, OwnAddress, SecurityHeaders
 from taskchat.limits import Limits, mcp_limits
 from taskchat.problems import ErrorBoundary, expected, tell_routing
-from taskchat.settings import Settings, get_settings
+from taskchat.rehearsal import Person, perform, request
+from taskchat.settings import Settings, forget_settings, get_settings
 from taskchat.tools import database, server
 
 METADATA_PATH: Final = "/.well-known/oauth-protected-resource"
@@ -83,9 +87,24 @@ class _Allowance:
         await self._app(scope, receive, send)
 
 
+@lru_cache(maxsize=1)
+def verifier() -> Verifier:
+    """The verifier of this process, which keeps public keys between requests. Raises SettingsError."""
+    return mcp_verifier(get_settings())
+
+
+@lru_cache(maxsize=1)
+def door() -> StarletteWithLifespan:
+    """The app of this process, as its settings say. Raises SettingsError."""
+    return _make_app(get_settings(), verifier(), server)
+
+
 def make_app(settings: Settings, tools: FastMCP = server) -> StarletteWithLifespan:
     """A tool server at the path of MCP_RESOURCE_URL. Raises SettingsError when it could let nobody in."""
-    verifier = mcp_verifier(settings)
+    return _make_app(settings, mcp_verifier(settings), tools)
+
+
+def _make_app(settings: Settings, verifier: Verifier, tools: FastMCP) -> StarletteWithLifespan:
     resource = urlsplit(verifier.audience)
     auth = RemoteAuthProvider(
         token_verifier=_TokenVerifier(verifier),
@@ -114,6 +133,52 @@ def make_app(settings: Settings, tools: FastMCP = server) -> StarletteWithLifesp
     return app
 
 
-app: Final = make_app(get_settings())
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    """The app of this process, or whichever it has by then: one that is started from a snapshot makes its own."""
+    await door()(scope, receive, send)
+
+
 # The session manager lives as long as its lifespan, and here that is one invocation.
 handler: Final = lambda_handler(app, lifespan="auto")
+
+
+def get_ready() -> None:
+    """Have everything that the first request would wait for or build. Raises SettingsError."""
+    door()
+    lifecycle.side_by_side(database().connect, verifier().keys.fetch_ahead)
+    lifecycle.attempt(rehearse)
+
+
+def rehearse() -> None:
+    """Some requests of nobody's, of which nothing stays. Raises RehearsalFailed, or what connecting raises."""
+    person = Person()
+    settings = person.trusted_by(get_settings())
+    resource = str(settings.mcp_resource_url)
+    token, address = person.token(resource, "at+jwt", f"{READ} {WRITE}"), urlsplit(resource)
+    answer = answering(make_app(settings), lifespan="auto")
+
+    def ask(method: str, **params: Any) -> dict[str, Any]:
+        message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+        both = "application/json, text/event-stream"
+        response = perform(answer, request(address.path, token, message, host=address.netloc, accept=both))
+        result: dict[str, Any] = json.loads(response["body"])["result"]
+        return result
+
+    with database().rehearsal():
+        ask("initialize", protocolVersion="2025-11-25", capabilities={}, clientInfo={"name": "", "version": ""})
+        ask("tools/list")
+        task = ask("tools/call", name="add_task", arguments={"title": "rehearse"})["structuredContent"]
+        this = {"task_id": task["id"]}
+        ask("tools/call", name="list_tasks", arguments={})
+        ask("tools/call", name="list_tasks", arguments={"status": "pending"})
+        ask("tools/call", name="update_task", arguments=this | {"title": "rehearsed"})
+        ask("tools/call", name="complete_task", arguments=this)
+        ask("tools/call", name="delete_task", arguments=this)
+
+
+def forget() -> None:
+    """Drop what must be fresh in each process that is started from a snapshot of this one."""
+    database().close()
+    for made in (verifier, door, database):
+        made.cache_clear()
+    forget_settings()

@@ -66,6 +66,13 @@ class KeySet:
             raise KeySetUnavailable(retry_after=KEY_SET_COOLDOWN)
         raise Unauthenticated
 
+    def fetch_ahead(self) -> None:
+        """Fetch the keys before anybody needs them. If that fails, the first who does tries again without delay."""
+        if self._url:
+            self._refresh()
+        if self._fetched_at < self._tried_at:
+            self._tried_at = float("-inf")
+
     def _refresh(self) -> None:
         now = self._clock()
         if now - self._tried_at < KEY_SET_COOLDOWN:

@@ -8,6 +8,7 @@ import logging
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -244,6 +245,9 @@ def undo(session: Session) -> None:
     session.info.pop(_CHECKS, None)
 
 
+_rehearsed: ContextVar[Connection | None] = ContextVar("rehearsed", default=None)
+
+
 class Database:
     """Transactions on behalf of a person. Holds no state but the engine's one connection."""
 
@@ -271,13 +275,34 @@ class Database:
 
     def _begin(self, user_id: str) -> Session:
         """A session in a transaction of the person's. It goes out with the first statement that is waited for."""
-        session = Session(self.engine, expire_on_commit=False, autoflush=False)
+        bind = _rehearsed.get() or self.engine
+        # What is inside another transaction ends without ending that.
+        session = Session(bind, expire_on_commit=False, autoflush=False, join_transaction_mode="create_savepoint")
         try:
             session.execute(_ACT_FOR, {"user_id": user_id})
         except BaseException:
             session.close()
             raise
         return session
+
+    def connect(self) -> None:
+        """Have the connection ready. Raises what connecting raises."""
+        with self.engine.connect():
+            pass
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """All transactions in the block are parts of one, which is rolled back: all is done, and nothing stays.
+
+        Raises what connecting raises.
+        """
+        with self.engine.connect() as connection, connection.begin() as all_of_it:
+            token = _rehearsed.set(connection)
+            try:
+                yield
+            finally:
+                _rehearsed.reset(token)
+                all_of_it.rollback()
 
     def close(self) -> None:
         """Give the connection back, as before a snapshot or at the end of a test."""

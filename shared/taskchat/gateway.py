@@ -99,21 +99,30 @@ def seconds_left(event: Event, context: LambdaContext) -> float:
     return min(context.get_remaining_time_in_millis() / 1000, in_gateway)
 
 
-def lambda_handler(app: ASGI, lifespan: LifespanMode) -> Handler:
-    """Lambda's entry point to the app, for API Gateway's HTTP API events (payload 2.0)."""
+def answering(app: ASGI, lifespan: LifespanMode) -> Handler:
+    """What makes of an event of API Gateway's HTTP APIs (payload 2.0) the app's response to it."""
     adapter = Mangum(app, lifespan=lifespan, text_mime_types=["application/", "text/"])
 
-    @logger.inject_lambda_context(correlation_id_path=correlation_paths.API_GATEWAY_HTTP, clear_state=True)
-    @metrics.log_metrics(capture_cold_start_metric=True)
-    def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+    def answer(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
         try:
             request = Event.model_validate(event)
             readable = request.readable()
         except ValueError:
-            response = _refusal()
-        else:
-            with deadline.within(seconds_left(request, context) - MARGIN):
-                response = adapter(readable, context)
+            return _refusal()
+        with deadline.within(seconds_left(request, context) - MARGIN):
+            return adapter(readable, context)
+
+    return answer
+
+
+def lambda_handler(app: ASGI, lifespan: LifespanMode) -> Handler:
+    """Lambda's entry point to the app: what answers it, with a log and metrics for each invocation."""
+    answer = answering(app, lifespan)
+
+    @logger.inject_lambda_context(correlation_id_path=correlation_paths.API_GATEWAY_HTTP, clear_state=True)
+    @metrics.log_metrics(capture_cold_start_metric=True)
+    def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+        response = answer(event, context)
         metrics.add_metric(name=f"Status{response['statusCode'] // 100}xx", unit=MetricUnit.Count, value=1)
         return response
 

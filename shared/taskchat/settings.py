@@ -6,6 +6,7 @@
 import json
 import os
 import re
+import sys
 from functools import lru_cache
 from typing import Any, Final, Literal, TypeVar
 
@@ -130,3 +131,15 @@ def load(model: type[S]) -> S:
 def get_settings() -> Settings:
     """The settings of this process, read at the first call. Raises SettingsError."""
     return load(Settings)
+
+
+def forget_settings() -> None:
+    """Have the settings read again, and the secret by a client of its own time."""
+    get_settings.cache_clear()
+    if known := sys.modules.get("aws_lambda_powertools.utilities.parameters"):
+        known.clear_caches()
+
+
+def is_on_lambda() -> bool:
+    """Whether this process is an execution environment, Lambda's own or an emulated one."""
+    return "AWS_LAMBDA_RUNTIME_API" in os.environ
