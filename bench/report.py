@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sysconfig
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -44,13 +45,20 @@ class Circumstances:
         with psycopg.connect(running.environment["SUPERUSER_URL"]) as database:
             postgres = f"Postgres {database.info.server_version // 10_000}.{database.info.server_version % 10_000}"
         [pooler] = running.pooler.show("version")
-        parts = [f"Python {platform.python_version()}", postgres, str(pooler["version"])]
+        parts = [_python(), postgres, str(pooler["version"])]
         return cls(
             f"{datetime.now(UTC):%Y-%m-%d}",
             _machine(),
             " ".join(f"{load:.1f}" for load in os.getloadavg()),
             ", ".join(parts + [f"{library} {version(library)}" for library in LIBRARIES]),
         )
+
+
+def _python() -> str:
+    """The version, and whether it was built as Lambda's is: without that, everything takes longer."""
+    is_optimised = "--enable-optimizations" in str(sysconfig.get_config_var("CONFIG_ARGS"))
+    build = "with" if is_optimised else "without"
+    return f"Python {platform.python_version()} (built {build} profile-guided optimisation, which Lambda's has)"
 
 
 def _machine() -> str:
