@@ -47,9 +47,9 @@ class Prices:
     compute_hour: float = 0.106
     """Of one Neon compute unit (CU), Launch plan."""
     storage_gb_month: float = 0.35
-    million_input_tokens: float = 0.25
-    million_cached_tokens: float = 0.025
-    million_output_tokens: float = 2.00
+    million_input_tokens: float = 0.125
+    million_cached_tokens: float = 0.01
+    million_output_tokens: float = 0.50
 
 
 MEMORY_GB: Final = 1.0

@@ -221,7 +221,7 @@ def test_each_turn_s_requests_begin_with_the_last_turn_s(alice: Person, standin:
 
 @pytest.mark.parametrize(
     ("model_api", "model"),
-    [("responses", "stand-in"), ("responses", "gpt-5-mini"), ("chat_completions", "stand-in")],
+    [("responses", "stand-in"), ("responses", "gpt-6-luna"), ("chat_completions", "stand-in")],
     indirect=["model_api"],
 )
 @pytest.mark.parametrize("database_url", ["direct"], indirect=True)

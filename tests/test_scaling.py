@@ -79,7 +79,7 @@ def test_the_defaults_are_those_of_the_product() -> None:
 def test_the_figures_in_the_text_follow_from_the_tables() -> None:
     """What the prose says of the ceiling, the quiet database, and both functions at one pooler."""
     dollars = sum(dollars for _, dollars, _ in capacity._costs(Turn(), Prices()))
-    assert 75 < 3600 * capacity.THROTTLE / 1e6 * dollars < 85  # about 80 dollars an hour
+    assert 30 < 3600 * capacity.THROTTLE / 1e6 * dollars < 34  # about 32 dollars an hour
     quiet = 0.25 * 730 * Prices().compute_hour
     assert round(quiet) == 19
     assert 1_500 / 60 * Turn().database_cpu_ms / 1000 / capacity.UTILISATION <= 0.25 + 1e-9

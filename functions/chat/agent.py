@@ -71,7 +71,7 @@ MAX_REPLY: Final = 20_000
 MAX_DEPTH: Final = 64
 """Nesting of a call's arguments. No tool needs three levels, and what is nested too deeply cannot be written down."""
 
-_REASONING_MODELS: Final = re.compile(r"(.*/)?(o\d|gpt-5)(?!.*chat)")
+_REASONING_MODELS: Final = re.compile(r"(.*/)?(o\d|gpt-[5-9])(?!.*chat)")
 """Models that reason must be handed their reasoning back between two calls; others refuse to be asked for it."""
 
 # The SDK's own tracing starts a thread that calls its vendor, whoever serves the model, and stalls in a frozen sandbox.

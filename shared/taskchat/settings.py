@@ -31,7 +31,8 @@ class Settings(BaseModel):
 
     openai_api_key: SecretStr = SecretStr("")
     openai_base_url: str | None = None
-    model: str = "gpt-5-mini"
+    model: str = "gpt-6-luna"
+    """With the Chat Completions API, OpenAI lets its current models call no functions unless they do not reason."""
     model_fallback: str | None = None
     """Tried once, at the same address, when MODEL is down."""
     model_api: Literal["responses", "chat_completions"] = "responses"
