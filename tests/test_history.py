@@ -167,7 +167,9 @@ def test_a_turn_taken_up_late_reads_only_what_was_before_it(database: Database) 
         assert isinstance(again, Begun)
         conversations.finish(session, again, "late", {})
     assert [turn.message for turn in again.history] == ["before"]
-    assert [(turn.message, turn.reply) for turn in talk.begin("now").history] == [
+    now = talk.begin("now")
+    assert now.turn.position == 6  # of nought: the one that was taken up again has kept its place, and takes no other
+    assert [(turn.message, turn.reply) for turn in now.history] == [
         ("before", "Done."),
         ("cut off", "late"),
         ("after", "Done."),

@@ -20,6 +20,7 @@ import psycopg
 import pytest
 from pg8000 import core, legacy
 from sqlalchemy import text
+from sqlmodel import select
 
 from dev import pgbouncer, processes
 from dev.pgbouncer import PgBouncer
@@ -406,6 +407,18 @@ class TestWhatIsPutOff:
         """Until it is known whether it has rows, nobody could be told."""
         assert known.cursor().execute("select %s::int as new", (1,)).description[0][0] == "new"
         assert between.roundtrips == 1
+
+    def test_leads_sqlalchemy_to_no_conclusion(self, database_url: str) -> None:
+        """A row is changed twice through the ORM, the second time by a statement that is known: its count comes later."""
+        database, person = Database(database_url), uuid4().hex
+        for title in ("first", "second", "third"):
+            with database.transaction(person) as session:
+                task = session.scalars(select(Task)).one_or_none() or Task(user_id=person)
+                task.title = title
+                session.add(task)
+        with database.transaction(person) as session:
+            assert session.scalars(select(Task.title)).all() == ["third"]
+        database.close()
 
     def test_known_statements_do_not_pile_up(self, known: PipelinedConnection, monkeypatch: pytest.MonkeyPatch) -> None:
         """There are never more than so many."""
