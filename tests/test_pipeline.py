@@ -409,7 +409,7 @@ class TestWhatIsPutOff:
         assert between.roundtrips == 1
 
     def test_leads_sqlalchemy_to_no_conclusion(self, database_url: str) -> None:
-        """A row is changed twice through the ORM, the second time by a statement that is known: its count comes later."""
+        """A row that the ORM changes again, by a statement that is known now: its count is not there yet."""
         database, person = Database(database_url), uuid4().hex
         for title in ("first", "second", "third"):
             with database.transaction(person) as session:
