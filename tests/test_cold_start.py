@@ -2,16 +2,38 @@
 
 import gc
 import json
+import os
 import subprocess
 import sys
+import threading
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
 
+import psycopg
 import pytest
 from pydantic import BaseModel, TypeAdapter
+from starlette.responses import JSONResponse
 
-from taskchat import imports
-from tests.conftest import ROOT
+from dev.model.client import StandIn
+from dev.pgbouncer import PgBouncer
+from dev.postgres import Postgres
+from dev.tokens import Issuer
+from taskchat import audit, deadline, imports, lifecycle, tasks
+from taskchat.auth import KeySet
+from taskchat.errors import DatabaseUnavailable, KeySetUnavailable
+from taskchat.rehearsal import RehearsalFailed
+from tests.conftest import ROOT, Logs, Person, forget, serving, variables
+from tests.gateway import event, invoke
+
+Rows = psycopg.Connection[dict[str, Any]]
+
+PATIENCE = 30
+"""Seconds that a test may wait for what takes none."""
+
+TABLES = ("allowance", "conversation", "message", "task", "tool_call")
 
 NAIVE = "agents, fastmcp, fastapi, mangum, sqlmodel, pg8000, aws_lambda_powertools"
 """What somebody would import who wrote the same service without a thought of this."""
@@ -37,7 +59,7 @@ NEVER = {
 }
 
 
-def fresh(code: str, *options: str) -> Any:
+def fresh(code: str, **variables: str) -> Any:
     """What a new process prints, parsed: it has the environment of a test, and every warning is an error."""
     environment = {
         "PYTHONPATH": f"{ROOT / 'shared'}:{ROOT / 'functions'}",
@@ -49,8 +71,8 @@ def fresh(code: str, *options: str) -> Any:
         "MCP_RESOURCE_URL": "https://api.example.com/mcp",
         "POWERTOOLS_METRICS_NAMESPACE": "taskchat",
     }
-    command = [sys.executable, "-W", "error", *options, "-c", code]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, env=environment | variables, capture_output=True, text=True, check=False)  # noqa: S603
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -119,3 +141,244 @@ print(json.dumps([gc.isenabled(), gc.get_freeze_count() > 100_000, Built.__pydan
         assert (gc.isenabled(), sys.meta_path) == (True, finders)
         assert "defer_build" not in BaseModel.model_config
         assert TypeAdapter(list[int]).pydantic_complete
+
+
+class TestGettingReady:
+    """What is done before the first request, on Lambda."""
+
+    def test_steps_go_side_by_side(self) -> None:
+        """Each waits for the other, so that neither could end alone."""
+        both = threading.Barrier(2, timeout=PATIENCE)
+        with deadline.within(PATIENCE):
+            lifecycle.side_by_side(both.wait, both.wait)
+        assert not both.broken
+
+    def test_a_step_has_the_deadline_of_all(self) -> None:
+        """What a thread waits for ends when the rest must."""
+        left: list[float] = []
+        with deadline.within(PATIENCE):
+            lifecycle.side_by_side(lambda: left.append(deadline.remaining()))
+        assert 0 < left[0] <= PATIENCE
+
+    def test_a_step_that_never_ends_is_left_behind(self) -> None:
+        """Getting ready is over when its time is, whatever hangs."""
+        released = threading.Event()
+        with deadline.within(0.05):
+            lifecycle.side_by_side(released.wait)
+        released.set()
+
+    def test_a_failure_is_told_and_no_more(self, logs: Logs) -> None:
+        """By its kind: its text may hold an address, and a request may find that it has passed."""
+
+        def fail() -> None:
+            raise ConnectionRefusedError("canary")
+
+        lifecycle.side_by_side(fail)
+        lifecycle.attempt(fail)
+        assert [(line["message"], line["reason"]) for line in logs()] == 2 * [
+            ("not ready ahead", "ConnectionRefusedError")
+        ]
+        assert "canary" not in json.dumps(logs())
+
+    def test_only_lambda_gets_ready(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Tests, migrations and a developer's server import the same modules, and connect when they want to."""
+        done: list[str] = []
+        monkeypatch.delenv("AWS_LAMBDA_RUNTIME_API", raising=False)
+        lifecycle.begin(lambda: done.append("ready"), lambda: None)
+        assert done == []
+
+    @pytest.mark.parametrize("package", ["chat", "mcp_tools"])
+    def test_what_is_missing_is_said_when_it_starts(self, package: str) -> None:
+        """On Lambda a function without its settings does not come up, and names the one that it lacks."""
+        code = f"""
+import json
+try:
+    import {package}
+except RuntimeError as error:
+    print(json.dumps([type(error).__name__, str(error)]))
+"""
+        kind, said = fresh(code, AWS_LAMBDA_RUNTIME_API="localhost", AUTH_ISSUER="")
+        assert (kind, said) == ("SettingsError", "AUTH_ISSUER is not set.")
+
+    def test_a_database_that_is_away_is_no_obstacle(
+        self, environment: None, alice: Person, monkeypatch: pytest.MonkeyPatch, server: Postgres
+    ) -> None:
+        """Nor to the next request: 503 while it is away, and 200 once it is back."""
+        from chat import app
+
+        monkeypatch.setenv("DATABASE_URL", "postgresql://taskchat_app:x@127.0.0.1:1/taskchat?sslmode=disable")
+        app.get_ready()
+        assert alice.say("Add buy milk").status == 503
+        forget()
+        monkeypatch.setenv("DATABASE_URL", server.app_url)
+        app.get_ready()
+        assert alice.say("Add buy milk").status == 200
+
+    def test_a_key_set_that_is_away_is_asked_again_at_once(self) -> None:
+        """The first request does not have to wait until a fetch is allowed again, as after a failure of its own."""
+        keys = KeySet("http://127.0.0.1:1/jwks", None)
+        keys.fetch_ahead()
+        with pytest.raises(KeySetUnavailable):
+            keys.find("any")
+        assert keys._tried_at > float("-inf")  # it did try
+
+    def test_keys_that_came_ahead_are_there(self, issuer: Issuer) -> None:
+        """Nobody fetches them a second time."""
+        answered: list[str] = []
+
+        async def publish(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "http":
+                answered.append(scope["path"])
+                await JSONResponse(json.loads(issuer.jwks_json))(scope, receive, send)
+
+        with serving(publish) as url:
+            keys = KeySet(f"{url}/jwks", None)
+            keys.fetch_ahead()
+        (key_id,) = (key["kid"] for key in json.loads(issuer.jwks_json)["keys"])
+        assert keys.find(key_id)
+        assert answered == ["/jwks"]
+
+
+def everything(rows: Rows) -> dict[str, int]:
+    """How many rows there are."""
+    return {table: rows.execute(f"select count(*) from {table}").fetchone()["count"] for table in TABLES}  # type: ignore[index]  # noqa: S608
+
+
+def _first_event(package: str, person: Person) -> dict[str, Any]:
+    """A request that adds a task, at the door of this function."""
+    if package == "chat":
+        headers = {"authorization": f"Bearer {person.token}", "content-type": "application/json"}
+        return event("POST", f"/api/{person.id}/chat", headers=headers, body=b'{"message": "Add buy milk"}')
+    call = {"name": "add_task", "arguments": {"title": "buy milk"}}
+    message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
+    headers = {"authorization": f"Bearer {person.mcp_token}", "content-type": "application/json"}
+    headers |= {"accept": "application/json, text/event-stream"}
+    return event("POST", "/mcp", headers=headers, body=json.dumps(message).encode())
+
+
+class TestTheRehearsal:
+    """One request of nobody's, before the first person's."""
+
+    @pytest.fixture(params=["chat", "mcp_tools"])
+    def app(self, request: pytest.FixtureRequest, environment: None) -> Any:
+        """Either function."""
+        return import_module(f"{request.param}.app")
+
+    @pytest.mark.parametrize("model_api", ["responses", "chat_completions"], indirect=True)
+    def test_nothing_of_it_is_seen(
+        self, app: Any, rows: Rows, standin: StandIn, logs: Logs, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """No row, no call of the model, no line of log or audit, nothing counted."""
+        before = everything(rows)
+        app.rehearse()
+        assert everything(rows) == before
+        assert (standin.requests(), logs(), capsys.readouterr().out) == ([], [], "")
+
+    def test_all_five_tools_are_called(self, app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """And each does what it is there for."""
+        called: list[tuple[str, str]] = []
+        monkeypatch.setattr(audit, "_report", lambda record, _: called.append((record["tool"], record["outcome"])))
+        app.rehearse()
+        assert set(called) == {
+            (tool, "ok") for tool in ("add_task", "list_tasks", "update_task", "complete_task", "delete_task")
+        }
+
+    def test_one_that_fails_leaves_nothing_either(
+        self, environment: None, rows: Rows, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It raises, and what was done up to there is rolled back."""
+        from chat import app
+
+        def fail(*_: Any, **__: Any) -> None:
+            raise DatabaseUnavailable
+
+        before = everything(rows)
+        monkeypatch.setattr(tasks, "remove", fail)
+        with pytest.raises(RehearsalFailed, match="503"):
+            app.rehearse()
+        assert everything(rows) == before
+
+    def test_only_what_is_inside_is_rolled_back(self, environment: None, alice: Person, rows: Rows) -> None:
+        """Each transaction there sees what the ones before it did; after it, they commit again."""
+        from taskchat.tools import database
+
+        with database().rehearsal():
+            for expected in ([], ["x"]):
+                with database().transaction(alice.id) as session:
+                    assert [task.title for task in tasks.page(session, alice.id, "all", None).tasks] == expected
+                    tasks.add(session, alice.id, "x", "")
+        with database().transaction(alice.id) as session:
+            tasks.add(session, alice.id, "kept", "")
+        kept = rows.execute("select title from task where user_id = %s", [alice.id]).fetchall()
+        assert kept == [{"title": "kept"}]
+
+    def test_the_first_turn_builds_nothing(self, alice: Person) -> None:
+        """After it, a turn imports no module, compiles no statement and asks the server about none."""
+        from chat import app
+
+        app.get_ready()
+        before = set(sys.modules), self.statements()
+        assert alice.say("Add buy milk").status == 200
+        assert (set(sys.modules), self.statements()) == before
+
+    def test_the_first_call_at_the_other_door_builds_nothing(self, alice: Person) -> None:
+        """The same."""
+        from mcp_tools import app
+
+        app.get_ready()
+        before = set(sys.modules), self.statements()
+        assert invoke(app.handler, _first_event("mcp_tools", alice)).json["result"]["isError"] is False
+        assert (set(sys.modules), self.statements()) == before
+
+    def statements(self) -> int:
+        """How many statements SQLAlchemy has compiled for the process's one engine."""
+        from taskchat.tools import database
+
+        return len(database().engine._compiled_cache or ())
+
+
+class TestSnapshot:
+    """What a snapshot must not hold, and what a process does that is started from one."""
+
+    @pytest.fixture(params=["chat", "mcp_tools"])
+    def told(
+        self, request: pytest.FixtureRequest, server: Postgres, pooler: PgBouncer, standin: StandIn, issuer: Issuer
+    ) -> dict[str, Any]:
+        """What tests/snapshot.py tells of a function whose database has moved by the time it is restored."""
+        alice = Person(uuid4().hex, issuer)
+        known = variables(server.app_url, standin, issuer) | {"AWS_LAMBDA_RUNTIME_API": "localhost"}
+        moved = {"DATABASE_URL": pooler.url(server.app_url)}
+        asked = {"event": _first_event(request.param, alice), "environment": moved}
+        done = subprocess.run(  # noqa: S603
+            [sys.executable, "-m", "tests.snapshot", request.param],
+            cwd=ROOT,
+            env=os.environ | known,
+            input=json.dumps(asked),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return answer
+
+    def test_it_was_ready(self, told: dict[str, Any]) -> None:
+        """The process had been through everything, and had its connection."""
+        assert told["before"]["connected"] == 1
+
+    def test_nothing_that_must_be_fresh_is_in_it(self, told: dict[str, Any]) -> None:
+        """No connection, no setting, no key, no client."""
+        assert told["held"] == {"alive": [], "sockets": 0}
+
+    def test_each_that_starts_from_it_is_ready_and_its_own(self, told: dict[str, Any]) -> None:
+        """With a connection and random numbers that no other has, made before the first request, which succeeds."""
+        restored = told["restored"]
+        assert [(one["status"], one["connected"]) for one in restored] == [(200, 1), (200, 1)]
+        for what in ("connection", "random"):
+            assert len({str(one[what]) for one in [*restored, told["before"]]}) == 3
+
+    def test_settings_are_read_again(self, told: dict[str, Any], server: Postgres, pooler: PgBouncer) -> None:
+        """An address that has changed since the snapshot was taken, or a password, is the one that is used."""
+        there, elsewhere = (urlsplit(url).port for url in (server.app_url, pooler.url(server.app_url)))
+        ports = [one["port"] for one in (told["before"], *told["restored"])]
+        assert ports == [there, elsewhere, elsewhere]

@@ -1,4 +1,4 @@
-"""The chat's rehearsal: one turn that uses all five tools, with an understudy for the model."""
+"""The understudy of the model, for the rehearsal of a turn with all five tools."""
 
 import asyncio
 import json
@@ -86,11 +86,11 @@ def _response(calls: Calls, text: str | None) -> Json:
         "tool_choice": "auto",
         "tools": [],
         "usage": {
-            "input_tokens": 0,
+            "input_tokens": 1,
             "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
-            "output_tokens": 0,
+            "output_tokens": 1,
             "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": 0,
+            "total_tokens": 2,
         },
     }
 
@@ -108,5 +108,5 @@ def _completion(calls: Calls, text: str | None) -> Json:
         "created": 0,
         "model": "understudy",
         "choices": [{"index": 0, "message": message, "finish_reason": "tool_calls" if calls else "stop"}],
-        "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
     }

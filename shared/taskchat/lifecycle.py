@@ -56,7 +56,7 @@ def _freshly(get_ready: Step) -> None:
 
 def side_by_side(*steps: Step) -> None:
     """Take all steps at once, each in a thread, until the deadline. What fails will be tried again by who needs it."""
-    late = time.monotonic() + deadline.remaining()
+    late = time.monotonic() + min(deadline.remaining(), PATIENCE)
     threads = [Thread(target=copy_context().run, args=(attempt, step), daemon=True) for step in steps]
     for thread in threads:
         thread.start()
