@@ -73,8 +73,10 @@ def _is_link(name: str) -> bool:
 
 def _fork(app: Any, asked: dict[str, Any]) -> Any:
     reading, writing = os.pipe()
+    as_it_lies_there = random.getstate()
     child = os.fork()
     if child == 0:
+        random.setstate(as_it_lies_there)  # Python seeds anew in a fork; nothing does in what a snapshot is copied to
         os.close(reading)
         os.write(writing, json.dumps(_restored(app, asked)).encode())
         os._exit(0)

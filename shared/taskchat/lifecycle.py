@@ -36,7 +36,7 @@ def begin(get_ready: Step, forget: Step) -> None:
     asyncio.set_event_loop(asyncio.new_event_loop())  # the one of this process: connections belong to it
     _freshly(get_ready)
     try:
-        from snapshot_restore_py import (  # type: ignore[import-not-found, unused-ignore]  # the managed runtime's
+        from snapshot_restore_py import (  # type: ignore[import-untyped]  # the managed runtime has it
             register_after_restore,
             register_before_snapshot,
         )
