@@ -141,16 +141,19 @@ def page(found: Found, around: Circumstances, command: str, seconds: float) -> s
 
 def _growth(growth: Growth) -> str:
     small, large = growth.small, growth.large
-    named = [(name, cost, large.statements[name]) for name, cost in small.statements.items()]
-    named += [(f"page of tasks: {name}", cost, large.lists[name]) for name, cost in small.lists.items()]
+    counts = [(name, f"{rows:,}", f"{large.rows[name]:,}") for name, rows in small.rows.items()]
+    costs = [(name, cost, large.statements[name]) for name, cost in small.statements.items()]
+    costs += [(f"page of tasks: {name}", cost, large.lists[name]) for name, cost in small.lists.items()]
     rows = [
-        (name, f"{one.milliseconds:.3f}", f"{one.pages:.0f}", f"{other.milliseconds:.3f}", f"{other.pages:.0f}")
-        for name, one, other in named
+        (name, *(f"{of.milliseconds:.3f}" for of in pair), *(f"{of.pages:.0f}" for of in pair)) for name, *pair in costs
     ]
-    counts = [
-        (f"{table_name}, rows", f"{n:,}", "", f"{large.rows[table_name]:,}", "") for table_name, n in small.rows.items()
-    ]
-    return "\n".join(table([*counts, *rows], ("", "ms", "pages", "ms, grown", "pages, grown")))
+    return "\n".join(
+        [
+            *table(counts, ("rows", "few", "many")),
+            "",
+            *table(rows, ("statement", "ms, few", "ms, many", "pages, few", "pages, many")),
+        ]
+    )
 
 
 def _scaling(scaling: Scaling) -> str:
