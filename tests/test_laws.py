@@ -77,7 +77,7 @@ class TestToolsOnly:
 
     def test_only_the_task_queries_name_the_task_table(self) -> None:
         """No other module gets hold of the model of a task."""
-        users = {path.stem for path in SHIPPED if "taskchat.models.Task" in _imports(path)}
+        users = {path.stem for path in SHIPPED if "taskchat.models.TASK" in _imports(path)}
         assert users == {"tasks"}
 
     def test_what_the_agent_holds_leads_to_no_engine(self, alice: Person) -> None:

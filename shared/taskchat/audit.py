@@ -24,7 +24,7 @@ from sqlmodel import Session, insert
 
 from taskchat.db import Database
 from taskchat.errors import TaskchatError, ToolFailure, Unauthenticated
-from taskchat.models import ToolCall
+from taskchat.models import TOOL_CALL, ToolCall
 from taskchat.text import storable
 
 SCHEMA: Final = "taskchat.audit/1"
@@ -35,7 +35,7 @@ WRITE: Final = "tasks:write"
 REMOVAL: Final = "delete_task"
 """The tool whose effect nothing brings back, and of which one turn may do only so much."""
 
-_RECORD: Final = insert(ToolCall)
+_RECORD: Final = insert(TOOL_CALL)
 
 logger = Logger()
 

@@ -14,15 +14,14 @@ from datetime import datetime, timedelta
 from typing import Any, Final, NoReturn
 from uuid import UUID, uuid4, uuid5
 
-from sqlalchemy import Interval, Uuid, and_, any_, bindparam, case, func, literal, or_
-from sqlalchemy import select as columns
+from sqlalchemy import Interval, Row, Uuid, and_, any_, bindparam, case, func, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlmodel import Session, col, select, update
+from sqlmodel import Session, col
 
 from taskchat import deadline
 from taskchat.db import SafeText, before_commit, undo
 from taskchat.errors import KeyReused, NotFound, TurnInProgress
-from taskchat.models import Conversation, Message, ToolCall
+from taskchat.models import CONVERSATION, MESSAGE, ToolCall
 
 LEASE_GRACE: Final = 5.0
 """Seconds by which a lease outlives its request's deadline: no living turn loses it, and a crashed one is soon over."""
@@ -46,74 +45,68 @@ _TITLE_LENGTH: Final = 80
 # Values come in as parameters, never inside a statement: SQLAlchemy keeps each statement it has compiled, and with it
 # what the first person to use it said.
 _NOW: Final = func.clock_timestamp()
-_HERE: Final = and_(col(Conversation.user_id) == bindparam("of_user"), col(Conversation.id) == bindparam("of_id"))
-_LEASED: Final = and_(_HERE, col(Conversation.fence) == bindparam("of_fence"), col(Conversation.lease_until) > _NOW)
-_FREE: Final = and_(_HERE, or_(col(Conversation.lease_until).is_(None), col(Conversation.lease_until) <= _NOW))
-_THIS_TURN: Final = and_(col(Message.user_id) == bindparam("of_user"), col(Message.turn_id) == bindparam("of_turn"))
-_SAID: Final = select(Message.position).where(_THIS_TURN, col(Message.role) == "user").correlate(None)
+_HERE: Final = and_(CONVERSATION.c.user_id == bindparam("of_user"), CONVERSATION.c.id == bindparam("of_id"))
+_LEASED: Final = and_(_HERE, CONVERSATION.c.fence == bindparam("of_fence"), CONVERSATION.c.lease_until > _NOW)
+_FREE: Final = and_(_HERE, or_(CONVERSATION.c.lease_until.is_(None), CONVERSATION.c.lease_until <= _NOW))
+_THIS_TURN: Final = and_(MESSAGE.c.user_id == bindparam("of_user"), MESSAGE.c.turn_id == bindparam("of_turn"))
+_SAID: Final = select(MESSAGE.c.position).where(_THIS_TURN, MESSAGE.c.role == "user").correlate(None)
 _BEFORE: Final = func.coalesce(
-    _SAID.scalar_subquery(), select(Conversation.next_position - 2).where(_HERE).scalar_subquery()
+    _SAID.scalar_subquery(), select(CONVERSATION.c.next_position - 2).where(_HERE).scalar_subquery()
 )
-_START: Final = select(Conversation.history_start).where(_HERE).scalar_subquery()
+_START: Final = select(CONVERSATION.c.history_start).where(_HERE).scalar_subquery()
 _EARLIER: Final = and_(
-    col(Message.user_id) == bindparam("of_user"),
-    col(Message.conversation_id) == bindparam("of_id"),
-    col(Message.position) >= _START,
-    col(Message.position) < _BEFORE,
+    MESSAGE.c.user_id == bindparam("of_user"),
+    MESSAGE.c.conversation_id == bindparam("of_id"),
+    MESSAGE.c.position >= _START,
+    MESSAGE.c.position < _BEFORE,
 )
-_NEWEST_FIRST: Final = col(Message.position).desc()
+_NEWEST_FIRST: Final = MESSAGE.c.position.desc()
 _MOST: Final = 4 * MAX_HISTORY_TURNS  # two messages a turn, and as many again: more than these are not kept anyway
-_ALONE: Final = {"synchronize_session": False}  # the session holds no other copy of the row
 
-_CREATE: Final = insert(Conversation).on_conflict_do_nothing()
+_CREATE: Final = insert(CONVERSATION).on_conflict_do_nothing()
 _ACQUIRE: Final = (
-    update(Conversation)
+    update(CONVERSATION)
     .where(_FREE)
     .values(
         turn_id=bindparam("of_turn"),
         lease_until=_NOW + bindparam("lease", type_=Interval),
-        fence=Conversation.fence + 1,
-        next_position=Conversation.next_position + case((_SAID.exists(), 0), else_=2),
+        fence=CONVERSATION.c.fence + 1,
+        next_position=CONVERSATION.c.next_position + case((_SAID.exists(), 0), else_=2),
     )
-    .returning(Conversation)
-    .execution_options(**_ALONE)
+    .returning(CONVERSATION)
 )
-_HELD_FOR: Final = select(col(Conversation.lease_until) - _NOW, Conversation.id).where(_HERE)
-_CHECK: Final = select(Conversation.fence).where(_LEASED).with_for_update(read=True)
+_HELD_FOR: Final = select(CONVERSATION.c.lease_until - _NOW, CONVERSATION.c.id).where(_HERE)
+_CHECK: Final = select(CONVERSATION.c.fence).where(_LEASED).with_for_update(read=True)
 _RELEASE: Final = (
-    update(Conversation)
+    update(CONVERSATION)
     .where(_LEASED)
     .values(turn_id=None, lease_until=None, updated_at=_NOW)
-    .returning(col(Conversation.fence))
-    .execution_options(**_ALONE)
+    .returning(CONVERSATION.c.fence)
 )
-_CUT: Final = update(Conversation).where(_HERE).values(history_start=bindparam("start")).execution_options(**_ALONE)
+_CUT: Final = update(CONVERSATION).where(_HERE).values(history_start=bindparam("start"))
 _SAYING: Final[dict[str, Any]] = {
-    "user_id": Conversation.user_id,
-    "conversation_id": Conversation.id,
-    "position": Conversation.next_position - 2,
-    "turn_id": Conversation.turn_id,
+    "user_id": CONVERSATION.c.user_id,
+    "conversation_id": CONVERSATION.c.id,
+    "position": CONVERSATION.c.next_position - 2,
+    "turn_id": CONVERSATION.c.turn_id,
     "role": literal("user"),
-    "content": bindparam("content", type_=SafeText),
-    "timezone": bindparam("timezone", type_=SafeText),
-    "request_hash": bindparam("request_hash", type_=SafeText),
+    "content": bindparam("said", type_=SafeText),
+    "timezone": bindparam("said_in", type_=SafeText),
+    "request_hash": bindparam("asked", type_=SafeText),
 }
-_SAY: Final = select(Message).from_statement(
-    insert(Message)
-    .from_select(
-        [getattr(Message, name) for name in _SAYING],
-        columns(*_SAYING.values()).where(_HERE, col(Conversation.turn_id) == bindparam("of_turn")),
-    )
+_SAY: Final = (
+    insert(MESSAGE)
+    .from_select(list(_SAYING), select(*_SAYING.values()).where(_HERE, CONVERSATION.c.turn_id == bindparam("of_turn")))
     .on_conflict_do_nothing()
-    .returning(Message)
+    .returning(MESSAGE)
 )
-_ANSWER: Final = insert(Message)
-_OF_TURN: Final = select(Message).where(_THIS_TURN)
-_HISTORY: Final = select(Message).where(_EARLIER).order_by(_NEWEST_FIRST).limit(_MOST)
+_ANSWER: Final = insert(MESSAGE)
+_OF_TURN: Final = select(MESSAGE).where(_THIS_TURN)
+_HISTORY: Final = select(MESSAGE).where(_EARLIER).order_by(_NEWEST_FIRST).limit(_MOST)
 _OWN_CALLS: Final = select(ToolCall).where(col(ToolCall.user_id) == bindparam("of_user"))
 _IN_ORDER: Final = (col(ToolCall.turn_id), col(ToolCall.position))
 _EARLIER_TURNS: Final = func.array(
-    select(Message.turn_id).where(_EARLIER).order_by(_NEWEST_FIRST).limit(_MOST).correlate(None).scalar_subquery()
+    select(MESSAGE.c.turn_id).where(_EARLIER).order_by(_NEWEST_FIRST).limit(_MOST).correlate(None).scalar_subquery()
 )
 _CALLS: Final = _OWN_CALLS.where(
     col(ToolCall.turn_id) == any_(func.array_append(_EARLIER_TURNS, bindparam("of_turn", type_=Uuid)))
@@ -219,12 +212,12 @@ def begin(session: Session, user_id: str, turn_id: UUID, request: Request, histo
     here = {"of_user": user_id, "of_turn": turn_id, "of_id": request.conversation_id or uuid5(turn_id, "conversation")}
     if request.conversation_id is None:
         _create(session, here, request)
-    acquired = session.scalars(_ACQUIRE, {**here, "lease": _lease()})
+    acquired = session.execute(_ACQUIRE, {**here, "lease": _lease()})
     # Each statement sees what was committed before it began; with the lock held, nobody begins or finishes this turn.
-    of_turn = session.scalars(_OF_TURN, here)
-    earlier = session.scalars(_HISTORY, here)
+    of_turn = session.execute(_OF_TURN, here)
+    earlier = session.execute(_HISTORY, here)
     calls = session.scalars(_CALLS, here)
-    stored = session.scalars(_SAY, {**here, **_said(request)})
+    stored = session.execute(_SAY, {**here, **_said(request)})
     # All of them are sent by the time that the first is read.
     messages, made = {message.role: message for message in of_turn}, _by_turn(calls)
     if "user" in messages and messages["user"].request_hash != request.hash:
@@ -257,7 +250,7 @@ def recorded_calls(session: Session, lease: Lease) -> list[ToolCall]:
     return list(session.scalars(_RECORDED, {"of_user": lease.user_id, "of_turn": lease.turn_id}))
 
 
-def _finished(session: Session, messages: dict[str, Message], made: dict[UUID, list[ToolCall]]) -> Finished:
+def _finished(session: Session, messages: dict[str, Row[Any]], made: dict[UUID, list[ToolCall]]) -> Finished:
     """The turn as it was. The lease that was taken to look at it is not kept, nor is anything else of this attempt."""
     (turn,) = _turns(list(messages.values()), made)
     undo(session)
@@ -270,7 +263,7 @@ def _create(session: Session, here: dict[str, Any], request: Request) -> None:
 
 
 def _said(request: Request) -> dict[str, Any]:
-    return {"content": request.message, "timezone": request.timezone, "request_hash": request.hash}
+    return {"said": request.message, "said_in": request.timezone, "asked": request.hash}
 
 
 def _lease() -> timedelta:
@@ -285,7 +278,7 @@ def _refuse(session: Session, here: dict[str, Any]) -> NoReturn:
     raise TurnInProgress(retry_after=min(max(1, math.ceil(remaining.total_seconds())), MAX_RETRY_AFTER))
 
 
-def _history(session: Session, conversation: Conversation, turns: list[Turn], before: int, budget: int) -> list[Turn]:
+def _history(session: Session, conversation: Row[Any], turns: list[Turn], before: int, budget: int) -> list[Turn]:
     """Whole turns within the budget. Its start is kept in the row and moves in large steps."""
     turns = [_shorten(turn, budget // 2) for turn in turns]
     kept = _cut(turns, budget)
@@ -330,7 +323,7 @@ def _as_text(value: dict[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _turns(messages: Sequence[Message], made: dict[UUID, list[ToolCall]]) -> list[Turn]:
+def _turns(messages: Sequence[Row[Any]], made: dict[UUID, list[ToolCall]]) -> list[Turn]:
     """Messages put together into turns, in order, with the calls of each. Words nobody said begin no turn."""
     replies = {message.turn_id: message.content for message in messages if message.role == "assistant"}
     return [

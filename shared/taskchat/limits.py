@@ -11,13 +11,13 @@ from datetime import timedelta
 from typing import Any, Final, Literal
 
 from aws_lambda_powertools import Logger
-from sqlalchemy import BigInteger, Date, DateTime, Interval, and_, bindparam, case, cast, func
+from sqlalchemy import BigInteger, Date, DateTime, Interval, and_, bindparam, case, cast, func, select
 from sqlalchemy.dialects.postgresql import insert
-from sqlmodel import Session, col, select
+from sqlmodel import Session
 
 from taskchat.db import before_commit
 from taskchat.errors import TooManyRequests
-from taskchat.models import Allowance
+from taskchat.models import ALLOWANCE
 from taskchat.settings import Settings
 
 _BOUNDLESS: Final = {"interval": timedelta(), "bucket": timedelta(days=36_500)}
@@ -33,24 +33,23 @@ _TODAY: Final = cast(_UTC, Date)
 _INTERVAL: Final = bindparam("interval", type_=Interval)
 _BUCKET: Final = bindparam("bucket", type_=Interval)
 _QUOTA: Final = bindparam("quota", type_=BigInteger)
-_FULL_AT: Final = func.greatest(Allowance.full_at, _NOW) + _INTERVAL
-_USED_TODAY: Final = case((col(Allowance.day) == _TODAY, col(Allowance.model_tokens)), else_=0)
+_FULL_AT: Final = func.greatest(ALLOWANCE.c.full_at, _NOW) + _INTERVAL
+_USED_TODAY: Final = case((ALLOWANCE.c.day == _TODAY, ALLOWANCE.c.model_tokens), else_=0)
 _ROW: Final = {"user_id": bindparam("of_user"), "door": bindparam("of_door"), "day": _TODAY}
 _KEY: Final = ["user_id", "door"]
 
 _SPEND: Final = (
-    insert(Allowance)
+    insert(ALLOWANCE)
     .values(_ROW | {"full_at": _NOW + _INTERVAL, "model_tokens": 0})
     .on_conflict_do_update(
         index_elements=_KEY,
         set_={"full_at": _FULL_AT, "day": _TODAY, "model_tokens": _USED_TODAY},
         where=and_(_FULL_AT <= _NOW + _BUCKET, _USED_TODAY < _QUOTA),
     )
-    .returning(col(Allowance.door))
-    .execution_options(dml_strategy="raw")  # else SQLAlchemy reads the answer at once
+    .returning(ALLOWANCE.c.door)
 )
 _RECORD: Final = (
-    insert(Allowance)
+    insert(ALLOWANCE)
     .values(_ROW | {"full_at": _NOW, "model_tokens": bindparam("used", type_=BigInteger)})
     .on_conflict_do_update(
         index_elements=_KEY,
@@ -58,9 +57,9 @@ _RECORD: Final = (
     )
 )
 _REFUSED_FOR: Final = select(
-    col(Allowance.full_at) + _INTERVAL - _BUCKET - _NOW,
+    ALLOWANCE.c.full_at + _INTERVAL - _BUCKET - _NOW,
     case((_USED_TODAY >= _QUOTA, cast(_TODAY + timedelta(days=1), DateTime) - _UTC)),
-).where(col(Allowance.user_id) == bindparam("of_user"), col(Allowance.door) == bindparam("of_door"))
+).where(ALLOWANCE.c.user_id == bindparam("of_user"), ALLOWANCE.c.door == bindparam("of_door"))
 
 logger = Logger()
 

@@ -1,7 +1,7 @@
 """The tables. The owner comes first in every key: under row-level security a look-up needs that for its index."""
 
 from datetime import date, datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import (
@@ -122,3 +122,11 @@ class Allowance(SQLModel, table=True):
     """The day, by UTC, that `model_tokens` are of."""
     model_tokens: int = Field(sa_column=Column(BigInteger, nullable=False))
     """Input and output together, of all models."""
+
+
+CONVERSATION: Final = SQLModel.metadata.tables["conversation"]
+MESSAGE: Final = SQLModel.metadata.tables["message"]
+TASK: Final = SQLModel.metadata.tables["task"]
+TOOL_CALL: Final = SQLModel.metadata.tables["tool_call"]
+ALLOWANCE: Final = SQLModel.metadata.tables["allowance"]
+"""The same as tables, for statements that give rows: making objects of them would take as long as all else."""

@@ -5,11 +5,11 @@ from itertools import accumulate
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import Executable, and_, bindparam, func
-from sqlmodel import Session, col, delete, insert, select, update
+from sqlalchemy import Executable, and_, bindparam, delete, func, insert, select, update
+from sqlmodel import Session
 
 from taskchat.errors import ToolFailure
-from taskchat.models import Task
+from taskchat.models import TASK
 
 PAGE_SIZE: Final = 50
 """Tasks on one page: what a model can read at once without losing its thread."""
@@ -42,16 +42,13 @@ class TaskPage(BaseModel):
 
 # Values come in as parameters, never inside a statement: SQLAlchemy keeps each statement it has compiled, and with it
 # what the first person to use it said.
-_OWNED: Final = col(Task.user_id) == bindparam("of_user")
-_THIS: Final = and_(_OWNED, col(Task.id) == bindparam("of_id"))
-_INSERT: Final = insert(Task).returning(Task)
-_PAGE: Final = select(Task).where(_OWNED, col(Task.id) > bindparam("after")).order_by(col(Task.id)).limit(PAGE_SIZE + 1)
-_PAGE_BY_STATE: Final = _PAGE.where(col(Task.completed) == bindparam("is_completed"))
-_ALONE: Final = {"synchronize_session": False}  # the session holds no other copy of the row
-_UPDATE: Final = (
-    update(Task).where(_THIS).values(updated_at=func.clock_timestamp()).returning(Task).execution_options(**_ALONE)
-)
-_DELETE: Final = delete(Task).where(_THIS).returning(Task).execution_options(**_ALONE)
+_OWNED: Final = TASK.c.user_id == bindparam("of_user")
+_THIS: Final = and_(_OWNED, TASK.c.id == bindparam("of_id"))
+_INSERT: Final = insert(TASK).returning(TASK)
+_PAGE: Final = select(TASK).where(_OWNED, TASK.c.id > bindparam("after")).order_by(TASK.c.id).limit(PAGE_SIZE + 1)
+_PAGE_BY_STATE: Final = _PAGE.where(TASK.c.completed == bindparam("is_completed"))
+_UPDATE: Final = update(TASK).where(_THIS).values(updated_at=func.clock_timestamp()).returning(TASK)
+_DELETE: Final = delete(TASK).where(_THIS).returning(TASK)
 
 
 class TaskNotFound(ToolFailure):
@@ -63,14 +60,14 @@ class TaskNotFound(ToolFailure):
 
 def add(session: Session, user_id: str, title: str, description: str) -> TaskView:
     """Store a new task."""
-    task = session.scalars(_INSERT, {"user_id": user_id, "title": title, "description": description}).one()
+    task = session.execute(_INSERT, {"user_id": user_id, "title": title, "description": description}).one()
     return TaskView.model_validate(task)
 
 
 def page(session: Session, user_id: str, status: Status, cursor: int | None) -> TaskPage:
     """One page of tasks whose ids come after `cursor`."""
     wanted = {"of_user": user_id, "after": cursor or 0, "is_completed": status == "completed"}
-    found = session.scalars(_PAGE if status == "all" else _PAGE_BY_STATE, wanted)
+    found = session.execute(_PAGE if status == "all" else _PAGE_BY_STATE, wanted)
     tasks = [TaskView.model_validate(task) for task in found]
     shown = _fitting(tasks[:PAGE_SIZE])
     return TaskPage(tasks=shown, next_cursor=shown[-1].id if len(shown) < len(tasks) else None)
@@ -101,7 +98,7 @@ def remove(session: Session, user_id: str, task_id: int) -> TaskView:
 
 
 def _one(session: Session, user_id: str, task_id: int, statement: Executable, values: dict[str, Any]) -> TaskView:
-    task = session.scalars(statement, {"of_user": user_id, "of_id": task_id, **values}).one_or_none()
+    task = session.execute(statement, {"of_user": user_id, "of_id": task_id, **values}).one_or_none()
     if task is None:
         raise TaskNotFound(task_id)
     return TaskView.model_validate(task)
