@@ -57,12 +57,12 @@ def _answer(question: Json, descriptors: list[int], children: set[int], control:
 
 def _warm(environment: Json, event: Json) -> Json:
     """Do one turn, so that what is built at first use is built, and drop all that must not be inherited."""
+    os.environ.update(environment)
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)  # or Mangum would make one, and what an import makes is never collected
     from chat.app import handler
     from tests.conftest import forget
 
-    os.environ.update(environment)
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
     response = invoke(handler, event)
     forget()
     loop.run_until_complete(loop.shutdown_default_executor())
