@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 from importlib.resources import files
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 from pydantic import (
@@ -17,7 +17,10 @@ from pydantic import (
 )
 
 from taskchat.models import ToolCall
-from taskchat.text import PLAIN_TEXT
+from taskchat.text import plain_text
+
+MAX_MESSAGE: Final = 4_000
+"""Characters of what a person says at once."""
 
 
 @lru_cache(maxsize=1)
@@ -44,7 +47,11 @@ class ChatRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    message: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000), PLAIN_TEXT]
+    message: Annotated[
+        str,
+        StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_MESSAGE),
+        plain_text(MAX_MESSAGE),
+    ]
     conversation_id: Annotated[UUID, WrapValidator(_plain_uuid)] | None = None
     timezone: (
         Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_+/-]+$", max_length=64), AfterValidator(_known_timezone)]

@@ -1,31 +1,72 @@
 """What text may be: what a person or a model may send, and what Postgres can hold."""
 
 import math
-import unicodedata
+from itertools import groupby
 from typing import Any, Final
+from unicodedata import category, combining, normalize
 
 from pydantic import BeforeValidator
+from pydantic_core import PydanticKnownError
+
+LONGEST_COMPOSED: Final = 4
+"""Characters that composing makes one of at most, by the tables of Unicode. What is longer than so many times a limit
+stays above it, and need not be composed to see that."""
+
+MAX_MARKS: Final = 30
+"""Combining marks in a row: Unicode's own bound for text that can be composed in a stream (UAX #15), far above what any
+script needs. Composing sorts them, which takes time by the square of their number."""
 
 _ALLOWED_CONTROLS: Final = "\n\t"
-_REORDERING: Final = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
-"""Embeddings, overrides and isolates, left out: they can make a text read as another than it is."""
+_REORDERING: Final = [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+"""Embeddings, overrides and isolates: they can make a text read as another than it is."""
+_TAGS: Final = range(0xE0000, 0xE0080)
+"""They spell ASCII for programs, and show nothing to people."""
+_NONCHARACTERS: Final = [
+    *range(0xFDD0, 0xFDF0),
+    *(plane + last for plane in range(0, 0x110000, 0x10000) for last in (0xFFFE, 0xFFFF)),
+]
+_LEFT_OUT: Final = dict.fromkeys([*_REORDERING, *_TAGS, *_NONCHARACTERS])
+
+_BLANK: Final = frozenset(
+    map(chr, [0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, *range(0x180B, 0x1810), 0x2800, 0x3164, 0xFFA0])
+) | frozenset(map(chr, [*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)]))
+"""Letters, marks and signs that show nothing by themselves: fillers, an empty cell, selectors of variants."""
+_UNSEEN: Final = frozenset({"Cf", "Zs", "Zl", "Zp"})
 
 
-def _plain(value: Any) -> Any:
-    """Text in its composed form. Raises ValueError when it holds control characters, or nothing that can be seen."""
-    if not isinstance(value, str):
-        return value
-    value = value.translate(_REORDERING)
-    kinds = {unicodedata.category(c) for c in value if c not in _ALLOWED_CONTROLS}
-    if kinds & {"Cc", "Cs"}:
+def plain_text(most: int) -> BeforeValidator:
+    """Annotates a `str` of at most `most` characters that people read: composed (NFC), without control characters but
+    line breaks and tabs, and without what nobody sees."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if len(value) > LONGEST_COMPOSED * most:
+            raise PydanticKnownError("string_too_long", {"max_length": most})
+        return _plain(value)
+
+    return BeforeValidator(check)
+
+
+def _plain(value: str) -> str:
+    """The text in its composed form. Raises ValueError for what is no text, or shows nothing."""
+    value = value.translate(_LEFT_OUT)
+    if {category(c) for c in set(value) - set(_ALLOWED_CONTROLS)} & {"Cc", "Cs"}:
         raise ValueError("text must not hold control characters")
-    if value.strip() and kinds <= {"Cf", "Zs", "Zl", "Zp"}:
+    if any(is_mark and len(list(run)) > MAX_MARKS for is_mark, run in groupby(value, _is_mark)):
+        raise ValueError("text must not pile up marks on a letter")
+    if value.strip() and not any(map(_is_seen, value)):
         raise ValueError("text must hold something that can be seen")
-    return unicodedata.normalize("NFC", value)
+    return normalize("NFC", value)
 
 
-PLAIN_TEXT: Final = BeforeValidator(_plain)
-"""Annotates a `str` that people read: composed (NFC), and without control characters but line breaks and tabs."""
+def _is_mark(character: str) -> bool:
+    return combining(character) > 0
+
+
+def _is_seen(character: str) -> bool:
+    is_space = character in _ALLOWED_CONTROLS or category(character) in _UNSEEN
+    return not is_space and character not in _BLANK
 
 
 def is_storable(value: Any) -> bool:

@@ -16,7 +16,7 @@ from taskchat import audit, tasks
 from taskchat.db import Database
 from taskchat.errors import ToolFailure
 from taskchat.settings import get_settings
-from taskchat.text import PLAIN_TEXT
+from taskchat.text import plain_text
 
 # FastMCP logs each failed call with its traceback, and so with people's text; the audit tells of it without.
 logging.getLogger("fastmcp").handlers[:] = [logging.NullHandler()]
@@ -30,13 +30,13 @@ MAX_ID: Final = 2**63 - 1  # bigint
 Title = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TITLE),
-    PLAIN_TEXT,
+    plain_text(MAX_TITLE),
     Field(description="What is to be done, in a few words"),
 ]
 Description = Annotated[
     str,
     StringConstraints(strip_whitespace=True, max_length=MAX_DESCRIPTION),
-    PLAIN_TEXT,
+    plain_text(MAX_DESCRIPTION),
     Field(description="Details, if there are any"),
 ]
 TaskId = Annotated[int, Field(ge=1, le=MAX_ID, description="From list_tasks or add_task")]
