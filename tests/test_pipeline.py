@@ -145,6 +145,14 @@ STATEMENTS = {
     "nothing at all": ("", ()),
     "a megabyte": ("select %s::text", ("0123456789abcdef" * 65536,)),
     "a comment": ("select %s::int -- %%s", (1,)),
+    "moments of all precisions": (
+        "select v::timestamptz from unnest(%s::text[]) v",
+        (["2026-11-21 00:16:16.5+00", "2026-11-21 00:16:16.000001+00", "0001-01-01 00:00:00+00", "infinity"],),
+    ),
+    "moments that Python cannot hold": (
+        "select v::timestamptz from unnest(%s::text[]) v",
+        (["294276-01-01 00:00:00+00", "4713-01-01 00:00:00+00 BC", "-infinity"],),
+    ),
     "without parameters": ("select a, b from pg_temp.t order by a", ()),
     "several statements": ("select 1; select 2", ()),
     "a setting": ("select set_config('app.user_id', %s, true)", ("alice",)),

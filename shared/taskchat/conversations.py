@@ -84,6 +84,8 @@ _RELEASE: Final = (
     .returning(CONVERSATION.c.fence)
 )
 _CUT: Final = update(CONVERSATION).where(_HERE).values(history_start=bindparam("start"))
+_READ: Final = [MESSAGE.c[name] for name in ("turn_id", "position", "role", "content", "created_at", "timezone")]
+_OF_REQUEST: Final = [MESSAGE.c.conversation_id, MESSAGE.c.request_hash]
 _SAYING: Final[dict[str, Any]] = {
     "user_id": CONVERSATION.c.user_id,
     "conversation_id": CONVERSATION.c.id,
@@ -98,11 +100,11 @@ _SAY: Final = (
     insert(MESSAGE)
     .from_select(list(_SAYING), select(*_SAYING.values()).where(_HERE, CONVERSATION.c.turn_id == bindparam("of_turn")))
     .on_conflict_do_nothing()
-    .returning(MESSAGE)
+    .returning(*_READ)
 )
 _ANSWER: Final = insert(MESSAGE)
-_OF_TURN: Final = select(MESSAGE).where(_THIS_TURN)
-_HISTORY: Final = select(MESSAGE).where(_EARLIER).order_by(_NEWEST_FIRST).limit(_MOST)
+_OF_TURN: Final = select(*_READ, *_OF_REQUEST).where(_THIS_TURN)
+_HISTORY: Final = select(*_READ).where(_EARLIER).order_by(_NEWEST_FIRST).limit(_MOST)
 _OWN_CALLS: Final = select(ToolCall).where(col(ToolCall.user_id) == bindparam("of_user"))
 _IN_ORDER: Final = (col(ToolCall.turn_id), col(ToolCall.position))
 _EARLIER_TURNS: Final = func.array(
