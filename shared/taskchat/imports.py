@@ -11,13 +11,17 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, Final, cast
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
+from pydantic._internal._config import config_defaults
 
 LEFT_OUT: Final = (
     "agents.repl",  # a terminal's
+    "cryptography.x509",  # PyJWT's, for keys that come in certificates: ours are JSON Web Keys
     "email_validator",  # FastAPI's, for the addresses in its own description of APIs
     "fastmcp.server.providers.skills",  # files that are served to models
     "joserfc",  # FastMCP's own judgement of tokens: ours is in auth.py
+    "mcp.client",  # the tools are called directly
+    "mcp.server.mcpserver",  # the SDK's own server: ours is FastMCP's
     "openai.lib.azure",
     "openai.lib.bedrock",
     "openai.lib.streaming",  # nothing here is streamed
@@ -117,13 +121,13 @@ def lean() -> Iterator[None]:
     gc.disable()  # nothing that an import makes is garbage, and looking for it takes a fifth of the time
     hollow, usual, adapter = _Hollow(), vars(TypeAdapter)["_defer_build"], cast(Any, TypeAdapter)
     sys.meta_path.insert(0, hollow)
-    BaseModel.model_config["defer_build"] = True
+    config_defaults["defer_build"] = True
     adapter._defer_build = property(lambda self: self._module_name.partition(".")[0] in DEFERRED)
     try:
         yield
     finally:
         adapter._defer_build = usual
-        del BaseModel.model_config["defer_build"]
+        config_defaults["defer_build"] = False
         sys.meta_path.remove(hollow)
         for name in hollow.made:
             _forget(name)
