@@ -1,16 +1,20 @@
 """Who is calling: which tokens are believed, and where the keys come from that decide it."""
 
 import base64
+import gzip
 import hashlib
 import hmac
 import json
 import socket
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from select import select
+from threading import Event, Thread
 from typing import Any
 from uuid import uuid4
 
@@ -429,14 +433,12 @@ def server() -> Iterator[KeyServer]:
 
 @dataclass
 class Clock:
-    """Time that passes when the test says so; and by itself, `tick` seconds at each look, if it is told to."""
+    """Time that passes when the test says so."""
 
     now: float = 1000.0
-    tick: float = 0.0
 
     def __call__(self) -> float:
         """What time it is."""
-        self.now += self.tick
         return self.now
 
 
@@ -457,6 +459,45 @@ def assert_unavailable(verifier: Verifier, token: str) -> None:
     with pytest.raises(KeySetUnavailable) as raised:
         verifier.verify(token)
     assert raised.value.retry_after == KEY_SET_COOLDOWN
+
+
+@contextmanager
+def dripping(part: str, body: bytes) -> Iterator[tuple[str, list[bool]]]:
+    """A server that takes five seconds for a header or the body; gives its address, and whether it was left before."""
+    left: list[bool] = []
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n" % (len(body) + 100)
+    first, drop, last = (head, b"x-a: 1\r\n", b"\r\n" + b" " * 100) if part == "header" else (head + b"\r\n", b" ", b"")
+
+    def drip(connection: socket.socket) -> bool:
+        connection.recv(4096)
+        connection.sendall(first)
+        for _ in range(100):
+            if select([connection], [], [], 0.05)[0]:
+                return True
+            connection.sendall(drop)
+        connection.sendall(last + body)
+        return False
+
+    def serve() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            left.append(drip(connection))
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = Thread(target=serve)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/jwks", left
+        thread.join()
+
+
+def most_memory(work: Callable[[], object]) -> int:
+    """Bytes that Python held at once for some work at most."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 class TestFetching:
@@ -608,10 +649,45 @@ class TestFetching:
             url = f"http://127.0.0.1:{silent.getsockname()[1]}/jwks"
             assert_unavailable(Verifier(KeySet(url, None, clock), ISSUER, AUDIENCE), signer.sign(claims()))
 
-    def test_a_server_that_dribbles(self, fetching: Verifier, server: KeyServer, signer: Signer, clock: Clock) -> None:
-        """Each byte in time, but all of them too late: that has an end too."""
+    @pytest.mark.parametrize("part", ["header", "body"])
+    def test_a_server_that_drips(
+        self, signer: Signer, clock: Clock, monkeypatch: pytest.MonkeyPatch, part: str
+    ) -> None:
+        """Each piece in time, but all of them too late: it is left while it is still sending, and not listened to."""
+        monkeypatch.setattr(auth, "KEY_SET_TIMEOUT", 0.2)
+        with dripping(part, key_set(signer).encode()) as (url, left):
+            assert_unavailable(Verifier(KeySet(url, None, clock), ISSUER, AUDIENCE), signer.sign(claims()))
+        assert left == [True]
+
+    def test_a_name_that_is_looked_up_for_ever(
+        self, server: KeyServer, signer: Signer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nothing ends a look-up, and nobody waits for one longer than for all the rest."""
         server.body = key_set(signer).encode()
-        clock.tick = auth.KEY_SET_TIMEOUT + 1
+        fetching = Verifier(KeySet(server.url.replace("127.0.0.1", "localhost"), None, clock), ISSUER, AUDIENCE)
+        given_up, found = Event(), Event()
+
+        def look_up(*_: object, **__: object) -> list[object]:
+            given_up.wait(10)
+            found.set()
+            return []
+
+        monkeypatch.setattr(auth, "KEY_SET_TIMEOUT", 0.1)
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+        assert_unavailable(fetching, signer.sign(claims()))
+        assert not found.is_set()
+        given_up.set()
+
+    def test_a_body_that_grows_when_it_is_unpacked(
+        self, fetching: Verifier, server: KeyServer, signer: Signer, clock: Clock
+    ) -> None:
+        """It is not unpacked: 64 KiB are 64 KiB in memory too, and a key set that was packed is none."""
+        server.headers = {"content-encoding": "gzip"}
+        server.body = gzip.compress(key_set(signer).encode().ljust(50_000_000))
+        assert len(server.body) < auth.KEY_SET_MAX_BYTES
+        assert most_memory(partial(assert_unavailable, fetching, signer.sign(claims()))) < 10_000_000
+        clock.now += KEY_SET_COOLDOWN
+        server.body = gzip.compress(key_set(signer).encode())
         assert_unavailable(fetching, signer.sign(claims()))
 
 
@@ -621,6 +697,17 @@ class TestKeySet:
     BAD: tuple[Callable[[dict[str, Any]], Any], ...] = (
         lambda jwk: jwk | {"kty": "oct", "k": encoded(b"secret" * 8)},
         lambda jwk: jwk | {"use": "enc"},
+        lambda jwk: jwk | {"use": None},
+        lambda jwk: jwk | {"alg": "ES256"},
+        lambda jwk: jwk | {"alg": "HS256"},
+        lambda jwk: jwk | {"alg": "none"},
+        lambda jwk: jwk | {"alg": None},
+        lambda jwk: jwk | {"alg": ["EdDSA"]},
+        lambda jwk: jwk | {"key_ops": ["encrypt"]},
+        lambda jwk: jwk | {"key_ops": []},
+        lambda jwk: jwk | {"key_ops": "verify"},
+        lambda jwk: jwk | {"key_ops": {"verify": True}},
+        lambda jwk: jwk | {"key_ops": None},
         lambda jwk: jwk | {"crv": "Ed448"},
         lambda jwk: jwk | {"crv": "P-521", "kty": "EC"},
         lambda jwk: jwk | {"crv": ["Ed25519"]},
@@ -647,6 +734,16 @@ class TestKeySet:
         server.body = json.dumps({"keys": [spoil(other.jwk), signer.jwk]}).encode()
         assert fetching.verify(signer.sign(claims()))
         assert_refused(fetching, other.sign(claims()))
+
+    @pytest.mark.parametrize(
+        "says", [{"alg": "EdDSA"}, {"use": "sig"}, {"key_ops": ["verify"]}, {"key_ops": ["sign", "verify"]}], ids=str
+    )
+    def test_a_key_that_says_what_it_is_for(
+        self, fetching: Verifier, server: KeyServer, signer: Signer, says: dict[str, Any]
+    ) -> None:
+        """If that is what it is used for here, it serves."""
+        server.body = json.dumps({"keys": [signer.jwk | says]}).encode()
+        assert fetching.verify(signer.sign(claims()))
 
     def test_a_shared_secret_in_the_set(self, fetching: Verifier, server: KeyServer) -> None:
         """A secret that is published is none: no token signed with it is believed."""

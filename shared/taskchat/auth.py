@@ -4,11 +4,14 @@ Chat tokens and MCP access tokens are signed with the same keys, so what tells t
 audience, and the `typ` of the header.
 """
 
+import asyncio
 import json
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from threading import Thread
 from typing import Any, Final
 
 import httpx2
@@ -28,7 +31,7 @@ KEY_SET_TTL: Final = 300
 KEY_SET_COOLDOWN: Final = 10
 """Seconds between fetches at least, whatever key ids callers invent."""
 KEY_SET_TIMEOUT: Final = 2.0
-"""Seconds to wait for the key set's server at any step, and for all of it to have come."""
+"""Seconds until the key set must have come, from looking up its server's name to its last byte."""
 KEY_SET_MAX_BYTES: Final = 64 * 1024
 USER_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -79,22 +82,45 @@ class KeySet:
             return
         self._tried_at = now
         try:
-            self._keys = _parse(self._fetch())
+            self._keys = _parse(_fetch(str(self._url)))
             self._fetched_at = now
-        except (httpx2.HTTPError, ValueError, RecursionError) as error:
+        except (httpx2.HTTPError, TimeoutError, ValueError, RecursionError) as error:
             # The keys there were still serve; who needs another is told 503.
             logger.error("key set unavailable", extra={"reason": type(error).__name__})
 
-    def _fetch(self) -> bytes:
-        body, late = b"", self._clock() + KEY_SET_TIMEOUT
-        with httpx2.stream("GET", str(self._url), timeout=KEY_SET_TIMEOUT, follow_redirects=False) as response:
-            if response.status_code != httpx2.codes.OK:
-                raise ValueError("no key set")
-            for chunk in response.iter_bytes():
-                body += chunk
-                if len(body) > KEY_SET_MAX_BYTES or self._clock() > late:
-                    raise ValueError("key set too large or too slow")
-        return body
+
+def _fetch(url: str) -> bytes:
+    """What is published there. Raises TimeoutError, httpx2.HTTPError or ValueError.
+
+    By a thread of its own, for which nobody waits too long: nothing ends the look-up of a name but its answer.
+    """
+    published: Future[bytes] = Future()
+
+    def fetch() -> None:
+        try:
+            published.set_result(asyncio.run(_download(url)))
+        except Exception as error:
+            published.set_exception(error)
+
+    Thread(target=fetch, daemon=True).start()
+    return published.result(KEY_SET_TIMEOUT)
+
+
+async def _download(url: str) -> bytes:
+    """The body as it comes over the wire: unpacked, it could grow a thousandfold. Raises as _fetch does."""
+    body = b""
+    async with (
+        asyncio.timeout(KEY_SET_TIMEOUT),
+        httpx2.AsyncClient(follow_redirects=False, headers={"Accept-Encoding": "identity"}) as client,
+        client.stream("GET", url) as response,
+    ):
+        if response.status_code != httpx2.codes.OK:
+            raise ValueError("no key set")
+        async for chunk in response.aiter_raw():
+            body += chunk
+            if len(body) > KEY_SET_MAX_BYTES:
+                raise ValueError("key set too large")
+    return body
 
 
 def _parse(text: str | bytes) -> dict[str, jwt.PyJWK]:
@@ -115,10 +141,14 @@ def _usable(jwk: Any) -> jwt.PyJWK | None:
 
 
 def _algorithm(jwk: Any) -> str | None:
-    if not isinstance(jwk, dict) or not isinstance(jwk.get("kid"), str) or jwk.get("use", "sig") != "sig":
+    """What the key's kind is used with here. None for another kind, and for a key that says it is for another use."""
+    if not isinstance(jwk, dict) or not isinstance(jwk.get("kid"), str):
         return None
     kind = str(jwk.get("kty"))
-    return _ALGORITHM_OF_KEY.get((kind, None if kind == "RSA" else str(jwk.get("crv"))))
+    algorithm = _ALGORITHM_OF_KEY.get((kind, None if kind == "RSA" else str(jwk.get("crv"))))
+    operations = jwk.get("key_ops", ["verify"])
+    verifies = jwk.get("use", "sig") == "sig" and isinstance(operations, list) and "verify" in operations
+    return algorithm if verifies and jwk.get("alg", algorithm) == algorithm else None
 
 
 @dataclass(frozen=True)
