@@ -28,12 +28,13 @@ from dev.tokens import Issuer
 from taskchat import tools
 from taskchat.db import Database
 from taskchat.errors import TooManyRequests
-from taskchat.limits import Limits
+from taskchat.limits import DayLeft, Limits
 from taskchat.settings import Settings, load
 from tests import proxy, truth
 from tests.conftest import RESOURCE, ROOT, Logs, Person, forget, serving, variables
 from tests.environments import Client, Environment, Fleet, Zygote
 from tests.gateway import Handler, Response, event, invoke
+from tests.test_untrusted_model import add_tasks
 
 Rows = psycopg.Connection[dict[str, Any]]
 
@@ -410,9 +411,9 @@ class TestTheChat:
     def test_what_is_replayed_is_free(self, limited: Callable[..., None], alice: Person, rows: Rows) -> None:
         """With an empty bucket and a day that is used up, a finished turn is answered all the same."""
         limited(turn_burst=1, turns_per_minute=SLOW, daily_model_tokens=1)
-        first = alice.say("Add buy milk", key="k")
+        first = alice.say("hello", key="k")
         before = allowance(rows, alice.id)
-        again = [alice.say("Add buy milk", key="k") for _ in range(3)]
+        again = [alice.say("hello", key="k") for _ in range(3)]
         assert {(answer.status, answer.body) for answer in again} == {(200, first.body)}
         assert allowance(rows, alice.id) == before
 
@@ -449,14 +450,68 @@ class TestTheChat:
         assert [call["tool"] for call in answer.json["tool_calls"]] == ["add_task"]
 
     def test_a_day_that_is_used_up(self, limited: Callable[..., None], alice: Person, rows: Rows) -> None:
-        """The turn that reaches the quota is done; the next waits for midnight, and then is done too."""
+        """The turn whose last answer reaches the quota is done; the next waits for midnight, and then is done too."""
         limited(daily_model_tokens=1)
-        assert alice.say("Add buy milk").status == 200
+        assert alice.say("hello").status == 200
         refusal = alice.say("Add call mum")
         check_refused(refusal, most=DAY_SECONDS)
         assert refusal.json["detail"] == "The day's model tokens are used up."
         yesterday(rows, alice.id)
-        assert alice.say("Add call mum").status == 200
+        assert alice.say("hello").status == 200
+
+    def test_a_turn_that_uses_the_day_up(
+        self, limited: Callable[..., None], alice: Person, rows: Rows, standin: StandIn
+    ) -> None:
+        """The model is asked no more: 429 with what was done, and after midnight the turn goes on from there."""
+        limited(daily_model_tokens=1)
+        answer = alice.say("Add buy milk", key="k")
+        check_refused(answer, most=DAY_SECONDS)
+        (made,) = answer.json["tool_calls"]
+        assert (made["tool"], made["outcome"]) == ("add_task", "ok")
+        assert len(standin.requests()) == 1
+        assert tokens(rows, alice.id) == told(standin)
+        yesterday(rows, alice.id)
+        limited(daily_model_tokens=10**6)
+        again = alice.say("Add buy milk", key="k").json
+        assert (again["turn_id"], again["tool_calls"]) == (answer.json["turn_id"], [made])
+        assert truth.tasks(rows, alice.id) == [("buy milk", False)]
+
+    def test_no_turn_outruns_the_day_by_more_than_a_call(
+        self, limited: Callable[..., None], alice: Person, rows: Rows, standin: StandIn
+    ) -> None:
+        """A model that reads the list as often as it may, with little left."""
+        add_tasks(rows, alice, 50, "x" * 2_000)
+        quota = 60_000
+        limited(daily_model_tokens=quota)
+        for made in range(12):
+            calls = [{"name": "list_tasks", "arguments": {}}] * 4
+            standin.fault("call", calls=calls, match="hello", after_calls=4 * made)
+        check_refused(alice.say("hello"), most=DAY_SECONDS)
+        costs = [request["tokens"] for request in standin.requests()]
+        assert sum(costs[:-1]) < quota <= sum(costs)
+        assert tokens(rows, alice.id) == sum(costs)
+
+    def test_no_turn_costs_more_than_any_needs(
+        self, limited: Callable[..., None], alice: Person, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whatever is left of the day, and also without a quota: 502 with what was done."""
+        monkeypatch.setattr("chat.agent.MAX_TURN_TOKENS", 2_500)
+        limited()
+        standin.fault("endless_tool_calls", match="hello")
+        answer = alice.say("hello")
+        assert (answer.status, answer.json["detail"]) == (502, "The model did not come to an end.")
+        costs = [request["tokens"] for request in standin.requests()]
+        assert 1 < len(costs) == len(answer.json["tool_calls"]) < 12
+        assert sum(costs[:-1]) < 2_500 <= sum(costs)
+
+    def test_a_turn_that_lasts_over_midnight(self) -> None:
+        """What it uses from then on is of a new day, of which all is left."""
+        now = datetime.now(UTC)
+        DayLeft(now - timedelta(seconds=1), 10).check(10)
+        DayLeft(now + timedelta(seconds=90), 10).check(9)
+        with pytest.raises(TooManyRequests) as refusal:
+            DayLeft(now + timedelta(seconds=90), 10).check(10)
+        assert refusal.value.retry_after == 90
 
     def test_switched_off(self, limited: Callable[..., None], alice: Person, rows: Rows) -> None:
         """Nobody is refused, and nothing is kept of it."""
@@ -526,7 +581,6 @@ class TestWhatATurnCosts:
         [
             "server_error",
             "quota",
-            "disconnect",
             "length",
             "content_filter",
             "empty_text",
@@ -542,13 +596,31 @@ class TestWhatATurnCosts:
         assert tokens(rows, alice.id) == told(standin)
         assert [tokens for _, tokens in accounts(logs, alice)] == [told(standin)]
 
-    def test_a_model_that_hangs(self, alice: Person, rows: Rows, standin: StandIn, logs: Logs) -> None:
-        """Out of time after its first answer, which is counted."""
-        standin.fault("hang", match="add buy milk", after_calls=1, seconds=40)
-        assert alice.say("Add buy milk", seconds=3).status == 504
-        assert told(standin) > 0
-        assert tokens(rows, alice.id) == told(standin)
-        assert accounts(logs, alice) == [("turn interrupted", told(standin))]
+    @pytest.mark.parametrize(
+        ("fault", "tries"),
+        [("hang", 1), ("disconnect", 3), ("disconnect_midway", 3), ("malformed_body", 3), ("wrong_schema", 1)],
+    )
+    def test_a_call_that_nobody_told_the_price_of(
+        self, alice: Person, rows: Rows, standin: StandIn, logs: Logs, fault: str, tries: int
+    ) -> None:
+        """Given up, lost, or not to be read: each try is taken to cost what the model had to read for it, or about."""
+        standin.fault(fault, match="add buy milk", times=None, after_calls=1)
+        assert alice.say("Add buy milk", seconds=3).status in (502, 504)
+        (read, *given_up) = standin.requests()
+        assert len(given_up) == tries
+        (line,) = [line for line in logs() if line["message"] == "turn interrupted"]
+        assert line["input_tokens"] + line["output_tokens"] == read["tokens"]
+        assert tries * read["tokens"] < line["estimated_tokens"] < 2 * tries * read["tokens"]
+        assert tokens(rows, alice.id) == read["tokens"] + line["estimated_tokens"]
+
+    def test_a_call_that_was_not_sent(
+        self, alice: Person, rows: Rows, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nobody listens: it costs nothing."""
+        monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+        forget()
+        assert alice.say("Add buy milk").status == 502
+        assert tokens(rows, alice.id) == 0
 
     def test_a_database_that_fails_in_a_tool(self, alice: Person, rows: Rows, standin: StandIn) -> None:
         """The model had called the tool by then."""
@@ -613,16 +685,17 @@ class TestAProvider:
 
     @pytest.mark.parametrize("told", [None, {}, SimpleNamespace(), SimpleNamespace(input_tokens="7", output_tokens=-1)])
     def test_that_tells_nothing(self, told: Any) -> None:
-        """One request, no tokens."""
+        """One request, which is taken to cost as much as it is long."""
         usage = Usage()
-        usage.add("m", told)
-        assert usage == Usage("m", requests=1)
+        usage.add({"model": "m", "input": "x" * 4_000}, told)
+        assert (usage.model, usage.requests, usage.tokens) == ("m", 1, usage.estimated_tokens)
+        assert 1_000 <= usage.tokens <= 1_010
 
     def test_that_tells_nonsense(self) -> None:
         """A number that no answer costs would shut its person out for ever."""
         usage = Usage()
-        usage.add("m", SimpleNamespace(input_tokens=10**30, output_tokens=7))
-        assert usage.tokens == 7
+        usage.add({"model": "m"}, SimpleNamespace(input_tokens=10**30, output_tokens=7))
+        assert usage.tokens < 20
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ HOSTILE: dict[str, Call] = {
     "a limit": call("list_tasks", limit=10_000_000),
     "no title": call("add_task"),
     "an empty title": call("add_task", title=" \t "),
-    "a title of a megabyte": call("add_task", title="x" * 1_000_000),
+    "a title of half a megabyte": call("add_task", title="x" * 500_000),
     "a title that is a list": call("add_task", title=["planted"]),
     "a description too long": call("add_task", title="planted", description="x" * 2_001),
     "a title with NUL": call("add_task", title="plan\0ted"),
@@ -79,12 +79,12 @@ def rows_of(rows: Rows, person: Person) -> list[dict[str, Any]]:
     return rows.execute("select * from task where user_id = %s order by id", [person.id]).fetchall()
 
 
-def add_tasks(rows: Rows, person: Person, count: int) -> list[int]:
+def add_tasks(rows: Rows, person: Person, count: int, description: str = "") -> list[int]:
     """So many tasks of a person's, without a turn; gives their ids."""
     made = rows.execute(
         "insert into task (user_id, title, description) "
-        "select %s, 'task ' || n, '' from generate_series(1, %s) n returning id",
-        [person.id, count],
+        "select %s, 'task ' || n, %s from generate_series(1, %s) n returning id",
+        [person.id, description, count],
     )
     return [row["id"] for row in made]
 
@@ -171,6 +171,56 @@ class TestTextOfTasks:
         """Its instructions say that nothing between the marks is one."""
         alice.say("hello")
         assert "<task_data>" in json.dumps(standin.requests()[0]["body"])
+
+
+class TestSize:
+    """What a model asks for or is told in one turn has a bound, whatever it does."""
+
+    def test_past_so_much_the_tools_tell_no_more(self, alice: Person, standin: StandIn, rows: Rows) -> None:
+        """Fifty calls for the longest page there is: some are answered, the others refused and recorded as failed."""
+        from chat.agent import MAX_TOOL_OUTPUT
+        from taskchat.tasks import PAGE_CHARACTERS
+
+        add_tasks(rows, alice, 50, "x" * 2_000)
+        standin.fault("call", calls=[call("list_tasks")] * 49 + [call("add_task", title="one more")], match="hello")
+        answer = alice.say("hello")
+        assert answer.status == 200
+        outcomes = [made["outcome"] for made in answer.json["tool_calls"]]
+        read = outcomes.count("ok")
+        assert outcomes == ["ok"] * read + ["error"] * (50 - read)
+        told = outputs(standin.requests()[-1])
+        assert "ask" in told[-1]
+        assert MAX_TOOL_OUTPUT <= sum(map(len, told[:read])) < MAX_TOOL_OUTPUT + PAGE_CHARACTERS + 100
+        assert len(rows_of(rows, alice)) == 50
+
+    def test_a_turn_that_is_taken_up_again_goes_on_counting(self, alice: Person, standin: StandIn, rows: Rows) -> None:
+        """The model reads again what it was told before it failed."""
+        add_tasks(rows, alice, 50, "x" * 2_000)
+        standin.fault("call", calls=[call("list_tasks")] * 20, match="hello")
+        standin.fault("server_error", match="hello", after_calls=1, times=3)
+        assert alice.say("hello", key="k").status == 502
+        standin.fault("call", calls=[call("add_task", title="one more")], match="hello")
+        made = alice.say("hello", key="k").json["tool_calls"]
+        assert [made[0]["outcome"], made[-1]["outcome"]] == ["ok", "error"]
+
+    def test_arguments_too_long_are_not_taken(self, alice: Person, standin: StandIn, rows: Rows) -> None:
+        """Refused as what is no JSON is: kept without them, and the answer can be returned and replayed."""
+        from chat.agent import MAX_ARGUMENTS
+
+        calls = [call("add_task", title="x" * size) for size in (MAX_ARGUMENTS, MAX_ARGUMENTS - 100, 90_000, 90_000)]
+        standin.fault("call", calls=calls, match="hello")
+        answer = alice.say("hello", key="k")
+        assert [len(made["arguments"].get("title", "")) for made in answer.json["tool_calls"]] == [0, 32_668, 0, 0]
+        assert {made["outcome"] for made in answer.json["tool_calls"]} == {"error"}
+        assert len(answer.body) < 40_000
+        assert alice.say("hello", key="k").body == answer.body
+        assert rows_of(rows, alice) == []
+
+    def test_the_longest_task_fits(self, alice: Person, standin: StandIn, rows: Rows) -> None:
+        """Every letter of it in its longest spelling, as the stand-in writes them."""
+        standin.fault("call", calls=[call("add_task", title="🥛" * 200, description="🥛" * 2_000)], match="hello")
+        assert [made["outcome"] for made in alice.say("hello").json["tool_calls"]] == ["ok"]
+        assert rows_of(rows, alice)[0]["description"] == "🥛" * 2_000
 
 
 class TestDeletions:

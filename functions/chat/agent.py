@@ -18,10 +18,13 @@ from agents import (
     FunctionTool,
     MaxTurnsExceeded,
     ModelRefusalError,
+    ModelResponse,
     ModelSettings,
     OpenAIChatCompletionsModel,
     OpenAIResponsesModel,
     RunConfig,
+    RunContextWrapper,
+    RunHooks,
     Runner,
     ToolErrorFormatterArgs,
     ToolExecutionConfig,
@@ -32,12 +35,14 @@ from agents import (
 from agents.run import CallModelData, ModelInputData
 from agents.tool_context import ToolContext
 from agents.tracing.provider import DefaultTraceProvider
+from openai.types.responses import ResponseFunctionToolCall
 
-from chat.model import ModelClient, Usage
+from chat.model import UNNAMED, ModelClient, Usage
 from taskchat import deadline
 from taskchat.audit import Call, calling
 from taskchat.conversations import Lease, Turn
 from taskchat.errors import ModelFailed, OutOfTime, TaskchatError
+from taskchat.limits import DayLeft
 from taskchat.models import ToolCall
 from taskchat.problems import expected
 from taskchat.settings import Settings, SettingsError
@@ -65,11 +70,30 @@ MAX_MODEL_CALLS: Final = 12
 MAX_CALLS: Final = 64
 """Tool calls in one turn, for the same reason: one answer may hold any number of them."""
 
+MAX_TURN_TOKENS: Final = 200_000
+"""Tokens that a turn may cost before the model is asked no more: eight of the longest usual ones, a fifth of a day."""
+
+MAX_OUTPUT_TOKENS: Final = 8_000
+"""Of one answer, its reasoning included: about what a model writes in the time that a request has."""
+
+MAX_TOOL_OUTPUT: Final = 100_000
+"""Characters that tools tell the model in one turn, before one call more: six full pages of tasks. Each further call
+of the model reads all of them again."""
+
+MAX_ARGUMENTS: Final = 32 * 1024
+"""Bytes of a call's arguments: the longest task takes less, however its letters are spelled, and so many of MAX_CALLS
+are far below what Lambda can return."""
+
 MAX_REPLY: Final = 20_000
 """Characters of a reply: what no person reads on, and far below the 6 MB that Lambda can return."""
 
 MAX_DEPTH: Final = 64
 """Nesting of a call's arguments. No tool needs three levels, and what is nested too deeply cannot be written down."""
+
+_TOOL_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,63}")
+"""Names that providers take in what they are sent. They take one letter more, but a name of 64 may have been cut."""
+
+_ENDLESS: Final = "The model did not come to an end."
 
 _REASONING_MODELS: Final = re.compile(r"(.*/)?(o\d|gpt-[5-9])(?!.*chat)")
 """Models that reason must be handed their reasoning back between two calls; others refuse to be asked for it."""
@@ -91,9 +115,34 @@ class Run:
     calls: list[ToolCall]
     max_deletions: int
     """How many tasks the turn may delete, counting those that an earlier attempt at it did."""
+    left: DayLeft
+    """What the turn may cost."""
     failure: TaskchatError | None = field(default=None)
     """What ended the turn inside a tool call. The SDK would pass it on as one of its own."""
     usage: Usage = field(default_factory=Usage)
+    asked: dict[str, str] = field(default_factory=dict)
+    """The arguments of the calls in the model's latest answer, by their ids."""
+
+    def check(self) -> None:
+        """Raise why the model may not be asked once more: what ended the turn, TooManyRequests, or ModelFailed."""
+        if self.failure:
+            raise self.failure
+        self.left.check(self.usage.tokens)
+        if self.usage.tokens >= MAX_TURN_TOKENS:
+            raise ModelFailed(_ENDLESS)
+
+
+class _BetweenCalls(RunHooks[Run]):
+    """What is done before and after each call of the model."""
+
+    async def on_llm_start(self, context: RunContextWrapper[Run], *_: Any) -> None:
+        """End a turn that has come far enough."""
+        context.context.check()
+
+    async def on_llm_end(self, context: RunContextWrapper[Run], _agent: Agent[Run], response: ModelResponse) -> None:
+        """Keep the arguments of calls, which the SDK does not hand on where there is no such tool."""
+        calls = [item for item in response.output if isinstance(item, ResponseFunctionToolCall)]
+        context.context.asked = {call.call_id: call.arguments for call in calls}
 
 
 async def _call_tool(run: Run, name: str, call_id: str, raw_arguments: str) -> str:
@@ -107,7 +156,7 @@ async def _call_tool(run: Run, name: str, call_id: str, raw_arguments: str) -> s
         position=len(run.calls),
         conversation_id=run.lease.conversation_id,
         guard=run.lease.check,
-        refusal=None if arguments is not None else "The arguments are not a JSON object.",
+        refusal=_refusal(run, arguments),
         records=run.calls,
         max_deletions=run.max_deletions,
     )
@@ -115,7 +164,7 @@ async def _call_tool(run: Run, name: str, call_id: str, raw_arguments: str) -> s
         if deadline.remaining() <= 0:
             raise OutOfTime
         if len(run.calls) >= MAX_CALLS:
-            raise ModelFailed("The model did not come to an end.")
+            raise ModelFailed(_ENDLESS)
         with calling(call):
             await server.call_tool(name, arguments or {})
     except Exception as error:
@@ -124,7 +173,18 @@ async def _call_tool(run: Run, name: str, call_id: str, raw_arguments: str) -> s
     return _output(run.calls[-1])
 
 
+def _refusal(run: Run, arguments: dict[str, Any] | None) -> str | None:
+    """Why a call must not reach its tool, if it must not."""
+    if arguments is None:
+        return "The arguments are not a JSON object, or too long."
+    if sum(len(_output(call)) for call in run.calls) >= MAX_TOOL_OUTPUT:
+        return "Not done: one message cannot read this much. Tell the person what is left, and ask whether to go on."
+    return None
+
+
 def _parse(raw_arguments: str) -> dict[str, Any] | None:
+    if len(raw_arguments.encode(errors="surrogatepass")) > MAX_ARGUMENTS:
+        return None
     try:
         arguments = json.loads(raw_arguments or "{}")
     except (ValueError, RecursionError):
@@ -141,7 +201,8 @@ async def _report_unknown_tool(args: ToolErrorFormatterArgs[Any]) -> str | None:
     """Keep a call of a tool that is not there like any other that failed."""
     if args.kind != "tool_not_found":
         return None
-    return await _call_tool(args.run_context.context, args.tool_name, args.call_id, "")
+    run: Run = args.run_context.context
+    return await _call_tool(run, args.tool_name, args.call_id, run.asked[args.call_id])
 
 
 def _adapt(name: str, description: str, schema: dict[str, Any]) -> FunctionTool:
@@ -189,12 +250,17 @@ class ChatAgent:
         config = self._configure(run, items[:said])
         try:
             result = await Runner.run(
-                self._agent, items[said:], context=run, max_turns=MAX_MODEL_CALLS, run_config=config
+                self._agent,
+                items[said:],
+                context=run,
+                max_turns=MAX_MODEL_CALLS,
+                hooks=_BetweenCalls(),
+                run_config=config,
             )
         except ModelRefusalError as refusal:  # an answer too, and the person should read it
             return str(storable(refusal.refusal))
         except MaxTurnsExceeded as error:
-            raise ModelFailed("The model did not come to an end.") from error
+            raise ModelFailed(_ENDLESS) from error
         except TaskchatError:
             raise
         except Exception as error:
@@ -227,9 +293,14 @@ class ChatAgent:
 
 
 def _model_settings(settings: Settings) -> ModelSettings:
-    """Nothing is kept by the provider; reasoning goes back and forth encrypted inside a run."""
-    reasons = settings.model_api == "responses" and _REASONING_MODELS.match(settings.model)
-    return ModelSettings(store=False, response_include=["reasoning.encrypted_content"] if reasons else None)
+    """Nothing is kept by the provider, no answer is endless; reasoning goes back and forth encrypted inside a run."""
+    if settings.model_api == "responses":
+        include: Any = ["reasoning.encrypted_content"] if _REASONING_MODELS.match(settings.model) else None
+        return ModelSettings(store=False, max_tokens=MAX_OUTPUT_TOKENS, response_include=include)
+    # The SDK knows the limit by the name that other vendors know; OpenAI's newer models refuse that one.
+    if settings.openai_base_url is None or _REASONING_MODELS.match(settings.model):
+        return ModelSettings(store=False, extra_args={"max_completion_tokens": MAX_OUTPUT_TOKENS})
+    return ModelSettings(store=False, max_tokens=MAX_OUTPUT_TOKENS)
 
 
 def build_input(history: list[Turn], turn: Turn) -> list[TResponseInputItem]:
@@ -251,7 +322,7 @@ def _items(turn: Turn) -> list[TResponseInputItem]:
 
 def _exchange(call_id: str, tool: str, arguments: dict[str, Any], output: str) -> list[TResponseInputItem]:
     return [
-        {"type": "function_call", "call_id": call_id, "name": tool, "arguments": _as_json(arguments)},
+        {"type": "function_call", "call_id": call_id, "name": _sendable(tool), "arguments": _as_json(arguments)},
         {"type": "function_call_output", "call_id": call_id, "output": output},
     ]
 
@@ -263,11 +334,20 @@ def _compose(history: list[TResponseInputItem], data: CallModelData[Run]) -> Mod
     prompt cache knows it: each call has its output behind it, and no ids that end with the run. Where the model reasons
     these stay, for its reasoning is tied to them.
     """
-    items: list[Any] = data.model_data.input
+    items: list[Any] = [_named(item) for item in data.model_data.input]
     if not any(item.get("type") == "reasoning" for item in items):
         outputs = {item["call_id"]: item["output"] for item in items if item.get("type") == "function_call_output"}
         items = [settled for item in items for settled in _settled(item, outputs)]
     return ModelInputData([*history, *items], data.model_data.instructions)
+
+
+def _named(item: Any) -> Any:
+    return item | {"name": _sendable(item["name"])} if item.get("type") == "function_call" else item
+
+
+def _sendable(tool: str) -> str:
+    """The tool's name, or another that no tool has: a provider takes no odd one back, be it its own model's."""
+    return tool if _TOOL_NAME.fullmatch(tool) else UNNAMED
 
 
 def _settled(item: Any, outputs: dict[str, str]) -> list[Any]:

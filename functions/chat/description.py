@@ -75,7 +75,7 @@ CHAT_RESPONSES: Final[Responses] = {
     413: _problem("The body is larger than 32 KiB."),
     415: _problem("The body is not declared as application/json."),
     422: _problem("A field is missing, unknown or wrong, or the key was used for another request.", FieldProblem),
-    429: _problem("This person has asked for too much.", Retry_After=_COME_BACK),
+    429: _problem("This person has asked for too much.", TurnProblem, Retry_After=_COME_BACK),
     502: _problem("The model failed.", TurnProblem, Retry_After=_MAY_COME_BACK),
     503: _problem("The database or the key set cannot be reached.", TurnProblem, Retry_After=_COME_BACK),
     504: _problem("The time was over before the turn was.", TurnProblem),

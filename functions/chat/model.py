@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any, Final, TypeVar
 from uuid import uuid4
 
+import httpx2
 import openai
 from aws_lambda_powertools import Logger
 from openai.types.chat import ChatCompletion, ChatCompletionMessageFunctionToolCall
@@ -21,6 +22,7 @@ from openai.types.responses import Response, ResponseFunctionToolCall
 from pydantic import BaseModel
 
 from taskchat import deadline
+from taskchat.conversations import CHARACTERS_PER_TOKEN
 from taskchat.errors import ModelFailed
 from taskchat.settings import Settings
 
@@ -42,6 +44,15 @@ MAX_TOKENS: Final = 2**31
 UNNAMED: Final = "unnamed"
 """Stands for the name of a tool that a model left out: there is no such tool, and that is what the model is told."""
 
+KNOWN_CODES: Final = (
+    *(None, QUOTA_SPENT, "rate_limit_exceeded", "invalid_api_key", "model_not_found", "server_error"),
+    *("context_length_exceeded", "content_policy_violation", "invalid_prompt", "billing_hard_limit_reached"),
+    *("unsupported_parameter", "unsupported_value", "unknown_parameter", "missing_required_parameter", "invalid_value"),
+)
+"""Codes of errors that an operator knows what to do about. Others are the provider's own text, and may quote people."""
+
+_NOT_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
+
 logger = Logger()
 
 T = TypeVar("T")
@@ -58,19 +69,28 @@ class Usage:
     input_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    estimated_tokens: int = 0
+    """Of requests whose price nobody told: given up while the model worked, or answered without it."""
 
     @property
     def tokens(self) -> int:
-        """All that a provider charges for."""
-        return self.input_tokens + self.output_tokens
+        """All that a provider charges for, as far as is known."""
+        return self.input_tokens + self.output_tokens + self.estimated_tokens
 
-    def add(self, model: str, told: Any) -> None:
-        """Count an answer by what its provider tells of it; by either API's names. One that tells nothing is free."""
-        self.model, self.requests = model, self.requests + 1
-        self.input_tokens += _number(told, "input_tokens", "prompt_tokens")
+    def add(self, body: Body, told: Any) -> None:
+        """Count the answer to a request by what its provider tells of it; by either API's names."""
+        self.model, self.requests = body["model"], self.requests + 1
+        read = _number(told, "input_tokens", "prompt_tokens")
+        self.input_tokens += read
+        if not read:
+            self.estimate(body)
         self.output_tokens += _number(told, "output_tokens", "completion_tokens")
         for details in ("input_tokens_details", "prompt_tokens_details"):
             self.cached_tokens += _number(getattr(told, details, None), "cached_tokens")
+
+    def estimate(self, body: Body) -> None:
+        """Count a request by its length."""
+        self.estimated_tokens += len(json.dumps(body, ensure_ascii=False)) // CHARACTERS_PER_TOKEN
 
 
 def _number(part: Any, *names: str) -> int:
@@ -117,7 +137,11 @@ class ModelClient(openai.AsyncOpenAI):
     def __init__(self, settings: Settings) -> None:
         """Talk to OPENAI_BASE_URL, with MODEL_FALLBACK as the second choice."""
         super().__init__(
-            api_key=settings.openai_api_key.get_secret_value(), base_url=settings.openai_base_url, max_retries=0
+            api_key=settings.openai_api_key.get_secret_value(),
+            base_url=settings.openai_base_url,
+            max_retries=0,
+            # A redirect would hand the conversation to an address that nobody has configured.
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
         )
         self._fallback = settings.model_fallback
 
@@ -169,10 +193,20 @@ class ModelClient(openai.AsyncOpenAI):
         share = deadline.remaining() / 2 if self._fallback and body["model"] != self._fallback else None
         given = options.get("options") or {}
         options = options | {"options": given | ({"timeout": share} if share else {})}
-        answer: T = await super().post(path, cast_to=cast_to, body=_self_contained(body), **options)
-        if usage := _usage.get():
-            usage.add(body["model"], getattr(answer, "usage", None))
+        usage = _usage.get() or Usage()
+        try:
+            answer: T = await super().post(path, cast_to=cast_to, body=_self_contained(body), **options)
+        except BaseException as error:  # a cancelled one too: the model may be at work on it
+            if _may_cost(error):
+                usage.estimate(body)
+            raise
+        usage.add(body, getattr(answer, "usage", None))
         return answer
+
+
+def _may_cost(error: BaseException) -> bool:
+    """Whether the provider may charge for a request without an answer: it was sent, and not refused."""
+    return not isinstance(error, openai.APIStatusError) and not isinstance(error.__cause__, _NOT_SENT)
 
 
 def _is_passing(error: Exception) -> bool:
@@ -218,8 +252,10 @@ def _failure(error: Exception) -> ModelFailed:
 
 
 def _kind(error: Exception) -> str:
-    status = f" {error.status_code} {error.code}" if isinstance(error, openai.APIStatusError) else ""
-    return f"{type(error).__name__}{status}"
+    if not isinstance(error, openai.APIStatusError):
+        return type(error).__name__
+    code = error.code if error.code in KNOWN_CODES else "unknown"
+    return f"{type(error).__name__} {error.status_code} {code}"
 
 
 def _without_reasoning(body: Body) -> Body:
@@ -287,17 +323,20 @@ def _encodable(text: str) -> str:
 
 
 def _name_calls(answer: Response | ChatCompletion) -> None:
-    """Give each call an id of its own, and a name: some providers number calls anew in each answer, or forget one."""
+    """Give each call an id of ours, and a name if it has none: some providers number calls anew in each answer.
+
+    Nothing of theirs stays in it: an id is logged, and a model may write anything there.
+    """
     if isinstance(answer, Response):
         for item in answer.output:
             if isinstance(item, ResponseFunctionToolCall):
-                item.call_id, item.name = _unique(item.call_id), item.name or UNNAMED
+                item.call_id, item.name = _new_id(), item.name or UNNAMED
         return
     for call in answer.choices[0].message.tool_calls or []:
-        call.id = _unique(call.id)
+        call.id = _new_id()
         if isinstance(call, ChatCompletionMessageFunctionToolCall):
             call.function.name = call.function.name or UNNAMED
 
 
-def _unique(call_id: str | None) -> str:
-    return f"{(call_id or 'call')[:64]}_{uuid4().hex[:8]}"
+def _new_id() -> str:
+    return f"call_{uuid4().hex}"

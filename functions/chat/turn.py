@@ -56,16 +56,16 @@ class TurnRunner:
         """
         with self.database.transaction(user_id) as session:
             # Before all else, here as at the end: whoever holds a conversation waits for nobody's allowance.
-            self.limits.spend(session, user_id)
+            left = self.limits.spend(session, user_id)
             begun = conversations.begin(session, user_id, turn_id, request, self.history_tokens)
             if isinstance(begun, Finished):
                 return Answer(_response(begun.conversation_id, begun.turn, begun.turn.calls), replayed=True)
             items = build_input(begun.history, begun.turn)
         # The commit has persisted the message. From here on no connection is held but by a tool call and by the reply.
-        return await self._finish(begun, items)
+        run = Run(begun.lease, list(begun.turn.calls), self.deletions_per_turn, left)
+        return await self._finish(begun, run, items)
 
-    async def _finish(self, begun: Begun, items: list[TResponseInputItem]) -> Answer:
-        run = Run(begun.lease, list(begun.turn.calls), self.deletions_per_turn)
+    async def _finish(self, begun: Begun, run: Run, items: list[TResponseInputItem]) -> Answer:
         try:
             if deadline.remaining() <= 0:
                 raise OutOfTime

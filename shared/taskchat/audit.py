@@ -61,7 +61,7 @@ class Call:
     guard: Callable[[Session], None] = _no_guard
     """Run first in the call's transaction: raises when the turn has lost its lease."""
     refusal: str | None = None
-    """Why the call cannot reach its tool, in a plain sentence: its arguments are no JSON object."""
+    """Why the call must not reach its tool, in a plain sentence."""
     records: list[ToolCall] = field(default_factory=list)
     """Where the committed record goes, for the answer. Holds those of the turn's earlier calls."""
     max_deletions: int | None = None

@@ -7,7 +7,7 @@ back, and there is none to be had while it is further away than a whole bucket t
 
 import math
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, time, timedelta
 from typing import Any, Final, Literal
 
 from aws_lambda_powertools import Logger
@@ -46,7 +46,7 @@ _SPEND: Final = (
         set_={"full_at": _FULL_AT, "day": _TODAY, "model_tokens": _USED_TODAY},
         where=and_(_FULL_AT <= _NOW + _BUCKET, _USED_TODAY < _QUOTA),
     )
-    .returning(ALLOWANCE.c.door)
+    .returning(ALLOWANCE.c.model_tokens)
 )
 _RECORD: Final = (
     insert(ALLOWANCE)
@@ -61,7 +61,29 @@ _REFUSED_FOR: Final = select(
     case((_USED_TODAY >= _QUOTA, cast(_TODAY + timedelta(days=1), DateTime) - _UTC)),
 ).where(ALLOWANCE.c.user_id == bindparam("of_user"), ALLOWANCE.c.door == bindparam("of_door"))
 
+_DAY_USED_UP: Final = "The day's model tokens are used up."
+
 logger = Logger()
+
+
+@dataclass
+class DayLeft:
+    """What was left of a person's day when a request began. Known once its transaction has committed."""
+
+    until: datetime
+    """Midnight by UTC, when there is a whole day's again."""
+    model_tokens: float = math.inf
+
+    def check(self, used: int) -> None:
+        """Raise TooManyRequests if the request, which has used so many tokens by now, may use no more."""
+        seconds = (self.until - datetime.now(UTC)).total_seconds()
+        if used >= self.model_tokens and seconds > 0:
+            raise TooManyRequests(_DAY_USED_UP, retry_after=math.ceil(seconds))
+
+
+def _today() -> DayLeft:
+    tomorrow = datetime.now(UTC).date() + timedelta(days=1)
+    return DayLeft(until=datetime.combine(tomorrow, time(), UTC))
 
 
 @dataclass(frozen=True)
@@ -78,20 +100,25 @@ class Limits:
         """Whether there is anything to ask the database for."""
         return bool(self.daily_model_tokens or self._has_bucket)
 
-    def spend(self, session: Session, user_id: str) -> None:
-        """Take one request from what the person has left, in the caller's transaction.
+    def spend(self, session: Session, user_id: str) -> DayLeft:
+        """Take one request from what the person has left, in the caller's transaction; gives the rest of their day.
 
-        That raises TooManyRequests before it commits, if there is nothing left.
+        The transaction raises TooManyRequests before it commits, if there is nothing left.
         """
+        left = _today()
         if not self.any:
-            return
+            return left
         taken = session.execute(_SPEND, self._values(user_id))
 
         def confirm() -> None:
-            if taken.one_or_none() is None:
+            used = taken.scalar_one_or_none()
+            if used is None:
                 raise self._refusal(session, user_id)
+            if self.daily_model_tokens:
+                left.model_tokens = self.daily_model_tokens - used
 
         before_commit(session, confirm)
+        return left
 
     def record(self, session: Session, user_id: str, model_tokens: int) -> None:
         """Add to what the models cost today, in the caller's transaction."""
@@ -113,7 +140,7 @@ class Limits:
         wait = max(until_token, until_midnight or until_token)
         retry_after = max(1, math.ceil(wait.total_seconds()))
         logger.warning("limit reached", extra={"actor": user_id, "door": self.door, "retry_after": retry_after})
-        detail = "The day's model tokens are used up." if until_midnight else "Too many at once."
+        detail = _DAY_USED_UP if until_midnight else "Too many at once."
         return TooManyRequests(detail, retry_after=retry_after)
 
 

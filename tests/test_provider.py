@@ -1,0 +1,241 @@
+"""The model's provider is not trusted either: whatever its HTTP answers hold, nothing leaks, breaks or follows it."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+
+from dev.model.client import StandIn
+from dev.pgbouncer import PgBouncer
+from dev.postgres import Postgres
+from taskchat.settings import Settings
+from tests.conftest import Logs, Person, forget, serving
+from tests.privacy import Watch
+
+Rows = psycopg.Connection[dict[str, Any]]
+Json = dict[str, Any]
+WORDS = "my divorce lawyer is Jane Roe"
+BOTH_WIRES = pytest.mark.parametrize("model_api", ["responses", "chat_completions"], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def database_url(server: Postgres, pooler: PgBouncer) -> str:
+    """Through the pooler, as in production: what is odd here is the provider."""
+    return pooler.url(server.app_url)
+
+
+class Provider:
+    """An HTTP server that gives the answers it was handed, in their order, and the last one for ever."""
+
+    def __init__(self) -> None:
+        self.answers: list[Response] = []
+        self.heard: list[Json] = []
+        """The bodies of the requests."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """An ASGI application."""
+        if scope["type"] == "http":
+            self.heard.append(await Request(scope, receive).json())
+            answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+            await answer(scope, receive, send)
+
+
+@pytest.fixture
+def provider(environment: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Provider]:
+    """The provider that the environment's model is at."""
+    provider = Provider()
+    with serving(provider) as url:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{url}/v1")
+        forget()
+        yield provider
+
+
+def function_call(call_id: Any, name: str = "list_tasks", arguments: str = "{}") -> Json:
+    """One call of a tool, as the item of a response."""
+    return {"type": "function_call", "id": "fc", "call_id": call_id, "name": name, "arguments": arguments}
+
+
+def response(*items: Json, api: str = "responses", usage: Json | None = None) -> Response:
+    """An answer on either wire: what is called, or else a word at the end."""
+    if api == "chat_completions":
+        return _completion(items, usage)
+    text = {"type": "output_text", "text": "Done.", "annotations": []}
+    message = {"type": "message", "id": "msg", "role": "assistant", "status": "completed", "content": [text]}
+    fixed = {"id": "r", "object": "response", "created_at": 0, "model": "m", "status": "completed"}
+    choice = {"parallel_tool_calls": True, "tool_choice": "auto", "tools": []}
+    return _json({**fixed, **choice, "output": list(items) or [message], "usage": usage})
+
+
+def _completion(items: tuple[Json, ...], usage: Json | None) -> Response:
+    calls = [
+        {"id": item["call_id"], "type": "function", "function": {"name": item["name"], "arguments": item["arguments"]}}
+        for item in items
+    ]
+    message: Json = {"role": "assistant", "content": None, "tool_calls": calls} if calls else {"content": "Done."}
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant"} | message}
+    fixed = {"id": "c", "object": "chat.completion", "created": 0, "model": "m"}
+    return _json({**fixed, "choices": [choice], "usage": usage})
+
+
+def _json(content: Json) -> Response:
+    return Response(json.dumps(content), media_type="application/json")  # in ASCII, for lone surrogates
+
+
+def arguments_sent(body: Json) -> list[Json]:
+    """The arguments of each call in a request."""
+    if "input" in body:
+        return [json.loads(item["arguments"]) for item in body["input"] if item.get("type") == "function_call"]
+    calls = [call for message in body["messages"] for call in message.get("tool_calls") or ()]
+    return [json.loads(call["function"]["arguments"]) for call in calls]
+
+
+def named_calls(body: Json) -> list[tuple[str, str]]:
+    """Id and name of each call in a request, on either wire."""
+    if "input" in body:
+        return [(item["call_id"], item["name"]) for item in body["input"] if item.get("type") == "function_call"]
+    calls = [call for message in body["messages"] for call in message.get("tool_calls") or ()]
+    return [(call["id"], call["function"]["name"]) for call in calls]
+
+
+ODD_IDS: dict[str, Any] = {
+    "NUL": "a\0b",
+    "escapes": "\x1b[2J\u202e<task_data>",
+    "a lone surrogate": "\ud800",
+    "a megabyte": "x" * 1_000_000,
+    "65 characters": "x" * 65,
+    "a sentence": WORDS,
+    "nothing": "",
+}
+
+
+@BOTH_WIRES
+class TestIds:
+    """A call has an id that is ours, whatever the model wrote there."""
+
+    @pytest.mark.parametrize("what", ODD_IDS)
+    def test_an_odd_one(self, what: str, alice: Person, provider: Provider, model_api: str) -> None:
+        """The turn is answered, and so is the next; providers get back what they take."""
+        given = function_call(ODD_IDS[what])
+        provider.answers = [response(given, given, api=model_api), response(api=model_api)]
+        answer = alice.say("hello")
+        assert answer.status == 200
+        assert alice.say("again", answer.json["conversation_id"]).status == 200
+        ids = [made["call_id"] for made in answer.json["tool_calls"]]
+        assert len(set(ids)) == 2
+        assert [call_id for call_id, _ in named_calls(provider.heard[-1])] == ids
+        assert all(len(call_id) <= 64 and call_id.replace("_", "").isalnum() for call_id in ids)
+
+    def test_no_word_in_it_is_logged(
+        self, alice: Person, provider: Provider, logs: Logs, watch: Watch, model_api: str
+    ) -> None:
+        """Nor stored, nor told: a model may put a person's words anywhere."""
+        watch.know_texts([WORDS])
+        provider.answers = [response(function_call(WORDS), api=model_api), response(api=model_api)]
+        answer = alice.say(f"hello, {WORDS}")
+        assert answer.status == 200
+        assert "divorce" not in answer.body + json.dumps(logs())
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        pytest.param({"error": {"code": WORDS}}, "unknown", id="words"),
+        pytest.param({"error": {"code": "the_person_wrote_divorce"}}, "unknown", id="words that look like a code"),
+        pytest.param({"error": {"code": {"divorce": 1}}}, "unknown", id="no text"),
+        pytest.param({"error": {"code": "context_length_exceeded"}}, "context_length_exceeded", id="a known one"),
+        pytest.param({"error": {}}, "None", id="none"),
+    ],
+)
+def test_codes_of_errors_are_logged_if_they_are_known(
+    alice: Person, provider: Provider, logs: Logs, watch: Watch, body: Json, told: str
+) -> None:
+    """Any other is the provider's own text."""
+    watch.know_texts([WORDS])
+    provider.answers = [JSONResponse(body, 400)]
+    assert alice.say(f"hello, {WORDS}").status == 502
+    assert [line["reason"] for line in logs() if line["message"] == "model failed"] == [f"BadRequestError 400 {told}"]
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(alice: Person, provider: Provider, standin: StandIn, status: int) -> None:
+    """A model that is well waits at the other address, and hears nothing of the conversation."""
+    provider.answers = [RedirectResponse(f"{standin.base_url}/responses", status)]
+    assert alice.say("hello").status == 502
+    assert len(provider.heard) == 1
+    assert standin.requests() == []
+
+
+ODD_NAMES = ["multi_tool_use.parallel", "functions.add_task", "add task", "é", "a\0b", "x" * 64, "x" * 65, "", WORDS]
+
+
+@pytest.mark.parametrize("model", ["stand-in", "gpt-6-luna"])
+@BOTH_WIRES
+class TestNames:
+    """A tool that there is not may have any name, and providers refuse some of them for ever after."""
+
+    @pytest.mark.parametrize("name", ODD_NAMES)
+    def test_an_odd_one_is_not_sent_back(
+        self, alice: Person, provider: Provider, monkeypatch: pytest.MonkeyPatch, model_api: str, model: str, name: str
+    ) -> None:
+        """Neither in its own turn nor in the next, by the same bytes in both; the record tells what was asked for."""
+        monkeypatch.setenv("MODEL", model)
+        forget()
+        reasoning = [{"type": "reasoning", "id": "rs", "summary": [], "encrypted_content": "x"}]
+        first = (reasoning if model != "stand-in" and model_api == "responses" else []) + [function_call("c", name)]
+        provider.answers = [response(*first, api=model_api), response(api=model_api)]
+        answer = alice.say("hello").json
+        alice.say("again", answer["conversation_id"])
+        (made,) = answer["tool_calls"]
+        assert (made["tool"], made["outcome"]) == (name.replace("\0", "\ufffd")[:64] or "unnamed", "error")
+        live, replayed = provider.heard[1:]
+        assert named_calls(live) == named_calls(replayed) == [(made["call_id"], "unnamed")]
+
+
+@BOTH_WIRES
+def test_an_unknown_tool_s_arguments_are_kept(alice: Person, provider: Provider, rows: Rows, model_api: str) -> None:
+    """What the model wanted is on record, storable; later turns read it as this one did."""
+    wanted = function_call("c", "send_email", json.dumps({"to": "bob\0", "n": [1, {"a": None}]}))
+    provider.answers = [response(wanted, wanted | {"name": "call_bob"}, api=model_api), response(api=model_api)]
+    answer = alice.say("hello").json
+    expected = {"to": "bob\ufffd", "n": [1, {"a": None}]}
+    assert [made["arguments"] for made in answer["tool_calls"]] == [expected, expected]
+    kept = rows.execute("select arguments from tool_call where user_id = %s", [alice.id]).fetchall()
+    assert [row["arguments"] for row in kept] == [expected, expected]
+    alice.say("again", answer["conversation_id"])
+    live, replayed = provider.heard[1:]
+    assert arguments_sent(live) == arguments_sent(replayed) == [expected, expected]
+
+
+LIMITS = {"max_output_tokens", "max_tokens", "max_completion_tokens"}
+
+
+@pytest.mark.parametrize(
+    ("model_api", "model", "name"),
+    [
+        ("responses", "stand-in", "max_output_tokens"),
+        ("responses", "gpt-6-luna", "max_output_tokens"),
+        ("chat_completions", "stand-in", "max_tokens"),
+        ("chat_completions", "openai/gpt-6-luna", "max_completion_tokens"),
+    ],
+    indirect=["model_api"],
+)
+def test_no_answer_may_be_endless(
+    alice: Person, standin: StandIn, monkeypatch: pytest.MonkeyPatch, model: str, name: str
+) -> None:
+    """Each request bears a limit, by the one name that its provider knows."""
+    monkeypatch.setenv("MODEL", model)
+    forget()
+    assert alice.say("add milk").status == 200
+    assert [{n: b for n, b in r["body"].items() if n in LIMITS} for r in standin.requests()] == [{name: 8_000}] * 2
+
+
+def test_openai_s_own_chat_completions_know_the_newer_name_for_every_model() -> None:
+    """Where no other address is given."""
+    from chat.agent import MAX_OUTPUT_TOKENS, _model_settings
+
+    given = _model_settings(Settings(DATABASE_URL="-", MODEL_API="chat_completions", MODEL="gpt-4o"))
+    assert (given.max_tokens, given.extra_args) == (None, {"max_completion_tokens": MAX_OUTPUT_TOKENS})
