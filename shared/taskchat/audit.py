@@ -25,6 +25,7 @@ from sqlmodel import Session, insert
 from taskchat.db import Database
 from taskchat.errors import TaskchatError, ToolFailure, Unauthenticated
 from taskchat.models import TOOL_CALL, ToolCall
+from taskchat.problems import expected
 from taskchat.text import storable
 
 SCHEMA: Final = "taskchat.audit/1"
@@ -144,20 +145,21 @@ class AuditMiddleware(Middleware):
         context: MiddlewareContext[mcp_types.CallToolRequestParams],
         call_next: CallNext[mcp_types.CallToolRequestParams, ToolResult],
     ) -> ToolResult:
-        """Run one call. Raises what is no failure of the tool: nobody to act for, no database, no lease."""
+        """Run one call. In a turn, raises what is no failure of the tool: nobody to act for, no database, no lease."""
         call = _call.get(None)
         if call is not None:
             return await self._run(call, context, call_next)
         with calling(_call_from_token()) as call:
             try:
                 return await self._run(call, context, call_next)
-            except TaskchatError as error:  # an MCP client is told as of any other failure, and may try again
-                return ToolResult(content=str(error), is_error=True)
+            except Exception as error:  # told as any other failure: the library would quote what it does not know
+                return ToolResult(content=str(expected(error)), is_error=True)
 
     async def _run(
         self, call: Call, context: MiddlewareContext[Any], call_next: CallNext[Any, ToolResult]
     ) -> ToolResult:
         tool, arguments = context.message.name, context.message.arguments or {}
+        properties = await _properties(context, tool)
         started = time.perf_counter()
         try:
             with self._transaction(call) as open_session:
@@ -165,13 +167,13 @@ class AuditMiddleware(Middleware):
                 record = _record(call, tool, arguments, "ok", result.structured_content or {}, started)
                 open_session().execute(_RECORD, record)
         except (FastMCPError, NotFoundError, ToolFailure, SQLAlchemyError) as error:
-            failure = _sentence(error)
+            failure = _sentence(error, properties or {})
             record = _record(call, tool, arguments, "error", {"error": failure}, started)
             with self._transaction(call) as open_session:
                 open_session().execute(_RECORD, record)
             result = ToolResult(content=failure, is_error=True)
         call.records.append(ToolCall(**record))
-        _report(record, await _describe(context, tool, arguments))
+        _report(record, _describe(tool, arguments, properties))
         return result
 
     @contextmanager
@@ -207,7 +209,7 @@ async def _reach_tool(call: Call, context: MiddlewareContext[Any], call_next: Ca
         raise
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: Exception, properties: dict[str, Any]) -> str:
     """What the model is told. Names the fields at fault, and nothing it could not know."""
     if isinstance(error, ToolFailure):
         return str(error)
@@ -215,15 +217,15 @@ def _sentence(error: Exception) -> str:
         return "There is no such tool."
     if isinstance(error.__cause__, PydanticValidationError):
         faults = error.__cause__.errors(include_url=False, include_input=False, include_context=False)
-        return (
-            "Invalid arguments: " + "; ".join(f"{_place(fault['loc'])}: {fault['msg']}" for fault in faults[:5]) + "."
-        )
+        told = [f"{_place(fault['loc'], properties)}: {fault['msg']}" for fault in faults[:5]]
+        return "Invalid arguments: " + "; ".join(told) + "."
     logger.error("tool raised", extra={"error": type(error.__cause__ or error).__name__})
     return "The tool failed for a reason of its own. Nothing was changed."
 
 
-def _place(location: tuple[int | str, ...]) -> str:
-    return str(storable(".".join(map(str, location))[:64]))
+def _place(location: tuple[int | str, ...], properties: dict[str, Any]) -> str:
+    """The field at fault. The name of an unknown one is the model's or the client's own text, and is not sent back."""
+    return str(location[0]) if location and location[0] in properties else "unknown"
 
 
 def _record(
@@ -244,13 +246,17 @@ def _record(
     }
 
 
-async def _describe(context: MiddlewareContext[Any], tool: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What may be logged of a call: no name that the caller made up, and no argument that can carry a person's text."""
+async def _properties(context: MiddlewareContext[Any], tool: str) -> dict[str, Any] | None:
+    """The arguments that the tool's schema knows, or None where there is no such tool."""
     server = context.fastmcp_context and context.fastmcp_context.fastmcp
     known = await server.get_tool(tool) if server else None
-    if known is None:
+    return known and known.parameters["properties"]
+
+
+def _describe(tool: str, arguments: Mapping[str, Any], properties: dict[str, Any] | None) -> dict[str, Any]:
+    """What may be logged of a call: no name that the caller made up, and no argument that can carry a person's text."""
+    if properties is None:
         return {"tool": "unknown", "tool_arguments": {}}
-    properties = known.parameters["properties"]
     impersonal = [name for name in properties if _is_impersonal(arguments.get(name), properties[name])]
     return {"tool": tool, "tool_arguments": {name: arguments[name] for name in impersonal}}
 
