@@ -13,7 +13,7 @@ from sqlalchemy import event
 
 from chat.agent import build_input
 from taskchat import conversations
-from taskchat.conversations import MAX_HISTORY_TURNS, Begun, Request, Turn
+from taskchat.conversations import CHARACTERS_PER_TOKEN, MAX_HISTORY_TURNS, Begun, Request, Turn
 from taskchat.db import Database
 
 Rows = psycopg.Connection[dict[str, Any]]
@@ -118,7 +118,7 @@ def test_a_turn_larger_than_its_share_is_shortened(database: Database, rows: Row
 
 
 @pytest.mark.parametrize(
-    "letter", ["x", "ж", "漢", "🥛", '"', "\n"], ids=["ascii", "cyrillic", "cjk", "emoji", "quote", "line"]
+    "letter", ["x", "ж", "漢", "🥛", '"', "\n", "<"], ids=["ascii", "cyrillic", "cjk", "emoji", "quote", "line", "tag"]
 )
 @pytest.mark.parametrize("budget", [500, BUDGET])
 def test_the_last_turn_is_always_shown(database: Database, rows: Rows, letter: str, budget: int) -> None:
@@ -133,6 +133,24 @@ def test_the_last_turn_is_always_shown(database: Database, rows: Rows, letter: s
     assert history[-1].message.startswith("a")
     assert history[-1].reply
     assert sum(turn.tokens for turn in history) <= budget
+    assert sent(history) <= budget * CHARACTERS_PER_TOKEN
+
+
+@pytest.mark.parametrize("letter", ["x", "<", '"'], ids=["ascii", "tag", "quote"])
+def test_the_budget_is_of_what_is_sent(database: Database, rows: Rows, letter: str) -> None:
+    """Letters that travel in a longer spelling count as long as that."""
+    talk = Talk(database)
+    for number in range(12):
+        talk.record(talk.turn(f"message {number}"), rows, {"tasks": [{"title": letter * 1_000}]})
+        assert sent(talk.begin("now").history) <= BUDGET * CHARACTERS_PER_TOKEN
+        rows.execute("update conversation set lease_until = null where user_id = %s", [talk.user_id])
+
+
+def sent(turns: list[Turn]) -> int:
+    """Characters that the model is sent of these turns: what was said, called and told, without what frames it."""
+    told = [item.get("content") or item.get("output") or item["arguments"] for item in build_input(turns, NOW)]
+    frames = sum(len("[context: Wednesday 2026-01-01 12:00, UTC]\n") + len("<task_data></task_data>") for _ in told)
+    return sum(map(len, told)) - frames
 
 
 def test_a_long_conversation_opens_like_a_short_one(database: Database, rows: Rows) -> None:

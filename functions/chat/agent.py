@@ -46,7 +46,7 @@ from taskchat.limits import DayLeft
 from taskchat.models import ToolCall
 from taskchat.problems import expected
 from taskchat.settings import Settings, SettingsError
-from taskchat.text import storable
+from taskchat.text import as_data, as_json, storable
 from taskchat.tools import server
 
 INSTRUCTIONS: Final = """\
@@ -322,7 +322,7 @@ def _items(turn: Turn) -> list[TResponseInputItem]:
 
 def _exchange(call_id: str, tool: str, arguments: dict[str, Any], output: str) -> list[TResponseInputItem]:
     return [
-        {"type": "function_call", "call_id": call_id, "name": _sendable(tool), "arguments": _as_json(arguments)},
+        {"type": "function_call", "call_id": call_id, "name": _sendable(tool), "arguments": as_json(arguments)},
         {"type": "function_call_output", "call_id": call_id, "output": output},
     ]
 
@@ -357,19 +357,11 @@ def _settled(item: Any, outputs: dict[str, str]) -> list[Any]:
     return [] if item.get("type") == "function_call_output" else [item]
 
 
-def _as_json(value: dict[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
 def _output(call: ToolCall) -> str:
-    """What the model is told of a call: our own sentence for one that failed, else the data, marked as such.
-
-    The mark can't be closed from inside: in JSON every `<` has another spelling.
-    """
+    """What the model is told of a call: our own sentence for one that failed, else the data, marked as such."""
     if call.outcome == "error" and "error" in call.result:  # else it was shortened
         return str(call.result["error"])
-    data = _as_json(call.result).replace("<", "\\u003c")
-    return f"<task_data>{data}</task_data>"
+    return f"<task_data>{as_data(call.result)}</task_data>"
 
 
 def _in_context(turn: Turn) -> str:

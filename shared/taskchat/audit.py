@@ -250,7 +250,7 @@ async def _properties(context: MiddlewareContext[Any], tool: str) -> dict[str, A
     """The arguments that the tool's schema knows, or None where there is no such tool."""
     server = context.fastmcp_context and context.fastmcp_context.fastmcp
     known = await server.get_tool(tool) if server else None
-    return known and known.parameters["properties"]
+    return known.parameters["properties"] if known else None
 
 
 def _describe(tool: str, arguments: Mapping[str, Any], properties: dict[str, Any] | None) -> dict[str, Any]:

@@ -7,8 +7,9 @@ Nothing here waits for a model: each function is one short transaction's worth o
 import hashlib
 import json
 import math
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, NoReturn
@@ -22,6 +23,7 @@ from taskchat import deadline
 from taskchat.db import SafeText, before_commit, undo
 from taskchat.errors import KeyReused, NotFound, TurnInProgress
 from taskchat.models import CONVERSATION, MESSAGE, ToolCall
+from taskchat.text import as_data, as_json
 
 LEASE_GRACE: Final = 5.0
 """Seconds by which a lease outlives its request's deadline: no living turn loses it, and a crashed one is soon over."""
@@ -180,7 +182,7 @@ class Turn:
         """About how much of a model's input this turn takes."""
         texts = [self.message, self.reply or ""]
         for call in self.calls:
-            texts += [call.tool, _as_text(call.arguments), _as_text(call.result)]
+            texts += [call.tool, as_json(call.arguments), as_data(call.result)]
         return sum(map(len, texts)) // CHARACTERS_PER_TOKEN
 
 
@@ -310,19 +312,24 @@ def _shorten(turn: Turn, budget: int) -> Turn:
         return turn
     share = budget * CHARACTERS_PER_TOKEN // (2 * len(turn.calls) + 2)
     calls = [
-        call.model_copy(update={"arguments": _cut_json(call.arguments, share), "result": _cut_json(call.result, share)})
+        call.model_copy(
+            update={
+                "arguments": _cut_json(call.arguments, share, as_json),
+                "result": _cut_json(call.result, share, as_data),
+            }
+        )
         for call in turn.calls
     ]
     return replace(turn, message=turn.message[:share], calls=calls, reply=turn.reply and turn.reply[:share])
 
 
-def _cut_json(value: dict[str, Any], length: int) -> dict[str, Any]:
-    text = _as_text(value)
-    return value if len(text) <= length else {"shortened": text[:length]}
-
-
-def _as_text(value: dict[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False)
+def _cut_json(value: dict[str, Any], length: int, write: Callable[[Any], str]) -> dict[str, Any]:
+    """The value, or as much of its beginning as is no longer than `length` when it is written."""
+    if len(write(value)) <= length:
+        return value
+    text = as_json(value)
+    fitting = bisect_right(range(1, length), length, key=lambda end: len(write({"shortened": text[:end]})))
+    return {"shortened": text[:fitting]}
 
 
 def _turns(messages: Sequence[Row[Any]], made: dict[UUID, list[ToolCall]]) -> list[Turn]:

@@ -1,5 +1,6 @@
 """What text may be: what a person or a model may send, and what Postgres can hold."""
 
+import json
 import math
 from itertools import groupby
 from typing import Any, Final
@@ -67,6 +68,16 @@ def _is_mark(character: str) -> bool:
 def _is_seen(character: str) -> bool:
     is_space = character in _ALLOWED_CONTROLS or category(character) in _UNSEEN
     return not is_space and character not in _BLANK
+
+
+def as_json(value: Any) -> str:
+    """JSON in as few characters as it takes."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def as_data(value: Any) -> str:
+    """The same for a place between two tags, which it can't close from inside: every `<` has another spelling."""
+    return as_json(value).replace("<", "\\u003c")
 
 
 def is_storable(value: Any) -> bool:
