@@ -1,7 +1,8 @@
-"""`python -m tests.snapshot PACKAGE`: one of the functions' packages, as Lambda runs it with SnapStart.
+"""`python -m tests.snapshot PACKAGE`: one of the functions' packages, as Lambda runs it, without SnapStart and with it.
 
 It reads an event and the variables that change while the snapshot lies there. The snapshot is this process itself: what
-is started from it is forked, twice. It tells what the snapshot holds, and what each of the two then does and has.
+is started from it is forked, twice; and once without one. It tells what the snapshot holds, and what each of the three
+then does and has.
 
 A fork shares the event loop's descriptors, where a snapshot copies them; so each child gets a loop of its own.
 """
@@ -13,10 +14,12 @@ import os
 import random
 import sys
 import weakref
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 import snapshot_restore_py as hooks
+from pydantic._internal._generate_schema import GenerateSchema
 from sqlalchemy import text
 
 from tests.gateway import LambdaContext
@@ -26,9 +29,8 @@ def main() -> None:
     """Start, be frozen, and be restored twice."""
     app = import_module(f"{sys.argv[1]}.app")  # gets ready, for AWS_LAMBDA_RUNTIME_API is set
     asked = json.loads(sys.stdin.readline())
-    told = {"before": _state(app), "held": _freeze(app), "restored": []}
-    for _ in range(2):
-        told["restored"].append(_fork(app, asked))
+    told = {"before": _state(app), "started": _fork(app, asked, _started), "held": _freeze(app)}
+    told["restored"] = [_fork(app, asked, _restored) for _ in range(2)]
     sys.stdout.write(json.dumps(told))
 
 
@@ -71,14 +73,15 @@ def _is_link(name: str) -> bool:
     return os.path.islink(f"/proc/self/fd/{name}")
 
 
-def _fork(app: Any, asked: dict[str, Any]) -> Any:
+def _fork(app: Any, asked: dict[str, Any], live: Callable[[Any, dict[str, Any]], dict[str, Any]]) -> Any:
     reading, writing = os.pipe()
     as_it_lies_there = random.getstate()
     child = os.fork()
     if child == 0:
         random.setstate(as_it_lies_there)  # Python seeds anew in a fork; nothing does in what a snapshot is copied to
         os.close(reading)
-        os.write(writing, json.dumps(_restored(app, asked)).encode())
+        asyncio.set_event_loop(asyncio.new_event_loop())
+        os.write(writing, json.dumps(live(app, asked)).encode())
         os._exit(0)
     os.close(writing)
     with open(reading) as pipe:
@@ -89,13 +92,39 @@ def _fork(app: Any, asked: dict[str, Any]) -> Any:
 
 def _restored(app: Any, asked: dict[str, Any]) -> dict[str, Any]:
     """Run the hooks as the runtime does after it has restored a snapshot, and answer."""
-    asyncio.set_event_loop(asyncio.new_event_loop())
     os.environ.update(asked["environment"])
     for hook, arguments, named in hooks.get_after_restore():
         hook(*arguments, **named)
-    state = _state(app)
+    return _state(app) | _started(app, asked)
+
+
+def _started(app: Any, asked: dict[str, Any]) -> dict[str, Any]:
+    """Answer a first request."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # its log
-    return state | {"status": app.handler(asked["event"], LambdaContext())["statusCode"]}
+    before, schemas = _built(), _count_schemas()
+    status = app.handler(asked["event"], LambdaContext())["statusCode"]
+    built = {name: more - less for (name, less), more in zip(before.items(), _built().values(), strict=True)}
+    return {"status": status, "built": built | {"schemas": len(schemas)}}
+
+
+def _built() -> dict[str, int]:
+    """What is built at first use, so far."""
+    from taskchat.tools import database
+
+    return {"modules": len(sys.modules), "statements": len(database().engine._compiled_cache or ())}
+
+
+def _count_schemas() -> list[object]:
+    """What pydantic builds a schema for from now on."""
+    seen: list[object] = []
+    generate = GenerateSchema.generate_schema
+
+    def counted(self: GenerateSchema, kind: object) -> Any:
+        seen.append(kind)
+        return generate(self, kind)
+
+    GenerateSchema.generate_schema = counted  # type: ignore[method-assign]
+    return seen
 
 
 if __name__ == "__main__":

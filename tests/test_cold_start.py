@@ -28,7 +28,7 @@ from taskchat.auth import KeySet
 from taskchat.errors import DatabaseUnavailable
 from taskchat.rehearsal import RehearsalFailed
 from tests.conftest import ROOT, Logs, Person, forget, serving, variables
-from tests.gateway import event, invoke
+from tests.gateway import event
 
 Rows = psycopg.Connection[dict[str, Any]]
 
@@ -321,55 +321,37 @@ class TestTheRehearsal:
         kept = rows.execute("select title from task where user_id = %s", [alice.id]).fetchall()
         assert kept == [{"title": "kept"}]
 
-    def test_the_first_turn_builds_nothing(self, alice: Person) -> None:
-        """After it, a turn imports no module, compiles no statement and asks the server about none."""
-        from chat import app
 
-        app.get_ready()
-        before = set(sys.modules), self.statements()
-        assert alice.say("Add buy milk").status == 200
-        assert (set(sys.modules), self.statements()) == before
-
-    def test_the_first_call_at_the_other_door_builds_nothing(self, alice: Person) -> None:
-        """The same."""
-        from mcp_tools import app
-
-        app.get_ready()
-        before = set(sys.modules), self.statements()
-        assert invoke(app.handler, _first_event("mcp_tools", alice)).json["result"]["isError"] is False
-        assert (set(sys.modules), self.statements()) == before
-
-    def statements(self) -> int:
-        """How many statements SQLAlchemy has compiled for the process's one engine."""
-        from taskchat.tools import database
-
-        return len(database().engine._compiled_cache or ())
+@pytest.fixture(scope="module", params=["chat responses", "chat chat_completions", "mcp_tools responses"])
+def told(
+    request: pytest.FixtureRequest,
+    server: Postgres,
+    pooler: PgBouncer,
+    running_model: StandIn,
+    issuer: Issuer,
+) -> dict[str, Any]:
+    """What tests/snapshot.py tells of a function whose database has moved by the time it is restored."""
+    alice = Person(uuid4().hex, issuer)
+    package, model_api = request.param.split()
+    known = variables(server.app_url, running_model, issuer, model_api) | {"AWS_LAMBDA_RUNTIME_API": "localhost"}
+    moved = {"DATABASE_URL": pooler.url(server.app_url)}
+    asked = {"event": _first_event(package, alice), "environment": moved}
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-m", "tests.snapshot", package],
+        cwd=ROOT,
+        env=os.environ | known,
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
 
 
 class TestSnapshot:
     """What a snapshot must not hold, and what a process does that is started from one."""
-
-    @pytest.fixture(params=["chat", "mcp_tools"])
-    def told(
-        self, request: pytest.FixtureRequest, server: Postgres, pooler: PgBouncer, standin: StandIn, issuer: Issuer
-    ) -> dict[str, Any]:
-        """What tests/snapshot.py tells of a function whose database has moved by the time it is restored."""
-        alice = Person(uuid4().hex, issuer)
-        known = variables(server.app_url, standin, issuer) | {"AWS_LAMBDA_RUNTIME_API": "localhost"}
-        moved = {"DATABASE_URL": pooler.url(server.app_url)}
-        asked = {"event": _first_event(request.param, alice), "environment": moved}
-        done = subprocess.run(  # noqa: S603
-            [sys.executable, "-m", "tests.snapshot", request.param],
-            cwd=ROOT,
-            env=os.environ | known,
-            input=json.dumps(asked),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return answer
 
     def test_it_was_ready(self, told: dict[str, Any]) -> None:
         """The process had been through everything, and had its connection."""
@@ -385,6 +367,11 @@ class TestSnapshot:
         assert [(one["status"], one["connected"]) for one in restored] == [(200, 1), (200, 1)]
         for what in ("connection", "random"):
             assert len({str(one[what]) for one in [*restored, told["before"]]}) == 3
+
+    def test_the_first_request_builds_nothing(self, told: dict[str, Any]) -> None:
+        """No module is imported in it, no statement compiled, no schema built: all of that has been rehearsed."""
+        nothing = {"modules": 0, "statements": 0, "schemas": 0}
+        assert [one["built"] for one in (told["started"], *told["restored"])] == [nothing, nothing, nothing]
 
     def test_settings_are_read_again(self, told: dict[str, Any], server: Postgres, pooler: PgBouncer) -> None:
         """An address that has changed since the snapshot was taken, or a password, is the one that is used."""

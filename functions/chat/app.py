@@ -161,7 +161,7 @@ def get_ready() -> None:
 
 
 def rehearse() -> None:
-    """Two turns of nobody's, of which nothing stays. Raises RehearsalFailed, or what connecting raises."""
+    """One turn of nobody's, of which nothing stays. Raises RehearsalFailed, or what connecting raises."""
     person, model = Person(), Model(get_settings().model_api)
     with model.playing() as url, database().rehearsal():
         elsewhere = {"auth_audience": ISSUER, "openai_base_url": url}
@@ -170,8 +170,7 @@ def rehearse() -> None:
         with standing_in({verifier: chat_verifier(settings), turns: runner}):
             body = {"message": "rehearse", "timezone": "Europe/Paris"}
             event = rehearsal.request(f"/api/{person.id}/chat", person.token(ISSUER, "JWT"), body)
-            for _ in range(2):  # SQLAlchemy compiles a statement with another in it at its first use and its second
-                rehearsal.perform(answering(app, lifespan="off"), event)
+            rehearsal.perform(answering(app, lifespan="off"), event)
         asyncio.get_event_loop().run_until_complete(runner.agent.close())
 
 

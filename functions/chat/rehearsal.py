@@ -79,13 +79,8 @@ def _next(body: bytes) -> tuple[Calls, str | None]:
 
 def _response(body: Json, calls: Calls, text: str | None) -> Json:
     """An answer with every field that the vendor's has: the client builds a parser for each when it first sees it."""
-    usual: Json = {
-        "instructions": None,
-        "max_output_tokens": None,
-        "previous_response_id": None,
-        "prompt_cache_key": None,
-    }
-    repeated: Json = usual | {"store": False, "tools": [], "model": ""}
+    unset = ("instructions", "max_output_tokens", "previous_response_id", "prompt_cache_key")
+    repeated: Json = {**dict.fromkeys(unset), "store": False, "tools": [], "model": ""}
     return {
         "id": "resp_0",
         "object": "response",

@@ -1,0 +1,183 @@
+"""`python -m bench.cold`: what a cold start costs, on the built artifact and on Lambda's own Python.
+
+Imports are measured in fresh processes that take turns, in CPU time, which a busy machine disturbs least; what counts
+is the ratio of their medians. Nothing of a developer's machine is in sight of them.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+from bench import parts
+from bench.figures import Figure, table
+from bench.parts import Parts
+from bench.waterfall import Span
+from dev import artifact
+from dev.artifact import Function
+from dev.tokens import Issuer
+from tests.gateway import event
+
+NAIVE: Final = "agents, fastmcp, fastapi, mangum, sqlmodel, pg8000, aws_lambda_powertools"
+"""What somebody would import who wrote the same service without a thought of this."""
+
+IMPORTS: Final = {"naive": NAIVE, "chat": "chat.app", "mcp_tools": "mcp_tools.app"}
+
+TURNS: Final = 40
+"""Turns after the first, each of a new person: their median is what a warm one costs."""
+
+_IMPORT: Final = """
+import time
+began = time.process_time()
+import {names}
+print(1000 * (time.process_time() - began), flush=True)
+import os
+os._exit(0)
+"""
+
+_START: Final = Path(__file__).with_name("cold_start.py")
+AUTH: Final = "https://auth.example.com"
+
+
+@dataclass(frozen=True)
+class Cold:
+    """What was found. Times in milliseconds, each a median."""
+
+    naive: float
+    """CPU, to import the dependencies."""
+    naive_without_bytecode: float
+    chat: float
+    mcp_tools: float
+    first_turn: float
+    """Wall time of the first request after the initialisation."""
+    warm_turn: float
+    spans: list[Span]
+    """The parts of one cold start, one after the other, from the start of the process to the first answer."""
+
+    @property
+    def import_ratio(self) -> float:
+        """Our import, to that of the dependencies alone."""
+        return self.chat / self.naive
+
+    @property
+    def import_ratio_without_bytecode(self) -> float:
+        """The same, to that of dependencies that nobody has compiled."""
+        return self.chat / self.naive_without_bytecode
+
+    @property
+    def first_turn_ratio(self) -> float:
+        """The first turn, to a warm one."""
+        return self.first_turn / self.warm_turn
+
+
+def measure(running: Parts, python: Path, rounds: int = 9) -> Cold:
+    """Start processes on the built artifact, so many of each kind. Raises ArtifactError."""
+    functions = artifact.functions()
+    imported = _imports(functions, python, rounds)
+    started = [_start(functions["ChatFunction"], python, running) for _ in range(max(3, rounds // 2))]
+    return Cold(
+        naive=imported["naive"],
+        naive_without_bytecode=imported["without bytecode"],
+        chat=imported["chat"],
+        mcp_tools=imported["mcp_tools"],
+        first_turn=median(one["turns"][0] for one in started),
+        warm_turn=median(turn for one in started for turn in one["turns"][1:]),
+        spans=[*_spans([one["spans"] for one in started])],
+    )
+
+
+def _imports(functions: dict[str, Function], python: Path, rounds: int) -> dict[str, float]:
+    """CPU milliseconds of each import. A round imports each once."""
+    times: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as nothing:
+        for _ in range(rounds):
+            for name, names in IMPORTS.items():
+                times.setdefault(name, []).append(_import(names, functions, python))
+            prefix = {"PYTHONPYCACHEPREFIX": nothing}  # where Python looks for bytecode, and there is none
+            times.setdefault("without bytecode", []).append(_import(NAIVE, functions, python, **prefix))
+    return {name: median(found) for name, found in times.items()}
+
+
+def _import(names: str, functions: dict[str, Function], python: Path, **variables: str) -> float:
+    environment = _environment(functions.values()) | variables
+    command = [str(python), "-S", "-c", _IMPORT.format(names=names)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def _environment(functions: Any) -> dict[str, str]:
+    roots = [path for function in functions for path in (function.directory, *(x / "python" for x in function.layers))]
+    return {
+        "PATH": os.defpath,
+        "PYTHONPATH": os.pathsep.join(map(str, dict.fromkeys(roots))),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "POWERTOOLS_SERVICE_NAME": "taskchat",
+        "POWERTOOLS_METRICS_NAMESPACE": "taskchat",
+    }
+
+
+def _start(function: Function, python: Path, running: Parts) -> dict[str, Any]:
+    """One cold start and its turns, as bench/cold_start.py tells of them."""
+    issuer = Issuer.new()
+    environment = _environment([function]) | running.environment
+    environment |= {"AUTH_ISSUER": AUTH, "AUTH_AUDIENCE": AUTH, "AUTH_JWKS_JSON": issuer.jwks_json}
+    environment |= {"AWS_LAMBDA_RUNTIME_API": "localhost"}
+    asked = json.dumps([_request(issuer, f"person{number}") for number in range(TURNS + 1)])
+    done = subprocess.run(
+        [str(python), "-S", str(_START)], env=environment, input=asked, capture_output=True, text=True, check=True
+    )
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return told
+
+
+def _request(issuer: Issuer, person: str) -> dict[str, Any]:
+    token = issuer.mint(person, issuer=AUTH, audience=AUTH)
+    headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+    return event("POST", f"/api/{person}/chat", headers=headers, body=b'{"message": "Add buy milk"}')
+
+
+def _spans(runs: list[dict[str, float]]) -> Iterator[Span]:
+    """The parts one after the other, each as long as its median."""
+    begun = 0.0
+    for name in runs[0]:
+        lasted = median(run[name] for run in runs)
+        yield Span(name, begun, begun + lasted)
+        begun += lasted
+
+
+def figures(cold: Cold) -> list[Figure]:
+    """What was found, beside what was to be reached."""
+    return [
+        Figure("import of chat, to that of its dependencies", cold.import_ratio, target=0.75),
+        Figure("the same, to theirs without bytecode", cold.import_ratio_without_bytecode, target=0.3),
+        Figure("import of mcp_tools, to that of the same", cold.mcp_tools / cold.naive),
+        Figure("first turn, to a warm one", cold.first_turn_ratio, target=1.5),
+        Figure("import of chat, CPU", cold.chat, "ms"),
+        Figure("first turn", cold.first_turn, "ms"),
+        Figure("from the process to the first answer", cold.spans[-1].end, "ms"),
+    ]
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--python", type=Path, required=True, help="a Python 3.13, as bare as it comes")
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    with parts.running() as running:
+        cold = measure(running, options.python, options.rounds)
+    print(*table(figure.cells for figure in figures(cold)), sep="\n")
+    for span in cold.spans:
+        print(f"{span.name:<28}{span.start:8.0f} to {span.end:.0f} ms")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
