@@ -11,11 +11,15 @@ import pytest
 from sqlalchemy import text
 from sqlmodel import select
 
+from dev.model.client import StandIn
 from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
+from dev.tokens import Issuer
 from taskchat.db import Database, UnsafeRole, connect_arguments
 from taskchat.errors import DatabaseUnavailable
 from taskchat.models import Task
+from tests.conftest import variables
+from tests.test_cold_start import fresh
 
 Rows = psycopg.Connection[dict[str, Any]]
 NEON = (
@@ -109,6 +113,25 @@ class TestIsolation:
         """The owner of the tables and a superuser are not served."""
         with pytest.raises(UnsafeRole):
             titles(Database(getattr(server, role)), "anybody")
+
+    @pytest.mark.parametrize("package", ["chat", "mcp_tools"])
+    @pytest.mark.parametrize("role", ["owner_url", "superuser_url", "app_url"])
+    def test_on_lambda_neither_function_starts_as_such_a_role(
+        self, server: Postgres, standin: StandIn, issuer: Issuer, package: str, role: str
+    ) -> None:
+        """It comes up as the runtime role alone: with another it ends while it starts, and says why."""
+        code = f"""
+import json
+try:
+    import {package}
+except RuntimeError as error:
+    print(json.dumps([type(error).__name__, str(error)[:59]]))
+else:
+    print(json.dumps("started"))
+"""
+        known = variables(getattr(server, role), standin, issuer) | {"AWS_LAMBDA_RUNTIME_API": "localhost"}
+        refused = ["UnsafeRole", "Row-level security would not bind the role in DATABASE_URL:"]
+        assert fresh(code, **known) == ("started" if role == "app_url" else refused)
 
     @pytest.mark.parametrize("table", ["conversation", "message", "tool_call", "task", "allowance"])
     @pytest.mark.parametrize("weakness", ["disable", "no force"])

@@ -22,6 +22,7 @@ from sqlmodel import Session
 
 from taskchat import deadline, pipeline
 from taskchat.errors import DatabaseUnavailable
+from taskchat.settings import SettingsError
 from taskchat.text import is_storable
 
 CONNECT_TIMEOUT: Final = 5.0
@@ -48,7 +49,7 @@ _PASSING_SQLSTATES: Final = ("08", "53", "57", "40", "55P03", "25P03", "28")
 """Connection lost, out of resources, shut down or timed out, deadlock, lock and idle timeout, wrong password."""
 
 
-class UnsafeRole(RuntimeError):
+class UnsafeRole(SettingsError):
     """Raised when the role in DATABASE_URL could ignore row-level security: it would be served everybody's rows."""
 
 

@@ -16,7 +16,7 @@ from typing import Final
 from aws_lambda_powertools import Logger
 
 from taskchat import deadline
-from taskchat.settings import is_on_lambda
+from taskchat.settings import SettingsError, is_on_lambda
 
 PATIENCE: Final = 6.0
 """Seconds that getting ready may take. Lambda gives an initialisation 10, imports and all, then begins anew."""
@@ -55,18 +55,33 @@ def _freshly(get_ready: Step) -> None:
 
 
 def side_by_side(*steps: Step) -> None:
-    """Take all steps at once, each in a thread, until the deadline. What fails will be tried again by who needs it."""
+    """Take all steps at once, each in a thread, until the deadline. Raises as `attempt` does, at the end."""
+    wrong: list[SettingsError] = []
+
+    def take(step: Step) -> None:
+        try:
+            attempt(step)
+        except SettingsError as error:
+            wrong.append(error)
+
     late = time.monotonic() + min(deadline.remaining(), PATIENCE)
-    threads = [Thread(target=copy_context().run, args=(attempt, step), daemon=True) for step in steps]
+    threads = [Thread(target=copy_context().run, args=(take, step), daemon=True) for step in steps]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(max(0.0, late - time.monotonic()))
+    if wrong:
+        raise wrong[0]
 
 
 def attempt(step: Step) -> None:
-    """Take one step. A failure is logged and is none of this process's: a request may find that it has passed."""
+    """Take one step. A failure is logged and is none of this process's: a request may find that it has passed.
+
+    Raises SettingsError, which does not pass.
+    """
     try:
         step()
+    except SettingsError:
+        raise
     except Exception as error:
         logger.warning("not ready ahead", extra={"reason": type(error).__name__})

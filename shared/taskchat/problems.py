@@ -9,7 +9,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from taskchat.db import UnsafeRole
 from taskchat.errors import MethodNotAllowed, NotFound, TaskchatError
 from taskchat.settings import SettingsError
 
@@ -67,9 +66,7 @@ def expected(error: Exception) -> TaskchatError:
     """The error itself if it is one of ours; for any other a plain one, and a log line with its kind and place."""
     if isinstance(error, TaskchatError):
         return error
-    what = (
-        str(error) if isinstance(error, SettingsError | UnsafeRole) else type(error).__name__
-    )  # ours, and safe to tell
+    what = str(error) if isinstance(error, SettingsError) else type(error).__name__  # the former is ours, safe to tell
     places = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
     logger.error("unexpected error", extra={"error": what, "places": places[-8:]})
     return TaskchatError()
