@@ -5,6 +5,7 @@ It says how much each figure lacks, and fails only when something cannot be meas
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 import time
@@ -12,12 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from bench import distance, growth, parts, prompt, report, roundtrips, scaling, throughput, turn, waterfall
+from bench import cold, distance, growth, parts, prompt, report, roundtrips, scaling, throughput, turn, waterfall
 from bench.figures import table
 from bench.report import Circumstances, Found
-from dev import artifact, state
+from dev import artifact, smoke, state
 from dev.artifact import ArtifactError
+from dev.client import UnreachableError
 from dev.processes import StartupError
+from dev.proof import ProofError
+from dev.smoke import Tools
 
 DOCS: Final = state.ROOT / "docs"
 DRAFT: Final = state.directory() / "bench"
@@ -28,12 +32,12 @@ def main() -> int:
     """Measure and write. The exit code is 1 when something could not be measured, and 0 whatever the figures say."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few turns, no growth, and a draft in .dev/bench")
-    options = parser.parse_args()
+    options, for_emulator = parser.parse_known_args()
     began, directory = time.perf_counter(), DRAFT if options.quick else DOCS
     try:
         _use_artifact()
-        found, around = _measure(quick=options.quick)
-    except (ArtifactError, StartupError) as error:
+        found, around = _measure(smoke.tools(for_emulator), quick=options.quick)
+    except (ArtifactError, ProofError, StartupError, UnreachableError) as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1
     command = f"make bench{' QUICK=1' if options.quick else ''}"
@@ -48,10 +52,12 @@ def _use_artifact() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, dict.fromkeys(places)))
 
 
-def _measure(*, quick: bool) -> tuple[Found, Circumstances]:
+def _measure(tools: Tools, *, quick: bool) -> tuple[Found, Circumstances]:
     turns, rounds = (12, 1) if quick else (120, 3)
     with parts.running() as running:
         around = Circumstances.now(running)
+        with _step("cold starts"):
+            started = cold.measure(running, tools.python, *((3,) if quick else ()))
         with _step("turns, against the length of the history"):
             costs = turn.measure(running, turns, rounds)
         with _step("turns, with the database away"):
@@ -67,7 +73,11 @@ def _measure(*, quick: bool) -> tuple[Found, Circumstances]:
             waits = roundtrips.measure(running)
         with _step("what the model reads again"):
             read = prompt.measure(running)
-    return Found(costs, away, warm, waits, served, read, *((None, None) if quick else _grow())), around
+    with _step("memory in the emulator"), contextlib.redirect_stdout(io.StringIO()):
+        peaks = smoke.smoke(tools)
+    weights = {name: sum(function.megabytes.values()) for name, function in artifact.functions().items()}
+    grown, pooled = (None, None) if quick else _grow()
+    return Found(started, peaks, weights, costs, away, warm, waits, served, read, grown, pooled), around
 
 
 def _grow() -> tuple[growth.Growth, scaling.Scaling]:

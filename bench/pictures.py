@@ -33,16 +33,16 @@ mpl.rcParams.update(
 
 
 def waterfall(path: Path, panels: Mapping[str, Sequence[Span]]) -> None:
-    """One panel below the other, each with a bar for every part; the first part of each is the whole."""
+    """One panel below the other, each with a bar for every part; one that spans all others is the whole."""
     figure, all_axes = _figure(len(panels), 0.32 * sum(map(len, panels.values())) + 0.9 * len(panels))
     for axes, (title, spans) in zip(all_axes, panels.items(), strict=True):
         places = range(len(spans))
-        colours = [COLOURS["ours"], *[COLOURS["part"]] * (len(spans) - 1)]
+        longest = max(span.end for span in spans)
+        colours = [COLOURS["ours" if span.end - span.start == longest else "part"] for span in spans]
         axes.barh(places, [span.end - span.start for span in spans], left=[span.start for span in spans], color=colours)
         for place, span in zip(places, spans, strict=True):
-            axes.annotate(
-                f"{span.end - span.start:.1f} ms", (span.end, place), (4, 0), textcoords="offset points", va="center"
-            )
+            label = f"{span.end - span.start:,.{0 if span.end - span.start >= 100 else 1}f} ms"
+            axes.annotate(label, (span.end, place), (4, 0), textcoords="offset points", va="center")
         axes.set_yticks(places, [span.name for span in spans])
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")

@@ -14,6 +14,7 @@ from typing import Final
 import psycopg
 
 from bench import turn
+from bench.cold import NAIVE, Cold
 from bench.figures import Figure, table
 from bench.growth import Growth
 from bench.parts import Parts
@@ -22,6 +23,8 @@ from bench.roundtrips import Roundtrips
 from bench.scaling import THINKING, Scaling
 from bench.turn import HISTORIES, SUBJECTS, Costs
 from bench.waterfall import Span
+from dev.artifact import LIMIT_MB
+from dev.proof import CHAT, MCP_TOOLS
 
 PAGE: Final = Path(__file__).with_name("page.md")
 LIBRARIES: Final = ("openai-agents", "openai", "fastmcp", "fastapi", "mangum", "pydantic", "sqlalchemy", "pg8000")
@@ -72,6 +75,11 @@ def _machine() -> str:
 class Found:
     """All that was measured."""
 
+    cold: Cold
+    peaks: dict[str, float]
+    """Megabytes of memory in the emulator, by function."""
+    weights: dict[str, float]
+    """Megabytes unzipped with the layer, by function."""
     costs: Costs
     away: Costs
     warm: dict[str, list[Span]]
@@ -85,6 +93,7 @@ class Found:
 
 def figures(found: Found) -> Iterator[Figure]:
     """Every figure that has a target, and those beside it."""
+    yield from _cold(found)
     yield from _costs(found)
     yield from _roundtrips(found.roundtrips)
     yield Figure("input tokens read before", 100 * found.prompt.cached, "%", 90, is_least=True)
@@ -93,6 +102,15 @@ def figures(found: Found) -> Iterator[Figure]:
         yield Figure("plans that leave their index, at either size", len(found.growth.faults), "", 0)
         yield Figure("statements slower with 5 million messages", len(found.growth.slower), "", 0)
         yield Figure("pages of 10,000 tasks slower than the first", len(found.growth.uneven), "", 0)
+
+
+def _cold(found: Found) -> Iterator[Figure]:
+    yield Figure("import, by that of the dependencies", found.cold.import_ratio, "", 0.75)
+    yield Figure("import, by that without bytecode", found.cold.import_ratio_without_bytecode, "", 0.3)
+    yield Figure("first turn after init, by a warm one", found.cold.first_turn_ratio, "", 1.5)
+    for name in (CHAT, MCP_TOOLS):
+        yield Figure(f"peak memory, {name}", found.peaks[name], "MB", 180)
+        yield Figure(f"unzipped with the layer, {name}", found.weights[name], "MB", 200)
 
 
 def _costs(found: Found) -> Iterator[Figure]:
@@ -134,6 +152,8 @@ def page(found: Found, around: Circumstances, command: str, seconds: float) -> s
         figures="\n".join(table(figure.cells for figure in listed)),
         missed="\n".join(["What does not hold:", "", *missed(listed)] if any(missed(listed)) else ["All of it holds."]),
         cuts=found.prompt.cuts,
+        naive=NAIVE,
+        most_megabytes=LIMIT_MB,
         growth=_growth(found.growth) if found.growth else "(Not measured in a short run.)",
         scaling=_scaling(found.scaling) if found.scaling else "(Not measured in a short run.)",
     )
@@ -174,6 +194,7 @@ def draw(found: Found, directory: Path) -> None:
     """Draw the pictures."""
     from bench import pictures
 
+    pictures.waterfall(directory / "cold.svg", {"from the start of the process": found.cold.spans})
     pictures.waterfall(directory / "warm.svg", found.warm)
     costs = {
         f"{name}": {h.messages: found.costs[h, name].cpu for h in HISTORIES if not h.has_calls} for name in SUBJECTS

@@ -61,25 +61,30 @@ class Emulated:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Show every event. The exit code is 1 when anything differs from what it must be."""
     try:
-        smoke(_tools(arguments))
+        smoke(tools(arguments))
     except (ArtifactError, ProofError, StartupError, UnreachableError) as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def smoke(tools: Tools) -> None:
-    """Show every event and compare. Raises ProofError, ArtifactError, StartupError or UnreachableError."""
+def smoke(used: Tools) -> dict[str, float]:
+    """Show every event and compare; gives the peak memory of each function, in megabytes.
+
+    Raises ProofError, ArtifactError, StartupError or UnreachableError.
+    """
     functions = artifact.functions()
     with proof.surroundings("smoke") as around, contextlib.ExitStack() as stack:
         running: dict[str, Emulated] = {}
         for expected in proof.EXPECTED:
             name = expected.function
             if name not in running:
-                running[name] = stack.enter_context(_emulated(functions[name], tools, around.environment))
+                running[name] = stack.enter_context(_emulated(functions[name], used, around.environment))
             _show(expected, running[name], around)
         around.check(proof.EVERYTHING_KEPT)
+        peaks = {name: function.peak_megabytes() for name, function in running.items()}
     print(f"The rows are as they must be: {proof.EVERYTHING_KEPT}")
+    return peaks
 
 
 def _show(expected: Expected, function: Emulated, around: Surroundings) -> None:
@@ -165,7 +170,7 @@ def _peak_megabytes(pid: int) -> float:
     return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
-def _tools(arguments: Sequence[str] | None) -> Tools:
+def tools(arguments: Sequence[str] | None) -> Tools:
     """What the Makefile names. Raises StartupError on a machine where the emulator can't run."""
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         raise StartupError("The emulator and the artifact are for Linux on x86_64: use `make sam-local` here.")
