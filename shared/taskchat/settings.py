@@ -18,7 +18,7 @@ _ORIGIN: Final = re.compile(r"https?://[a-z0-9.-]+(:[0-9]+)?")
 
 
 class SettingsError(RuntimeError):
-    """Raised at start when a variable is missing, does not parse, or must not be what it is. Names it, not its value."""
+    """Raised at start when a variable is missing, does not parse, or must not be so. Names it, never its value."""
 
 
 class Settings(BaseModel):
