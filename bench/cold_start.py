@@ -58,7 +58,8 @@ def _get_ready(app: Any, lifecycle: Any) -> dict[str, float]:
     lifecycle.side_by_side = step("connection and keys", lifecycle.side_by_side)
     lifecycle.attempt = step("rehearsal", lifecycle.attempt)
     whole = _timed(lambda: lifecycle._freshly(app.get_ready))
-    return {"settings, clients, tools": whole - sum(spans.values())} | spans
+    in_order = {name: spans[name] for name in ("connection and keys", "rehearsal")}
+    return {"settings, clients, tools": whole - sum(in_order.values())} | in_order
 
 
 def _answer(handler: Callable[..., Any], event: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ HOST = "127.0.0.1"
 INVOKE = "/2015-03-31/functions/function/invocations"
 LIMIT_SECONDS = 60  # the emulator ends a function at its own timeout; this is for an emulator that hangs
 LAST_LINES = 20  # of the function's log, when something went wrong
+LIMIT_MB = 180  # of memory: what a function of 256 MB would still have room for
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,10 @@ def _show(expected: Expected, function: Emulated, around: Surroundings) -> None:
     milliseconds = (time.perf_counter() - started) * 1000
     expected.check(answer)
     calls = ", ".join(proof.tool_calls(answer)) or "-"
-    print(
-        f"{expected.event:<18} {answer['statusCode']}  {calls:<14} {milliseconds:8.1f} ms "
-        f"{function.peak_megabytes():6.0f} MB",
-        flush=True,
-    )
+    peak = function.peak_megabytes()
+    print(f"{expected.event:<18} {answer['statusCode']}  {calls:<14} {milliseconds:8.1f} ms {peak:6.0f} MB", flush=True)
+    if peak > LIMIT_MB:
+        raise ProofError(f"{expected.event}: {peak:.0f} MB of memory, where {LIMIT_MB} are enough")
 
 
 @contextlib.contextmanager
