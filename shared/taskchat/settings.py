@@ -70,7 +70,8 @@ class Settings(BaseModel):
     """MCP requests in a minute after that: two a second is as fast as a model decides on calls one by one."""
     daily_model_tokens: int = Field(default=1_000_000, ge=0, lt=10**12)
     """Input and output tokens that the model may cost a person in a day, by UTC. A turn with a tool call takes about
-    3,000, and 25,000 with the longest history: room for forty of the longest and hundreds of usual ones."""
+    3,000, and 25,000 with the longest history: room for forty of the longest and hundreds of usual ones. A turn ends
+    before the call of the model that would begin beyond it; turns at the same time do not see each other's use."""
 
     @field_validator("cors_origins", mode="before")
     @classmethod
