@@ -16,6 +16,7 @@ from mcp import MCPError
 from dev.model.client import StandIn
 from dev.postgres import Postgres
 from dev.tokens import Issuer
+from taskchat.gateway import MARGIN
 from tests.conftest import AUTH, RESOURCE, Logs, Person, forget, run, serving
 from tests.gateway import Handler, Response, event, invoke, runtime_log
 
@@ -42,8 +43,8 @@ class McpClient:
     version: str | None = HANDSHAKE[-1]
     """None for a client that names none, as those before the header did."""
 
-    def send(self, message: Any, *, handler: Handler | None = None, **headers: str) -> Response:
-        """Post one message, or bytes as they are."""
+    def send(self, message: Any, *, handler: Handler | None = None, seconds: float = 30, **headers: str) -> Response:
+        """Post one message, or bytes as they are, with so much time left."""
         from mcp_tools.app import handler as deployed
 
         sent = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
@@ -51,9 +52,11 @@ class McpClient:
         sent |= {"mcp-protocol-version": self.version} if self.version else {}
         sent |= {name.replace("_", "-"): value for name, value in headers.items()}
         raw = message if isinstance(message, bytes) else json.dumps(message).encode()
-        return invoke(handler or deployed, event("POST", "/mcp", headers=sent, body=raw))
+        return invoke(handler or deployed, event("POST", "/mcp", headers=sent, body=raw), seconds=seconds)
 
-    def request(self, method: str, *, id: Any = 1, handler: Handler | None = None, **params: Any) -> Response:
+    def request(
+        self, method: str, *, id: Any = 1, handler: Handler | None = None, seconds: float = 30, **params: Any
+    ) -> Response:
         """Make a request, with the metadata and headers that the stateless era wants of each."""
         headers = {}
         if self.version == STATELESS:
@@ -64,7 +67,7 @@ class McpClient:
             }
             headers = {"mcp_method": method} | ({"mcp_name": params["name"]} if "name" in params else {})
         message = {"jsonrpc": "2.0", "id": id, "method": method, "params": params}
-        return self.send(message, handler=handler, **headers)
+        return self.send(message, handler=handler, seconds=seconds, **headers)
 
     def result(self, method: str, **params: Any) -> Any:
         """The result of a request that succeeds."""
@@ -574,6 +577,17 @@ class TestTrouble:
             assert answer.json.get("error") or answer.json["result"]["isError"]
             assert CANARY not in answer.body
         assert titles(rows, alice) == []
+
+    @pytest.mark.parametrize("version", [HANDSHAKE[-1], STATELESS])
+    def test_no_time(self, alice: Person, rows: Rows, version: str) -> None:
+        """What could not be answered any more is not done: its client would not know, and might do it again."""
+        client = McpClient(alice.mcp_token, version)
+        client.do("add_task", title="in time")
+        late = client.request("tools/call", seconds=MARGIN, name="add_task", arguments={"title": "late"})
+        assert late.status == 504
+        assert late.json["type"] == "urn:taskchat:problem:out-of-time"
+        assert titles(rows, alice) == ["in time"]
+        assert len(records(rows, alice)) == 1
 
     @pytest.mark.parametrize("version", [HANDSHAKE[-1], STATELESS])
     @pytest.mark.usefixtures("silent")

@@ -17,10 +17,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mcp_tools.plain_errors import PlainErrors
-from taskchat import lifecycle
+from taskchat import deadline, lifecycle
 from taskchat.audit import READ, WRITE
 from taskchat.auth import Verifier, mcp_verifier
-from taskchat.errors import Unauthenticated
+from taskchat.errors import OutOfTime, Unauthenticated
 from taskchat.gateway import answering, lambda_handler
 from taskchat.guards import BodyLimit, OwnAddress, SecurityHeaders
 from taskchat.limits import Limits, mcp_limits
@@ -71,20 +71,25 @@ class _TokenVerifier(TokenVerifier):
         )
 
 
-class _Allowance:
-    """Takes each authenticated POST from what its person has left, before anything is done for it."""
+class _Admission:
+    """Lets in each authenticated POST that there is time for, and takes it from what its person has left."""
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app, self._limits = app, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request. Raises TooManyRequests or DatabaseUnavailable."""
+        """Serve one request. Raises OutOfTime, TooManyRequests or DatabaseUnavailable."""
         user = scope.get("user")
-        if self._limits.any and isinstance(user, AuthenticatedUser) and scope["method"] == "POST":
-            person = str(user.access_token.subject)
+        if isinstance(user, AuthenticatedUser) and scope["method"] == "POST":
+            self._admit(str(user.access_token.subject))
+        await self._app(scope, receive, send)
+
+    def _admit(self, person: str) -> None:
+        if deadline.remaining() <= 0:
+            raise OutOfTime
+        if self._limits.any:
             with database().transaction(person) as session:
                 self._limits.spend(session, person)
-        await self._app(scope, receive, send)
 
 
 @lru_cache(maxsize=1)
@@ -120,7 +125,7 @@ def _make_app(settings: Settings, verifier: Verifier, tools: FastMCP) -> Starlet
         json_response=True,
         stateless_http=True,
         routes=[Route(METADATA_PATH, metadata.endpoint, methods=["GET", "OPTIONS"])],
-        middleware=[Middleware(_Allowance, mcp_limits(settings))],  # behind the library's own, which finds who it is
+        middleware=[Middleware(_Admission, mcp_limits(settings))],  # behind the library's own, which finds who it is
     )
     app.router.redirect_slashes = False
     app.add_exception_handler(HTTPException, tell_routing)
