@@ -148,6 +148,12 @@ class TestAnswer:
         body = json.dumps({"message": "hello"}).encode()
         assert alice.post(body + b" " * (MAX_BODY - len(body))).status == 200
 
+    def test_a_message_in_escapes(self, alice: Person) -> None:
+        """The limit in bytes comes before the one in characters: an emoji takes 12 of them, where UTF-8 takes 4."""
+        body = b'{"message": "' + b"\\ud83e\\udd5b" * 2_729 + b'"}'
+        assert alice.post(body).status == 200
+        assert_problem(alice.post(body.replace(b'"}', b'\\ud83e\\udd5b"}')), "body-too-large")
+
     def test_a_body_in_pieces(self, alice: Person) -> None:
         """A server that hands the body over byte by byte gets the same answer."""
         from chat.app import app

@@ -72,7 +72,7 @@ CHAT_RESPONSES: Final[Responses] = {
     403: _problem("The path names somebody other than the token does."),
     404: _problem("There is no such path, or no such conversation of this person's."),
     409: _problem("A turn is running in this conversation.", Retry_After=_COME_BACK),
-    413: _problem("The body is larger than 32 KiB."),
+    413: _problem("The body is larger than 32 KiB, which escapes can make of fewer than 4,000 characters."),
     415: _problem("The body is not declared as application/json."),
     422: _problem("A field is missing, unknown or wrong, or the key was used for another request.", FieldProblem),
     429: _problem("This person has asked for too much.", TurnProblem, Retry_After=_COME_BACK),

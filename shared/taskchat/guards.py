@@ -18,7 +18,7 @@ SECURITY_HEADERS: Final = {
 """On every answer of both doors: kept by no cache, and nothing that a browser would run, frame or guess the type of."""
 
 MAX_BODY: Final = 32 * 1024
-"""Bytes of a body at most: the longest message takes half of it, in characters of four bytes each."""
+"""Bytes of a body at most: the longest message takes half of it in UTF-8, and up to one and a half of it in escapes."""
 
 _DEFAULT_PORTS: Final = {"https": ":443", "http": ":80"}
 
