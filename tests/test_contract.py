@@ -663,7 +663,7 @@ class TestDescription:
         }
         common = {"type", "title", "status", "detail"}
         turn = {"conversation_id", "turn_id", "tool_calls"}
-        more = {"422": {"fields"}, "502": turn, "503": turn, "504": turn}
+        more = {"422": {"fields"}, "429": turn, "502": turn, "503": turn, "504": turn}
         assert problems == {status: common | more.get(status, set()) for status in problems}
 
     def test_the_request(self, route: Any) -> None:
