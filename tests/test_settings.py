@@ -9,7 +9,7 @@ import boto3
 import pytest
 from moto import mock_aws
 
-from taskchat.settings import MigrationSettings, Settings, SettingsError, load
+from taskchat.settings import MigrationSettings, Settings, SettingsError, forget_settings, get_settings, load
 from tests.conftest import ROOT
 
 
@@ -113,3 +113,16 @@ def test_only_the_settings_read_the_environment() -> None:
     for path in [*ROOT.glob("functions/**/*.py"), *ROOT.glob("shared/taskchat/*.py")]:
         names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
         assert path.stem == "settings" or not names & {"environ", "getenv"}, path
+
+
+def test_a_secret_that_was_rotated_is_read_again(secret: Any) -> None:
+    """Once the settings are forgotten, as before a snapshot. Until then it is read once."""
+    secret('{"OPENAI_API_KEY": "old"}')
+    forget_settings()
+    assert get_settings().openai_api_key.get_secret_value() == "old"
+    rotated = '{"OPENAI_API_KEY": "new"}'
+    boto3.client("secretsmanager").put_secret_value(SecretId="taskchat", SecretString=rotated)
+    assert get_settings().openai_api_key.get_secret_value() == "old"
+    forget_settings()
+    assert get_settings().openai_api_key.get_secret_value() == "new"
+    forget_settings()

@@ -167,11 +167,13 @@ def rehearse() -> None:
         elsewhere = {"auth_audience": ISSUER, "openai_base_url": url}
         settings = person.trusted_by(get_settings()).model_copy(update=elsewhere)
         runner = _turns(settings)
-        with standing_in({verifier: chat_verifier(settings), turns: runner}):
-            body = {"message": "rehearse", "timezone": "Europe/Paris"}
-            event = rehearsal.request(f"/api/{person.id}/chat", person.token(ISSUER, "JWT"), body)
-            rehearsal.perform(answering(app, lifespan="off"), event)
-        asyncio.get_event_loop().run_until_complete(runner.agent.close())
+        body = {"message": "rehearse", "timezone": "Europe/Paris"}
+        event = rehearsal.request(f"/api/{person.id}/chat", person.token(ISSUER, "JWT"), body)
+        try:
+            with standing_in({verifier: chat_verifier(settings), turns: runner}):
+                rehearsal.perform(answering(app, lifespan="off"), event)
+        finally:
+            asyncio.get_event_loop().run_until_complete(runner.agent.close())
 
 
 def forget() -> None:

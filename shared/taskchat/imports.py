@@ -118,16 +118,16 @@ def lean() -> Iterator[None]:
 
     Raises KeyError when pydantic no longer has what this postpones.
     """
+    usual, at_once, adapter = vars(TypeAdapter)["_defer_build"], config_defaults["defer_build"], cast(Any, TypeAdapter)
     gc.disable()  # nothing that an import makes is garbage, and looking for it takes a fifth of the time
-    hollow, usual, adapter = _Hollow(), vars(TypeAdapter)["_defer_build"], cast(Any, TypeAdapter)
+    hollow = _Hollow()
     sys.meta_path.insert(0, hollow)
     config_defaults["defer_build"] = True
     adapter._defer_build = property(lambda self: self._module_name.partition(".")[0] in DEFERRED)
     try:
         yield
     finally:
-        adapter._defer_build = usual
-        config_defaults["defer_build"] = False
+        adapter._defer_build, config_defaults["defer_build"] = usual, at_once
         sys.meta_path.remove(hollow)
         for name in hollow.made:
             _forget(name)
