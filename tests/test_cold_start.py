@@ -66,7 +66,7 @@ def fresh(code: str, **variables: str) -> Any:
     environment = {
         "PYTHONPATH": f"{ROOT / 'shared'}:{ROOT / 'functions'}",
         "DATABASE_URL": "postgresql://u:p@localhost/d",
-        "OPENAI_API_KEY": "sk-nobody",
+        "OPENAI_API_KEY": "sk-any",
         "AUTH_ISSUER": "https://auth.example.com",
         "AUTH_AUDIENCE": "https://auth.example.com",
         "AUTH_JWKS_JSON": '{"keys": []}',
