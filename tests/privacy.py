@@ -43,14 +43,13 @@ WORDS_OF_PEOPLE: Final = (
     "select title from task",
     "select description from task",
     "select tool from tool_call",
-    "select call_id from tool_call where door = 'chat' and call_id !~ '^call_[0-9a-f]{32}$'",
     "select value #>> '{}' from tool_call, jsonb_path_query(arguments::jsonb, 'strict $.**') value"
     " where jsonb_typeof(value) = 'string' and value #>> '{}' <> user_id",
     "select value #>> '{}' from tool_call, jsonb_path_query(result::jsonb, 'strict $.**.title') value",
     "select value #>> '{}' from tool_call, jsonb_path_query(result::jsonb, 'strict $.**.description') value",
 )
-"""All columns that hold what somebody wrote, or could: a model may name a tool or a call in a person's words. One's own
-id is no such word. A result's other fields are numbers, times and the program's own words."""
+"""All columns that hold what somebody wrote, or could: a model may name a tool in a person's words. One's own id is
+no such word. A result's other fields are numbers, times and the program's own words."""
 
 
 @dataclass
