@@ -65,7 +65,13 @@ def make_role(connection: Connection, role: Role) -> str:
 
 
 def grant_rights(connection: Connection, name: str) -> None:
-    """Give the role exactly RIGHTS, taking back whatever else it had on the tables."""
+    """Give the role exactly RIGHTS, taking back whatever else it had on the tables, and what everybody may make.
+
+    Where the database is another's, Postgres only warns that the latter is not ours to take.
+    """
+    database = connection.execute(text("select current_database()")).scalar_one()
+    _execute(connection, "revoke create, temporary on database %I from public, %I", database, name)
+    _execute(connection, "revoke create on schema public from public, %I", name)
     _execute(connection, "grant usage on schema public to %I", name)
     for table, rights in RIGHTS.items():
         _execute(connection, f"revoke all on {table} from %I", name)

@@ -136,6 +136,37 @@ def test_the_runtime_role_may_do_what_it_does_and_no_more(empty: Empty, rows: Ro
     assert role == (False,) * 6
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "create temporary table task (title text)",
+        "create table public.x ()",
+        "create function public.x() returns int return 1",
+        "create schema x",
+        "truncate task",
+        "select * from alembic_version",
+        "select passwd from pg_shadow",
+        "set role taskchat_owner",
+    ],
+)
+def test_the_runtime_role_may_not(empty: Empty, rows: Rows, statement: str) -> None:
+    """Nor what everybody may unless it is taken back: a temporary table comes before the real one of its name, and a
+    pooler hands it with its session to the next who asks."""
+    rows.execute("grant create on schema public to public")  # as it was before Postgres 15
+    succeed(empty)
+    with psycopg.connect(empty.app_url) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        connection.execute(statement.encode())
+
+
+def test_an_owner_of_the_tables_alone_is_enough(empty: Empty, rows: Rows) -> None:
+    """What is not theirs to take back stays as it is, and the run succeeds: a database may be somebody else's."""
+    rows.execute(f"alter database {empty.name} owner to current_user".encode())
+    rows.execute("grant create on schema public to taskchat_owner")
+    succeed(empty)
+    with psycopg.connect(empty.app_url) as connection:
+        assert connection.execute("select count(*) from task").fetchone() == (0,)
+
+
 def test_the_runtime_role_has_limits(empty: Empty) -> None:
     """Statements, locks and idle transactions end by themselves; poolers refuse to be told so at connect."""
     succeed(empty)
