@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conftest import ROOT, Person, serving
+from tests.test_hostile import MCP_BODIES, MCP_HEADERS, MCP_PATHS
 
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [*map(ROOT.joinpath, ("README.md", "CHANGELOG.md", "SECURITY.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -30,6 +31,11 @@ PROVED_BY = {
     "deploy": "tests/test_docs.py",
 }
 """Where each make target that the README names is run."""
+
+
+def mcp_statuses() -> set[int]:
+    """What the MCP endpoint answers, by docs/http.md."""
+    return set(map(int, re.findall(r"^\| (\d{3}) \|", (ROOT / "docs/http.md").read_text(), re.MULTILINE)))
 
 
 def targets(text: str) -> set[str]:
@@ -102,6 +108,12 @@ def test_the_map_of_the_house_names_every_room() -> None:
     assert missing == set()
     named = set(re.findall(r"`(\w+\.py)`", README))
     assert named <= {path.name for path in [*shipped, *ROOT.glob("tests/*.py")]}
+
+
+def test_each_status_of_the_mcp_endpoint_is_told() -> None:
+    """Those that hostile requests get, those without a token, and those of limits, outages and lack of time."""
+    answered = {status for status, *_ in [*MCP_BODIES.values(), *MCP_HEADERS.values(), *MCP_PATHS.values()]}
+    assert mcp_statuses() == answered | {401, 429, 500, 503, 504}
 
 
 def test_each_threat_is_met_by_a_test_that_exists() -> None:
