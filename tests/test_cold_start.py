@@ -73,7 +73,8 @@ def fresh(code: str, **variables: str) -> Any:
         "MCP_RESOURCE_URL": "https://api.example.com/mcp",
         "POWERTOOLS_METRICS_NAMESPACE": "taskchat",
     }
-    command = [sys.executable, "-W", "error", "-c", code]
+    no_loop = "ignore:There is no current event loop:DeprecationWarning"  # Mangum asks for one when it is made
+    command = [sys.executable, "-W", "error", "-W", no_loop, "-c", code]
     done = subprocess.run(command, env=environment | variables, capture_output=True, text=True, check=False)  # noqa: S603
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
