@@ -61,17 +61,13 @@ def make_role(connection: Connection, role: Role) -> str:
         )
     for setting, value in LIMITS.items():
         _execute(connection, f"alter role %I set {setting} = %L", role.name, value)
+    # Temporary tables last, or one that was made in a session would stand for ours to whom a pooler gives it next.
+    _execute(connection, "alter role %I set search_path = public, pg_temp", role.name)
     return f"role {role.name} " + ("was made." if found is None else "was there; its password is as it was.")
 
 
 def grant_rights(connection: Connection, name: str) -> None:
-    """Give the role exactly RIGHTS, taking back whatever else it had on the tables, and what everybody may make.
-
-    Where the database is another's, Postgres only warns that the latter is not ours to take.
-    """
-    database = connection.execute(text("select current_database()")).scalar_one()
-    _execute(connection, "revoke create, temporary on database %I from public, %I", database, name)
-    _execute(connection, "revoke create on schema public from public, %I", name)
+    """Give the role exactly RIGHTS, taking back whatever else it had on the tables."""
     _execute(connection, "grant usage on schema public to %I", name)
     for table, rights in RIGHTS.items():
         _execute(connection, f"revoke all on {table} from %I", name)

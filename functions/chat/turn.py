@@ -54,6 +54,8 @@ class TurnRunner:
 
         Raises any TaskchatError. From the moment the message is stored, it tells conversation, turn and calls.
         """
+        if deadline.remaining() <= 0:
+            raise OutOfTime
         with self.database.transaction(user_id) as session:
             # Before all else, here as at the end: whoever holds a conversation waits for nobody's allowance.
             left = self.limits.spend(session, user_id)
