@@ -41,9 +41,10 @@ pytest_plugins = ["tests.environments", "tests.privacy"]
 
 
 def pytest_configure() -> None:
-    """Name the service before anything is imported: Powertools reads that when a logger is made."""
+    """Name the service before anything is imported: Powertools reads that when a logger is made. And set the loop."""
     os.environ["POWERTOOLS_SERVICE_NAME"] = "taskchat"
     os.environ["POWERTOOLS_METRICS_NAMESPACE"] = "taskchat"
+    asyncio.set_event_loop(asyncio.new_event_loop())  # Mangum asks for one when a handler is imported
 
 
 def migrate(owner_url: str, app_url: str, *command: str) -> subprocess.CompletedProcess[str]:
@@ -56,8 +57,7 @@ def migrate(owner_url: str, app_url: str, *command: str) -> subprocess.Completed
 @pytest.fixture(scope="session", autouse=True)
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
     """The one event loop of the process, as in an execution environment: Mangum takes whatever is current."""
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
+    loop = asyncio.get_event_loop()
     yield loop
     asyncio.set_event_loop(None)
     loop.close()
