@@ -54,6 +54,7 @@ NEVER = {
     "openai.lib.streaming": "answers come whole",
     "openai.resources.beta": "sold by the vendor, and not used",
     "openai.types.eval_create_params": "the same",
+    "openai.types.responses.response_text_delta_event": "of a stream",
     "openai.types.video": "the same",
     "requests": "there is one HTTP client",
     "sqlalchemy.dialects.postgresql.asyncpg": "there is one driver",

@@ -11,9 +11,6 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, Final, cast
 
-from pydantic import TypeAdapter
-from pydantic._internal._config import config_defaults
-
 LEFT_OUT: Final = (
     "agents.repl",  # a terminal's
     "cryptography.x509",  # PyJWT's, for keys that come in certificates: ours are JSON Web Keys
@@ -25,11 +22,9 @@ LEFT_OUT: Final = (
     "openai.lib.azure",
     "openai.lib.bedrock",
     "openai.lib.streaming",  # nothing here is streamed
-    "openai.types.responses.response_stream_event",
-    "openai.types.responses.responses_client_event",
-    "openai.types.responses.responses_server_event",
     "pydantic.v1",
     "sqlalchemy.dialects.postgresql.asyncpg",
+    "sqlalchemy.dialects.postgresql.pg_catalog",  # for who asks a database what tables it has
     "sqlalchemy.dialects.postgresql.psycopg",
 )
 """What our dependencies import and no request uses: a sixth of the modules, and of the time."""
@@ -49,6 +44,8 @@ def _is_left_out(name: str) -> bool:
     parent, _, last = name.rpartition(".")
     if parent == "openai.types":
         return last not in USED_TYPES
+    if parent == "openai.types.responses":
+        return last.endswith("_event")  # of a stream
     return any(name == left or name.startswith(f"{left}.") for left in LEFT_OUT)
 
 
@@ -118,18 +115,30 @@ def lean() -> Iterator[None]:
 
     Raises KeyError when pydantic no longer has what this postpones.
     """
-    usual, at_once, adapter = vars(TypeAdapter)["_defer_build"], config_defaults["defer_build"], cast(Any, TypeAdapter)
     gc.disable()  # nothing that an import makes is garbage, and looking for it takes a fifth of the time
     hollow = _Hollow()
     sys.meta_path.insert(0, hollow)
+    try:
+        with _schemas_later():
+            yield
+    finally:
+        sys.meta_path.remove(hollow)
+        for name in hollow.made:
+            _forget(name)
+        gc.freeze()  # what there is now stays, and need not be looked through
+        gc.enable()
+
+
+@contextmanager
+def _schemas_later() -> Iterator[None]:
+    """In the block, a schema is built when it is first used."""
+    from pydantic import TypeAdapter  # not before the collector is off
+    from pydantic._internal._config import config_defaults
+
+    usual, at_once, adapter = vars(TypeAdapter)["_defer_build"], config_defaults["defer_build"], cast(Any, TypeAdapter)
     config_defaults["defer_build"] = True
     adapter._defer_build = property(lambda self: self._module_name.partition(".")[0] in DEFERRED)
     try:
         yield
     finally:
         adapter._defer_build, config_defaults["defer_build"] = usual, at_once
-        sys.meta_path.remove(hollow)
-        for name in hollow.made:
-            _forget(name)
-        gc.freeze()  # what there is now stays, and need not be looked through
-        gc.enable()
