@@ -210,7 +210,7 @@ class TestTheConnection:
         """The server ended it between two invocations; the next one does not notice."""
         alice = uuid4().hex
         add(database, alice, "hers")
-        rows.execute("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'taskchat_app'")
+        rows.execute("select pg_terminate_backend(pid, 5000) from pg_stat_activity where usename = 'taskchat_app'")
         assert titles(database, alice) == ["hers"]
 
     def test_a_pooler_that_restarted_is_no_failure(self, server: Postgres, pooler: PgBouncer) -> None:

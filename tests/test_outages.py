@@ -162,7 +162,9 @@ def test_the_server_goes_away_before_any_statement(alice: Person, rows: Rows) ->
             nonlocal statements
             statements += 1
             if statements == nth:
-                rows.execute("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'taskchat_app'")
+                rows.execute(
+                    "select pg_terminate_backend(pid, 5000) from pg_stat_activity where usename = 'taskchat_app'"
+                )
 
         event.listen(database().engine, "before_cursor_execute", cut)
         answer = person.say(DO, key="k")

@@ -688,7 +688,7 @@ class TestAnotherDriver:
         assert alice.say("Add buy milk").json["tool_calls"][0]["outcome"] == "ok"
         with database.transaction(alice.id) as session:
             assert session.scalars(text("select title from task")).all() == ["buy milk"]
-        rows.execute("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'taskchat_app'")
+        rows.execute("select pg_terminate_backend(pid, 5000) from pg_stat_activity where usename = 'taskchat_app'")
         with database.transaction(alice.id) as session:
             driver = session.connection().connection.dbapi_connection
             assert type(driver) is TidyConnection
