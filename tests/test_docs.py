@@ -24,6 +24,7 @@ PROVED_BY = {
     "smoke": ".ci/run",
     "sam-local": ".ci/run",
     "audit": ".ci/run",
+    "bench": ".ci/run",
     "conformance": ".ci/run",
     "migrate": "tests/test_migrations.py",
     "lock": "Makefile",  # by check-locks, which compiles the same
