@@ -280,7 +280,7 @@ class TestAsTheDriver:
         """By an operator, while a statement runs."""
         told = []
         for connect in (stock, pipelined):
-            connection = connect(server.app_url)
+            connection = connect(f"{server.app_url}&connect_timeout=60")
             prepare(connection)
             ask(connection, "set local statement_timeout = 0")
             ((pid,),) = connection.run("select pg_backend_pid()")

@@ -21,7 +21,8 @@ from agents.models.openai_chatcompletions import OpenAIChatCompletionsModel
 from agents.models.openai_responses import OpenAIResponsesModel
 from openai import AsyncOpenAI, OpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
-from openai.types.responses import Response, ResponseStreamEvent
+from openai.types.responses import Response
+from openai.types.responses.response_stream_event import ResponseStreamEvent
 from openai.types.shared import Reasoning
 from pydantic import TypeAdapter
 
