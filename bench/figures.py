@@ -18,6 +18,8 @@ class Figure:
     floor: float | None = None
     is_least: bool = False
     """Whether the target is to be reached, and not to be kept under."""
+    why: str = ""
+    """What it is that does not hold, or why, if so."""
 
     @property
     def holds(self) -> bool | None:
