@@ -43,8 +43,8 @@ AWAY: Final = (
 )
 ONE_BY_ONE: Final = (
     "A process does nothing else while it waits for the database"
-    " ([why](decisions/0003-synchronous-database-inside-the-loop.md)), so the CPU and the six waits of each turn come one"
-    " after another; and the clients, the pooler, Postgres and the model share the other core."
+    " ([why](decisions/0003-synchronous-database-inside-the-loop.md)), so the CPU and the six waits of each turn come"
+    " one after another; and the clients, the pooler, Postgres and the model share the other core."
 )
 
 
