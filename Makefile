@@ -43,11 +43,14 @@ chat: install  ## One turn: make chat MESSAGE="add buy milk" [CONVERSATION=<id>]
 
 .PHONY: test thorough migrate
 
+# Each has a database, pooler and model of its own.
+WORKERS := --numprocesses auto --maxprocesses 4 --dist loadfile
+
 test: install  ## Run every test that needs no container
-	@$(BIN)/pytest
+	@$(BIN)/pytest $(WORKERS)
 
 thorough: install  ## Kill, vary and fuzz turns at full length: more ways, and 2,000 random steps
-	@THOROUGH=1 $(BIN)/pytest tests/test_crash.py tests/test_stateful.py tests/test_fuzz.py
+	@THOROUGH=1 $(BIN)/pytest $(WORKERS) tests/test_crash.py tests/test_stateful.py tests/test_fuzz.py
 
 migrate: install  ## Bring MIGRATION_DATABASE_URL's schema up to date, and make the role that DATABASE_URL names
 	@$(BIN)/alembic upgrade head

@@ -37,7 +37,7 @@ ROOT = Path(__file__).parent.parent
 AUTH = "https://auth.example.com"
 RESOURCE = "https://api.example.com/mcp"
 
-pytest_plugins = ["tests.environments", "tests.privacy"]
+pytest_plugins = ["tests.privacy", "tests.environments"]
 
 
 def pytest_configure() -> None:

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -29,9 +29,7 @@ from dev.tokens import Issuer
 from tests.conftest import AUTH, ROOT, variables
 from tests.gateway import Response, event
 from tests.points import Trap
-
-if TYPE_CHECKING:
-    from tests.privacy import Watch
+from tests.privacy import Watch, is_worker
 
 PATIENCE = 60
 """Seconds to wait for an environment: longer than any request may take."""
@@ -176,7 +174,7 @@ class Zygote:
 
 
 @pytest.fixture(scope="session")
-def zygote(watch: "Watch") -> Iterator[Zygote]:
+def zygote(watch: Watch) -> Iterator[Zygote]:
     """Where environments come from."""
     ours, theirs = socket.socketpair()
     ours.settimeout(PATIENCE)
@@ -259,6 +257,19 @@ def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
 def tell_at_the_end(config: pytest.Config, line: str) -> None:
     """The same, for a fixture that lives longer than a test."""
     config.stash.setdefault(_TALLY, []).append(line)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand over what the tests of one of several workers told."""
+    if is_worker(session.config):
+        session.config.workeroutput["tally"] = session.config.stash.get(_TALLY, [])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take it."""
+    for line in getattr(node, "workeroutput", {}).get("tally", []):
+        tell_at_the_end(node.config, line)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -10,10 +10,10 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 import pytest
@@ -52,6 +52,17 @@ WORDS_OF_PEOPLE: Final = (
 no such word. A result's other fields are numbers, times and the program's own words."""
 
 
+@dataclass(frozen=True)
+class Search:
+    """How many lines were searched, for how much, and what was found."""
+
+    lines: int
+    texts: int
+    secrets: int
+    leaks: list[str]
+    """In words: what stands in the lines that may not, and since which test."""
+
+
 @dataclass
 class Watch:
     """What was written, and what may not stand in it."""
@@ -80,8 +91,11 @@ class Watch:
             for query in WORDS_OF_PEOPLE:
                 self.know_texts(connection.execute(query))
 
-    def leaks(self) -> Iterator[str]:
-        """In words: what stands in the lines that may not, and since which test."""
+    def search(self) -> Search:
+        """Look through all of it."""
+        return Search(len(self.lines), len(self.texts), len(self.secrets), list(self._leaks()))
+
+    def _leaks(self) -> Iterator[str]:
         sought = _by_beginning(text for text in self.texts if text not in _vocabulary())
         for line, test in self.lines.items():
             if found := self._secret(line) or _text(line, sought):
@@ -130,7 +144,12 @@ class _Runtime(logging.Handler):
 
 
 _WATCH = pytest.StashKey[Watch]()
-_LEAKS = pytest.StashKey[list[str]]()
+_FOUND = pytest.StashKey[list[Search]]()
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this process runs a share of the tests, for another that reports on all of them."""
+    return hasattr(config, "workeroutput")
 
 
 @pytest.fixture(scope="session")
@@ -142,6 +161,7 @@ def watch(pytestconfig: pytest.Config) -> Watch:
 def pytest_configure(config: pytest.Config) -> None:
     """Begin to listen, at the level that Lambda logs at."""
     watch = config.stash[_WATCH] = Watch()
+    config.stash[_FOUND] = []
     root = logging.getLogger()
     root.addHandler(_Runtime(watch))
     root.setLevel(logging.INFO)
@@ -169,23 +189,29 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Search all of it, and fail the run when something is found."""
-    if leaks(session.config) and session.exitstatus == pytest.ExitCode.OK:
+    """Search all of it, and fail the run when something is found. One of several workers leaves that to the run's."""
+    config = session.config
+    config.stash[_FOUND].append(config.stash[_WATCH].search())
+    if is_worker(config):
+        config.workeroutput["searches"] = [asdict(search) for search in config.stash[_FOUND]]
+    elif any(search.leaks for search in config.stash[_FOUND]) and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def leaks(config: pytest.Config) -> list[str]:
-    """What was found, searched once."""
-    if _LEAKS not in config.stash:
-        config.stash[_LEAKS] = list(config.stash[_WATCH].leaks())
-    return config.stash[_LEAKS]
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take what a worker found. One that has crashed brings nothing, and has failed the run."""
+    found = getattr(node, "workeroutput", {}).get("searches", [])
+    node.config.stash[_FOUND].extend(Search(**search) for search in found)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how much was searched for how much, and what was found."""
-    found, watch = leaks(terminalreporter.config), terminalreporter.config.stash[_WATCH]
-    searched = f"{len(watch.lines)} log lines searched for {len(watch.texts)} texts of people, {len(watch.secrets)}"
+    found = terminalreporter.config.stash[_FOUND]
+    lines, texts, secrets = (sum(getattr(search, name) for search in found) for name in ("lines", "texts", "secrets"))
+    leaks = [leak for search in found for leak in search.leaks]
+    searched = f"{lines} log lines searched for {texts} texts of people, {secrets}"
     terminalreporter.section("what was logged")
-    terminalreporter.write_line(f"{searched} known secrets and {len(FORMS)} forms of secrets: {len(found)} found")
-    for leak in found:
+    terminalreporter.write_line(f"{searched} known secrets and {len(FORMS)} forms of secrets: {len(leaks)} found")
+    for leak in leaks:
         terminalreporter.write_line(f"LEAKED {leak}", red=True)

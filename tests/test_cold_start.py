@@ -126,6 +126,27 @@ print(json.dumps([gc.isenabled(), gc.get_freeze_count() > 100_000, Built.__pydan
 """
         assert fresh(code) == [True, True, True, True, False, True, "pydantic.v1.main", "BaseModel"]
 
+    @pytest.mark.parametrize("package", ["chat", "mcp_tools"])
+    def test_the_vendor_s_package_is_whole_again(self, package: str) -> None:
+        """Every public name of it and of its types is the real one; the client that streams can be imported."""
+        code = f"""
+import {package}, ast, json
+from pathlib import Path
+import openai, openai.types, openai.types.responses
+from openai.resources.responses import Responses
+from taskchat.imports import _Absent
+packages = [openai, openai.types, openai.types.responses]
+names = [(package, name.asname) for package in packages for node in ast.parse(Path(package.__file__).read_text()).body
+    if isinstance(node, ast.ImportFrom) for name in node.names if name.asname]
+named = [getattr(package, name) for package, name in names]
+print(json.dumps([Responses.__module__, len([value for value in named if isinstance(value, type)]) > 300,
+    [value.__qualname__ for value in named if isinstance(value, type) and issubclass(value, _Absent)],
+    hasattr(openai.types, "Nothing"), openai.types.responses.ResponseTextDeltaEvent.__module__]))
+"""
+        module, many, absent, nothing, event_module = fresh(code)
+        assert (module, many, absent, nothing) == ("openai.resources.responses.responses", True, [], False)
+        assert event_module == "openai.types.responses.response_text_delta_event"
+
     def test_what_is_left_out_is_missed_aloud(self) -> None:
         """Whoever makes one of its classes after all is told which."""
         with imports.lean():

@@ -157,7 +157,7 @@ class TestOneLayerGone:
         from taskchat.tools import database
 
         with row_level_security_off(rows), owner_filters_removed(database()):
-            assert "secretplan" in intruder.person.say("list my tasks").body
+            assert "secretplan" in intruder.person.say(f"finish {intruder.task_id}").body
 
 
 class TestNobodySet:

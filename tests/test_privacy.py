@@ -44,11 +44,13 @@ def person_in_logs() -> Watch:
     return watch
 
 
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("way", ["root", "powertools", "print", "error"])
-def test_a_run_that_logs_a_persons_words_fails(way: str, tmp_path: Path) -> None:
+def test_a_run_that_logs_a_persons_words_fails(way: str, workers: int, tmp_path: Path) -> None:
     """Whichever way they got out, although its tests pass; the test is named, and the words."""
     (tmp_path / "test_leaking.py").write_text(LEAKING_TEST)
-    command = [sys.executable, "-m", "pytest", "-p", "tests.privacy", "--rootdir", str(tmp_path), "-k", way, "."]
+    plugins = ["-p", "tests.privacy", "-p", "xdist.plugin", "--numprocesses", str(workers)]
+    command = [sys.executable, "-m", "pytest", *plugins, "--rootdir", str(tmp_path), "-k", way, "."]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
     assert "1 passed" in done.stdout
@@ -77,7 +79,7 @@ def test_what_the_program_logs_is_seen(alice: Person, watch: Watch) -> None:
 def test_words_are_found(line: str, person_in_logs: Watch) -> None:
     """Also when the log has cut them."""
     person_in_logs.note(line)
-    [leak] = person_in_logs.leaks()
+    [leak] = person_in_logs.search().leaks
     assert "a person's words" in leak
 
 
@@ -85,7 +87,7 @@ def test_words_are_found_as_json_writes_them(person_in_logs: Watch) -> None:
     """Quotes, newlines and letters beyond ASCII."""
     person_in_logs.know_texts(['the "Zürich" thing'])
     person_in_logs.note(r'{"text":"the \"Z\u00fcrich\" thing"}')
-    assert list(person_in_logs.leaks())
+    assert person_in_logs.search().leaks
 
 
 def test_secrets_are_found(issuer: Issuer, person_in_logs: Watch) -> None:
@@ -101,11 +103,11 @@ def test_secrets_are_found(issuer: Issuer, person_in_logs: Watch) -> None:
         "password=0123456789abcdef",
     ):
         person_in_logs.note(line)
-    assert len(list(person_in_logs.leaks())) == len(person_in_logs.lines) == 6
+    assert len(person_in_logs.search().leaks) == len(person_in_logs.lines) == 6
 
 
 def test_the_programs_own_words_are_nobodys(person_in_logs: Watch) -> None:
     """A task that is called as a tool is no leak when the tool is logged; everything else about it is."""
     person_in_logs.know_texts(["list_tasks"])
     person_in_logs.note('{"message":"tool call","tool":"list_tasks"}')
-    assert list(person_in_logs.leaks()) == []
+    assert person_in_logs.search().leaks == []

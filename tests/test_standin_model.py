@@ -8,12 +8,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import agents
 import openai
 import pytest
 from agents import Agent, ModelSettings, RunConfig, Runner, function_tool
@@ -595,28 +595,43 @@ REASONING = ModelSettings(
 )
 
 
+async def _run_agent(base_url: str, kind: Any, settings: ModelSettings, *, streamed: bool) -> Any:
+    async with AsyncOpenAI(base_url=base_url, api_key="any", max_retries=0) as client:
+        agent = Agent(
+            name="agent", model=kind(model="any", openai_client=client), tools=[add_task], model_settings=settings
+        )
+        quiet = RunConfig(tracing_disabled=True)
+        if not streamed:
+            return (await Runner.run(agent, "add milk and bread", run_config=quiet)).final_output
+        result = Runner.run_streamed(agent, "add milk and bread", run_config=quiet)
+        async for _ in result.stream_events():
+            pass
+        return result.final_output
+
+
+def run_agent(base_url: str, kind: Any, settings: ModelSettings, *, streamed: bool) -> Any:
+    """What the agent answers in the end."""
+    return asyncio.run(_run_agent(base_url, kind, settings, streamed=streamed))
+
+
+@pytest.fixture(scope="module")
+def elsewhere() -> Iterator[ProcessPoolExecutor]:
+    """A process with the SDK as it is installed. The service imports it without what streams, and so do the tests."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        yield pool
+
+
 @pytest.mark.parametrize("settings", [ModelSettings(), REASONING], ids=["plain", "reasoning"])
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("kind", AGENT_MODELS)
-def test_the_agents_sdk_runs_on_it(kind: Any, streamed: bool, settings: ModelSettings, model: StandIn) -> None:
+def test_the_agents_sdk_runs_on_it(
+    kind: Any, streamed: bool, settings: ModelSettings, model: StandIn, elsewhere: ProcessPoolExecutor
+) -> None:
     """A run with a tool, both APIs, plain and streamed, with and without reasoning items between the steps."""
     if kind is OpenAIChatCompletionsModel and settings is REASONING:
         settings = ModelSettings()
-
-    async def run() -> agents.result.RunResultBase:
-        async with AsyncOpenAI(base_url=model.base_url, api_key="any", max_retries=0) as client:
-            agent = Agent(
-                name="agent", model=kind(model="any", openai_client=client), tools=[add_task], model_settings=settings
-            )
-            quiet = RunConfig(tracing_disabled=True)
-            if not streamed:
-                return await Runner.run(agent, "add milk and bread", run_config=quiet)
-            result = Runner.run_streamed(agent, "add milk and bread", run_config=quiet)
-            async for _ in result.stream_events():
-                pass
-            return result
-
-    assert asyncio.run(run()).final_output == "Added milk (1) and bread (1)."
+    answer = elsewhere.submit(run_agent, model.base_url, kind, settings, streamed=streamed).result()
+    assert answer == "Added milk (1) and bread (1)."
 
 
 # Faults

@@ -4,9 +4,11 @@ Nothing of it outlives the block in which it is asked for: what is imported late
 """
 
 import gc
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, Final, cast
@@ -102,11 +104,39 @@ class _Hollow:
         module.__getattr__ = invent  # type: ignore[method-assign]
 
 
-def _forget(name: str) -> None:
-    """Drop a hollow module, from its parent too: who imports it later wants the real one."""
-    hollow, (parent, _, last) = sys.modules.pop(name), name.rpartition(".")
-    if vars(sys.modules.get(parent, hollow)).get(last) is hollow:
-        delattr(sys.modules[parent], last)
+def _forget(made: Sequence[str]) -> None:
+    """Drop the hollow modules, and what the packages above them took out of them: who wants it later gets the real."""
+    for name in made:
+        hollow, (parent, _, last) = sys.modules.pop(name), name.rpartition(".")
+        if vars(sys.modules.get(parent, hollow)).get(last) is hollow:
+            delattr(sys.modules[parent], last)
+    above = {name[: dot.start()] for name in made for dot in re.finditer(r"\.", name)}
+    for package in filter(None, map(sys.modules.get, sorted(above))):
+        absent = {
+            name: value for name, value in vars(package).items() if type(value) is type and value.__base__ is _Absent
+        }
+        if absent:
+            _import_later(package, absent)
+
+
+def _import_later(package: ModuleType, absent: dict[str, type[_Absent]]) -> None:
+    """Have the package import these names when it is asked for them."""
+    otherwise = vars(package).get("__getattr__")
+
+    def import_now(name: str) -> Any:
+        if name in absent:
+            module, _, name_there = absent[name].__qualname__.rpartition(".")  # `__module__` is theirs to change
+            real = getattr(import_module(module), name_there)
+            setattr(package, name, real)
+            return real
+        if otherwise:
+            return otherwise(name)
+        message = f"module {package.__name__!r} has no attribute {name!r}"
+        raise AttributeError(message, name=name, obj=package)
+
+    for name in absent:
+        delattr(package, name)
+    package.__getattr__ = import_now  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -123,8 +153,7 @@ def lean() -> Iterator[None]:
             yield
     finally:
         sys.meta_path.remove(hollow)
-        for name in hollow.made:
-            _forget(name)
+        _forget(hollow.made)
         gc.freeze()  # what there is now stays, and need not be looked through
         gc.enable()
 
