@@ -550,7 +550,7 @@ class TestOAuth:
                 session=member.session,
                 params={
                     **{"response_type": "code", "client_id": client.id, "redirect_uri": CALLBACK, "scope": SCOPES},
-                    **{"state": "s", "code_challenge": "x" * 43, "code_challenge_method": "S256"},
+                    **{"state": "s", "code_challenge": secrets.token_urlsafe(32), "code_challenge_method": "S256"},
                     "resource": resource,
                 },
             )
