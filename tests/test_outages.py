@@ -135,14 +135,14 @@ class TestThroughThePooler:
         """Between two steps of a turn no connection is held, so there is none to lose."""
         from chat.model import ModelClient
 
-        real = ModelClient.post
+        real = ModelClient.ask
 
-        async def restart_first(client: ModelClient, *arguments: Any, **options: Any) -> Any:
+        async def restart_first(client: ModelClient, *arguments: Any) -> Any:
             pooler.restart()
-            return await real(client, *arguments, **options)
+            return await real(client, *arguments)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ModelClient, "post", restart_first)
+            patch.setattr(ModelClient, "ask", restart_first)
             answer = alice.say(DO)
         assert answer.status == 200
         check_done_once(alice, rows, answer.json)

@@ -14,7 +14,7 @@ from agents import ModelSettings, ModelTracing, OpenAIChatCompletionsModel, Open
 from agents.models.interface import Model
 
 from chat.agent import build_input
-from chat.model import ModelClient
+from chat.model import ModelClient, ResponsesModel
 from dev.model.client import StandIn
 from dev.model.server import create_app
 from taskchat.conversations import Turn
@@ -120,14 +120,15 @@ REASONED: list[Any] = [
 def test_the_model_is_sent_what_the_vendor_s_client_would_send(
     wiretap: tuple[Wiretap, str], kind: type[Model], settings: ModelSettings
 ) -> None:
-    """Header by header and byte by byte, though ours leaves out the walk over it: only the fields' order is free."""
+    """Header by header and byte by byte, though ours leaves out the walks over it: only the fields' order is free."""
     tap, url = wiretap
     ours = ModelClient(Settings(DATABASE_URL="-", OPENAI_API_KEY="sk-any", OPENAI_BASE_URL=url))
     theirs = openai.AsyncOpenAI(api_key="sk-any", base_url=url, max_retries=0)
-    inputs = [build_input(history()[:1], history()[1])] + ([REASONED] if kind is OpenAIResponsesModel else [])
-    for client in (ours, theirs):
+    responses = kind is OpenAIResponsesModel
+    inputs = [build_input(history()[:1], history()[1])] + ([REASONED] if responses else [])
+    for client, model in ((ours, ResponsesModel if responses else kind), (theirs, kind)):
         for given in inputs:
-            run(_ask(kind(model="stand-in", openai_client=client), given, settings))
+            run(_ask(model(model="stand-in", openai_client=client), given, settings))
         run(client.close())
     half = len(tap.heard) // 2
     assert half == len(inputs)

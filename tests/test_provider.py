@@ -1,6 +1,7 @@
 """The model's provider is not trusted either: whatever its HTTP answers hold, nothing leaks, breaks or follows it."""
 
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,11 +36,15 @@ class Provider:
         self.answers: list[Response] = []
         self.heard: list[Json] = []
         """The bodies of the requests."""
+        self.cookies: list[str | None] = []
+        """What came with each that an earlier answer had set."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """An ASGI application."""
         if scope["type"] == "http":
-            self.heard.append(await Request(scope, receive).json())
+            request = Request(scope, receive)
+            self.heard.append(await request.json())
+            self.cookies.append(request.headers.get("cookie"))
             answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
             await answer(scope, receive, send)
 
@@ -167,6 +172,52 @@ def test_a_redirect_is_not_followed(alice: Person, provider: Provider, standin: 
     assert alice.say("hello").status == 502
     assert len(provider.heard) == 1
     assert standin.requests() == []
+
+
+ODD_ANSWERS = {
+    "nothing": "",
+    "a number": "1",
+    "null": "null",
+    "a text": '"hello"',
+    "a list": '[{"output": []}]',
+    "no field": "{}",
+    "no output": '{"id": "r", "status": "completed", "output": null, "choices": null}',
+    "an output that is none": '{"id": "r", "output": {"type": "message"}, "choices": {"message": {}}}',
+    "items that are none": '{"id": "r", "output": [1, null, "x", []], "choices": [1, null]}',
+    "an item of no type": '{"id": "r", "output": [{}], "choices": [{}]}',
+    "a message without content": '{"id": "r", "output": [{"type": "message"}], "choices": [{"message": null}]}',
+    "a call without a field": (
+        '{"id": "r", "output": [{"type": "function_call"}], "choices": [{"message": {"tool_calls": [{}]}}]}'
+    ),
+    "the names of parameters": (
+        '{"_fields_set": 1, "__cls": 1, "cls": 1, "self": 1, "values": 1, "output": [], "choices": []}'
+    ),
+    "nested too deeply": "[" * 100_000 + "]" * 100_000,
+    "not a number": '{"id": NaN, "output": Infinity, "choices": -Infinity}',
+    "no UTF-8": b'{"id": "\xff", "output": []}',
+}
+
+
+@BOTH_WIRES
+@pytest.mark.parametrize("answer", ODD_ANSWERS)
+def test_an_answer_of_another_shape_is_none(alice: Person, provider: Provider, answer: str) -> None:
+    """Whatever it holds, the turn has failed, and the next one is taken."""
+    provider.answers = [Response(ODD_ANSWERS[answer], media_type="application/json")]
+    refused = alice.say("hello")
+    assert refused.status == 502
+    assert refused.json["type"].endswith(":model-failed")
+    provider.answers = [response(api=os.environ["MODEL_API"])]
+    assert alice.say("hello", refused.json["conversation_id"]).status == 200
+
+
+@BOTH_WIRES
+def test_cookies_do_not_tie_turns_together(alice: Person, bob: Person, provider: Provider) -> None:
+    """What a provider sets for one person's request it does not get back, from them or from the next."""
+    provider.answers = [response(api=os.environ["MODEL_API"])]
+    provider.answers[0].set_cookie("seen", "before")
+    for person in (alice, bob, alice):
+        assert person.say("hello").status == 200
+    assert provider.cookies == [None] * 3
 
 
 ODD_NAMES = ["multi_tool_use.parallel", "functions.add_task", "add task", "é", "a\0b", "x" * 64, "x" * 65, "", WORDS]

@@ -21,7 +21,6 @@ from agents import (
     ModelResponse,
     ModelSettings,
     OpenAIChatCompletionsModel,
-    OpenAIResponsesModel,
     RunConfig,
     RunContextWrapper,
     RunHooks,
@@ -37,7 +36,7 @@ from agents.tool_context import ToolContext
 from agents.tracing.provider import DefaultTraceProvider
 from openai.types.responses import ResponseFunctionToolCall
 
-from chat.model import UNNAMED, ModelClient, Usage
+from chat.model import UNNAMED, ModelClient, ResponsesModel, Usage
 from taskchat import deadline
 from taskchat.audit import Call, calling
 from taskchat.conversations import Lease, Turn
@@ -231,7 +230,7 @@ class ChatAgent:
             raise SettingsError("OPENAI_API_KEY is not set.")
         self._client = ModelClient(settings)
         responses = settings.model_api == "responses"
-        kind = OpenAIResponsesModel if responses else OpenAIChatCompletionsModel
+        kind = ResponsesModel if responses else OpenAIChatCompletionsModel
         self._agent: Agent[Run] = Agent(
             name="taskchat",
             instructions=INSTRUCTIONS,

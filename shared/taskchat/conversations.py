@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any, Final, NoReturn
 from uuid import UUID, uuid4, uuid5
 
@@ -177,7 +178,7 @@ class Turn:
     calls: list[ToolCall] = field(default_factory=list)
     reply: str | None = None
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """About how much of a model's input this turn takes."""
         texts = [self.message, self.reply or ""]

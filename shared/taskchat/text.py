@@ -34,6 +34,8 @@ _BLANK: Final = frozenset(
 """Letters, marks and signs that show nothing by themselves: fillers, an empty cell, selectors of variants."""
 _UNSEEN: Final = frozenset({"Cf", "Zs", "Zl", "Zp"})
 
+_write_json: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
 
 def plain_text(most: int) -> BeforeValidator:
     """Annotates a `str` of at most `most` characters that people read: composed (NFC), without control characters but
@@ -72,7 +74,7 @@ def _is_seen(character: str) -> bool:
 
 def as_json(value: Any) -> str:
     """JSON in as few characters as it takes."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _write_json(value)
 
 
 def as_data(value: Any) -> str:
