@@ -64,7 +64,9 @@ def lines(
     numbers = sorted({number for values in series.values() for number in values})
     for name, values in series.items():
         at = [numbers.index(number) for number in values]
-        axes.plot(at, list(values.values()), marker="o", color=COLOURS[name.split()[0]], label=name)
+        whose, *variant = name.split(", ")
+        style = "--" if variant else "-"
+        axes.plot(at, list(values.values()), marker="o", linestyle=style, color=COLOURS[whose.split()[0]], label=name)
     if targets:
         at, heights = [numbers.index(number) for number, _ in targets], [height for _, height in targets]
         axes.plot(at, heights, linestyle="none", marker="_", ms=22, mew=2, color=COLOURS["target"], label="target")

@@ -1,7 +1,8 @@
 """`python -m bench.throughput`: turns per second against the number of clients that take turns at once.
 
-Over HTTP, against one process of the server that `make dev` runs, on one database connection as an environment has it;
-the floor behind the same server. Every turn begins a conversation and makes one tool call. The model takes no time.
+Over HTTP, against one process of the server that `make dev` runs, and against two, each with one database connection as
+an environment has it; the floor behind the same server. Every turn begins a conversation and makes one tool call. The
+model takes no time.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import cycle, islice
 from statistics import median
 from typing import Final
 from uuid import uuid4
@@ -25,6 +27,12 @@ from dev import processes, state
 from dev.tokens import Issuer
 
 APPS: Final = {"ours": "dev.app:app", "floor": "bench.floor:app"}
+SERVERS: Final = {
+    name if processes == 1 else f"{name}, {processes} processes": (app, processes)
+    for processes in (1, 2)
+    for name, app in APPS.items()
+}
+"""The app of each, and how many processes of it the clients share."""
 CLIENTS: Final = (1, 2, 4, 8, 16)
 TURNS: Final = 160
 """In one trial, by all clients together: a second or two."""
@@ -58,16 +66,19 @@ class Client:
 
 def measure(running: Parts, turns: int = TURNS, rounds: int = ROUNDS) -> dict[str, dict[int, float]]:
     """Turns per second, by whose and for how many clients: the median of the rounds. Raises StartupError."""
-    issuer, found = Issuer.new(), {name: {number: [0.0] * rounds for number in CLIENTS} for name in APPS}
+    issuer, found = Issuer.new(), {name: {number: [0.0] * rounds for number in CLIENTS} for name in SERVERS}
     environment = os.environ | running.environment | _identity(issuer)
     with contextlib.ExitStack() as stack:
-        ports = {name: stack.enter_context(_serving(app, environment)) for name, app in APPS.items()}
-        for port in ports.values():
-            _try(_people(port, issuer, 1), WARM_UP)
+        ports = {
+            name: [stack.enter_context(_serving(app, environment)) for _ in range(processes)]
+            for name, (app, processes) in SERVERS.items()
+        }
+        for each in ports.values():
+            _try(_people(each, issuer, len(each)), WARM_UP * len(each))
         for at in range(rounds):
             for number in CLIENTS:
-                for name, port in ports.items():
-                    found[name][number][at] = _try(_people(port, issuer, number), turns)
+                for name, each in ports.items():
+                    found[name][number][at] = _try(_people(each, issuer, number), turns)
     return {name: {number: median(trials) for number, trials in of.items()} for name, of in found.items()}
 
 
@@ -93,9 +104,12 @@ def _serving(app: str, environment: dict[str, str]) -> Iterator[int]:
         processes.stop(process)
 
 
-def _people(port: int, issuer: Issuer, number: int) -> list[Client]:
+def _people(ports: list[int], issuer: Issuer, number: int) -> list[Client]:
     ids = [uuid4().hex for _ in range(number)]
-    return [Client(port, id, issuer.mint(id, issuer=ISSUER, audience=AUTH)) for id in ids]
+    places = islice(cycle(ports), number)
+    return [
+        Client(port, id, issuer.mint(id, issuer=ISSUER, audience=AUTH)) for port, id in zip(places, ids, strict=True)
+    ]
 
 
 def _try(clients: list[Client], turns: int) -> float:
@@ -110,9 +124,9 @@ def main() -> None:
     """Measure, and print one line for each number of clients."""
     with parts.running() as running:
         found = measure(running)
-    print(f"{'clients':8}" + "".join(f"{name:>10}" for name in found) + "   turns per second, one process")
+    print(f"{'clients':8}" + "".join(f"{name:>22}" for name in found) + "   turns per second")
     for number in CLIENTS:
-        print(f"{number:<8}" + "".join(f"{of[number]:10.0f}" for of in found.values()))
+        print(f"{number:<8}" + "".join(f"{of[number]:22.0f}" for of in found.values()))
 
 
 if __name__ == "__main__":

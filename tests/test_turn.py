@@ -1,12 +1,16 @@
 """A turn, from the gateway's event to the rows in Postgres."""
 
+import asyncio
 from typing import Any
+from uuid import uuid4
 
+import httpx2
 import psycopg
 import pytest
 
 from dev.model.client import StandIn
-from tests.conftest import Logs, Person
+from dev.tokens import Issuer
+from tests.conftest import Logs, Person, run
 
 Rows = psycopg.Connection[dict[str, Any]]
 
@@ -32,6 +36,27 @@ def test_a_message_is_done_answered_and_stored(alice: Person, rows: Rows) -> Non
         {"role": "user", "content": "Add buy milk"},
         {"role": "assistant", "content": answer.json["response"]},
     ]
+
+
+def test_the_first_turns_of_a_process_may_come_at_once(environment: None, issuer: Issuer, rows: Rows) -> None:
+    """As on a developer's server, which has one process for all: none finds the agent half made."""
+    from chat.app import app
+
+    people = [Person(uuid4().hex, issuer) for _ in range(8)]
+
+    async def say(client: httpx2.AsyncClient, person: Person) -> int:
+        headers = {"authorization": f"Bearer {person.token}"}
+        answer = await client.post(f"/api/{person.id}/chat", json={"message": "Add milk"}, headers=headers)
+        return int(answer.status_code)
+
+    async def all_say() -> list[int]:
+        async with httpx2.AsyncClient(
+            transport=httpx2.ASGITransport(app), base_url="https://api.example.com"
+        ) as client:
+            return await asyncio.gather(*(say(client, person) for person in people))
+
+    assert run(all_say()) == [200] * len(people)
+    assert [tasks_of(rows, person) for person in people] == [[("milk", False)]] * len(people)
 
 
 def test_one_message_may_ask_for_several_things(alice: Person, rows: Rows) -> None:

@@ -28,6 +28,7 @@ from agents import (
     ToolErrorFormatterArgs,
     ToolExecutionConfig,
     TResponseInputItem,
+    UserError,
     set_trace_provider,
     set_tracing_disabled,
 )
@@ -263,8 +264,8 @@ class ChatAgent:
         except TaskchatError:
             raise
         except Exception as error:
-            if run.failure is None and not isinstance(error, AgentsException):
-                expected(error)  # the SDK met something it did not foresee: the operator should know where
+            if run.failure is None and (isinstance(error, UserError) or not isinstance(error, AgentsException)):
+                expected(error)  # the SDK met something that neither it nor we foresaw: the operator should know where
             raise run.failure or ModelFailed("The model's answer could not be read.") from error
         if run.failure:
             raise run.failure
@@ -279,8 +280,10 @@ class ChatAgent:
 
     async def list_tools(self) -> None:
         """List them, once."""
-        if not self._agent.tools:
-            tools = [tool.to_mcp_tool() for tool in await server.list_tools()]
+        if self._agent.tools:
+            return
+        tools = [tool.to_mcp_tool() for tool in await server.list_tools()]
+        if not self._agent.tools:  # set by another turn meanwhile: the SDK refuses an agent whose tools change in a run
             self._agent.tools = [_adapt(tool.name, str(tool.description), tool.input_schema) for tool in tools]
 
     def _configure(self, run: Run, history: list[TResponseInputItem]) -> RunConfig:
