@@ -29,7 +29,7 @@ from dev.tokens import Issuer
 from tests.conftest import AUTH, ROOT, variables
 from tests.gateway import Response, event
 from tests.points import Trap
-from tests.privacy import Watch, is_worker
+from tests.privacy import Watch, is_worker, sendable
 
 PATIENCE = 60
 """Seconds to wait for an environment: longer than any request may take."""
@@ -262,7 +262,7 @@ def tell_at_the_end(config: pytest.Config, line: str) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Hand over what the tests of one of several workers told."""
     if is_worker(session.config):
-        session.config.workeroutput["tally"] = session.config.stash.get(_TALLY, [])
+        session.config.workeroutput["tally"] = sendable(session.config.stash.get(_TALLY, []))
 
 
 @pytest.hookimpl(optionalhook=True)

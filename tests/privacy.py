@@ -26,6 +26,8 @@ SHORTEST: Final = 8
 """Characters of a text that is looked for. Shorter ones ("milk") are found in any log by chance."""
 LONGEST: Final = 24
 """Characters of its beginning and of its end that are enough to know a text by: a log may have cut it."""
+LONGEST_ERROR: Final = 300
+"""Characters of an internal error's end that are shown."""
 
 FORMS: Final = {
     "a token": re.compile(r"eyJ[\w-]{10,}\.[\w-]{10,}"),
@@ -147,6 +149,17 @@ _WATCH = pytest.StashKey[Watch]()
 _FOUND = pytest.StashKey[list[Search]]()
 
 
+@dataclass(frozen=True)
+class _InternalErrors:
+    """Fail the run, also when it was a worker that had one: it may have lost a report."""
+
+    config: pytest.Config
+
+    def pytest_internalerror(self, excrepr: object) -> None:
+        """Keep it for the end."""
+        self.config.stash[_FOUND].append(Search(0, 0, 0, [f"an internal error: {excrepr}"[-LONGEST_ERROR:]]))
+
+
 def is_worker(config: pytest.Config) -> bool:
     """Whether this process runs a share of the tests, for another that reports on all of them."""
     return hasattr(config, "workeroutput")
@@ -162,6 +175,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Begin to listen, at the level that Lambda logs at."""
     watch = config.stash[_WATCH] = Watch()
     config.stash[_FOUND] = []
+    config.pluginmanager.register(_InternalErrors(config))
     root = logging.getLogger()
     root.addHandler(_Runtime(watch))
     root.setLevel(logging.INFO)
@@ -188,21 +202,37 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Have a worker's reports arrive, whatever a test wrote: its channel takes no lone surrogate."""
+    return sendable((yield))
+
+
+def sendable(value: Any) -> Any:
+    """The value with every lone surrogate in its texts spelled out."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {sendable(key): sendable(item) for key, item in value.items()}
+    return type(value)(map(sendable, value)) if isinstance(value, list | tuple) else value
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Search all of it, and fail the run when something is found. One of several workers leaves that to the run's."""
     config = session.config
     config.stash[_FOUND].append(config.stash[_WATCH].search())
     if is_worker(config):
-        config.workeroutput["searches"] = [asdict(search) for search in config.stash[_FOUND]]
+        config.workeroutput["searches"] = [sendable(asdict(search)) for search in config.stash[_FOUND]]
     elif any(search.leaks for search in config.stash[_FOUND]) and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Take what a worker found. One that has crashed brings nothing, and has failed the run."""
-    found = getattr(node, "workeroutput", {}).get("searches", [])
-    node.config.stash[_FOUND].extend(Search(**search) for search in found)
+    """Take what a worker found. One that brings nothing has crashed, and may have logged anything."""
+    silent = Search(0, 0, 0, [f"{node.gateway.id} did not tell what it logged"])
+    found = [Search(**search) for search in getattr(node, "workeroutput", {}).get("searches", [])]
+    node.config.stash[_FOUND].extend(found or [silent])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -158,6 +158,12 @@ print(json.dumps([Responses.__module__, len([value for value in named if isinsta
         with pytest.raises(imports.LeftOutError, match=r"joserfc\.jws\.JWS"):
             module.JWS()
 
+    def test_a_module_that_is_only_looked_for_is_none(self) -> None:
+        """As a library does that has more to offer where another one is installed."""
+        with imports.lean():
+            assert find_spec("email_validator")
+        assert gc.isenabled()
+
     def test_an_error_inside_leaves_nothing_behind(self) -> None:
         """An import that fails does not leave a process without its collector."""
         finders = list(sys.meta_path)

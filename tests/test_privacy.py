@@ -44,18 +44,38 @@ def person_in_logs() -> Watch:
     return watch
 
 
+def run_tests(directory: Path, code: str, workers: int, *options: str) -> subprocess.CompletedProcess[str]:
+    """A run of these tests under the watch."""
+    (directory / "test_leaking.py").write_text(code)
+    plugins = ["-p", "tests.privacy", "-p", "xdist.plugin", "--numprocesses", str(workers)]
+    command = [sys.executable, "-m", "pytest", *plugins, "--rootdir", str(directory), *options, "."]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("way", ["root", "powertools", "print", "error"])
 def test_a_run_that_logs_a_persons_words_fails(way: str, workers: int, tmp_path: Path) -> None:
     """Whichever way they got out, although its tests pass; the test is named, and the words."""
-    (tmp_path / "test_leaking.py").write_text(LEAKING_TEST)
-    plugins = ["-p", "tests.privacy", "-p", "xdist.plugin", "--numprocesses", str(workers)]
-    command = [sys.executable, "-m", "pytest", *plugins, "--rootdir", str(tmp_path), "-k", way, "."]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+    done = run_tests(tmp_path, LEAKING_TEST, workers, "-k", way)
     assert "1 passed" in done.stdout
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
     assert f"LEAKED test_leaking.py::test_it[{way}] logged a person's words" in done.stdout
+
+
+SILENT_TESTS = {
+    "a report that cannot be sent": "def test_it(): assert 'a\\ud800' == 'b'",
+    "a leak that cannot be sent": "def test_it(): print('Bearer opaque-session-token \\ud800')",
+    "a worker that ends after its tests": "def test_it(watch): watch.search = lambda: __import__('os')._exit(7)",
+    "a search that fails": "def test_it(watch): watch.search = lambda: 1 / 0",
+}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("what", SILENT_TESTS)
+def test_a_run_that_cannot_tell_fails(what: str, workers: int, tmp_path: Path) -> None:
+    """What is lost between a worker and the run may have been a failure, or a leak."""
+    assert run_tests(tmp_path, SILENT_TESTS[what], workers).returncode != pytest.ExitCode.OK
 
 
 def test_what_the_program_logs_is_seen(alice: Person, watch: Watch) -> None:

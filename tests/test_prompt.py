@@ -105,7 +105,11 @@ SETTINGS = [
     ModelSettings(store=False),
     ModelSettings(store=False, extra_args={"prompt_cache_key": "k"}, response_include=["reasoning.encrypted_content"]),
     ModelSettings(temperature=0.5, max_tokens=9, parallel_tool_calls=False, metadata={"a": "b"}, tool_choice="auto"),
-    ModelSettings(extra_headers={"x-a": "b"}, extra_query={"c": "d"}, extra_body={"e": [1, None]}),
+    ModelSettings(
+        extra_headers={"x-a": "b", "X-Stainless-Lang": openai.Omit()},
+        extra_query={"c": "d", "e": [1, 2], "f": {"g": "h"}},
+        extra_body={"i": [1, None]},
+    ),
 ]
 REASONED: list[Any] = [
     {"role": "user", "content": [{"type": "input_text", "text": "add milk"}]},

@@ -211,6 +211,36 @@ def test_an_answer_of_another_shape_is_none(alice: Person, provider: Provider, a
 
 
 @BOTH_WIRES
+@pytest.mark.parametrize(
+    ("status", "media_type"), [(200, "text/html"), (200, "text/event-stream"), (200, None), (204, None)]
+)
+def test_an_answer_that_is_no_json_is_asked_for_again(
+    alice: Person, provider: Provider, logs: Logs, status: int, media_type: str | None
+) -> None:
+    """Whatever type it says it has; each try may have its price, which nobody told."""
+    provider.answers = [Response("<p>welcome</p>" if status == 200 else "", status, media_type=media_type)]
+    assert alice.say("hello").status == 502
+    assert len(provider.heard) == 3
+    [ended] = [line for line in logs() if line["message"] == "turn interrupted"]
+    assert (ended["requests"], ended["estimated_tokens"] % 3) == (0, 0)
+    assert ended["estimated_tokens"] > 0
+
+
+def test_a_request_that_cannot_be_written_is_not_sent(
+    alice: Person, provider: Provider, logs: Logs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It costs nothing, no other try is made, and the operator is told where."""
+    monkeypatch.setenv("OPENAI_API_KEY", "ké")
+    forget()
+    assert alice.say("hello").status == 502
+    assert provider.heard == []
+    lines = logs()
+    assert [line["estimated_tokens"] for line in lines if line["message"] == "turn interrupted"] == [0]
+    assert [line["error"] for line in lines if line["message"] == "unexpected error"] == ["TypeError"]
+    assert [line for line in lines if "trying again" in line["message"]] == []
+
+
+@BOTH_WIRES
 def test_cookies_do_not_tie_turns_together(alice: Person, bob: Person, provider: Provider) -> None:
     """What a provider sets for one person's request it does not get back, from them or from the next."""
     provider.answers = [response(api=os.environ["MODEL_API"])]

@@ -139,11 +139,11 @@ class ResponsesModel(OpenAIResponsesModel):
 class _Call:
     """One call of the model: what it is sent, and what its answer is made, without a check."""
 
-    path: str
+    url: httpx2.URL
     body: Body
     kind: type[openai.BaseModel]
-    headers: dict[str, str]
-    """Beyond the client's own."""
+    headers: Body
+    """Beyond the client's own, or with `Omit` in place of one of them."""
     query: Body | None
 
 
@@ -155,15 +155,19 @@ class _Endpoint:
     """
 
     def __init__(self, client: "ModelClient", path: str, kind: type[openai.BaseModel]) -> None:
-        self._client, self._path, self._kind = client, path, kind
+        self._client, self._url, self._kind = client, client._prepare_url(path), kind
 
     async def create(
         self, *, extra_headers: Body | None, extra_query: Body | None, extra_body: Body | None, **parameters: Any
     ) -> Any:
         """The model's answer, as ModelClient.ask gives it."""
-        body = {name: value for name, value in parameters.items() if not isinstance(value, openai.Omit)}
+        body = _given(parameters) | (extra_body or {})
         headers = {name.lower(): value for name, value in (extra_headers or {}).items()}
-        return await self._client.ask(_Call(self._path, body | (extra_body or {}), self._kind, headers, extra_query))
+        return await self._client.ask(_Call(self._url, body, self._kind, headers, extra_query))
+
+
+def _given(parameters: Body) -> Body:
+    return {name: value for name, value in parameters.items() if not isinstance(value, openai.Omit)}
 
 
 class ModelClient(openai.AsyncOpenAI):
@@ -181,12 +185,12 @@ class ModelClient(openai.AsyncOpenAI):
         )
         self._fallback = settings.model_fallback
 
-    @property
+    @cached_property
     def responses(self) -> Any:
         """The endpoint of MODEL_API responses."""
         return _Endpoint(self, "/responses", Answer)
 
-    @property
+    @cached_property
     def chat(self) -> Any:
         """The endpoint of MODEL_API chat_completions, where the SDK looks for it."""
         return SimpleNamespace(completions=_Endpoint(self, "/chat/completions", ChatCompletion))
@@ -232,9 +236,9 @@ class ModelClient(openai.AsyncOpenAI):
     async def _try(self, call: _Call) -> Any:
         # Where there is a second choice, the first may not use up all the time.
         share = deadline.remaining() / 2 if self._fallback and call.body["model"] != self._fallback else None
-        usage = _usage.get() or Usage()
+        usage, request = _usage.get() or Usage(), self._request(call, share)
         try:
-            told = await self._send(call, share)
+            told = await self._send(request)
         except BaseException as error:  # a cancelled one too: the model may be at work on it
             if _may_cost(error):
                 usage.estimate(call.body)
@@ -243,19 +247,25 @@ class ModelClient(openai.AsyncOpenAI):
         usage.add(call.body, getattr(answer, "usage", None))
         return answer
 
-    async def _send(self, call: _Call, seconds: float | None) -> Any:
-        """One request, and the JSON of its answer. Raises what the client's own `post` raises, or ValueError.
+    def _request(self, call: _Call, seconds: float | None) -> httpx2.Request:
+        """What is sent, and waited for so long. Raises TypeError for what cannot be: no other try would do better."""
+        try:
+            return httpx2.Request(
+                "POST",
+                call.url,
+                params=self.qs.stringify(call.query) if call.query else None,
+                headers=_given(self._headers | call.headers),
+                content=to_json(_self_contained(call.body)),
+                extensions={"timeout": httpx2.Timeout(seconds).as_dict()} if seconds else None,
+            )
+        except ValueError as error:
+            raise TypeError("the request cannot be written down") from error
+
+    async def _send(self, request: httpx2.Request) -> Any:
+        """The JSON of the answer. Raises what the client's own `post` raises, or ValueError.
 
         That one takes three times the CPU: it makes the same headers anew, and an object of each part of the answer.
         """
-        request = httpx2.Request(
-            "POST",
-            f"{str(self.base_url).rstrip('/')}{call.path}",
-            params=call.query,
-            headers=self._headers | call.headers,
-            content=to_json(_self_contained(call.body)),
-            extensions={"timeout": httpx2.Timeout(seconds).as_dict()} if seconds else None,
-        )
         try:
             response = await self._http.send(request)
         except httpx2.TimeoutException as error:

@@ -84,7 +84,6 @@ class _Hollow:
         """The hollow module of this name, if it is left out."""
         if not _is_left_out(name):
             return None
-        self.made.append(name)
         return ModuleSpec(name, self, is_package=True)  # type: ignore[arg-type]  # a loader by its methods
 
     def create_module(self, _spec: ModuleSpec) -> None:
@@ -92,6 +91,7 @@ class _Hollow:
 
     def exec_module(self, module: ModuleType) -> None:
         """Have the module invent what it is asked for."""
+        self.made.append(module.__name__)
 
         def invent(name: str) -> type[_Absent]:
             if name.startswith("__"):
@@ -153,9 +153,11 @@ def lean() -> Iterator[None]:
             yield
     finally:
         sys.meta_path.remove(hollow)
-        _forget(hollow.made)
-        gc.freeze()  # what there is now stays, and need not be looked through
-        gc.enable()
+        try:
+            _forget(hollow.made)
+        finally:
+            gc.freeze()  # what there is now stays, and need not be looked through
+            gc.enable()
 
 
 @contextmanager
