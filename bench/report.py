@@ -21,6 +21,7 @@ from bench.parts import Parts
 from bench.prompt import Prompt
 from bench.roundtrips import Roundtrips
 from bench.scaling import THINKING, Scaling
+from bench.throughput import PROCESSES, server
 from bench.turn import HISTORIES, SUBJECTS, Costs
 from bench.waterfall import Span
 from dev.artifact import LIMIT_MB
@@ -141,10 +142,9 @@ def _costs(found: Found) -> Iterator[Figure]:
     yield Figure("wall time of a turn", ours[turn.NEW].wall, "ms", None, floor[turn.NEW].wall)
     away = [found.away[turn.NEW, name].wall for name in SUBJECTS]
     yield Figure("wall time, the database a roundtrip away", away[0], "ms", 30, away[1], why=AWAY)
-    for servers in ("one process", "2 processes"):
-        names = [name if servers == "one process" else f"{name}, {servers}" for name in SUBJECTS]
-        eight = [found.throughput[name][8] for name in names]
-        name = f"turns per second for 8 clients, {servers}"
+    for processes, in_words in PROCESSES.items():
+        eight = [found.throughput[server(name, processes)][8] for name in SUBJECTS]
+        name = f"turns per second for 8 clients, {in_words}"
         yield Figure(name, eight[0], "", 110, eight[1], is_least=True, why=ONE_BY_ONE)
 
 

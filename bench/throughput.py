@@ -27,12 +27,17 @@ from dev import processes, state
 from dev.tokens import Issuer
 
 APPS: Final = {"ours": "dev.app:app", "floor": "bench.floor:app"}
-SERVERS: Final = {
-    name if processes == 1 else f"{name}, {processes} processes": (app, processes)
-    for processes in (1, 2)
-    for name, app in APPS.items()
-}
-"""The app of each, and how many processes of it the clients share."""
+PROCESSES: Final = {1: "one process", 2: "2 processes"}
+"""How many of a server the clients share, in words."""
+
+
+def server(name: str, processes: int) -> str:
+    """What so many processes of ours or of the floor are called."""
+    return name if processes == 1 else f"{name}, {PROCESSES[processes]}"
+
+
+SERVERS: Final = {server(name, processes): (app, processes) for processes in PROCESSES for name, app in APPS.items()}
+"""The app of each, and how many processes of it there are."""
 CLIENTS: Final = (1, 2, 4, 8, 16)
 TURNS: Final = 160
 """In one trial, by all clients together: a second or two."""
@@ -65,7 +70,10 @@ class Client:
 
 
 def measure(running: Parts, turns: int = TURNS, rounds: int = ROUNDS) -> dict[str, dict[int, float]]:
-    """Turns per second, by whose and for how many clients: the median of the rounds. Raises StartupError."""
+    """Turns per second, by whose in how many processes, and for how many clients: the median of the rounds.
+
+    Raises StartupError.
+    """
     issuer, found = Issuer.new(), {name: {number: [0.0] * rounds for number in CLIENTS} for name in SERVERS}
     environment = os.environ | running.environment | _identity(issuer)
     with contextlib.ExitStack() as stack:

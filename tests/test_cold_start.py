@@ -19,6 +19,7 @@ import pytest
 from pydantic import BaseModel, TypeAdapter
 from starlette.responses import JSONResponse
 
+from bench.cold import NAIVE
 from dev.model.client import StandIn
 from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
@@ -36,9 +37,6 @@ PATIENCE = 30
 """Seconds that a test may wait for what takes none."""
 
 TABLES = ("allowance", "conversation", "message", "task", "tool_call")
-
-NAIVE = "agents, fastmcp, fastapi, mangum, sqlmodel, pg8000, aws_lambda_powertools"
-"""What somebody would import who wrote the same service without a thought of this."""
 
 NEVER = {
     "agents.realtime": "a conversation by voice",
@@ -365,7 +363,7 @@ def told(
     known = variables(server.app_url, running_model, issuer, model_api) | {"AWS_LAMBDA_RUNTIME_API": "localhost"}
     moved = {"DATABASE_URL": pooler.url(server.app_url)}
     asked = {"event": _first_event(package, alice), "environment": moved}
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(  # noqa: S603  # this Python, and a file of ours
         [sys.executable, "-m", "tests.snapshot", package],
         cwd=ROOT,
         env=os.environ | known,
