@@ -100,6 +100,32 @@ class TestLeases:
         truth.check_turn(rows, client.id, MESSAGE, done)
         assert truth.effects(rows, client.id) == ["insert buy milk"]
 
+    def test_a_turn_whose_lease_ends_early_goes_on_with_its_key(
+        self, clock: DatabaseClock, fleet: Fleet, issuer: Issuer, rows: Rows
+    ) -> None:
+        """The database's clock is set forward while the model thinks."""
+        client, environment = Client.new(issuer), fleet.start()
+        request = client.request({"message": MESSAGE}, "key")
+        assert environment.ask(request, Trap.freeze(1, "model: sent")).trapped
+        clock.go_on(timedelta(minutes=10))
+        environment.thaw()
+        late = environment.outcome().answer
+        assert (late.status, late.headers["retry-after"]) == (409, "1")
+        truth.check_turn(rows, client.id, MESSAGE, environment.ask(request).answer)
+        assert truth.effects(rows, client.id) == ["insert buy milk"]
+
+    def test_a_turn_is_done_while_the_clock_is_set_back(
+        self, clock: DatabaseClock, fleet: Fleet, issuer: Issuer, rows: Rows
+    ) -> None:
+        """Its lease lasts longer by as much, and is given back all the same."""
+        client, environment = Client.new(issuer), fleet.start()
+        assert environment.ask(client.request({"message": MESSAGE}), Trap.freeze(1, "model: sent")).trapped
+        clock.go_on(timedelta(minutes=-10))
+        assert 600 < clock.lease_left(client.id) <= 600 + MAX_SECONDS + LEASE_GRACE
+        environment.thaw()
+        truth.check_turn(rows, client.id, MESSAGE, environment.outcome().answer)
+        assert clock.lease_left(client.id) == 0
+
 
 def limited(fleet_of: Zygote, url: str, standin: StandIn, issuer: Issuer, tokens: int) -> Fleet:
     """A deployment in which a person may use so many model tokens a day."""
@@ -197,6 +223,13 @@ class TestTheGateway:
         request["requestContext"]["timeEpoch"] = int((datetime.now(UTC) + offset).timestamp() * 1000)
         truth.check_turn(rows, client.id, MESSAGE, fleet.start().ask(request).answer)
         assert seconds_left(Event.model_validate(request), LambdaContext(900)) == MAX_SECONDS
+
+    def test_a_wait_that_can_be_true_is_believed(self) -> None:
+        """A slow cold start: the gateway does not wait any longer for that."""
+        request = event("POST", "/")
+        request["requestContext"]["timeEpoch"] = int((datetime.now(UTC) - timedelta(seconds=10)).timestamp() * 1000)
+        left = seconds_left(Event.model_validate(request), LambdaContext(900))
+        assert MAX_SECONDS - 10 - SLACK < left <= MAX_SECONDS - 10
 
 
 class TestTheAuthServer:

@@ -9,21 +9,25 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from uuid import uuid4
 
+import openai
 import pytest
 
 from dev.model.client import StandIn
 from dev.postgres import Postgres
 from dev.tokens import Issuer
-from taskchat.db import CONNECT_TIMEOUT
+from taskchat.db import CONNECT_TIMEOUT, RECYCLE_AFTER
 from tests import proxy, truth
-from tests.conftest import variables
+from tests.conftest import Person, forget, variables
 from tests.environments import Client, Environment, Fleet, Zygote
 from tests.proxy import Proxy
 from tests.test_auth import listening
 from tests.truth import Rows
 
 MESSAGE = "Add buy milk, then finish the milk"
+MODEL_KEPT_FOR = 5.0
+"""Seconds for which an idle connection to the model is kept, by docs/failures.md."""
 EFFECTS = ["insert buy milk", "update buy milk"]
 
 
@@ -100,6 +104,30 @@ def test_the_database_connection_is_dead_and_nobody_was_told(
     truth.check_turn(rows, client.id, MESSAGE, answer)
     assert truth.effects(rows, client.id) == EFFECTS
     assert took < min(CONNECT_TIMEOUT + 2, seconds)
+
+
+def test_a_database_connection_of_a_while_ago_is_not_even_tried(
+    wires: Wires, reached: dict[str, str], issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is replaced by its age, by the time of day: a monotonic clock may stand still in a frozen process."""
+    for name, value in reached.items():
+        monkeypatch.setenv(name, value)
+    alice, now = Person(uuid4().hex, issuer), time.time()
+    token = f"Bearer {alice.token}"
+    try:
+        assert alice.say("hello").status == 200
+        wires.database.forget_connections(tell=False)
+        monkeypatch.setattr(time, "time", lambda: now + RECYCLE_AFTER + 1)
+        began = time.monotonic()
+        assert alice.say("hello", authorization=token).status == 200
+        assert time.monotonic() - began < CONNECT_TIMEOUT
+    finally:
+        forget()
+
+
+def test_model_connections_are_not_kept_for_long() -> None:
+    """Shorter than servers and firewalls keep an idle one."""
+    assert openai.DEFAULT_CONNECTION_LIMITS.keepalive_expiry == MODEL_KEPT_FOR
 
 
 def test_the_model_connection_is_dead_and_nobody_was_told(
