@@ -89,25 +89,13 @@ smoke: build  ## Run the built artifact in Lambda's emulator, on the events in e
 sam-local: build  ## Run the built artifact with sam local (needs a container engine)
 	@$(BIN)/python -m dev.sam_local --sam $(SAM_VENV)/bin/sam
 
-INSPECTOR := .dev/inspector/node_modules/.bin/mcp-inspector
-$(INSPECTOR):
-	@npm install --silent --no-save --no-package-lock --prefix .dev/inspector @modelcontextprotocol/inspector@2.12.0 || \
-		{ echo "Could not install the MCP Inspector: are Node and the network there?"; exit 1; }
+inspector: install  ## Call the tools over HTTP with the MCP Inspector
+	@rm -rf .dev/inspector
+	@TASKCHAT_DEV_DIR=.dev/inspector $(BIN)/python -m dev.inspector
 
-inspector: install $(INSPECTOR)  ## Call the tools over HTTP with the MCP Inspector (needs Node)
-	@rm -rf .dev/inspector/state
-	@TASKCHAT_DEV_DIR=.dev/inspector/state $(BIN)/python -m dev.inspector $(INSPECTOR)
-
-CONFORMANCE := .dev/conformance
-$(CONFORMANCE)/installed: dev/conformance/package.json
-	@mkdir -p $(CONFORMANCE) && cp $< $(CONFORMANCE)
-	@npm install --silent --no-audit --no-fund --no-package-lock --prefix $(CONFORMANCE) || \
-		{ echo "Could not install the conformance suite: are npm and the network there?"; exit 1; }
-	@touch $@
-
-conformance: install $(CONFORMANCE)/installed  ## Run the public MCP conformance suite against the MCP door (needs npm)
-	@rm -rf $(CONFORMANCE)/state $(CONFORMANCE)/results
-	@TASKCHAT_DEV_DIR=$(CONFORMANCE)/state $(BIN)/python -m dev.conformance $(CONFORMANCE)
+conformance: install  ## Run the public MCP conformance suite against the MCP door
+	@rm -rf .dev/conformance/state .dev/conformance/results
+	@TASKCHAT_DEV_DIR=.dev/conformance/state $(BIN)/python -m dev.conformance
 
 AUDIT_VENV := .venv-audit
 AUDIT_INSTALLED := $(AUDIT_VENV)/.installed
