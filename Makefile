@@ -111,11 +111,11 @@ audit: install $(AUDIT_INSTALLED)  ## Look for secrets in the history, and for v
 # The versions that Lambda runs: its Python, and in front of all else the built artifact.
 BENCH_VENV := .venv-bench
 BENCH_INSTALLED := $(BENCH_VENV)/.installed
-$(BENCH_INSTALLED): requirements-dev.txt requirements-bench.txt | $(INSTALLED)
+$(BENCH_INSTALLED): requirements-dev.txt | $(INSTALLED)
 	@test -n "$(PYTHON313)" || { echo "There is no python3.13: name it with PYTHON313=/path/to/python3.13"; exit 1; }
-	@echo "Making $(BENCH_VENV) with $$("$(PYTHON313)" --version) (once per change of its locks)"
+	@echo "Making $(BENCH_VENV) with $$("$(PYTHON313)" --version) (once per change of its lock)"
 	@$(UV) venv --quiet --clear --python "$(PYTHON313)" $(BENCH_VENV)
-	@$(UV) pip install --quiet --python $(BENCH_VENV)/bin/python --require-hashes $(^:%=--requirement %) || \
+	@$(UV) pip install --quiet --python $(BENCH_VENV)/bin/python --require-hashes --requirement $< || \
 		{ echo "Could not download packages: is the network there?"; exit 1; }
 	@cp $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/taskchat.pth \
 		$$($(BENCH_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
@@ -145,7 +145,6 @@ $(COMPILE) $(2) pyproject.toml --output-file $(1)/shared/requirements.txt
 $(COMPILE) $(2) pyproject.toml --group dev --constraints shared/requirements.txt --output-file $(1)/requirements-dev.txt
 $(COMPILE) $(2) --group sam --output-file $(1)/requirements-sam.txt
 $(COMPILE) $(2) --group audit --output-file $(1)/requirements-audit.txt
-$(COMPILE) $(2) --group bench --constraints requirements-dev.txt --output-file $(1)/requirements-bench.txt
 $(COMPILE) $(2) --group uv --output-file $(1)/requirements-uv.txt
 endef
 

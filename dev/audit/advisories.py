@@ -21,7 +21,6 @@ LOCKS: Final = (
     "requirements-dev.txt",
     "requirements-sam.txt",
     "requirements-audit.txt",
-    "requirements-bench.txt",
     "requirements-uv.txt",
 )
 NPM: Final = ("dev/better_auth", "dev/conformance")
