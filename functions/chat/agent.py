@@ -39,7 +39,7 @@ from openai.types.responses import ResponseFunctionToolCall
 
 from chat.model import UNNAMED, ModelClient, ResponsesModel, Usage
 from taskchat import deadline
-from taskchat.audit import Call, calling
+from taskchat.audit import Call, UnsettledCall, calling
 from taskchat.conversations import Lease, Turn
 from taskchat.errors import ModelFailed, OutOfTime, TaskchatError
 from taskchat.limits import DayLeft
@@ -117,6 +117,8 @@ class Run:
     """How many tasks the turn may delete, counting those that an earlier attempt at it did."""
     left: DayLeft
     """What the turn may cost."""
+    unsettled: list[UnsettledCall] = field(default_factory=list)
+    """Calls of which it is unknown whether they took effect."""
     failure: TaskchatError | None = field(default=None)
     """What ended the turn inside a tool call. The SDK would pass it on as one of its own."""
     usage: Usage = field(default_factory=Usage)
@@ -158,6 +160,7 @@ async def _call_tool(run: Run, name: str, call_id: str, raw_arguments: str) -> s
         guard=run.lease.check,
         refusal=_refusal(run, arguments),
         records=run.calls,
+        unsettled=run.unsettled,
         max_deletions=run.max_deletions,
     )
     try:
