@@ -64,7 +64,8 @@ class TurnRunner:
         if isinstance(begun, Finished):
             return Answer(_response(begun.conversation_id, begun.turn, begun.turn.calls), replayed=True)
         # The commit has persisted the message. From here on no connection is held but by a tool call and by the reply.
-        run = Run(begun.lease, list(begun.turn.calls), self.deletions_per_turn, left)
+        calls = list(begun.turn.calls)
+        run = Run(begun.lease, calls, self.deletions_per_turn, left, resumed=len(calls))
         return await self._finish(begun, run, request)
 
     async def _begin(self, user_id: str, turn_id: UUID, request: Request) -> tuple[Begun | Finished, DayLeft]:
