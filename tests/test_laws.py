@@ -89,7 +89,7 @@ class TestToolsOnly:
         agent = turns().agent
         kinds = {type(thing).__module__.split(".")[0] for thing in _reachable(agent)}
         assert not kinds & {"sqlalchemy", "sqlmodel", "pg8000"}
-        held = {"lease", "calls", "max_deletions", "left", "failure", "usage", "asked"}
+        held = {"lease", "calls", "max_deletions", "left", "unsettled", "resumed", "failure", "usage", "asked"}
         assert set(inspect.signature(Run).parameters) == held
 
 

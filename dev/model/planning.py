@@ -19,6 +19,7 @@ HELP = (
     "I am the stand-in for a real model and understand plain sentences only, such as: add buy milk and call mum; "
     "what is left?; finish the milk; rename 2 to call dad; describe 2 as after lunch; delete 3."
 )
+AGAIN = re.compile(r"\bmake the call once more\b", re.IGNORECASE)  # a failed call that asks for this counts as not made
 Key = tuple[str, str]
 
 
@@ -84,7 +85,9 @@ class Results:
         self._tools = conversation.tools
         self._unused: defaultdict[Key, deque[Result]] = defaultdict(deque)
         for made in conversation.turn.calls:
-            self._unused[_made_key(made.call)].append(_result(made.output or ""))
+            result = _result(made.output or "")
+            if result.value is not None or not AGAIN.search(result.text):
+                self._unused[_made_key(made.call)].append(result)
 
     def missing(self, pursuits: list[Pursuit]) -> list[Call]:
         """Calls to tools on offer that have no result yet."""

@@ -35,11 +35,12 @@ from agents import (
 from agents.run import CallModelData, ModelInputData
 from agents.tool_context import ToolContext
 from agents.tracing.provider import DefaultTraceProvider
+from mcp_types import Tool
 from openai.types.responses import ResponseFunctionToolCall
 
 from chat.model import UNNAMED, ModelClient, ResponsesModel, Usage
 from taskchat import deadline
-from taskchat.audit import Call, calling
+from taskchat.audit import Call, UnsettledCall, calling
 from taskchat.conversations import Lease, Turn
 from taskchat.errors import ModelFailed, OutOfTime, TaskchatError
 from taskchat.limits import DayLeft
@@ -93,6 +94,11 @@ MAX_DEPTH: Final = 64
 _TOOL_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,63}")
 """Names that providers take in what they are sent. They take one letter more, but a name of 64 may have been cut."""
 
+_MADE_BEFORE: Final = (
+    "Not done again: this same call was made before the message was interrupted, and its result stands above. "
+    "If the person wants it a second time, make the call once more."
+)
+
 _ENDLESS: Final = "The model did not come to an end."
 
 _REASONING_MODELS: Final = re.compile(r"(.*/)?(o\d|gpt-[5-9])(?!.*chat)")
@@ -117,6 +123,10 @@ class Run:
     """How many tasks the turn may delete, counting those that an earlier attempt at it did."""
     left: DayLeft
     """What the turn may cost."""
+    unsettled: list[UnsettledCall] = field(default_factory=list)
+    """Calls of which it is unknown whether they took effect."""
+    resumed: int = 0
+    """How many of the calls were made by earlier attempts, which were interrupted."""
     failure: TaskchatError | None = field(default=None)
     """What ended the turn inside a tool call. The SDK would pass it on as one of its own."""
     usage: Usage = field(default_factory=Usage)
@@ -145,7 +155,7 @@ class _BetweenCalls(RunHooks[Run]):
         context.context.asked = {call.call_id: call.arguments for call in calls}
 
 
-async def _call_tool(run: Run, name: str, call_id: str, raw_arguments: str) -> str:
+async def _call_tool(run: Run, name: str, call_id: str, raw_arguments: str, *, is_reading: bool = False) -> str:
     """Make one call on the tool server and return what the model is told of it."""
     arguments = _parse(raw_arguments)
     call = Call(
@@ -156,8 +166,9 @@ async def _call_tool(run: Run, name: str, call_id: str, raw_arguments: str) -> s
         position=len(run.calls),
         conversation_id=run.lease.conversation_id,
         guard=run.lease.check,
-        refusal=_refusal(run, arguments),
+        refusal=_refusal(run, arguments) or (None if is_reading else _refusal_to_repeat(run, name, arguments)),
         records=run.calls,
+        unsettled=run.unsettled,
         max_deletions=run.max_deletions,
     )
     try:
@@ -179,6 +190,21 @@ def _refusal(run: Run, arguments: dict[str, Any] | None) -> str | None:
         return "The arguments are not a JSON object, or too long."
     if sum(len(_output(call)) for call in run.calls) >= MAX_TOOL_OUTPUT:
         return "Not done: one message cannot read this much. Tell the person what is left, and ask whether to go on."
+    return None
+
+
+def _refusal_to_repeat(run: Run, name: str, arguments: dict[str, Any] | None) -> str | None:
+    """Why a call of a resumed turn is held off, if an earlier attempt has made it and the model was not told so yet.
+
+    The model is told by a refusal in an earlier answer: of two such calls in one answer, both are held off.
+    """
+    wanted = storable(arguments)
+    for place, call in reversed(list(enumerate(run.calls))):
+        if (call.tool, call.arguments) == (name, wanted):
+            if call.outcome == "ok":
+                return _MADE_BEFORE if place < run.resumed else None
+            if call.result == {"error": _MADE_BEFORE} and call.call_id not in run.asked:
+                return None
     return None
 
 
@@ -205,12 +231,16 @@ async def _report_unknown_tool(args: ToolErrorFormatterArgs[Any]) -> str | None:
     return await _call_tool(run, args.tool_name, args.call_id, run.asked[args.call_id])
 
 
-def _adapt(name: str, description: str, schema: dict[str, Any]) -> FunctionTool:
+def _adapt(name: str, description: str, schema: dict[str, Any], *, is_reading: bool = False) -> FunctionTool:
     async def invoke(context: ToolContext[Run], raw_arguments: str) -> str:
-        return await _call_tool(context.context, name, context.tool_call_id, raw_arguments)
+        return await _call_tool(context.context, name, context.tool_call_id, raw_arguments, is_reading=is_reading)
 
     # Not strict: the vendor's strict mode would make every optional argument required.
     return FunctionTool(name, description, schema, invoke, strict_json_schema=False)
+
+
+def _is_reading(tool: Tool) -> bool:
+    return bool(tool.annotations and tool.annotations.read_only_hint)
 
 
 _RUN_CONFIG: Final = RunConfig(
@@ -284,7 +314,10 @@ class ChatAgent:
             return
         tools = [tool.to_mcp_tool() for tool in await server.list_tools()]
         if not self._agent.tools:  # set by another turn meanwhile: the SDK refuses an agent whose tools change in a run
-            self._agent.tools = [_adapt(tool.name, str(tool.description), tool.input_schema) for tool in tools]
+            self._agent.tools = [
+                _adapt(tool.name, str(tool.description), tool.input_schema, is_reading=_is_reading(tool))
+                for tool in tools
+            ]
 
     def _configure(self, run: Run, history: list[TResponseInputItem]) -> RunConfig:
         config = copy(_RUN_CONFIG)

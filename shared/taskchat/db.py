@@ -4,12 +4,14 @@ Every transaction begins by telling Postgres who it is for (`app.user_id`), whic
 The setting ends with the transaction, so it is safe behind a pooler in transaction mode; the session is never touched.
 """
 
+import asyncio
 import logging
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pg8000  # type: ignore[import-untyped]
@@ -21,7 +23,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlmodel import Session
 
 from taskchat import deadline, pipeline
-from taskchat.errors import DatabaseUnavailable
+from taskchat.errors import CommitOutcomeUnknown, DatabaseUnavailable
 from taskchat.settings import SettingsError
 from taskchat.text import is_storable
 
@@ -34,11 +36,17 @@ RECYCLE_AFTER: Final = 240
 RETRY_AFTER: Final = 2
 """Seconds a caller is asked to wait when the database is away."""
 
+FIRST_PAUSE: Final = 0.05
+LONGEST_PAUSE: Final = 0.4
+"""Seconds between two attempts to reach a database that is away. Each pause is twice as long as the one before."""
+
 ROUNDTRIPS: Final = {"connect": 6, "exchange": 2, "statement": 3}
 """How often the server is waited for in one step at most. The time that is left is shared out among them.
 
 An exchange is waited for twice when a dead connection had to be replaced, a statement of stock pg8000 three times.
 """
+
+T = TypeVar("T")
 
 logger = Logger()
 
@@ -218,6 +226,11 @@ def _is_passing(error: SQLAlchemyError | OSError) -> bool:
     return not isinstance(answer, dict) or str(answer.get("C", "")).startswith(_PASSING_SQLSTATES)
 
 
+def _is_answered(error: SQLAlchemyError | OSError) -> bool:
+    """Whether the error is the database's own answer, after which a commit has definitely not taken effect."""
+    return isinstance(error, DBAPIError) and isinstance(error.orig, pg8000.DatabaseError)
+
+
 _ACT_FOR: Final = text("select set_config('app.user_id', :user_id, true)")
 
 
@@ -246,6 +259,22 @@ def undo(session: Session) -> None:
     session.info.pop(_CHECKS, None)
 
 
+async def retry_while_away(attempt: Callable[[], T], seconds: float) -> T:
+    """Return what `attempt` returns. Repeat it while the database is away, so many seconds long or to the deadline.
+
+    Raises what the last attempt raised.
+    """
+    end, pause = time.monotonic() + min(seconds, deadline.remaining()), FIRST_PAUSE
+    while True:
+        try:
+            return attempt()
+        except DatabaseUnavailable:
+            if time.monotonic() + pause >= end:
+                raise
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
 _rehearsed: ContextVar[Connection | None] = ContextVar("rehearsed", default=None)
 
 
@@ -260,19 +289,23 @@ class Database:
     def transaction(self, user_id: str) -> Iterator[Session]:
         """One transaction in which only `user_id`'s rows exist. Commits at the end, rolls back on any exception.
 
-        Raises DatabaseUnavailable when the database cannot be reached or gives up; nothing is half done then.
+        Raises DatabaseUnavailable when the database cannot be reached or gives up: nothing was done then. Raises
+        CommitOutcomeUnknown when the connection is lost while it commits: all of it was done, will be, or nothing.
         """
+        is_committing = False
         try:
             with self._begin(user_id) as session:
                 yield session
                 for check in session.info.get(_CHECKS, ()):
                     check()
+                is_committing = True
                 session.commit()
         except (SQLAlchemyError, OSError) as error:
-            if _is_passing(error):
-                logger.error("database unavailable", extra={"reason": _kind(error)})
-                raise DatabaseUnavailable(retry_after=RETRY_AFTER) from error
-            raise
+            if not _is_passing(error):
+                raise
+            is_unknown = is_committing and not _is_answered(error)
+            logger.error("database unavailable", extra={"reason": _kind(error), "commit_outcome_unknown": is_unknown})
+            raise (CommitOutcomeUnknown if is_unknown else DatabaseUnavailable)(retry_after=RETRY_AFTER) from error
 
     def _begin(self, user_id: str) -> Session:
         """A session in a transaction of the person's. It goes out with the first statement that is waited for."""

@@ -18,6 +18,7 @@
     ├── ModelFailed 502
     ├── Unavailable 503
     │   ├── DatabaseUnavailable
+    │   │   └── CommitOutcomeUnknown
     │   └── KeySetUnavailable
     ├── OutOfTime 504
     └── ToolFailure            a tool's refusal: told to the model, never a status
@@ -149,6 +150,10 @@ class DatabaseUnavailable(Unavailable):
     """Raised when the database cannot be reached, or gave up on a statement."""
 
     slug, title = "database-unavailable", "The database cannot be reached right now."
+
+
+class CommitOutcomeUnknown(DatabaseUnavailable):
+    """Raised when the connection was lost during a commit: the transaction may have taken effect or not."""
 
 
 class KeySetUnavailable(Unavailable):
