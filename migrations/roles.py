@@ -5,7 +5,8 @@ from typing import Final
 
 from sqlalchemy import Connection, text
 
-from taskchat.db import UnsafeRole, connect_arguments
+from taskchat.db import UnsafeRole
+from taskchat.postgres_url import parse
 
 RIGHTS: Final = {
     "conversation": "select, insert, update",
@@ -40,10 +41,10 @@ class Role:
 
 def read_role(url: str) -> Role:
     """The role in a libpq URL. Raises ValueError when it names none, or no password."""
-    arguments, _ = connect_arguments(url)
-    if not arguments["password"]:
+    parsed = parse(url)
+    if not parsed.password:
         raise ValueError("DATABASE_URL has no password for the role that is to be made")
-    return Role(arguments["user"], arguments["password"])
+    return Role(parsed.user, parsed.password)
 
 
 def make_role(connection: Connection, role: Role) -> str:
