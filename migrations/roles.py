@@ -7,6 +7,7 @@ from sqlalchemy import Connection, text
 
 from taskchat.db import UnsafeRole
 from taskchat.postgres_url import parse
+from taskchat.settings import SettingsError
 
 RIGHTS: Final = {
     "conversation": "select, insert, update",
@@ -29,6 +30,16 @@ select rolname = current_user or rolcreaterole or rolcreatedb or rolreplication 
     select from pg_roles b where (b.rolsuper or b.rolbypassrls) and pg_has_role(r.oid, b.oid, 'member')
 ) as too_mighty from pg_roles r where rolname = :name
 """
+
+
+_IS_OPEN: Final = """
+select has_schema_privilege('public', 'public', 'create') or has_schema_privilege(:name, 'public', 'create')
+"""
+"""The first name is everybody's, the second one the schema's."""
+
+
+class OpenSchema(SettingsError):
+    """Raised when others than the owner may create in `public`, where a function of theirs could stand for ours."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,15 @@ def grant_rights(connection: Connection, name: str) -> None:
     for table, rights in RIGHTS.items():
         _execute(connection, f"revoke all on {table} from %I", name)
         _execute(connection, f"grant {rights} on {table} to %I", name)
+
+
+def refuse_open_schema(connection: Connection, name: str) -> None:
+    """Raise OpenSchema if everybody, or the role, may create in `public`: Postgres 14 and older let everybody."""
+    if connection.execute(text(_IS_OPEN), {"name": name}).scalar_one():
+        raise OpenSchema(
+            f"Everybody, or {name}, may create in the schema public, as before Postgres 15. As the schema's owner, "
+            "take that back from each who has it: revoke create on schema public from public"
+        )
 
 
 def _execute(connection: Connection, template: str, *values: str) -> None:
