@@ -7,7 +7,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import SQLModel
 
 import taskchat.models  # noqa: F401  (fills the metadata)
-from migrations.roles import grant_rights, make_role, read_role
+from migrations.roles import grant_rights, make_role, read_role, refuse_open_schema
 from taskchat.db import create_engine_for
 from taskchat.settings import MigrationSettings, SettingsError, load
 
@@ -29,6 +29,7 @@ def migrate() -> None:
         if context.get_context().get_current_revision() == context.get_head_revision():
             made = make_role(connection, role)
             grant_rights(connection, role.name)
+            refuse_open_schema(connection, role.name)
             config.print_stdout(f"The schema is at {context.get_head_revision()}; {made}")
 
 

@@ -805,13 +805,26 @@ class TestTheMcpDoor:
         assert allowance(rows, alice.id, "mcp") is None
 
 
-def test_an_administrator_can_give_a_day_back(server: Postgres, database: Database) -> None:
-    """The statements of docs/limits.md, as the tables' owner: whoever was refused goes on."""
+@pytest.mark.parametrize("role", ["owner", "console"])
+def test_a_person_s_day_can_be_given_back(database: Database, server: Postgres, console_url: str, role: str) -> None:
+    """The statements of docs/limits.md, as a role that the policies bind and as one that they do not.
+
+    The person who is named goes on, and nobody else's row is another than it was.
+    """
     (statements,) = re.findall(r"```sql\n(.*?)```", (ROOT / "docs/limits.md").read_text(), re.DOTALL)
+    named, other = (_used_up(database) for _ in range(2))
+    url = server.owner_url if role == "owner" else console_url
+    with psycopg.connect(url, autocommit=True) as operator:
+        operator.execute(statements.replace("a user''s id", named).encode())
+    limits = Limits("chat", 1, SLOW, daily_model_tokens=10)
+    assert spend(database, limits, named) is None
+    assert spend(database, limits, other)
+
+
+def _used_up(database: Database) -> str:
+    """A person who has nothing left of the day."""
     user_id, limits = uuid4().hex, Limits("chat", 1, SLOW, daily_model_tokens=10)
     assert spend(database, limits, user_id) is None
     record(database, limits, user_id, 10)
     assert spend(database, limits, user_id)
-    with psycopg.connect(server.owner_url, autocommit=True) as owner:
-        owner.execute(statements.replace("a user''s id", user_id))
-    assert spend(database, limits, user_id) is None
+    return user_id

@@ -43,6 +43,7 @@ from taskchat import deadline
 from taskchat.audit import Call, UnsettledCall, calling
 from taskchat.conversations import Lease, Turn
 from taskchat.errors import ModelFailed, OutOfTime, TaskchatError
+from taskchat.invisible import visible
 from taskchat.limits import DayLeft
 from taskchat.models import ToolCall
 from taskchat.problems import expected
@@ -288,7 +289,7 @@ class ChatAgent:
                 run_config=config,
             )
         except ModelRefusalError as refusal:  # an answer too, and the person should read it
-            return str(storable(refusal.refusal))
+            return _readable(refusal.refusal)
         except MaxTurnsExceeded as error:
             raise ModelFailed(_ENDLESS) from error
         except TaskchatError:
@@ -299,7 +300,7 @@ class ChatAgent:
             raise run.failure or ModelFailed("The model's answer could not be read.") from error
         if run.failure:
             raise run.failure
-        text = str(storable(str(result.final_output or ""))).strip()[:MAX_REPLY]
+        text = _readable(str(result.final_output or "")).strip()[:MAX_REPLY]
         if not text:
             raise ModelFailed("The model answered nothing.")
         return text
@@ -327,6 +328,11 @@ class ChatAgent:
         return config
 
 
+def _readable(reply: str) -> str:
+    """Return the model's words as Postgres can hold them, without what a person would not see."""
+    return visible(str(storable(reply)))
+
+
 def _model_settings(settings: Settings) -> ModelSettings:
     """Nothing is kept by the provider, no answer is endless; reasoning goes back and forth encrypted inside a run."""
     if settings.model_api == "responses":
@@ -351,7 +357,7 @@ def _items(turn: Turn) -> list[TResponseInputItem]:
     for call in turn.calls:
         items += _exchange(call.call_id, call.tool, call.arguments, _output(call))
     if turn.reply is not None:
-        items.append({"role": "assistant", "content": turn.reply})
+        items.append({"role": "assistant", "content": visible(turn.reply)})
     return items
 
 
@@ -403,4 +409,4 @@ def _in_context(turn: Turn) -> str:
     """The person's words under the moment and place they were said at."""
     zone = turn.timezone or "UTC"
     said_at = turn.said_at.astimezone(ZoneInfo(zone))
-    return f"[context: {said_at:%A %Y-%m-%d %H:%M}, {zone}]\n{turn.message}"
+    return f"[context: {said_at:%A %Y-%m-%d %H:%M}, {zone}]\n{visible(turn.message)}"

@@ -27,10 +27,9 @@ from taskchat.errors import (
     InvalidInput,
     NotFound,
     NotJson,
-    UnsupportedMediaType,
 )
 from taskchat.gateway import MARGIN, MAX_SECONDS, answering, lambda_handler
-from taskchat.guards import BodyLimit, SecurityHeaders
+from taskchat.guards import BodyLimit, SecurityHeaders, require_json
 from taskchat.limits import chat_limits
 from taskchat.problems import ErrorBoundary, tell_routing
 from taskchat.rehearsal import ISSUER, Person, played, standing_in
@@ -130,9 +129,7 @@ def _idempotency_key(request: Request) -> str | None:
 
 async def _read(request: Request) -> ChatRequest:
     """The body, checked. Raises UnsupportedMediaType, BodyTooLarge, NotJson or InvalidInput."""
-    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise UnsupportedMediaType
+    require_json(request.headers)
     try:
         return ChatRequest.model_validate_json(await request.body())
     except ValidationError as error:

@@ -11,9 +11,9 @@ from fastmcp.server.auth import AccessToken, RemoteAuthProvider, TokenVerifier
 from fastmcp.server.http import StarletteWithLifespan, create_streamable_http_app
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from pydantic import AnyHttpUrl, TypeAdapter, UrlConstraints
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mcp_tools.plain_errors import PlainErrors
@@ -22,7 +22,7 @@ from taskchat.audit import READ, WRITE
 from taskchat.auth import Verifier, mcp_verifier
 from taskchat.errors import OutOfTime, Unauthenticated
 from taskchat.gateway import answering, lambda_handler
-from taskchat.guards import BodyLimit, OwnAddress, SecurityHeaders
+from taskchat.guards import JSON, BodyLimit, OwnAddress, SecurityHeaders, require_json
 from taskchat.limits import Limits, mcp_limits
 from taskchat.problems import ErrorBoundary, expected, tell_routing
 from taskchat.rehearsal import Person, perform, request
@@ -72,15 +72,18 @@ class _TokenVerifier(TokenVerifier):
 
 
 class _Admission:
-    """Lets in each authenticated POST that there is time for, and takes it from what its person has left."""
+    """Lets in each authenticated POST of JSON that there is time for, and takes it from what its person has left."""
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app, self._limits = app, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request. Raises OutOfTime, TooManyRequests or DatabaseUnavailable."""
+        """Serve one request. Raises UnsupportedMediaType, OutOfTime, TooManyRequests or DatabaseUnavailable."""
         user = scope.get("user")
-        if isinstance(user, AuthenticatedUser) and scope["method"] == "POST":
+        if isinstance(user, AuthenticatedUser):
+            headers = MutableHeaders(scope=scope)
+            require_json(headers)
+            headers["content-type"] = JSON  # the library knows it in lower case alone
             self._admit(str(user.access_token.subject))
         await self._app(scope, receive, send)
 
@@ -125,9 +128,9 @@ def _make_app(settings: Settings, verifier: Verifier, tools: FastMCP) -> Starlet
         json_response=True,
         stateless_http=True,
         routes=[Route(METADATA_PATH, metadata.endpoint, methods=["GET", "OPTIONS"])],
-        middleware=[Middleware(_Admission, mcp_limits(settings))],  # behind the library's own, which finds who it is
     )
     app.router.redirect_slashes = False
+    app.routes[:] = [_admitting(route, resource.path, mcp_limits(settings)) for route in app.routes]
     app.add_exception_handler(HTTPException, tell_routing)
     # From the innermost on. They stand before the library's own, which fails where the token is judged.
     app.add_middleware(PlainErrors)
@@ -136,6 +139,13 @@ def _make_app(settings: Settings, verifier: Verifier, tools: FastMCP) -> Starlet
     app.add_middleware(ErrorBoundary)
     app.add_middleware(SecurityHeaders)
     return app
+
+
+def _admitting(route: BaseRoute, path: str, limits: Limits) -> BaseRoute:
+    """Return the route, behind admission if it is the tools'. It takes no DELETE, which would end a session."""
+    if not isinstance(route, Route) or route.path != path:
+        return route
+    return Route(path, _Admission(route.endpoint, limits), methods=["POST"])
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final, TypeVar
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import pg8000  # type: ignore[import-untyped]
 from aws_lambda_powertools import Logger
@@ -24,6 +23,7 @@ from sqlmodel import Session
 
 from taskchat import deadline, pipeline
 from taskchat.errors import CommitOutcomeUnknown, DatabaseUnavailable
+from taskchat.postgres_url import PostgresUrl, parse
 from taskchat.settings import SettingsError
 from taskchat.text import is_storable
 
@@ -92,33 +92,28 @@ class SafeJson(sqltypes.TypeDecorator[Any]):
 Timestamp = DateTime(timezone=True)
 
 
-def _tls(query: dict[str, list[str]]) -> ssl.SSLContext | bool:
-    """The TLS that libpq's parameters ask for, and never less: certificates are verified unless TLS is off."""
-    if query.get("sslmode", ["require"])[-1] == "disable":
-        return False
-    return ssl.create_default_context(cafile=query.get("sslrootcert", [None])[-1])
+def _tls(url: PostgresUrl) -> ssl.SSLContext | bool:
+    """Return the TLS that the URL asks for, and never less: certificates are verified unless TLS is off."""
+    return url.has_tls and ssl.create_default_context(cafile=url.authorities)
 
 
 def connect_arguments(url: str) -> tuple[dict[str, Any], bool]:
-    """pg8000's arguments for a libpq URL, and whether channel binding is required.
+    """Return pg8000's arguments for a libpq URL, and whether channel binding is required.
 
-    Raises ValueError for a URL that is not Postgres's, or names no host or user.
+    Raises ValueError for a URL that cannot work.
     """
-    parts = urlsplit(url)
-    query = parse_qs(parts.query)
-    if not parts.scheme.startswith("postgres") or not parts.hostname or not parts.username:
-        raise ValueError("a database URL looks like postgresql://user:password@host/database")
+    parsed = parse(url)
     arguments = {
-        "host": parts.hostname,
-        "port": parts.port or 5432,
-        "user": unquote(parts.username),
-        "password": unquote(parts.password or ""),
-        "database": unquote(parts.path.lstrip("/")) or unquote(parts.username),
-        "ssl_context": _tls(query),
-        "timeout": float(query.get("connect_timeout", ["0"])[-1]) or CONNECT_TIMEOUT,  # 0 is libpq's word for unlimited
+        "host": parsed.host,
+        "port": parsed.port,
+        "user": parsed.user,
+        "password": parsed.password,
+        "database": parsed.database,
+        "ssl_context": _tls(parsed),
+        "timeout": float(parsed.connect_timeout or CONNECT_TIMEOUT),  # there is no such thing as unlimited here
         "application_name": "taskchat",
     }
-    return arguments, query.get("channel_binding", ["prefer"])[-1] == "require"
+    return arguments, parsed.needs_channel_binding
 
 
 def create_engine_for(url: str, patience: float | None = None, check: Callable[[Any], None] | None = None) -> Engine:

@@ -8,6 +8,7 @@
     ├── OriginRefused 403
     ├── NotFound 404
     ├── MethodNotAllowed 405
+    ├── NotAcceptable 406
     ├── TurnInProgress 409
     ├── BodyTooLarge 413
     ├── UnsupportedMediaType 415
@@ -85,6 +86,12 @@ class MethodNotAllowed(TaskchatError):
     """Raised when the path is known and the method is not."""
 
     status, slug, title = 405, "method-not-allowed", "This method is not allowed here."
+
+
+class NotAcceptable(TaskchatError):
+    """Raised when the caller takes no answer in JSON."""
+
+    status, slug, title = 406, "not-acceptable", "The answer is JSON, which this request does not accept."
 
 
 class TurnInProgress(TaskchatError):

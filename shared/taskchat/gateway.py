@@ -5,6 +5,7 @@ import re
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import quote
 
@@ -27,6 +28,9 @@ MAX_SECONDS: Final = 29.0
 MARGIN: Final = 1.5
 """Seconds kept back from the deadline, to store how far the turn came and to answer."""
 
+NAMESPACE: Final = "taskchat"
+"""The metrics' namespace where POWERTOOLS_METRICS_NAMESPACE names none."""
+
 _HOST: Final = re.compile(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?")
 """Mangum fails on others. No domain of ours is written otherwise, so that they are as good as none."""
 
@@ -34,6 +38,10 @@ Handler = Callable[[dict[str, Any], Any], dict[str, Any]]
 
 logger = Logger()
 metrics = Metrics()
+metrics.namespace = metrics.namespace or NAMESPACE
+
+# A line that cannot be written is lost. Python's own report of that would print the line's values, and can fail too.
+logging.raiseExceptions = False
 
 # Mangum logs every path, and a path is whatever its caller wrote.
 logging.getLogger("mangum").setLevel(logging.WARNING)
@@ -116,18 +124,39 @@ def answering(app: ASGI, lifespan: LifespanMode) -> Handler:
 
 
 def lambda_handler(app: ASGI, lifespan: LifespanMode) -> Handler:
-    """Lambda's entry point to the app: what answers it, with a log and metrics for each invocation."""
+    """Return Lambda's entry point to the app, with a log and metrics for each invocation."""
     answer = answering(app, lifespan)
 
-    @logger.inject_lambda_context(correlation_id_path=correlation_paths.API_GATEWAY_HTTP, clear_state=True)
-    @metrics.log_metrics(capture_cold_start_metric=True)
     def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+        _beside(logger.clear_state)
+        _beside(_name_lines, event, context)
         response = answer(event, context)
-        metrics.add_metric(name=f"Status{response['statusCode'] // 100}xx", unit=MetricUnit.Count, value=1)
+        _beside(_measure, response, context)
+        _beside(metrics.clear_metrics)  # what could not be told is not told with the next request
         return response
 
-    decorated: Handler = handler
-    return decorated
+    return handler
+
+
+def _beside(step: Callable[..., object], *about: Any) -> None:
+    """Take a step that only tells of a request. A failure is logged, if that can be done, and changes nothing."""
+    try:
+        step(*about)
+    except Exception as error:
+        with suppress(Exception):
+            logger.error("not told", extra={"reason": type(error).__name__})
+
+
+# Never the event itself, whatever the environment says: it holds its caller's token.
+@logger.inject_lambda_context(correlation_id_path=correlation_paths.API_GATEWAY_HTTP, clear_state=True, log_event=False)
+def _name_lines(_event: dict[str, Any], _context: LambdaContext) -> None:
+    """Give the log lines of an invocation its ids: the decorator does."""
+
+
+@metrics.log_metrics(capture_cold_start_metric=True)
+def _measure(response: dict[str, Any], _context: LambdaContext) -> None:
+    """Count an invocation by its status. The decorator writes the metrics."""
+    metrics.add_metric(name=f"Status{response['statusCode'] // 100}xx", unit=MetricUnit.Count, value=1)
 
 
 def _refusal() -> dict[str, Any]:

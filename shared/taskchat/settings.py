@@ -8,9 +8,11 @@ import os
 import re
 import sys
 from functools import lru_cache
-from typing import Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+from taskchat import postgres_url
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -21,12 +23,21 @@ class SettingsError(RuntimeError):
     """Raised at start when a variable is missing, does not parse, or must not be so. Names it, never its value."""
 
 
+def _check_url(value: SecretStr) -> SecretStr:
+    postgres_url.parse(value.get_secret_value())
+    return value
+
+
+DatabaseUrl = Annotated[SecretStr, AfterValidator(_check_url)]
+"""A libpq URL that can work. What is wrong with another is told without its value."""
+
+
 class Settings(BaseModel):
     """The environment, typed. A variable that is set to nothing counts as not set."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=str.upper)
 
-    database_url: SecretStr
+    database_url: DatabaseUrl
     """Pooled endpoint, runtime role. Neon's connection string works as copied."""
 
     openai_api_key: SecretStr = SecretStr("")
@@ -95,8 +106,8 @@ class MigrationSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=str.upper)
 
-    migration_database_url: SecretStr
-    database_url: SecretStr
+    migration_database_url: DatabaseUrl
+    database_url: DatabaseUrl
 
 
 def _read_secret(arn: str) -> dict[str, Any]:

@@ -39,9 +39,11 @@ Description = Annotated[
     plain_text(MAX_DESCRIPTION),
     Field(description="Details, if there are any"),
 ]
-TaskId = Annotated[int, Field(ge=1, le=MAX_ID, description="From list_tasks or add_task")]
+# Strict, as the schema says: lenient parsing would take `true` for task 1, and "no" for false.
+TaskId = Annotated[int, Field(strict=True, ge=1, le=MAX_ID, description="From list_tasks or add_task")]
 Status = Annotated[tasks.Status, Field(description="Which tasks to list")]
-Cursor = Annotated[int | None, Field(ge=1, le=MAX_ID, description="next_cursor of the page before")]
+Cursor = Annotated[int | None, Field(strict=True, ge=1, le=MAX_ID, description="next_cursor of the page before")]
+Completed = Annotated[bool | None, Field(strict=True, description="false reopens a finished task")]
 
 
 @lru_cache(maxsize=1)
@@ -112,7 +114,7 @@ def update_task(
     task_id: TaskId,
     title: Title | None = None,
     description: Description | None = None,
-    completed: Annotated[bool | None, Field(description="false reopens a finished task")] = None,
+    completed: Completed = None,
     user_id: str = Depends(audit.writer),
 ) -> tasks.TaskView:
     """Change the title or description of one task, or reopen it. What is left out stays as it is."""
