@@ -14,8 +14,8 @@ from samtranslator.parser.parser import Parser
 from samtranslator.translator.translator import Translator
 from samtranslator.yaml_helper import yaml_parse
 
-from chat.model import Usage
 from chat.turn import SCHEMA as USAGE_SCHEMA
+from chat.usage import Usage
 from taskchat.audit import SCHEMA
 from taskchat.settings import Settings
 

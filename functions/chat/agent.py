@@ -3,7 +3,6 @@
 It holds no session, no engine and no SQL: all it can do is call the tool server on behalf of the turn it runs in.
 """
 
-import json
 import logging
 import re
 from copy import copy
@@ -37,7 +36,10 @@ from agents.tool_context import ToolContext
 from agents.tracing.provider import DefaultTraceProvider
 from openai.types.responses import ResponseFunctionToolCall
 
-from chat.model import UNNAMED, ModelClient, ResponsesModel, Usage
+from chat.arguments import MAX_ARGUMENTS as MAX_ARGUMENTS  # beside the other bounds of a turn
+from chat.arguments import parse_arguments
+from chat.model import UNNAMED, ModelClient, ResponsesModel
+from chat.usage import MAX_OUTPUT_TOKENS, Usage
 from taskchat import deadline
 from taskchat.audit import Call, calling
 from taskchat.conversations import Lease, Turn
@@ -73,22 +75,12 @@ MAX_CALLS: Final = 64
 MAX_TURN_TOKENS: Final = 200_000
 """Tokens that a turn may cost before the model is asked no more: eight of the longest usual ones, a fifth of a day."""
 
-MAX_OUTPUT_TOKENS: Final = 8_000
-"""Of one answer, its reasoning included: about what a model writes in the time that a request has."""
-
 MAX_TOOL_OUTPUT: Final = 100_000
 """Characters that tools tell the model in one turn, before one call more: six full pages of tasks. Each further call
 of the model reads all of them again."""
 
-MAX_ARGUMENTS: Final = 32 * 1024
-"""Bytes of a call's arguments: the longest task takes less, however its letters are spelled, and so many of MAX_CALLS
-are far below what Lambda can return."""
-
 MAX_REPLY: Final = 20_000
 """Characters of a reply: what no person reads on, and far below the 6 MB that Lambda can return."""
-
-MAX_DEPTH: Final = 64
-"""Nesting of a call's arguments. No tool needs three levels, and what is nested too deeply cannot be written down."""
 
 _TOOL_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,63}")
 """Names that providers take in what they are sent. They take one letter more, but a name of 64 may have been cut."""
@@ -147,7 +139,7 @@ class _BetweenCalls(RunHooks[Run]):
 
 async def _call_tool(run: Run, name: str, call_id: str, raw_arguments: str) -> str:
     """Make one call on the tool server and return what the model is told of it."""
-    arguments = _parse(raw_arguments)
+    arguments = parse_arguments(raw_arguments)
     call = Call(
         user_id=run.lease.user_id,
         door="chat",
@@ -180,21 +172,6 @@ def _refusal(run: Run, arguments: dict[str, Any] | None) -> str | None:
     if sum(len(_output(call)) for call in run.calls) >= MAX_TOOL_OUTPUT:
         return "Not done: one message cannot read this much. Tell the person what is left, and ask whether to go on."
     return None
-
-
-def _parse(raw_arguments: str) -> dict[str, Any] | None:
-    if len(raw_arguments.encode(errors="surrogatepass")) > MAX_ARGUMENTS:
-        return None
-    try:
-        arguments = json.loads(raw_arguments or "{}")
-    except (ValueError, RecursionError):
-        return None
-    return arguments if isinstance(arguments, dict) and _is_shallow(arguments, MAX_DEPTH) else None
-
-
-def _is_shallow(value: Any, depth: int) -> bool:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return depth > 0 and all(_is_shallow(item, depth - 1) for item in inner)
 
 
 async def _report_unknown_tool(args: ToolErrorFormatterArgs[Any]) -> str | None:
@@ -354,7 +331,7 @@ def _sendable(tool: str) -> str:
 
 def _settled(item: Any, outputs: dict[str, str]) -> list[Any]:
     if item.get("type") == "function_call":
-        arguments = storable(_parse(item["arguments"]) or {})
+        arguments = storable(parse_arguments(item["arguments"]) or {})
         return _exchange(item["call_id"], item["name"], arguments, outputs[item["call_id"]])
     return [] if item.get("type") == "function_call_output" else [item]
 
