@@ -103,6 +103,22 @@ def test_no_answer_costs_more_than_it_may(attack: Attack, rows: Rows, what: str)
     check_memory(attack)
 
 
+def test_nor_does_one_that_comes_through_a_proxy(
+    warm_zygote: Zygote, database_url: str, running_model: Any, issuer: Issuer, provider: RawProvider
+) -> None:
+    """HTTP_PROXY of the environment is used as by any client, and the bound is around what it sends."""
+    known = variables(database_url, running_model, issuer) | {"OPENAI_BASE_URL": "http://model.invalid/v1"}
+    known |= {"HTTP_PROXY": provider.url.removesuffix("/v1"), "NO_PROXY": "", "no_proxy": ""}
+    with Fleet(warm_zygote, known).cold() as environment:
+        attack = Attack(environment, provider, Client.new(issuer))
+        for what in ("a gigabyte in gzip", "an endless body", "an endless error"):
+            provider.shapes = [SHAPES[what]]
+            assert attack.ask("hello", what.replace(" ", "-"), seconds=SECONDS).status == 502
+        check_memory(attack)
+        provider.shapes = [well]
+        assert attack.ask("hello", "well").status == 200
+
+
 @pytest.mark.parametrize("model_api", APIS, indirect=True)
 def test_nor_does_any_made_by_chance(attack: Attack, model_api: str, tell: Callable[[str], None]) -> None:
     """One process for all, as a warm environment: each answer, time and the highest memory are checked."""

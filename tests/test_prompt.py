@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from agents import ModelSettings, ModelTracing, OpenAIChatCompletionsModel, OpenAIResponsesModel
 from agents.models.interface import Model
+from openai.types.shared import Reasoning
 
 from chat.agent import build_input
 from chat.model import ModelClient, ResponsesModel
@@ -104,6 +105,7 @@ def history() -> list[Turn]:
 SETTINGS = [
     ModelSettings(store=False),
     ModelSettings(store=False, extra_args={"prompt_cache_key": "k"}, response_include=["reasoning.encrypted_content"]),
+    ModelSettings(store=False, reasoning=Reasoning(effort="low")),
     ModelSettings(temperature=0.5, max_tokens=9, parallel_tool_calls=False, metadata={"a": "b"}, tool_choice="auto"),
     ModelSettings(
         extra_headers={"x-a": "b", "X-Stainless-Lang": openai.Omit()},
@@ -119,7 +121,7 @@ REASONED: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "reasoning", "sampling", "extras"])
+@pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "reasoning", "effort", "sampling", "extras"])
 @pytest.mark.parametrize("kind", [OpenAIResponsesModel, OpenAIChatCompletionsModel])
 def test_the_model_is_sent_what_the_vendor_s_client_would_send(
     wiretap: tuple[Wiretap, str], kind: type[Model], settings: ModelSettings

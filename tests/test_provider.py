@@ -371,6 +371,83 @@ def test_no_answer_may_be_endless(
     assert [{n: b for n, b in r["body"].items() if n in LIMITS} for r in standin.requests()] == [{name: 8_000}] * 2
 
 
+def efforts(standin: StandIn) -> list[Any]:
+    """The effort in each request, by either API's name, or None where there is none."""
+    bodies = [request["body"] for request in standin.requests()]
+    return [body["reasoning"] if "reasoning" in body else body.get("reasoning_effort") for body in bodies]
+
+
+class TestEffort:
+    """REASONING_EFFORT reaches the models that take it, on both APIs, and no other."""
+
+    @BOTH_WIRES
+    @pytest.mark.parametrize("model", ["stand-in", "gpt-6-luna"])
+    @pytest.mark.parametrize("effort", ["none", "low", "medium", "high", "xhigh", "max"])
+    def test_it_is_in_each_request(
+        self, alice: Person, standin: StandIn, monkeypatch: pytest.MonkeyPatch, model_api: str, model: str, effort: str
+    ) -> None:
+        """Of a turn that calls a tool, and of the next."""
+        monkeypatch.setenv("MODEL", model)
+        monkeypatch.setenv("REASONING_EFFORT", effort)
+        forget()
+        first = alice.say("add milk")
+        assert first.status == 200
+        assert alice.say("what is left?", first.json["conversation_id"]).status == 200
+        assert efforts(standin) == [{"effort": effort} if model_api == "responses" else effort] * 4
+
+    @BOTH_WIRES
+    @pytest.mark.parametrize(("model", "sent"), [("gpt-6-luna", "low"), ("openai/o3", "low"), ("stand-in", None)])
+    def test_without_it_models_that_reason_think_little(
+        self, alice: Person, standin: StandIn, monkeypatch: pytest.MonkeyPatch, model_api: str, model: str, sent: Any
+    ) -> None:
+        """Low. A model of another name might refuse the parameter."""
+        monkeypatch.setenv("MODEL", model)
+        forget()
+        assert alice.say("hello").status == 200
+        assert efforts(standin) == [{"effort": sent} if sent and model_api == "responses" else sent]
+
+    @BOTH_WIRES
+    def test_set_to_nothing_it_is_left_to_the_provider(
+        self, alice: Person, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No request names it."""
+        monkeypatch.setenv("MODEL", "gpt-6-luna")
+        monkeypatch.setenv("REASONING_EFFORT", "")
+        forget()
+        assert alice.say("hello").status == 200
+        assert efforts(standin) == [None]
+
+    @BOTH_WIRES
+    @pytest.mark.parametrize(("fallback", "takes_it"), [("gpt-4.1", False), ("gpt-5-mini", True)])
+    def test_a_fallback_gets_it_if_it_reasons(
+        self,
+        alice: Person,
+        standin: StandIn,
+        monkeypatch: pytest.MonkeyPatch,
+        model_api: str,
+        fallback: str,
+        takes_it: bool,
+    ) -> None:
+        """One that refused its only request would be none."""
+        monkeypatch.setenv("MODEL", "gpt-6-luna")
+        monkeypatch.setenv("MODEL_FALLBACK", fallback)
+        forget()
+        standin.fault("server_error", match="hello", times=3)
+        assert alice.say("hello").status == 200
+        low = {"effort": "low"} if model_api == "responses" else "low"
+        assert efforts(standin) == [low] * 3 + [low if takes_it else None]
+
+    @pytest.mark.parametrize(
+        ("model", "sent"), [("gpt-4.1", None), ("gpt-5-chat-latest", None), ("gpt-6-luna", "high")]
+    )
+    def test_at_openai_s_own_address_a_name_tells_all(self, model: str, sent: str | None) -> None:
+        """The template always sets an effort, and whoever uses a model that does not reason need not know of it."""
+        from chat.reasoning import effort
+
+        given = effort(Settings(DATABASE_URL="-", MODEL=model, REASONING_EFFORT="high"))
+        assert (given and given.effort) == sent
+
+
 def test_openai_s_own_chat_completions_know_the_newer_name_for_every_model() -> None:
     """Where no other address is given."""
     from chat.agent import MAX_OUTPUT_TOKENS, _model_settings

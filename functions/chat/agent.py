@@ -6,7 +6,7 @@ It holds no session, no engine and no SQL: all it can do is call the tool server
 import logging
 import re
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 from zoneinfo import ZoneInfo
@@ -39,6 +39,7 @@ from openai.types.responses import ResponseFunctionToolCall
 from chat.arguments import MAX_ARGUMENTS as MAX_ARGUMENTS  # beside the other bounds of a turn
 from chat.arguments import parse_arguments
 from chat.model import UNNAMED, ModelClient, ResponsesModel
+from chat.reasoning import effort, reasons
 from chat.usage import MAX_OUTPUT_TOKENS, Usage
 from taskchat import deadline
 from taskchat.audit import Call, calling
@@ -86,9 +87,6 @@ _TOOL_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,63}")
 """Names that providers take in what they are sent. They take one letter more, but a name of 64 may have been cut."""
 
 _ENDLESS: Final = "The model did not come to an end."
-
-_REASONING_MODELS: Final = re.compile(r"(.*/)?(o\d|gpt-[5-9])(?!.*chat)")
-"""Models that reason must be handed their reasoning back between two calls; others refuse to be asked for it."""
 
 # The SDK's own tracing starts a thread that calls its vendor, whoever serves the model, and stalls in a frozen sandbox.
 # A provider with nobody to tell makes neither that nor a client for it.
@@ -273,13 +271,14 @@ class ChatAgent:
 
 def _model_settings(settings: Settings) -> ModelSettings:
     """Nothing is kept by the provider, no answer is endless; reasoning goes back and forth encrypted inside a run."""
+    given = ModelSettings(store=False, reasoning=effort(settings))
     if settings.model_api == "responses":
-        include: Any = ["reasoning.encrypted_content"] if _REASONING_MODELS.match(settings.model) else None
-        return ModelSettings(store=False, max_tokens=MAX_OUTPUT_TOKENS, response_include=include)
+        include: Any = ["reasoning.encrypted_content"] if reasons(settings.model) else None
+        return replace(given, max_tokens=MAX_OUTPUT_TOKENS, response_include=include)
     # The SDK knows the limit by the name that other vendors know; OpenAI's newer models refuse that one.
-    if settings.openai_base_url is None or _REASONING_MODELS.match(settings.model):
-        return ModelSettings(store=False, extra_args={"max_completion_tokens": MAX_OUTPUT_TOKENS})
-    return ModelSettings(store=False, max_tokens=MAX_OUTPUT_TOKENS)
+    if settings.openai_base_url is None or reasons(settings.model):
+        return replace(given, extra_args={"max_completion_tokens": MAX_OUTPUT_TOKENS})
+    return replace(given, max_tokens=MAX_OUTPUT_TOKENS)
 
 
 def build_input(history: list[Turn], turn: Turn) -> list[TResponseInputItem]:

@@ -27,6 +27,7 @@ from pydantic_core import to_json
 
 from chat.answers import read_answer
 from chat.arguments import readable_arguments
+from chat.reasoning import EFFORT_FIELDS, reasons
 from chat.transport import AnswerTooLong, model_http_client
 from chat.usage import Usage as Usage  # its name is part of this module, too
 from chat.usage import counting as counting
@@ -114,7 +115,11 @@ class _Endpoint:
 
 
 def _given(parameters: Body) -> Body:
-    return {name: value for name, value in parameters.items() if not isinstance(value, openai.Omit)}
+    return {name: _plain(value) for name, value in parameters.items() if not isinstance(value, openai.Omit)}
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
 
 
 class ModelClient(openai.AsyncOpenAI):
@@ -189,7 +194,8 @@ class ModelClient(openai.AsyncOpenAI):
 
     def _for_fallback(self, body: Body) -> Body:
         plain = _without_reasoning(body) if isinstance(body.get("input"), list) else body
-        return plain | {"model": self._fallback}
+        refused = frozenset() if reasons(str(self._fallback)) else EFFORT_FIELDS
+        return {name: value for name, value in plain.items() if name not in refused} | {"model": self._fallback}
 
     async def _try(self, call: _Call) -> Any:
         usage, request = current(), self._request(call)
