@@ -21,7 +21,7 @@ import sqlalchemy
 from mangum import Mangum
 from sqlmodel import Session
 
-from chat.model import Usage
+from chat.usage import MAX_OUTPUT_TOKENS, Usage
 from dev import processes
 from dev.model.client import StandIn
 from dev.postgres import Postgres
@@ -697,6 +697,37 @@ class TestAProvider:
         usage = Usage()
         usage.add({"model": "m"}, SimpleNamespace(input_tokens=10**30, output_tokens=7))
         assert usage.tokens < 20
+
+    @pytest.mark.parametrize("number", [None, True, -1, 0, 1.5, "7", [7], {"n": 7}, 2**31 - 1, 10**30])
+    def test_a_number_that_makes_no_sense_is_estimated(self, number: Any) -> None:
+        """Input by the length of the request, output by what the model wrote."""
+        usage = Usage()
+        told = {"input_tokens": number, "output_tokens": number, "input_tokens_details": {"cached_tokens": 5}}
+        usage.add({"model": "m", "input": "x" * 4_000}, told, [{"type": "message", "content": [{"text": "y" * 400}]}])
+        assert (usage.input_tokens, usage.output_tokens, usage.cached_tokens) == (0, 0, 0)
+        assert 1_100 <= usage.estimated_tokens <= 1_110
+
+    def test_an_estimate_of_an_answer_has_the_bound_that_was_asked_for(self) -> None:
+        """No length makes an answer dearer than the longest that a model may give."""
+        usage = Usage()
+        usage.add({"model": "m"}, None, [{"text": "y" * 900_000}])
+        assert MAX_OUTPUT_TOKENS <= usage.tokens <= MAX_OUTPUT_TOKENS + 10
+
+    @pytest.mark.parametrize("letter", ["x", "漢", "🥛", "ก"])
+    def test_a_token_for_each_byte_makes_sense(self, letter: str) -> None:
+        """No tokenizer makes more of a text, in whichever script it is."""
+        usage, text = Usage(), letter * 5_000
+        usage.add({"model": "m", "input": text}, {"prompt_tokens": len(text.encode()), "completion_tokens": 8_000})
+        assert (usage.input_tokens, usage.output_tokens) == (len(text.encode()), 8_000)
+        assert usage.estimated_tokens == 0
+
+    @pytest.mark.parametrize(("cached", "counted"), [(0, 0), (900, 900), (901, 0), (-1, 0), ("9", 0), (True, 0)])
+    def test_no_more_is_cached_than_was_read(self, cached: Any, counted: int) -> None:
+        """By either API's names."""
+        for names in (("input_tokens", "input_tokens_details"), ("prompt_tokens", "prompt_tokens_details")):
+            usage = Usage()
+            usage.add({"model": "m"}, dict(zip(names, (900, {"cached_tokens": cached}), strict=True)))
+            assert (usage.input_tokens, usage.cached_tokens) == (900, counted)
 
 
 @pytest.fixture

@@ -10,7 +10,15 @@ import boto3
 import pytest
 from moto import mock_aws
 
-from taskchat.settings import MigrationSettings, Settings, SettingsError, forget_settings, get_settings, load
+from taskchat.settings import (
+    MAY_BE_EMPTY,
+    MigrationSettings,
+    Settings,
+    SettingsError,
+    forget_settings,
+    get_settings,
+    load,
+)
 from tests.conftest import ROOT
 from tests.test_cold_start import fresh
 
@@ -53,6 +61,28 @@ def test_a_variable_set_to_nothing_is_not_set(monkeypatch: pytest.MonkeyPatch) -
     """A template's empty parameter leaves the default alone."""
     monkeypatch.setenv("MODEL", "")
     assert load(Settings).model
+
+
+def test_the_effort_set_to_nothing_is_left_to_the_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unlike the effort that is not set, which is low."""
+    assert load(Settings).reasoning_effort == "low"
+    monkeypatch.setenv("REASONING_EFFORT", "")
+    assert load(Settings).reasoning_effort == ""
+
+
+def test_only_what_may_be_empty_differs_from_what_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each other setting the two are the same."""
+    unset = load(Settings)
+    for name in {field.upper() for field in Settings.model_fields} - MAY_BE_EMPTY - {"DATABASE_URL"}:
+        monkeypatch.setenv(name, "")
+    assert load(Settings) == unset
+
+
+def test_an_effort_that_there_is_not_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the name of the variable."""
+    monkeypatch.setenv("REASONING_EFFORT", "heroic")
+    with pytest.raises(SettingsError, match="REASONING_EFFORT"):
+        load(Settings)
 
 
 def test_a_bad_value_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,10 @@
 It holds no session, no engine and no SQL: all it can do is call the tool server on behalf of the turn it runs in.
 """
 
-import json
 import logging
 import re
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 from zoneinfo import ZoneInfo
@@ -38,7 +37,11 @@ from agents.tracing.provider import DefaultTraceProvider
 from mcp_types import Tool
 from openai.types.responses import ResponseFunctionToolCall
 
-from chat.model import UNNAMED, ModelClient, ResponsesModel, Usage
+from chat.arguments import MAX_ARGUMENTS as MAX_ARGUMENTS  # beside the other bounds of a turn
+from chat.arguments import parse_arguments
+from chat.model import UNNAMED, ModelClient, ResponsesModel
+from chat.reasoning import effort, reasons
+from chat.usage import MAX_OUTPUT_TOKENS, Usage
 from taskchat import deadline
 from taskchat.audit import Call, UnsettledCall, calling
 from taskchat.conversations import Lease, Turn
@@ -75,22 +78,12 @@ MAX_CALLS: Final = 64
 MAX_TURN_TOKENS: Final = 200_000
 """Tokens that a turn may cost before the model is asked no more: eight of the longest usual ones, a fifth of a day."""
 
-MAX_OUTPUT_TOKENS: Final = 8_000
-"""Of one answer, its reasoning included: about what a model writes in the time that a request has."""
-
 MAX_TOOL_OUTPUT: Final = 100_000
 """Characters that tools tell the model in one turn, before one call more: six full pages of tasks. Each further call
 of the model reads all of them again."""
 
-MAX_ARGUMENTS: Final = 32 * 1024
-"""Bytes of a call's arguments: the longest task takes less, however its letters are spelled, and so many of MAX_CALLS
-are far below what Lambda can return."""
-
 MAX_REPLY: Final = 20_000
 """Characters of a reply: what no person reads on, and far below the 6 MB that Lambda can return."""
-
-MAX_DEPTH: Final = 64
-"""Nesting of a call's arguments. No tool needs three levels, and what is nested too deeply cannot be written down."""
 
 _TOOL_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,63}")
 """Names that providers take in what they are sent. They take one letter more, but a name of 64 may have been cut."""
@@ -101,9 +94,6 @@ _MADE_BEFORE: Final = (
 )
 
 _ENDLESS: Final = "The model did not come to an end."
-
-_REASONING_MODELS: Final = re.compile(r"(.*/)?(o\d|gpt-[5-9])(?!.*chat)")
-"""Models that reason must be handed their reasoning back between two calls; others refuse to be asked for it."""
 
 # The SDK's own tracing starts a thread that calls its vendor, whoever serves the model, and stalls in a frozen sandbox.
 # A provider with nobody to tell makes neither that nor a client for it.
@@ -158,7 +148,7 @@ class _BetweenCalls(RunHooks[Run]):
 
 async def _call_tool(run: Run, name: str, call_id: str, raw_arguments: str, *, is_reading: bool = False) -> str:
     """Make one call on the tool server and return what the model is told of it."""
-    arguments = _parse(raw_arguments)
+    arguments = parse_arguments(raw_arguments)
     call = Call(
         user_id=run.lease.user_id,
         door="chat",
@@ -207,21 +197,6 @@ def _refusal_to_repeat(run: Run, name: str, arguments: dict[str, Any] | None) ->
             if call.result == {"error": _MADE_BEFORE} and call.call_id not in run.asked:
                 return None
     return None
-
-
-def _parse(raw_arguments: str) -> dict[str, Any] | None:
-    if len(raw_arguments.encode(errors="surrogatepass")) > MAX_ARGUMENTS:
-        return None
-    try:
-        arguments = json.loads(raw_arguments or "{}")
-    except (ValueError, RecursionError):
-        return None
-    return arguments if isinstance(arguments, dict) and _is_shallow(arguments, MAX_DEPTH) else None
-
-
-def _is_shallow(value: Any, depth: int) -> bool:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return depth > 0 and all(_is_shallow(item, depth - 1) for item in inner)
 
 
 async def _report_unknown_tool(args: ToolErrorFormatterArgs[Any]) -> str | None:
@@ -335,13 +310,14 @@ def _readable(reply: str) -> str:
 
 def _model_settings(settings: Settings) -> ModelSettings:
     """Nothing is kept by the provider, no answer is endless; reasoning goes back and forth encrypted inside a run."""
+    given = ModelSettings(store=False, reasoning=effort(settings))
     if settings.model_api == "responses":
-        include: Any = ["reasoning.encrypted_content"] if _REASONING_MODELS.match(settings.model) else None
-        return ModelSettings(store=False, max_tokens=MAX_OUTPUT_TOKENS, response_include=include)
+        include: Any = ["reasoning.encrypted_content"] if reasons(settings.model) else None
+        return replace(given, max_tokens=MAX_OUTPUT_TOKENS, response_include=include)
     # The SDK knows the limit by the name that other vendors know; OpenAI's newer models refuse that one.
-    if settings.openai_base_url is None or _REASONING_MODELS.match(settings.model):
-        return ModelSettings(store=False, extra_args={"max_completion_tokens": MAX_OUTPUT_TOKENS})
-    return ModelSettings(store=False, max_tokens=MAX_OUTPUT_TOKENS)
+    if settings.openai_base_url is None or reasons(settings.model):
+        return replace(given, extra_args={"max_completion_tokens": MAX_OUTPUT_TOKENS})
+    return replace(given, max_tokens=MAX_OUTPUT_TOKENS)
 
 
 def build_input(history: list[Turn], turn: Turn) -> list[TResponseInputItem]:
@@ -393,7 +369,7 @@ def _sendable(tool: str) -> str:
 
 def _settled(item: Any, outputs: dict[str, str]) -> list[Any]:
     if item.get("type") == "function_call":
-        arguments = storable(_parse(item["arguments"]) or {})
+        arguments = storable(parse_arguments(item["arguments"]) or {})
         return _exchange(item["call_id"], item["name"], arguments, outputs[item["call_id"]])
     return [] if item.get("type") == "function_call_output" else [item]
 
