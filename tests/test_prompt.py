@@ -129,7 +129,9 @@ def test_the_model_is_sent_what_the_vendor_s_client_would_send(
     """Header by header and byte by byte, though ours leaves out the walks over it. Two things differ: the order of the
     fields, and that ours asks for answers that are not packed."""
     tap, url = wiretap
-    ours = ModelClient(Settings(DATABASE_URL="-", OPENAI_API_KEY="sk-any", OPENAI_BASE_URL=url))
+    ours = ModelClient(
+        Settings(DATABASE_URL="postgresql://u:p@localhost/d", OPENAI_API_KEY="sk-any", OPENAI_BASE_URL=url)
+    )
     theirs = openai.AsyncOpenAI(api_key="sk-any", base_url=url, max_retries=0)
     responses = kind is OpenAIResponsesModel
     inputs = [build_input(history()[:1], history()[1])] + ([REASONED] if responses else [])

@@ -444,7 +444,7 @@ class TestEffort:
         """The template always sets an effort, and whoever uses a model that does not reason need not know of it."""
         from chat.reasoning import effort
 
-        given = effort(Settings(DATABASE_URL="-", MODEL=model, REASONING_EFFORT="high"))
+        given = effort(Settings(DATABASE_URL="postgresql://u:p@localhost/d", MODEL=model, REASONING_EFFORT="high"))
         assert (given and given.effort) == sent
 
 
@@ -452,5 +452,7 @@ def test_openai_s_own_chat_completions_know_the_newer_name_for_every_model() -> 
     """Where no other address is given."""
     from chat.agent import MAX_OUTPUT_TOKENS, _model_settings
 
-    given = _model_settings(Settings(DATABASE_URL="-", MODEL_API="chat_completions", MODEL="gpt-4o"))
+    given = _model_settings(
+        Settings(DATABASE_URL="postgresql://u:p@localhost/d", MODEL_API="chat_completions", MODEL="gpt-4o")
+    )
     assert (given.max_tokens, given.extra_args) == (None, {"max_completion_tokens": MAX_OUTPUT_TOKENS})
