@@ -7,6 +7,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pydantic_core import to_json
+
 from taskchat.conversations import CHARACTERS_PER_TOKEN
 
 MAX_OUTPUT_TOKENS: Final = 8_000
@@ -93,7 +95,7 @@ def _characters(answer: Any) -> int:
 
 
 def _bytes(body: Body) -> int:
-    return len(json.dumps(body, ensure_ascii=False).encode(errors="surrogatepass"))
+    return len(to_json(body))  # as it was sent
 
 
 _usage: ContextVar[Usage | None] = ContextVar("usage", default=None)
