@@ -126,7 +126,8 @@ def test_every_turn_is_done_once(
         answers = {client: done.result() for done, client in asked.items()}
     for client, answer in answers.items():
         truth.check_turn(rows, client.id, MESSAGE, answer)
-        assert truth.effects(rows, client.id) == EFFECTS
+        # A call whose commit did not reach the server is made once more, behind the calls that were asked for with it.
+        assert sorted(truth.effects(rows, client.id)) == EFFECTS
     assert calls_without_line(warm_zygote.logged(), answers) == set()
     told = f"first answers {dict(turns.first)}, later ones {dict(turns.again)}"
     tell(f"{TURNS} turns, pooler disturbed {RESTARTS} times ({request.node.callspec.id}): {told}")
