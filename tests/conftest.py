@@ -165,15 +165,8 @@ def environment(
 
 def forget() -> None:
     """Drop what outlives an invocation, as a new execution environment would start without it."""
-    from chat import app
-    from taskchat import settings, tools
-
-    if app.turns.cache_info().currsize:
-        run(app.turns().agent.close())
-    if tools.database.cache_info().currsize:
-        tools.database().close()
-    for cached in (settings.get_settings, tools.database, app.verifier, app.turns):
-        cached.cache_clear()
+    for module in filter(None, map(sys.modules.get, ("chat.app", "mcp_tools.app"))):
+        module.process.reset()
 
 
 @contextmanager

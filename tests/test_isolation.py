@@ -129,10 +129,10 @@ class TestOneLayerGone:
 
     def test_without_any_owner_filter_rows_are_safe(self, victim: Person, intruder: Intruder, rows: Rows) -> None:
         """Row-level security alone: not one row of another's is seen or changed, and one's own still are."""
-        from taskchat.tools import database
+        from chat.app import process
 
         before = everything_of(rows, victim)
-        with owner_filters_removed(database()) as removed:
+        with owner_filters_removed(process.database) as removed:
             answers = intruder.attack()
             assert intruder.person.say("add ownplan", key="k").headers["idempotent-replayed"] == "true"
         assert removed >= {
@@ -154,9 +154,9 @@ class TestOneLayerGone:
 
     def test_without_both_they_are_not(self, victim: Person, intruder: Intruder, rows: Rows) -> None:
         """So the two tests above do remove what they say they remove."""
-        from taskchat.tools import database
+        from chat.app import process
 
-        with row_level_security_off(rows), owner_filters_removed(database()):
+        with row_level_security_off(rows), owner_filters_removed(process.database):
             assert "secretplan" in intruder.person.say(f"finish {intruder.task_id}").body
 
 

@@ -546,12 +546,12 @@ class TestTrouble:
     @pytest.fixture
     def no_key_set(self, alice: Person, monkeypatch: pytest.MonkeyPatch) -> Handler:
         """The function, with a key set at an address that nothing listens at."""
-        from mcp_tools.app import make_app
-        from taskchat.settings import Settings, load
+        from mcp_tools.app import process
 
         monkeypatch.setenv("AUTH_JWKS_JSON", "")
         monkeypatch.setenv("AUTH_JWKS_URL", "http://127.0.0.1:1/jwks")
-        adapter: Handler = Mangum(make_app(load(Settings)), lifespan="auto")
+        forget()
+        adapter: Handler = Mangum(process.app, lifespan="auto")
         return adapter
 
     @pytest.mark.parametrize("version", [HANDSHAKE[-1], STATELESS])

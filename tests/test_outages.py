@@ -52,7 +52,7 @@ class TestThroughTheWire:
     @pytest.mark.parametrize("nth", range(1, 7))
     def test_the_answer_to_a_commit_is_lost(self, alice: Person, wire: Proxy, rows: Rows, nth: int) -> None:
         """Whichever commit of the turn it is, the person is told to come back, and then finds all of it done once."""
-        from taskchat.tools import database
+        from chat.app import process
 
         commits = 0
 
@@ -62,7 +62,7 @@ class TestThroughTheWire:
             if commits == nth:
                 wire.lose_answer_to = b"commit"
 
-        event.listen(database().engine, "commit", count)
+        event.listen(process.database.engine, "commit", count)
         first = alice.say(DO, key="k")
         assert (wire.lost, first.status) == (1, 503)
         wire.lost = 0
@@ -150,7 +150,7 @@ class TestThroughThePooler:
 
 def test_the_server_goes_away_before_any_statement(alice: Person, rows: Rows) -> None:
     """At each statement of a turn in its place: the answer is an honest one, and the retry finds it done once."""
-    from taskchat.tools import database
+    from chat.app import process
 
     statuses = []
     for nth in range(1, 60):
@@ -166,7 +166,7 @@ def test_the_server_goes_away_before_any_statement(alice: Person, rows: Rows) ->
                     "select pg_terminate_backend(pid, 5000) from pg_stat_activity where usename = 'taskchat_app'"
                 )
 
-        event.listen(database().engine, "before_cursor_execute", cut)
+        event.listen(process.database.engine, "before_cursor_execute", cut)
         answer = person.say(DO, key="k")
         if statements < nth:
             break

@@ -13,13 +13,13 @@ import pytest
 
 from bench import people, plans
 from bench.plans import Plan, Recorder
+from chat.app import process
 from dev import postgres
 from dev.model.client import StandIn
 from dev.postgres import Postgres
 from dev.tokens import Issuer
 from taskchat.errors import TooManyRequests
 from taskchat.limits import Limits
-from taskchat.tools import database
 from tests.conftest import Person, migrate
 from tests.test_mcp_door import McpClient
 
@@ -145,10 +145,10 @@ def page_from_outside(person: Person) -> None:
 def use_up_an_allowance(person: Person) -> None:
     """Ask for more than there is, and count what a model took."""
     allowance = Limits("chat", burst=1, per_minute=1, daily_model_tokens=10**6)
-    with database().transaction(person.id) as session:
+    with process.database.transaction(person.id) as session:
         allowance.record(session, person.id, 10)
         allowance.spend(session, person.id)
-    with pytest.raises(TooManyRequests), database().transaction(person.id) as session:
+    with pytest.raises(TooManyRequests), process.database.transaction(person.id) as session:
         allowance.spend(session, person.id)
 
 

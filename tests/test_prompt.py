@@ -148,9 +148,9 @@ def _fields(body: bytes) -> dict[str, str]:
 
 async def _ask(model: Model, given: list[Any], settings: ModelSettings) -> None:
     from chat.agent import _adapt
-    from taskchat.tools import server
+    from chat.app import process
 
-    listed = [tool.to_mcp_tool() for tool in await server.list_tools()]
+    listed = [tool.to_mcp_tool() for tool in await process.tools.list_tools()]
     tools: Any = [_adapt(tool.name, str(tool.description), tool.input_schema) for tool in listed]
     await model.get_response(
         "Be brief.",

@@ -9,7 +9,8 @@ import boto3
 import pytest
 from moto import mock_aws
 
-from taskchat.settings import MigrationSettings, Settings, SettingsError, forget_settings, get_settings, load
+from chat.app import ChatProcess
+from taskchat.settings import MigrationSettings, Settings, SettingsError, load
 from tests.conftest import ROOT
 
 
@@ -116,13 +117,14 @@ def test_only_the_settings_read_the_environment() -> None:
 
 
 def test_a_secret_that_was_rotated_is_read_again(secret: Any) -> None:
-    """Once the settings are forgotten, as before a snapshot. Until then it is read once."""
+    """After a reset, as before a snapshot. Until then it is read once."""
+    process = ChatProcess()
     secret('{"OPENAI_API_KEY": "old"}')
-    forget_settings()
-    assert get_settings().openai_api_key.get_secret_value() == "old"
+    process.reset()
+    assert process.settings.openai_api_key.get_secret_value() == "old"
     rotated = '{"OPENAI_API_KEY": "new"}'
     boto3.client("secretsmanager").put_secret_value(SecretId="taskchat", SecretString=rotated)
-    assert get_settings().openai_api_key.get_secret_value() == "old"
-    forget_settings()
-    assert get_settings().openai_api_key.get_secret_value() == "new"
-    forget_settings()
+    assert process.settings.openai_api_key.get_secret_value() == "old"
+    process.reset()
+    assert process.settings.openai_api_key.get_secret_value() == "new"
+    process.reset()

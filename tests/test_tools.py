@@ -36,11 +36,11 @@ def user_id() -> str:
 
 async def acall(user_id: str, name: str, arguments: dict[str, Any]) -> Outcome:
     """One call of a tool on the person's behalf, as the agent makes it."""
-    from taskchat.tools import server
+    from chat.app import process
 
     call = Call(user_id, "chat", turn_id=uuid4(), call_id=uuid4().hex)
     with calling(call):
-        return Outcome(await server.call_tool(name, arguments), call)
+        return Outcome(await process.tools.call_tool(name, arguments), call)
 
 
 @pytest.fixture
@@ -204,9 +204,9 @@ def test_text_is_kept_in_its_composed_form(tool: Tool) -> None:
 
 def test_schemas_state_the_contract() -> None:
     """A model reads the limits and choices from the schema itself."""
-    from taskchat.tools import server
+    from chat.app import process
 
-    schemas = {tool.name: tool.parameters for tool in run(server.list_tools())}
+    schemas = {tool.name: tool.parameters for tool in run(process.tools.list_tools())}
     assert schemas["add_task"]["properties"]["title"]["maxLength"] == 200
     assert schemas["add_task"]["properties"]["description"]["maxLength"] == 2000
     assert schemas["list_tasks"]["properties"]["status"]["enum"] == ["all", "pending", "completed"]
@@ -215,7 +215,7 @@ def test_schemas_state_the_contract() -> None:
 
 def test_annotations_tell_what_a_tool_may_do() -> None:
     """Read-only, destructive and idempotent, as MCP clients ask before they let a model loose."""
-    from taskchat.tools import server
+    from chat.app import process
 
     hints = {
         tool.name: (
@@ -223,7 +223,7 @@ def test_annotations_tell_what_a_tool_may_do() -> None:
             tool.annotations.destructive_hint,
             tool.annotations.idempotent_hint,
         )
-        for tool in run(server.list_tools())
+        for tool in run(process.tools.list_tools())
         if tool.annotations
     }
     assert hints == {
@@ -263,14 +263,14 @@ def test_effect_and_record_are_one_commit(tool: Tool, user_id: str, rows: Rows) 
 
 def test_without_a_record_there_is_no_effect(user_id: str, rows: Rows) -> None:
     """When the record cannot be written, neither is the task."""
-    from taskchat.tools import server
+    from chat.app import process
 
     call = Call(user_id, "chat", turn_id=uuid4(), call_id="the same twice")
 
     async def twice() -> None:
         with calling(call):
-            await server.call_tool("add_task", {"title": "first"})
-            await server.call_tool("add_task", {"title": "second"})
+            await process.tools.call_tool("add_task", {"title": "first"})
+            await process.tools.call_tool("add_task", {"title": "second"})
 
     with pytest.raises(Exception, match="tool_call_pkey"):
         run(twice())
@@ -280,12 +280,12 @@ def test_without_a_record_there_is_no_effect(user_id: str, rows: Rows) -> None:
 
 def test_nothing_gives_way_inside_a_transaction(user_id: str) -> None:
     """Calls that run at once in one process never hold two transactions open, nor one across another's turn."""
-    from taskchat.tools import database
+    from chat.app import process
 
     log: list[str] = []
     run(acall(user_id, "list_tasks", {}))
-    event.listen(database().engine, "begin", lambda _connection: log.append("begin"))
-    event.listen(database().engine, "commit", lambda _connection: log.append("commit"))
+    event.listen(process.database.engine, "begin", lambda _connection: log.append("begin"))
+    event.listen(process.database.engine, "commit", lambda _connection: log.append("commit"))
 
     async def tick() -> None:
         for _ in range(50):

@@ -35,6 +35,7 @@ from agents import (
 from agents.run import CallModelData, ModelInputData
 from agents.tool_context import ToolContext
 from agents.tracing.provider import DefaultTraceProvider
+from fastmcp import FastMCP
 from openai.types.responses import ResponseFunctionToolCall
 
 from chat.model import UNNAMED, ModelClient, ResponsesModel, Usage
@@ -47,7 +48,6 @@ from taskchat.models import ToolCall
 from taskchat.problems import expected
 from taskchat.settings import Settings, SettingsError
 from taskchat.text import as_data, as_json, storable
-from taskchat.tools import server
 
 INSTRUCTIONS: Final = """\
 You keep one person's task list. You see and change it only through your tools, and nothing is done until a tool has \
@@ -111,6 +111,7 @@ logging.getLogger("openai.agents").setLevel(logging.CRITICAL)
 class Run:
     """What a tool call must know of the turn it is made in. The model sees nothing of it."""
 
+    tools: FastMCP
     lease: Lease
     calls: list[ToolCall]
     max_deletions: int
@@ -166,7 +167,7 @@ async def _call_tool(run: Run, name: str, call_id: str, raw_arguments: str) -> s
         if len(run.calls) >= MAX_CALLS:
             raise ModelFailed(_ENDLESS)
         with calling(call):
-            await server.call_tool(name, arguments or {})
+            await run.tools.call_tool(name, arguments or {})
     except Exception as error:
         run.failure = expected(error)
         raise
@@ -223,10 +224,11 @@ _RUN_CONFIG: Final = RunConfig(
 
 
 class ChatAgent:
-    """The agent of this process: the same bytes in front of every request, whoever it is for."""
+    """The agent of this process: the same instructions and tools in front of every request."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, tools: FastMCP) -> None:
         """Open the model's one HTTP client, and list no tools yet. Raises SettingsError."""
+        self.tools = tools
         if not settings.openai_api_key.get_secret_value():
             raise SettingsError("OPENAI_API_KEY is not set.")
         self._client = ModelClient(settings)
@@ -282,7 +284,7 @@ class ChatAgent:
         """List them, once."""
         if self._agent.tools:
             return
-        tools = [tool.to_mcp_tool() for tool in await server.list_tools()]
+        tools = [tool.to_mcp_tool() for tool in await self.tools.list_tools()]
         if not self._agent.tools:  # set by another turn meanwhile: the SDK refuses an agent whose tools change in a run
             self._agent.tools = [_adapt(tool.name, str(tool.description), tool.input_schema) for tool in tools]
 

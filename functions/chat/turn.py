@@ -64,7 +64,7 @@ class TurnRunner:
                 return Answer(_response(begun.conversation_id, begun.turn, begun.turn.calls), replayed=True)
             items = build_input(begun.history, begun.turn)
         # The commit has persisted the message. From here on no connection is held but by a tool call and by the reply.
-        run = Run(begun.lease, list(begun.turn.calls), self.deletions_per_turn, left)
+        run = Run(self.agent.tools, begun.lease, list(begun.turn.calls), self.deletions_per_turn, left)
         return await self._finish(begun, run, items)
 
     async def _finish(self, begun: Begun, run: Run, items: list[TResponseInputItem]) -> Answer:

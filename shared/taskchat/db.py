@@ -8,7 +8,6 @@ import logging
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -246,9 +245,6 @@ def undo(session: Session) -> None:
     session.info.pop(_CHECKS, None)
 
 
-_rehearsed: ContextVar[Connection | None] = ContextVar("rehearsed", default=None)
-
-
 class Database:
     """Transactions on behalf of a person. Holds no state but the engine's one connection."""
 
@@ -276,9 +272,7 @@ class Database:
 
     def _begin(self, user_id: str) -> Session:
         """A session in a transaction of the person's. It goes out with the first statement that is waited for."""
-        bind = _rehearsed.get() or self.engine
-        # What is inside another transaction ends without ending that.
-        session = Session(bind, expire_on_commit=False, autoflush=False, join_transaction_mode="create_savepoint")
+        session = Session(self.engine, expire_on_commit=False, autoflush=False)
         try:
             session.execute(_ACT_FOR, {"user_id": user_id})
         except BaseException:
@@ -290,20 +284,6 @@ class Database:
         """Have the connection ready. Raises what connecting raises."""
         with self.engine.connect():
             pass
-
-    @contextmanager
-    def rehearsal(self) -> Iterator[None]:
-        """All transactions in the block are parts of one, which is rolled back: all is done, and nothing stays.
-
-        Raises what connecting raises.
-        """
-        with self.engine.connect() as connection, connection.begin() as all_of_it:
-            token = _rehearsed.set(connection)
-            try:
-                yield
-            finally:
-                _rehearsed.reset(token)
-                all_of_it.rollback()
 
     def close(self) -> None:
         """Give the connection back, as before a snapshot or at the end of a test."""

@@ -99,8 +99,8 @@ def seconds_left(event: Event, context: LambdaContext) -> float:
     return min(context.get_remaining_time_in_millis() / 1000, in_gateway)
 
 
-def answering(app: ASGI, lifespan: LifespanMode) -> Handler:
-    """What makes of an event of API Gateway's HTTP APIs (payload 2.0) the app's response to it."""
+def lambda_handler(app: ASGI, lifespan: LifespanMode) -> Handler:
+    """Return a handler that turns an event of API Gateway's HTTP APIs (payload 2.0) into the app's response."""
     adapter = Mangum(app, lifespan=lifespan, text_mime_types=["application/", "text/"])
 
     def answer(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
@@ -111,13 +111,6 @@ def answering(app: ASGI, lifespan: LifespanMode) -> Handler:
             return _refusal()
         with deadline.within(seconds_left(request, context) - MARGIN):
             return adapter(readable, context)
-
-    return answer
-
-
-def lambda_handler(app: ASGI, lifespan: LifespanMode) -> Handler:
-    """Lambda's entry point to the app: what answers it, with a log and metrics for each invocation."""
-    answer = answering(app, lifespan)
 
     @logger.inject_lambda_context(correlation_id_path=correlation_paths.API_GATEWAY_HTTP, clear_state=True)
     @metrics.log_metrics(capture_cold_start_metric=True)

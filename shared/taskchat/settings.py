@@ -7,7 +7,6 @@ import json
 import os
 import re
 import sys
-from functools import lru_cache
 from typing import Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
@@ -129,15 +128,8 @@ def load(model: type[S]) -> S:
         raise SettingsError(f"The environment is incomplete: {problems}") from None
 
 
-@lru_cache(maxsize=1)
-def get_settings() -> Settings:
-    """The settings of this process, read at the first call. Raises SettingsError."""
-    return load(Settings)
-
-
-def forget_settings() -> None:
-    """Have the settings read again, and the secret by a client of its own time."""
-    get_settings.cache_clear()
+def forget_secret() -> None:
+    """Have the next `load` read the secret again, through a new client."""
     if known := sys.modules.get("aws_lambda_powertools.utilities.parameters"):
         known.clear_caches()
 

@@ -5,17 +5,17 @@ or a client that sends one is refused. A tool gets it as `reader`, `writer` or `
 """
 
 import logging
-from functools import lru_cache
+from collections.abc import Callable
 from typing import Annotated, Any, Final
 
 from fastmcp import FastMCP
 from fastmcp.dependencies import Depends
+from fastmcp.tools import tool
 from pydantic import Field, StringConstraints
 
 from taskchat import audit, tasks
 from taskchat.db import Database
 from taskchat.errors import ToolFailure
-from taskchat.settings import get_settings
 from taskchat.text import plain_text
 
 # FastMCP logs each failed call with its traceback, and so with people's text; the audit tells of it without.
@@ -44,20 +44,6 @@ Status = Annotated[tasks.Status, Field(description="Which tasks to list")]
 Cursor = Annotated[int | None, Field(ge=1, le=MAX_ID, description="next_cursor of the page before")]
 
 
-@lru_cache(maxsize=1)
-def database() -> Database:
-    """The one database of this process, opened at the first call. Raises SettingsError."""
-    return Database(get_settings().database_url.get_secret_value())
-
-
-server: Final = FastMCP(
-    "taskchat",
-    instructions="Manage the caller's own task list.",
-    middleware=[audit.AuditMiddleware(lambda: database())],
-    mask_error_details=True,
-)
-
-
 def _hints(*, read_only: bool = False, destructive: bool = False, idempotent: bool = False) -> dict[str, Any]:
     """MCP's annotations. No tool reaches beyond the person's own list."""
     return {
@@ -69,7 +55,7 @@ def _hints(*, read_only: bool = False, destructive: bool = False, idempotent: bo
 
 
 # In the event loop, not in threads: a call's transaction lives on the process's one connection.
-@server.tool(annotations=_hints(), run_in_thread=False)
+@tool(annotations=_hints(), run_in_thread=False)
 def add_task(
     title: Title,
     description: Description = "",
@@ -79,7 +65,7 @@ def add_task(
     return tasks.add(audit.session(), user_id, title, description)
 
 
-@server.tool(annotations=_hints(read_only=True, idempotent=True), run_in_thread=False)
+@tool(annotations=_hints(read_only=True, idempotent=True), run_in_thread=False)
 def list_tasks(
     status: Status = "all",
     cursor: Cursor = None,
@@ -89,7 +75,7 @@ def list_tasks(
     return tasks.page(audit.session(), user_id, status, cursor)
 
 
-@server.tool(annotations=_hints(idempotent=True), run_in_thread=False)
+@tool(annotations=_hints(idempotent=True), run_in_thread=False)
 def complete_task(
     task_id: TaskId,
     user_id: str = Depends(audit.writer),
@@ -98,7 +84,7 @@ def complete_task(
     return tasks.change(audit.session(), user_id, task_id, completed=True)
 
 
-@server.tool(annotations=_hints(destructive=True), run_in_thread=False)
+@tool(annotations=_hints(destructive=True), run_in_thread=False)
 def delete_task(
     task_id: TaskId,
     user_id: str = Depends(audit.remover),
@@ -107,7 +93,7 @@ def delete_task(
     return tasks.remove(audit.session(), user_id, task_id)
 
 
-@server.tool(annotations=_hints(destructive=True, idempotent=True), run_in_thread=False)
+@tool(annotations=_hints(destructive=True, idempotent=True), run_in_thread=False)
 def update_task(
     task_id: TaskId,
     title: Title | None = None,
@@ -121,3 +107,14 @@ def update_task(
     if not changes:
         raise ToolFailure("Say what to change: title, description or completed.")
     return tasks.change(audit.session(), user_id, task_id, **changes)
+
+
+def create_server(database: Callable[[], Database]) -> FastMCP:
+    """Return a server with the five tools. `database` is called for the transaction of each call."""
+    return FastMCP(
+        "taskchat",
+        instructions="Manage the caller's own task list.",
+        tools=[add_task, list_tasks, complete_task, delete_task, update_task],
+        middleware=[audit.AuditMiddleware(database)],
+        mask_error_details=True,
+    )
