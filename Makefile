@@ -118,7 +118,7 @@ $(AUDIT_INSTALLED): requirements-audit.txt | $(INSTALLED)
 	@touch $@
 
 audit: install $(AUDIT_INSTALLED)  ## Look for secrets in the history, and for vulnerable or withdrawn packages in the locks
-	@$(BIN)/python -m dev.audit $(AUDIT_VENV)/bin/pip-audit
+	@$(BIN)/python -m dev.supply_chain $(AUDIT_VENV)/bin/pip-audit
 
 # The versions that Lambda runs: its Python, and in front of all else the built artifact.
 BENCH_VENV := .venv-bench
@@ -146,7 +146,7 @@ check: install $(SAM_INSTALLED)  ## Lint, format, types, template, secrets, lock
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@AWS_DEFAULT_REGION=eu-west-1 $(SAM) validate --lint
-	@$(BIN)/python -m dev.audit
+	@$(BIN)/python -m dev.supply_chain
 	@$(MAKE) --no-print-directory check-locks
 
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header

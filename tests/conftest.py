@@ -22,9 +22,10 @@ import pytest
 import uvicorn
 from psycopg.rows import dict_row
 
-from dev import model, pgbouncer, postgres
-from dev.model.client import StandIn
+from dev import pgbouncer, postgres
+from dev import standin_model as model
 from dev.postgres import Postgres
+from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from tests.gateway import Response, event, invoke
 
@@ -218,7 +219,7 @@ class Person:
 @pytest.fixture
 def logs(environment: None) -> Iterator[Logs]:
     """What has been logged since the test began, parsed: every line must be JSON."""
-    from taskchat.audit import logger
+    from taskchat.toolcalls.middleware import logger
 
     handler = logger.registered_handler
     assert isinstance(handler, logging.StreamHandler)

@@ -23,12 +23,12 @@ from uuid import uuid4
 import pytest
 
 from dev import processes
-from dev.model.client import StandIn
 from dev.postgres import Postgres
+from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from tests.conftest import AUTH, ROOT, variables
+from tests.crash_points import Trap
 from tests.gateway import Response, event
-from tests.points import Trap
 from tests.privacy import Watch, is_worker, sendable
 
 PATIENCE = 60
@@ -181,7 +181,7 @@ def zygote(watch: Watch) -> Iterator[Zygote]:
     # No authorities to read, at 40 ms for each environment: the only TLS is the pooler's, whose URL names its own.
     with ours, theirs, tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as no_authorities:
         process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "tests.zygote", str(theirs.fileno())],
+            [sys.executable, "-m", "tests.fork_server", str(theirs.fileno())],
             cwd=ROOT,
             env=os.environ | {"SSL_CERT_DIR": no_authorities},
             pass_fds=[theirs.fileno()],

@@ -28,7 +28,7 @@ from starlette.types import ASGIApp
 
 from dev import better_auth
 from dev.postgres import DATABASE, OWNER, Postgres
-from taskchat import auth
+from taskchat.http import auth
 from taskchat.settings import Settings
 from tests.conftest import RESOURCE, ROOT, forget, run, serving
 from tests.environments import tell_at_the_end

@@ -18,12 +18,12 @@ from pydantic import BaseModel, TypeAdapter
 from starlette.responses import JSONResponse
 
 from bench.cold import NAIVE
-from dev.model.client import StandIn
 from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
+from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from taskchat import deadline, imports
-from taskchat.auth import KeySet
+from taskchat.http.auth import KeySet
 from taskchat.process import attempt, side_by_side, start
 from tests.conftest import ROOT, Logs, Person, forget, serving, variables
 from tests.gateway import event

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from dev.postgres import Postgres
-from taskchat.guards import MAX_BODY
+from taskchat.http.middleware import MAX_BODY
 from taskchat.settings import Settings, SettingsError, load
 from tests.conftest import Person, forget
 from tests.gateway import Handler, Response, event, invoke
@@ -88,7 +88,7 @@ class TestHeaders:
 
     def test_what_was_not_expected(self, alice: Person, monkeypatch: pytest.MonkeyPatch) -> None:
         """500 too."""
-        from taskchat import conversations
+        from taskchat.conversations import turns as conversations
 
         monkeypatch.delattr(conversations, "turn_id_for")
         answer = alice.say("hello")

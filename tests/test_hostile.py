@@ -20,8 +20,8 @@ import psycopg
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from dev.model.client import StandIn
 from dev.postgres import Postgres
+from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from tests.conftest import AUTH, RESOURCE, Logs, Person, forget
 from tests.environments import tell_at_the_end

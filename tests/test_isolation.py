@@ -17,12 +17,12 @@ from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy import text
 from sqlmodel import SQLModel
 
-from dev.model.client import StandIn
 from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
+from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from taskchat import models  # noqa: F401  # fills the metadata
-from taskchat.db import Database
+from taskchat.database.engine import Database
 from tests.conftest import AUTH, RESOURCE, Person, variables
 from tests.environments import Client, Environment, Fleet, Zygote
 from tests.gateway import event

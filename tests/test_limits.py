@@ -22,13 +22,14 @@ from sqlmodel import Session
 
 from chat.model import Usage
 from dev import processes
-from dev.model.client import StandIn
 from dev.postgres import Postgres
+from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
-from taskchat.db import Database
+from taskchat.database.engine import Database
 from taskchat.errors import TooManyRequests
 from taskchat.limits import DayLeft, Limits
-from tests import proxy, truth
+from tests import db_assertions as truth
+from tests import proxy
 from tests.conftest import RESOURCE, ROOT, Logs, Person, forget, serving, variables
 from tests.environments import Client, Environment, Fleet, Zygote
 from tests.gateway import Handler, Response, event, invoke

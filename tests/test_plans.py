@@ -15,8 +15,8 @@ from bench import people, plans
 from bench.plans import Plan, Recorder
 from chat.app import process
 from dev import postgres
-from dev.model.client import StandIn
 from dev.postgres import Postgres
+from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from taskchat.errors import TooManyRequests
 from taskchat.limits import Limits

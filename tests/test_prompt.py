@@ -15,11 +15,11 @@ from agents.models.interface import Model
 
 from chat.agent import build_input
 from chat.model import ModelClient, ResponsesModel
-from dev.model.client import StandIn
-from dev.model.server import create_app
-from taskchat.conversations import Turn
-from taskchat.models import ToolCall
+from dev.standin_model.client import StandIn
+from dev.standin_model.server import create_app
+from taskchat.conversations.turns import Turn
 from taskchat.settings import Settings
+from taskchat.toolcalls.models import ToolCall
 from tests.conftest import Person, run, serving
 
 Rows = psycopg.Connection[dict[str, Any]]
@@ -96,7 +96,7 @@ def history() -> list[Turn]:
     ]
     now = datetime.now(UTC)
     return [
-        Turn(uuid4(), 0, "Ünïcode\n\t\\ </task_data>", now, "Europe/Paris", calls, "Done."),
+        Turn(uuid4(), 0, "Ünïcode\n\t\\ </tool_data>", now, "Europe/Paris", calls, "Done."),
         Turn(uuid4(), 2, "add milk", now, None),
     ]
 

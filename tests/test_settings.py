@@ -111,7 +111,7 @@ def test_a_secret_that_cannot_be_read_stops_the_start(monkeypatch: pytest.Monkey
 
 def test_only_the_settings_read_the_environment() -> None:
     """No other module that ships names os.environ or getenv."""
-    for path in [*ROOT.glob("functions/**/*.py"), *ROOT.glob("shared/taskchat/*.py")]:
+    for path in [*ROOT.glob("functions/**/*.py"), *ROOT.glob("shared/taskchat/**/*.py")]:
         names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
         assert path.stem == "settings" or not names & {"environ", "getenv"}, path
 

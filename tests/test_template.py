@@ -16,8 +16,8 @@ from samtranslator.yaml_helper import yaml_parse
 
 from chat.model import Usage
 from chat.turn import SCHEMA as USAGE_SCHEMA
-from taskchat.audit import SCHEMA
 from taskchat.settings import Settings
+from taskchat.toolcalls.middleware import SCHEMA
 
 ROOT = Path(__file__).parent.parent
 GATEWAY_SECONDS = 30

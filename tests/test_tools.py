@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from sqlalchemy import event
 
-from taskchat.audit import Call, calling
+from taskchat.toolcalls.middleware import Call, calling
 from tests.conftest import run
 
 Rows = psycopg.Connection[dict[str, Any]]
@@ -85,7 +85,7 @@ def test_list_pages_by_cursor(tool: Tool, user_id: str, rows: Rows) -> None:
 def test_a_long_list_is_met_once_in_bounded_pages(tool: Tool, user_id: str, rows: Rows) -> None:
     """Ten thousand tasks, some with all the text there may be, in letters that JSON or the data mark spells longer."""
     from chat.agent import _output
-    from taskchat.tasks import PAGE_CHARACTERS, PAGE_SIZE
+    from taskchat.tasks.queries import PAGE_CHARACTERS, PAGE_SIZE
 
     rows.execute(
         "insert into task (user_id, title, description, completed) select %s, repeat('<', 1 + n %% 200),"
@@ -237,7 +237,7 @@ def test_annotations_tell_what_a_tool_may_do() -> None:
 
 def test_a_tool_s_own_fault_is_no_secret_and_no_leak(tool: Tool, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error nobody foresaw inside a tool: nothing changed, an error on record, and none of its text."""
-    from taskchat import tasks
+    from taskchat.tasks import queries as tasks
 
     real = tasks.add
 

@@ -16,19 +16,19 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from chat.agent import ChatAgent
-from chat.description import CHAT_REQUEST, CHAT_RESPONSES, USER_ID_SCHEMA, BearerToken, DescribedApi
+from chat.openapi import CHAT_REQUEST, CHAT_RESPONSES, USER_ID_SCHEMA, BearerToken, DescribedApi
 from chat.schemas import ChatRequest, ChatResponse, Health
 from chat.turn import TurnRunner
-from taskchat import conversations, deadline
-from taskchat.auth import USER_ID, Verifier, chat_verifier
+from taskchat import deadline
+from taskchat.conversations import turns as conversations
 from taskchat.errors import Forbidden, InvalidInput, NotFound, NotJson, UnsupportedMediaType
-from taskchat.gateway import MARGIN, MAX_SECONDS, lambda_handler
-from taskchat.guards import BodyLimit, SecurityHeaders
+from taskchat.http.auth import USER_ID, Verifier, chat_verifier
+from taskchat.http.gateway import MARGIN, MAX_SECONDS, lambda_handler
+from taskchat.http.middleware import BodyLimit, SecurityHeaders
+from taskchat.http.problems import ErrorBoundary, tell_routing
 from taskchat.limits import chat_limits
-from taskchat.problems import ErrorBoundary, tell_routing
 from taskchat.process import Process, side_by_side, start
-from taskchat.settings import Settings
-from taskchat.tools import create_server
+from taskchat.tasks import toolset
 
 Token = Annotated[str, Security(BearerToken())]
 UserId = Annotated[str, Path(json_schema_extra=USER_ID_SCHEMA)]
@@ -36,9 +36,6 @@ UserId = Annotated[str, Path(json_schema_extra=USER_ID_SCHEMA)]
 
 class ChatProcess(Process):
     """What the chat function's requests share."""
-
-    def __init__(self, settings: Settings | None = None) -> None:
-        super().__init__(create_server, settings)
 
     @cached_property
     def verifier(self) -> Verifier:
@@ -48,7 +45,7 @@ class ChatProcess(Process):
     @cached_property
     def turns(self) -> TurnRunner:
         """Return the turn runner. Raises SettingsError."""
-        settings, agent = self.settings, ChatAgent(self.settings, self.tools)
+        settings, agent = self.settings, ChatAgent(self.settings, self.toolset, self.tools)
         limits = chat_limits(settings)
         return TurnRunner(self.database, agent, settings.history_tokens, settings.deletions_per_turn, limits)
 
@@ -164,7 +161,7 @@ def create_app(process: ChatProcess) -> DescribedApi:
     return app
 
 
-process: Final = ChatProcess()
+process: Final = ChatProcess(toolset)
 app: Final = create_app(process)
 handler: Final = lambda_handler(app, lifespan="off")
 start(process)  # on Lambda only: settings, connection, keys and tools are ready before the first request

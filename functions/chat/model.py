@@ -29,7 +29,7 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 
 from taskchat import deadline
-from taskchat.conversations import CHARACTERS_PER_TOKEN
+from taskchat.conversations.turns import CHARACTERS_PER_TOKEN
 from taskchat.errors import ModelFailed
 from taskchat.settings import Settings
 

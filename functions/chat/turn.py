@@ -14,13 +14,14 @@ from aws_lambda_powertools import Logger
 from chat.agent import ChatAgent, Run, build_input
 from chat.model import counting
 from chat.schemas import ChatResponse, view_calls
-from taskchat import conversations, deadline
-from taskchat.conversations import Begun, Finished, Lease, Request, Turn
-from taskchat.db import Database
+from taskchat import deadline
+from taskchat.conversations import turns as conversations
+from taskchat.conversations.turns import Begun, Finished, Lease, Request, Turn
+from taskchat.database.engine import Database
 from taskchat.errors import OutOfTime, TaskchatError
+from taskchat.http.problems import to_problem
 from taskchat.limits import Limits
-from taskchat.models import ToolCall
-from taskchat.problems import expected
+from taskchat.toolcalls.models import ToolCall
 
 LAST_WORDS: Final = 1.0
 """Seconds in which an interrupted turn may still give its lease back: less than the margin."""
@@ -78,7 +79,7 @@ class TurnRunner:
                 self.limits.record(session, run.lease.user_id, run.usage.tokens)
                 conversations.finish(session, begun, reply, asdict(run.usage))
         except Exception as error:
-            problem = OutOfTime() if isinstance(error, TimeoutError) else expected(error)
+            problem = OutOfTime() if isinstance(error, TimeoutError) else to_problem(error)
             self._interrupt(run, problem)
             raise problem from error if error is not problem else error.__cause__
         logger.info("turn finished", extra=_account(run))

@@ -1,7 +1,6 @@
 """The MCP door: the tool server over stateless streamable HTTP, for any client with a token for this resource."""
 
 import asyncio
-import logging
 from functools import cached_property
 from typing import Annotated, Final
 from urllib.parse import urlsplit
@@ -17,38 +16,22 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mcp_tools.plain_errors import PlainErrors
+from mcp_tools.error_filter import PlainErrors
 from taskchat import deadline
-from taskchat.audit import READ, WRITE
-from taskchat.auth import Verifier, mcp_verifier
 from taskchat.errors import OutOfTime, Unauthenticated
-from taskchat.gateway import lambda_handler
-from taskchat.guards import BodyLimit, OwnAddress, SecurityHeaders
+from taskchat.http.auth import Verifier, mcp_verifier
+from taskchat.http.gateway import lambda_handler
+from taskchat.http.middleware import BodyLimit, OwnAddress, SecurityHeaders
+from taskchat.http.problems import ErrorBoundary, tell_routing
 from taskchat.limits import mcp_limits
-from taskchat.problems import ErrorBoundary, expected, tell_routing
-from taskchat.process import CreateServer, Process, side_by_side, start
-from taskchat.settings import Settings
-from taskchat.tools import create_server
+from taskchat.process import Process, side_by_side, start
+from taskchat.tasks import toolset
 
 METADATA_PATH: Final = "/.well-known/oauth-protected-resource"
 """Where clients look that don't get to see the address in WWW-Authenticate, which some gateways rename."""
 
 _AS_WRITTEN: Final = TypeAdapter(Annotated[AnyHttpUrl, UrlConstraints(preserve_empty_path=True)])
 """Addresses without the slash that pydantic puts at their end: clients would take it for another issuer's."""
-
-
-class _Discreet(logging.Handler):
-    """Logs the kind and place of an exception that the MCP library reports, and none of its words."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Called for every record of the library's. Those without an exception are of no interest here."""
-        if record.exc_info and isinstance(record.exc_info[1], Exception):
-            expected(record.exc_info[1])
-
-
-_library: Final = logging.getLogger("mcp")
-_library.handlers[:] = [_Discreet()]
-_library.propagate = False  # its tracebacks quote arguments, which are a person's words
 
 
 class _TokenVerifier(TokenVerifier):
@@ -74,9 +57,6 @@ class _TokenVerifier(TokenVerifier):
 
 class McpProcess(Process):
     """What the MCP function's requests share."""
-
-    def __init__(self, create_server: CreateServer = create_server, settings: Settings | None = None) -> None:
-        super().__init__(create_server, settings)
 
     @cached_property
     def verifier(self) -> Verifier:
@@ -128,7 +108,7 @@ def create_app(process: McpProcess) -> StarletteWithLifespan:
         token_verifier=_TokenVerifier(verifier),
         authorization_servers=[_AS_WRITTEN.validate_python(settings.auth_issuer)],
         base_url=f"{resource.scheme}://{resource.netloc}",
-        scopes_supported=[READ, WRITE],
+        scopes_supported=list(process.toolset.scopes),
     )
     (metadata,) = auth.get_routes(resource.path)
     app = create_streamable_http_app(
@@ -151,7 +131,7 @@ def create_app(process: McpProcess) -> StarletteWithLifespan:
     return app
 
 
-process: Final = McpProcess()
+process: Final = McpProcess(toolset)
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -15,11 +15,11 @@ from threading import Thread
 from typing import Final
 
 from aws_lambda_powertools import Logger
-from fastmcp import FastMCP
 
-from taskchat import deadline
-from taskchat.db import Database
+from taskchat import deadline, logs
+from taskchat.database.engine import Database
 from taskchat.settings import Settings, SettingsError, forget_secret, is_on_lambda, load
+from taskchat.toolcalls.toolset import Toolset
 
 PATIENCE: Final = 6.0
 """Seconds in which a process must be ready. Lambda gives 10 s to an initialisation, imports included."""
@@ -27,8 +27,6 @@ PATIENCE: Final = 6.0
 logger = Logger()
 
 Step = Callable[[], object]
-CreateServer = Callable[[Callable[[], Database]], FastMCP]
-"""Makes a tool server whose calls use the database that is returned by the argument."""
 
 
 class Process:
@@ -37,9 +35,11 @@ class Process:
     No object here belongs to a request, and importing a module opens none.
     """
 
-    def __init__(self, create_server: CreateServer, settings: Settings | None = None) -> None:
-        """Have `create_server` make the tool server. Read the environment at first use, unless `settings` are given."""
-        self.tools = create_server(lambda: self.database)
+    def __init__(self, toolset: Toolset, settings: Settings | None = None) -> None:
+        """Serve the tools of `toolset`. Read the environment at first use, unless `settings` are given."""
+        logs.configure()
+        self.toolset = toolset
+        self.tools = toolset.create_server(lambda: self.database)
         self._given_settings = settings
 
     @cached_property

@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from chat.schemas import ChatRequest, FieldProblem, Problem, TurnProblem
-from taskchat.auth import USER_ID, bearer_token
-from taskchat.problems import MEDIA_TYPE
+from taskchat.http.auth import USER_ID, bearer_token
+from taskchat.http.problems import MEDIA_TYPE
 
 Responses = dict[int | str, dict[str, Any]]
 

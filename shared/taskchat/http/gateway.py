@@ -1,6 +1,5 @@
 """Between API Gateway and an ASGI app: events made safe to read, the time a request has, the Lambda handler."""
 
-import logging
 import re
 import time
 from base64 import b64decode, b64encode
@@ -18,8 +17,8 @@ from pydantic.alias_generators import to_camel
 
 from taskchat import deadline
 from taskchat.errors import Malformed
-from taskchat.guards import SECURITY_HEADERS
-from taskchat.problems import problem_response
+from taskchat.http.middleware import SECURITY_HEADERS
+from taskchat.http.problems import problem_response
 
 MAX_SECONDS: Final = 29.0
 """API Gateway gives up after 30 s, and a person who got no answer cannot know what was done."""
@@ -34,9 +33,6 @@ Handler = Callable[[dict[str, Any], Any], dict[str, Any]]
 
 logger = Logger()
 metrics = Metrics()
-
-# Mangum logs every path, and a path is whatever its caller wrote.
-logging.getLogger("mangum").setLevel(logging.WARNING)
 
 
 def _unicode(text: str) -> str:

@@ -9,7 +9,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from taskchat.errors import Unauthenticated
-from taskchat.problems import MEDIA_TYPE, problem_response
+from taskchat.http.problems import MEDIA_TYPE, problem_response
 
 _TOLD: Final = frozenset({UNSUPPORTED_PROTOCOL_VERSION, MISSING_REQUIRED_CLIENT_CAPABILITY})
 """Errors whose data clients need, to go on in another way."""

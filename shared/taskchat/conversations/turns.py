@@ -21,10 +21,12 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session, col
 
 from taskchat import deadline
-from taskchat.db import SafeText, before_commit, undo
+from taskchat.conversations.models import CONVERSATION, MESSAGE
+from taskchat.database.engine import before_commit, undo
+from taskchat.database.types import SafeText
 from taskchat.errors import KeyReused, NotFound, TurnInProgress
-from taskchat.models import CONVERSATION, MESSAGE, ToolCall
 from taskchat.text import as_data, as_json
+from taskchat.toolcalls.models import ToolCall
 
 LEASE_GRACE: Final = 5.0
 """Seconds by which a lease outlives its request's deadline: no living turn loses it, and a crashed one is soon over."""

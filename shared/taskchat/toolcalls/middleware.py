@@ -22,19 +22,14 @@ from pydantic import ValidationError as PydanticValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session, insert
 
-from taskchat.db import Database
+from taskchat.database.engine import Database
 from taskchat.errors import TaskchatError, ToolFailure, Unauthenticated
-from taskchat.models import TOOL_CALL, ToolCall
-from taskchat.problems import expected
+from taskchat.http.problems import to_problem
 from taskchat.text import storable
+from taskchat.toolcalls.models import TOOL_CALL, ToolCall
 
 SCHEMA: Final = "taskchat.audit/1"
 """Version of the audit line: a field may be added under it, never changed or taken away."""
-READ: Final = "tasks:read"
-WRITE: Final = "tasks:write"
-"""Scopes of an MCP client's token. Neither holds the other."""
-REMOVAL: Final = "delete_task"
-"""The tool whose effect nothing brings back, and of which one turn may do only so much."""
 
 _RECORD: Final = insert(TOOL_CALL)
 
@@ -57,53 +52,37 @@ class Call:
     call_id: str
     position: int = 0
     conversation_id: UUID | None = None
-    scopes: frozenset[str] = frozenset({READ, WRITE})
-    """What may be done. All of it at the chat door, where people speak for themselves."""
+    scopes: frozenset[str] | None = None
+    """The scopes of an MCP client's token. None for a person who chats: they may do everything."""
     guard: Callable[[Session], None] = _no_guard
     """Run first in the call's transaction: raises when the turn has lost its lease."""
     refusal: str | None = None
     """Why the call must not reach its tool, in a plain sentence."""
     records: list[ToolCall] = field(default_factory=list)
     """Where the committed record goes, for the answer. Holds those of the turn's earlier calls."""
-    max_deletions: int | None = None
-    """How many tasks the turn may delete. None at the MCP door, where each call is its client's own decision."""
+    max_destructive: int | None = None
+    """How many destructive calls the turn may make. None for an MCP client, which decides on each call by itself."""
 
 
 _call: ContextVar[Call] = ContextVar("call")
 _open_session: ContextVar[Callable[[], Session]] = ContextVar("open_session")
 
 
-def reader() -> str:
-    """The id of the person a tool that reads works for. Raises as `_person` does."""
-    return _person(READ)
+def user_with(scope: str) -> Callable[[], str]:
+    """Return a dependency that gives a tool the caller's user id, if the caller has the scope.
 
+    It raises Unauthenticated outside a call, and ToolFailure when the scope is missing.
+    """
 
-def writer() -> str:
-    """The id of the person a tool that changes something works for. Raises as `_person` does."""
-    return _person(WRITE)
+    def user_id() -> str:
+        call = _call.get(None)
+        if call is None:
+            raise Unauthenticated
+        if call.scopes is not None and scope not in call.scopes:
+            raise ToolFailure(f"Insufficient scope: this tool needs {scope}.")
+        return call.user_id
 
-
-def remover() -> str:
-    """The id of the person a tool that deletes works for. Raises as `_person` does, and ToolFailure past the cap."""
-    person, call = writer(), _call.get()
-    deleted = sum(record.tool == REMOVAL and record.outcome == "ok" for record in call.records)
-    if call.max_deletions is not None and deleted >= call.max_deletions:
-        raise ToolFailure(
-            f"Not deleted: one message may delete {call.max_deletions} tasks at most. "
-            "Tell the person what is left to delete, and ask whether to go on."
-        )
-    return person
-
-
-def _person(scope: str) -> str:
-    """Who the running call is for. Raises Unauthenticated outside one, and ToolFailure if it lacks the scope."""
-    try:
-        call = _call.get()
-    except LookupError:
-        raise Unauthenticated from None
-    if scope not in call.scopes:
-        raise ToolFailure(f"Insufficient scope: this tool needs {scope}.")
-    return call.user_id
+    return user_id
 
 
 def session() -> Session:
@@ -136,9 +115,9 @@ def _call_from_token() -> Call:
 class AuditMiddleware(Middleware):
     """Gives each tool call its transaction, its record and its audit line."""
 
-    def __init__(self, database: Callable[[], Database]) -> None:
-        """`database` is asked for at the first call, so that importing the tools needs no settings."""
-        self._database = database
+    def __init__(self, database: Callable[[], Database], destructive: frozenset[str]) -> None:
+        """Call `database` for each transaction. Limit the calls of the tools that `destructive` names."""
+        self._database, self._destructive = database, destructive
 
     async def on_call_tool(
         self,
@@ -153,7 +132,7 @@ class AuditMiddleware(Middleware):
             try:
                 return await self._run(call, context, call_next)
             except Exception as error:  # told as any other failure: the library would quote what it does not know
-                return ToolResult(content=str(expected(error)), is_error=True)
+                return ToolResult(content=str(to_problem(error)), is_error=True)
 
     async def _run(
         self, call: Call, context: MiddlewareContext[Any], call_next: CallNext[Any, ToolResult]
@@ -163,7 +142,8 @@ class AuditMiddleware(Middleware):
         started = time.perf_counter()
         try:
             with self._transaction(call) as open_session:
-                result = await _reach_tool(call, context, call_next)
+                self._refuse(call, tool)
+                result = await _reach_tool(context, call_next)
                 record = _record(call, tool, arguments, "ok", result.structured_content or {}, started)
                 open_session().execute(_RECORD, record)
         except (FastMCPError, NotFoundError, ToolFailure, SQLAlchemyError) as error:
@@ -175,6 +155,17 @@ class AuditMiddleware(Middleware):
         call.records.append(ToolCall(**record))
         _report(record, _describe(tool, arguments, properties))
         return result
+
+    def _refuse(self, call: Call, tool: str) -> None:
+        """Raise ToolFailure for a call that must not reach its tool."""
+        if call.refusal:
+            raise ToolFailure(call.refusal)
+        made = sum(record.tool in self._destructive and record.outcome == "ok" for record in call.records)
+        if tool in self._destructive and call.max_destructive is not None and made >= call.max_destructive:
+            raise ToolFailure(
+                f"Not done: one message may do this {call.max_destructive} times at most. "
+                "Tell the person what is left, and ask whether to go on."
+            )
 
     @contextmanager
     def _transaction(self, call: Call) -> Iterator[Callable[[], Session]]:
@@ -194,10 +185,8 @@ class AuditMiddleware(Middleware):
                 _open_session.reset(token)
 
 
-async def _reach_tool(call: Call, context: MiddlewareContext[Any], call_next: CallNext[Any, ToolResult]) -> ToolResult:
-    """Run the tool, and raise what it raised: FastMCP wraps that, and twice what `reader` and `writer` raise."""
-    if call.refusal:
-        raise ToolFailure(call.refusal)
+async def _reach_tool(context: MiddlewareContext[Any], call_next: CallNext[Any, ToolResult]) -> ToolResult:
+    """Run the tool, and raise what it raised: FastMCP wraps that, and twice what a dependency raises."""
     try:
         return await call_next(context)
     except FastMCPError as error:

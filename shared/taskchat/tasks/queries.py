@@ -9,7 +9,7 @@ from sqlalchemy import Executable, and_, bindparam, delete, func, insert, select
 from sqlmodel import Session
 
 from taskchat.errors import ToolFailure
-from taskchat.models import TASK
+from taskchat.tasks.models import TASK
 
 PAGE_SIZE: Final = 50
 """Tasks on one page: what a model can read at once without losing its thread."""

@@ -1,4 +1,4 @@
-"""`python -m tests.zygote FD`: forks execution environments, fast and from a clean process.
+"""`python -m tests.fork_server FD`: forks execution environments, fast and from a clean process.
 
 It has imported and exercised everything, and then let go of it: it has no thread, no event loop and no connection, so
 each child starts as a cold environment does and shares nothing with another. (pytest's own process has threads.)
@@ -19,8 +19,8 @@ import traceback
 from typing import Any
 
 from dev import processes
+from tests.crash_points import Points, Trap
 from tests.gateway import Handler, invoke
-from tests.points import Points, Trap
 
 Json = dict[str, Any]
 LARGEST = 1 << 20

@@ -1,20 +1,17 @@
 """Errors as an HTTP caller sees them: problem+json (RFC 9457), for both doors."""
 
-import traceback
 from typing import Final
 
-from aws_lambda_powertools import Logger
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from taskchat.errors import MethodNotAllowed, NotFound, TaskchatError
+from taskchat.logs import log_unexpected
 from taskchat.settings import SettingsError
 
 MEDIA_TYPE: Final = "application/problem+json"
-
-logger = Logger()
 
 
 def problem_response(error: TaskchatError) -> JSONResponse:
@@ -59,14 +56,12 @@ class ErrorBoundary:
         except Exception as error:
             if started or scope["type"] != "http":
                 raise
-            await problem_response(expected(error))(scope, receive, send)
+            await problem_response(to_problem(error))(scope, receive, send)
 
 
-def expected(error: Exception) -> TaskchatError:
-    """The error itself if it is one of ours; for any other a plain one, and a log line with its kind and place."""
+def to_problem(error: Exception) -> TaskchatError:
+    """Return the error itself if it is one of ours. Log any other, and return a plain 500 for it."""
     if isinstance(error, TaskchatError):
         return error
-    what = str(error) if isinstance(error, SettingsError) else type(error).__name__  # the former is ours, safe to tell
-    places = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
-    logger.error("unexpected error", extra={"error": what, "places": places[-8:]})
+    log_unexpected(error, str(error) if isinstance(error, SettingsError) else None)  # a SettingsError's words are ours
     return TaskchatError()

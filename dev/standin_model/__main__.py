@@ -1,4 +1,4 @@
-"""`python -m dev.model --host 127.0.0.1 --port 0`: runs until interrupted; the first line printed is the base URL."""
+"""`python -m dev.standin_model --host 127.0.0.1 --port 0` serves until interrupted and prints its URL first."""
 
 import argparse
 import contextlib
@@ -7,7 +7,7 @@ from .server import Server, address, listen
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m dev.model", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m dev.standin_model", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     options = parser.parse_args()

@@ -1,26 +1,28 @@
-"""The five tools, once, for both doors: the agent calls this server in-process, MCP clients over HTTP.
+"""The five tools. The agent calls them in-process, MCP clients over HTTP.
 
 Each tool is a description for the model and one call. `user_id` is resolved on the server and is in no schema: a model
-or a client that sends one is refused. A tool gets it as `reader`, `writer` or `remover`, and so says what it needs.
+or a client that sends one is refused. A tool gets it as `reader` or `writer`, and so says which scope it needs.
 """
 
-import logging
-from collections.abc import Callable
 from typing import Annotated, Any, Final
 
-from fastmcp import FastMCP
 from fastmcp.dependencies import Depends
 from fastmcp.tools import tool
 from pydantic import Field, StringConstraints
 
-from taskchat import audit, tasks
-from taskchat.db import Database
 from taskchat.errors import ToolFailure
+from taskchat.tasks import queries as tasks
+from taskchat.tasks.instructions import INSTRUCTIONS
 from taskchat.text import plain_text
+from taskchat.toolcalls.middleware import session, user_with
+from taskchat.toolcalls.toolset import Toolset
 
-# FastMCP logs each failed call with its traceback, and so with people's text; the audit tells of it without.
-logging.getLogger("fastmcp").handlers[:] = [logging.NullHandler()]
-logging.getLogger("fastmcp").propagate = False
+READ: Final = "tasks:read"
+WRITE: Final = "tasks:write"
+"""Scopes of an MCP client's token. Neither holds the other."""
+
+reader: Final = user_with(READ)
+writer: Final = user_with(WRITE)
 
 MAX_TITLE: Final = 200
 MAX_DESCRIPTION: Final = 2_000
@@ -59,38 +61,38 @@ def _hints(*, read_only: bool = False, destructive: bool = False, idempotent: bo
 def add_task(
     title: Title,
     description: Description = "",
-    user_id: str = Depends(audit.writer),
+    user_id: str = Depends(writer),
 ) -> tasks.TaskView:
     """Add one task to the list. To add several, call once for each."""
-    return tasks.add(audit.session(), user_id, title, description)
+    return tasks.add(session(), user_id, title, description)
 
 
 @tool(annotations=_hints(read_only=True, idempotent=True), run_in_thread=False)
 def list_tasks(
     status: Status = "all",
     cursor: Cursor = None,
-    user_id: str = Depends(audit.reader),
+    user_id: str = Depends(reader),
 ) -> tasks.TaskPage:
     """List tasks in order of id, a page at a time. Use it to find the id of a task the person names by its words."""
-    return tasks.page(audit.session(), user_id, status, cursor)
+    return tasks.page(session(), user_id, status, cursor)
 
 
 @tool(annotations=_hints(idempotent=True), run_in_thread=False)
 def complete_task(
     task_id: TaskId,
-    user_id: str = Depends(audit.writer),
+    user_id: str = Depends(writer),
 ) -> tasks.TaskView:
     """Mark one task as done. It stays on the list as completed."""
-    return tasks.change(audit.session(), user_id, task_id, completed=True)
+    return tasks.change(session(), user_id, task_id, completed=True)
 
 
 @tool(annotations=_hints(destructive=True), run_in_thread=False)
 def delete_task(
     task_id: TaskId,
-    user_id: str = Depends(audit.remover),
+    user_id: str = Depends(writer),
 ) -> tasks.TaskView:
     """Delete one task for good. Only when the person wants it gone, not when it is done."""
-    return tasks.remove(audit.session(), user_id, task_id)
+    return tasks.remove(session(), user_id, task_id)
 
 
 @tool(annotations=_hints(destructive=True, idempotent=True), run_in_thread=False)
@@ -99,22 +101,21 @@ def update_task(
     title: Title | None = None,
     description: Description | None = None,
     completed: Annotated[bool | None, Field(description="false reopens a finished task")] = None,
-    user_id: str = Depends(audit.writer),
+    user_id: str = Depends(writer),
 ) -> tasks.TaskView:
     """Change the title or description of one task, or reopen it. What is left out stays as it is."""
     values = {"title": title, "description": description, "completed": completed}
     changes = {name: value for name, value in values.items() if value is not None}
     if not changes:
         raise ToolFailure("Say what to change: title, description or completed.")
-    return tasks.change(audit.session(), user_id, task_id, **changes)
+    return tasks.change(session(), user_id, task_id, **changes)
 
 
-def create_server(database: Callable[[], Database]) -> FastMCP:
-    """Return a server with the five tools. `database` is called for the transaction of each call."""
-    return FastMCP(
-        "taskchat",
-        instructions="Manage the caller's own task list.",
-        tools=[add_task, list_tasks, complete_task, delete_task, update_task],
-        middleware=[audit.AuditMiddleware(database)],
-        mask_error_details=True,
-    )
+toolset: Final = Toolset(
+    name="taskchat",
+    summary="Manage the caller's own task list.",
+    instructions=INSTRUCTIONS,
+    tools=(add_task, list_tasks, complete_task, delete_task, update_task),
+    scopes=(READ, WRITE),
+    destructive=frozenset({"delete_task"}),
+)

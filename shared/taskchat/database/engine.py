@@ -4,7 +4,6 @@ Every transaction begins by telling Postgres who it is for (`app.user_id`), whic
 The setting ends with the transaction, so it is safe behind a pooler in transaction mode; the session is never touched.
 """
 
-import logging
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,16 +12,15 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pg8000  # type: ignore[import-untyped]
 from aws_lambda_powertools import Logger
-from sqlalchemy import Connection, DateTime, Dialect, Engine, ExceptionContext, create_engine, event, text
-from sqlalchemy import types as sqltypes
+from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlmodel import Session
+from sqlmodel import Session, SQLModel
 
-from taskchat import deadline, pipeline
+from taskchat import deadline
+from taskchat.database import pg8000_pipeline as pipeline
 from taskchat.errors import DatabaseUnavailable
 from taskchat.settings import SettingsError
-from taskchat.text import is_storable
 
 CONNECT_TIMEOUT: Final = 5.0
 """Seconds to connect, and to wait for one answer. A suspended Neon wakes well within it."""
@@ -41,46 +39,12 @@ An exchange is waited for twice when a dead connection had to be replaced, a sta
 
 logger = Logger()
 
-# The pool tells of each dead connection with a traceback. One that died in a freeze is routine; others are told below.
-logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
-
 _PASSING_SQLSTATES: Final = ("08", "53", "57", "40", "55P03", "25P03", "28")
 """Connection lost, out of resources, shut down or timed out, deadlock, lock and idle timeout, wrong password."""
 
 
 class UnsafeRole(SettingsError):
     """Raised when the role in DATABASE_URL could ignore row-level security: it would be served everybody's rows."""
-
-
-class SafeText(sqltypes.TypeDecorator[str]):
-    """Text that is refused before the driver sees it when Postgres cannot hold it.
-
-    pg8000 encodes while it sends: a lone surrogate fails half way, and the next statement on that connection would
-    read the previous one's answer, which may be another person's.
-    """
-
-    impl = sqltypes.Text
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        if value is not None and not is_storable(value):
-            raise ValueError("text with NUL or a lone surrogate")
-        return value
-
-
-class SafeJson(sqltypes.TypeDecorator[Any]):
-    """JSON kept as it was written (key order and all), with the same refusal as SafeText."""
-
-    impl = sqltypes.JSON(none_as_null=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
-        if not is_storable(value):
-            raise ValueError("JSON with NUL, a lone surrogate or an infinite number")
-        return value
-
-
-Timestamp = DateTime(timezone=True)
 
 
 def _tls(query: dict[str, list[str]]) -> ssl.SSLContext | bool:
@@ -193,14 +157,15 @@ select exists (
     where (r.rolsuper or r.rolbypassrls) and pg_has_role(current_user, r.oid, 'member')
 ) or exists (
     select from pg_class c
-    where c.relname in ('conversation', 'message', 'tool_call', 'task', 'allowance') and c.relkind = 'r'
+    where c.relname in ({tables}) and c.relkind = 'r'
     and (pg_has_role(current_user, c.relowner, 'member') or not c.relrowsecurity or not c.relforcerowsecurity)
 )
 """
 
 
 def _refuse_unsafe_role(connection: Any) -> None:
-    (unsafe,) = connection.execute_simple(_COULD_BYPASS).rows[0]
+    tables = ", ".join(f"'{name}'" for name in SQLModel.metadata.tables)  # of the program's own code, not of a request
+    (unsafe,) = connection.execute_simple(_COULD_BYPASS.format(tables=tables)).rows[0]
     if unsafe:
         raise UnsafeRole(
             "Row-level security would not bind the role in DATABASE_URL: it is or may become a superuser, a role with "

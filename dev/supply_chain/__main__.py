@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from dev import state
-from dev.audit import advisories, secrets
-from dev.audit.advisories import LOCKS, NPM, SERVICES, Accepted, AuditError, Finding, PipAudit
-from dev.audit.secrets import Line
+from dev.supply_chain import advisories, secrets
+from dev.supply_chain.advisories import LOCKS, NPM, SERVICES, Accepted, AuditError, Finding, PipAudit
+from dev.supply_chain.secrets import Line
 
 EXCEPTIONS: Final = Path(__file__).with_name("exceptions.toml")
 
