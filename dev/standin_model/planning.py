@@ -11,20 +11,15 @@ import re
 from collections import defaultdict, deque
 
 from .conversation import Answer, Call, Conversation, Json
-from .scripts import NOT_UNDERSTOOD, Ask, Outcome, Result, Trouble, enumerate_names, script_for
-from .sentences import Show, Wish, understand
+from .script import NOT_UNDERSTOOD, Ask, Outcome, Result, Trouble, Wish, enumerate_names
+from .tasks import domain
 
-READS = frozenset({"list_tasks"})
-HELP = (
-    "I am the stand-in for a real model and understand plain sentences only, such as: add buy milk and call mum; "
-    "what is left?; finish the milk; rename 2 to call dad; describe 2 as after lunch; delete 3."
-)
 Key = tuple[str, str]
 
 
 def next_answer(conversation: Conversation) -> Answer:
     """The calls that are still missing, or the final sentence."""
-    pursuits = [Pursuit(wish, conversation) for wish in understand(conversation.turn.said)]
+    pursuits = [Pursuit(wish, conversation) for wish in domain.understand(conversation.turn.said)]
     results = Results(conversation)
     while waiting := [pursuit for pursuit in pursuits if pursuit.asks]:
         together = _side_by_side(waiting)
@@ -38,8 +33,8 @@ class Pursuit:
     """A script on its way: what it asks for now, and in the end its outcomes."""
 
     def __init__(self, wish: Wish, conversation: Conversation) -> None:
-        self._script = script_for(wish, conversation)
-        self.tells = isinstance(wish, Show)
+        self._script = wish.start(conversation)
+        self.tells = wish.tells
         self.outcomes: list[Outcome] = []
         self.go_on(None)
 
@@ -54,19 +49,19 @@ class Pursuit:
 
     @property
     def reads(self) -> bool:
-        return self.asks[0].tool in READS
+        return self.asks[0].tool in domain.reads
 
     @property
-    def touches(self) -> set[int]:
-        return {ask.arguments["task_id"] for ask in self.asks if "task_id" in ask.arguments}
+    def touches(self) -> set[object]:
+        return {ask.arguments[domain.key] for ask in self.asks if domain.key in ask.arguments}
 
 
 def _side_by_side(waiting: list[Pursuit]) -> list[Pursuit]:
     """The first ones that may run in any order.
 
-    All read or all write, no task is written twice, and what is to be shown waits for all that was asked before it.
+    All read or all write, nothing is written twice, and what is to be shown waits for all that was asked before it.
     """
-    touched: set[int] = set()
+    touched: set[object] = set()
     together: list[Pursuit] = []
     for pursuit in waiting:
         shows_too_early = pursuit.tells and together
@@ -94,7 +89,7 @@ class Results:
         return [call for key, calls in wanted.items() for call in calls[len(self._unused[key]) :]]
 
     def deliver(self, pursuits: list[Pursuit]) -> None:
-        shared = {self._key(ask): self._take(ask) for ask in self._needed(pursuits) if ask.tool in READS}
+        shared = {self._key(ask): self._take(ask) for ask in self._needed(pursuits) if ask.tool in domain.reads}
         for pursuit in pursuits:
             pursuit.go_on([shared.get(self._key(ask)) or self._take(ask) for ask in pursuit.asks])
 
@@ -141,4 +136,4 @@ def _compose(outcomes: list[Outcome]) -> str:
         details = [outcome.detail for outcome in same]
         sentences += [f"{verb} {enumerate_names(details)}."] if verb else details
     needs_help = not outcomes or any(outcome.verb == NOT_UNDERSTOOD for outcome in outcomes)
-    return " ".join(sentences + [HELP] * needs_help)
+    return " ".join(sentences + [domain.help] * needs_help)

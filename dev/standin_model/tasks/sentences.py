@@ -1,73 +1,11 @@
-"""Plain sentences into wishes. `docs/stand-in-model.md` lists what is understood; everything else becomes Unclear."""
+"""Plain sentences into wishes. `docs/stand-in-model.md` lists what is understood; everything else becomes unclear."""
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
 
-Status = Literal["all", "pending", "completed"]
+from dev.standin_model.script import Script, Wish, recall_message, recall_tools, simulate, unclear
 
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The task that is meant: by number, by words of its title, or every one of a status ('any': not said which)."""
-
-    task_id: int | None = None
-    words: str = ""
-    every: Status | Literal["any"] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Add:
-    title: str
-    description: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Show:
-    status: Status
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    target: Target
-
-
-@dataclass(frozen=True, slots=True)
-class Delete:
-    target: Target
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    target: Target
-    field: Literal["title", "description"]
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class RecallMessage:
-    """What was said before the current message."""
-
-
-@dataclass(frozen=True, slots=True)
-class RecallTools:
-    """Which tools were called in earlier turns."""
-
-
-@dataclass(frozen=True, slots=True)
-class Simulate:
-    """A fault, which has struck by the time this is read."""
-
-    said: str
-
-
-@dataclass(frozen=True, slots=True)
-class Unclear:
-    text: str
-
-
-Wish = Add | Show | Finish | Delete | Change | RecallMessage | RecallTools | Simulate | Unclear
+from .scripts import Status, Target, add, change, each, show
 
 I_DID = r"i(?:'ve| have)? (?:finished|completed|done)"
 VERBS = (
@@ -111,31 +49,38 @@ def _wishes(clause: str) -> list[Wish]:
     for pattern, make in GRAMMAR:
         if found := pattern.fullmatch(clause):
             return make(found)
-    return [Unclear(clause)]
+    return [unclear(clause)]
+
+
+def _wish(script: Callable[..., Script], *arguments: object) -> Wish:
+    return Wish(lambda _: script(*arguments))
 
 
 def _add(found: re.Match[str]) -> list[Wish]:
-    return [Add(_unquoted(title), found["note"]) for title in _cut(found["titles"], LIST_SEPARATOR) if title]
+    titles = [_unquoted(title) for title in _cut(found["titles"], LIST_SEPARATOR) if title]
+    return [_wish(add, title, found["note"]) for title in titles]
 
 
 def _finish(found: re.Match[str]) -> list[Wish]:
-    return [Finish(target) for target in _targets(found["targets"])]
+    return [
+        _wish(each, target, "complete_task", "Finished", "finish", "pending") for target in _targets(found["targets"])
+    ]
 
 
 def _delete(found: re.Match[str]) -> list[Wish]:
-    return [Delete(target) for target in _targets(found["targets"])]
+    return [_wish(each, target, "delete_task", "Deleted", "delete", "all") for target in _targets(found["targets"])]
 
 
 def _rename(found: re.Match[str]) -> list[Wish]:
-    return [Change(_target(found["target"]), "title", _unquoted(found["text"]))]
+    return [_wish(change, _target(found["target"]), "title", _unquoted(found["text"]))]
 
 
 def _describe(found: re.Match[str]) -> list[Wish]:
-    return [Change(_target(found["target"]), "description", _unquoted(found["text"]))]
+    return [_wish(change, _target(found["target"]), "description", _unquoted(found["text"]))]
 
 
 def _show(found: re.Match[str]) -> list[Wish]:
-    return [Show(_status(found[0], "all"))]
+    return [Wish(lambda _: show(_status(found[0], "all")), tells=True)]
 
 
 def _status(text: str, otherwise: Status) -> Status:
@@ -173,9 +118,9 @@ Grammar = tuple[tuple[str, Callable[[re.Match[str]], list[Wish]]], ...]
 SHOWN = r"tasks?|list|left|pending|open|to-?do|to do|done|completed|finished|everything|all"
 TASK_TO = r"(?:an?|the)? ?(?:new )?(?:tasks?|to-?dos?|reminders?)(?: to| for| called| named)?:? "
 RULES: Grammar = (
-    (r"what did i (?:just )?(?:say|write|ask)\b.*", lambda _: [RecallMessage()]),
-    (r"(?:which|what) tools (?:did|have) you use.*", lambda _: [RecallTools()]),
-    (r"simulate .+", lambda found: [Simulate(found[0])]),
+    (r"what did i (?:just )?(?:say|write|ask)\b.*", lambda _: [recall_message()]),
+    (r"(?:which|what) tools (?:did|have) you use.*", lambda _: [recall_tools()]),
+    (r"simulate .+", lambda found: [simulate(found[0])]),
     (r"mark (?P<targets>.+?) (?:as )?(?:done|completed?|finished)", _finish),
     (rf"(?:finish|complete|check off|tick off|{I_DID}) (?P<targets>.+)", _finish),
     (r"(?:delete|remove) (?P<targets>.+)", _delete),
