@@ -28,6 +28,7 @@ from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from tests.gateway import Response, event, invoke
+from tests.tally import tell_at_the_end
 
 if TYPE_CHECKING:
     from tests.privacy import Watch
@@ -38,7 +39,7 @@ ROOT = Path(__file__).parent.parent
 AUTH = "https://auth.example.com"
 RESOURCE = "https://api.example.com/mcp"
 
-pytest_plugins = ["tests.privacy", "tests.environments"]
+pytest_plugins = ["tests.privacy", "tests.tally", "tests.environments"]
 
 
 def pytest_configure() -> None:
@@ -81,12 +82,22 @@ def server(watch: "Watch") -> Iterator[Postgres]:
 
 
 @pytest.fixture(scope="session")
-def pooler(server: Postgres) -> Iterator[pgbouncer.PgBouncer]:
+def pooler(request: pytest.FixtureRequest, server: Postgres) -> Iterator[pgbouncer.PgBouncer]:
     """PgBouncer before it, in transaction mode. Not to be had without the Debian package; CI must have it."""
     if not shutil.which("pgbouncer", path=pgbouncer.PATH) and "CI" not in os.environ:
         pytest.skip("PgBouncer is not installed (apt-get install pgbouncer)")
     with pgbouncer.running(server) as running:
         yield running
+        if request.session.testsfailed:
+            _keep_log(request.config, running)
+
+
+def _keep_log(config: pytest.Config, pooler: pgbouncer.PgBouncer) -> None:
+    """Copy the pooler's log to where it outlives the run, and tell the place at its end."""
+    kept = ROOT / ".dev" / "test-logs" / f"pgbouncer-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}.log"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(pooler.log, kept)
+    tell_at_the_end(config, f"a test failed: the pooler's log is kept in {kept.relative_to(ROOT)}")
 
 
 @pytest.fixture(scope="session", params=["direct", "pooled"])

@@ -14,9 +14,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -29,7 +28,7 @@ from dev.tokens import Issuer
 from tests.conftest import AUTH, ROOT, variables
 from tests.crash_points import Trap
 from tests.gateway import Response, event
-from tests.privacy import Watch, is_worker, sendable
+from tests.privacy import Watch
 
 PATIENCE = 60
 """Seconds to wait for an environment: longer than any request may take."""
@@ -243,39 +242,3 @@ def fleet(warm_zygote: Zygote, database_url: str, standin: StandIn, issuer: Issu
     fleet = Fleet(warm_zygote, variables(database_url, standin, issuer, model_api))
     yield fleet
     fleet.stop()
-
-
-_TALLY = pytest.StashKey[list[str]]()
-
-
-@pytest.fixture
-def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Say how much was tried: shown at the end of the run, also when everything passed."""
-    return partial(tell_at_the_end, request.config)
-
-
-def tell_at_the_end(config: pytest.Config, line: str) -> None:
-    """The same, for a fixture that lives longer than a test."""
-    config.stash.setdefault(_TALLY, []).append(line)
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Hand over what the tests of one of several workers told."""
-    if is_worker(session.config):
-        session.config.workeroutput["tally"] = sendable(session.config.stash.get(_TALLY, []))
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    """Take it."""
-    for line in getattr(node, "workeroutput", {}).get("tally", []):
-        tell_at_the_end(node.config, line)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Show what the tests told."""
-    told = terminalreporter.config.stash.get(_TALLY, [])
-    if told:
-        terminalreporter.section("what was tried")
-        for line in told:
-            terminalreporter.write_line(line)

@@ -31,8 +31,8 @@ from dev.postgres import DATABASE, OWNER, Postgres
 from taskchat.http import auth
 from taskchat.settings import Settings
 from tests.conftest import RESOURCE, ROOT, forget, run, serving
-from tests.environments import tell_at_the_end
 from tests.gateway import Handler, Response, event, invoke
+from tests.tally import tell_at_the_end
 from tests.test_mcp_door import METADATA, STATELESS, TOOLS, McpClient
 
 Rows = psycopg.Connection[dict[str, Any]]

@@ -24,8 +24,8 @@ from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from tests.conftest import AUTH, RESOURCE, Logs, Person, forget
-from tests.environments import tell_at_the_end
 from tests.gateway import Handler, event, invoke, runtime_log
+from tests.tally import tell_at_the_end
 from tests.test_auth import KeyServer, encoded, listening
 from tests.test_guards import protected
 
