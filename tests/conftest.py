@@ -28,7 +28,6 @@ from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from tests.gateway import Response, event, invoke
-from tests.tally import tell_at_the_end
 
 if TYPE_CHECKING:
     from tests.privacy import Watch
@@ -94,6 +93,8 @@ def pooler(request: pytest.FixtureRequest, server: Postgres) -> Iterator[pgbounc
 
 def _keep_log(config: pytest.Config, pooler: pgbouncer.PgBouncer) -> None:
     """Copy the pooler's log to where it outlives the run, and tell the place at its end."""
+    from tests.tally import tell_at_the_end  # a plugin: pytest imports it first
+
     kept = ROOT / ".dev" / "test-logs" / f"pgbouncer-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}.log"
     kept.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(pooler.log, kept)
