@@ -89,25 +89,13 @@ smoke: build  ## Run the built artifact in Lambda's emulator, on the events in e
 sam-local: build  ## Run the built artifact with sam local (needs a container engine)
 	@$(BIN)/python -m dev.sam_local --sam $(SAM_VENV)/bin/sam
 
-INSPECTOR := .dev/inspector/node_modules/.bin/mcp-inspector
-$(INSPECTOR):
-	@npm install --silent --no-save --no-package-lock --prefix .dev/inspector @modelcontextprotocol/inspector@2.12.0 || \
-		{ echo "Could not install the MCP Inspector: are Node and the network there?"; exit 1; }
+inspector: install  ## Call the tools over HTTP with the MCP Inspector
+	@rm -rf .dev/inspector
+	@TASKCHAT_DEV_DIR=.dev/inspector $(BIN)/python -m dev.inspector
 
-inspector: install $(INSPECTOR)  ## Call the tools over HTTP with the MCP Inspector (needs Node)
-	@rm -rf .dev/inspector/state
-	@TASKCHAT_DEV_DIR=.dev/inspector/state $(BIN)/python -m dev.inspector $(INSPECTOR)
-
-CONFORMANCE := .dev/conformance
-$(CONFORMANCE)/installed: dev/conformance/package.json
-	@mkdir -p $(CONFORMANCE) && cp $< $(CONFORMANCE)
-	@npm install --silent --no-audit --no-fund --no-package-lock --prefix $(CONFORMANCE) || \
-		{ echo "Could not install the conformance suite: are npm and the network there?"; exit 1; }
-	@touch $@
-
-conformance: install $(CONFORMANCE)/installed  ## Run the public MCP conformance suite against the MCP door (needs npm)
-	@rm -rf $(CONFORMANCE)/state $(CONFORMANCE)/results
-	@TASKCHAT_DEV_DIR=$(CONFORMANCE)/state $(BIN)/python -m dev.conformance $(CONFORMANCE)
+conformance: install  ## Run the public MCP conformance suite against the MCP door
+	@rm -rf .dev/conformance/state .dev/conformance/results
+	@TASKCHAT_DEV_DIR=.dev/conformance/state $(BIN)/python -m dev.conformance
 
 AUDIT_VENV := .venv-audit
 AUDIT_INSTALLED := $(AUDIT_VENV)/.installed
@@ -123,11 +111,11 @@ audit: install $(AUDIT_INSTALLED)  ## Look for secrets in the history, and for v
 # The versions that Lambda runs: its Python, and in front of all else the built artifact.
 BENCH_VENV := .venv-bench
 BENCH_INSTALLED := $(BENCH_VENV)/.installed
-$(BENCH_INSTALLED): requirements-dev.txt requirements-bench.txt | $(INSTALLED)
+$(BENCH_INSTALLED): requirements-dev.txt | $(INSTALLED)
 	@test -n "$(PYTHON313)" || { echo "There is no python3.13: name it with PYTHON313=/path/to/python3.13"; exit 1; }
-	@echo "Making $(BENCH_VENV) with $$("$(PYTHON313)" --version) (once per change of its locks)"
+	@echo "Making $(BENCH_VENV) with $$("$(PYTHON313)" --version) (once per change of its lock)"
 	@$(UV) venv --quiet --clear --python "$(PYTHON313)" $(BENCH_VENV)
-	@$(UV) pip install --quiet --python $(BENCH_VENV)/bin/python --require-hashes $(^:%=--requirement %) || \
+	@$(UV) pip install --quiet --python $(BENCH_VENV)/bin/python --require-hashes --requirement $< || \
 		{ echo "Could not download packages: is the network there?"; exit 1; }
 	@cp $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/taskchat.pth \
 		$$($(BENCH_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
@@ -157,7 +145,6 @@ $(COMPILE) $(2) pyproject.toml --output-file $(1)/shared/requirements.txt
 $(COMPILE) $(2) pyproject.toml --group dev --constraints shared/requirements.txt --output-file $(1)/requirements-dev.txt
 $(COMPILE) $(2) --group sam --output-file $(1)/requirements-sam.txt
 $(COMPILE) $(2) --group audit --output-file $(1)/requirements-audit.txt
-$(COMPILE) $(2) --group bench --constraints requirements-dev.txt --output-file $(1)/requirements-bench.txt
 $(COMPILE) $(2) --group uv --output-file $(1)/requirements-uv.txt
 endef
 

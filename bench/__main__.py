@@ -1,6 +1,6 @@
 """`make bench`: measure everything on the built artifact, print one table, and write docs/performance.md.
 
-It says how much each figure lacks, and fails only when something cannot be measured.
+It says how much each figure lacks, and fails only when something cannot be measured or drawn.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from typing import Final
 
 from bench import cold, distance, growth, parts, prompt, report, roundtrips, scaling, throughput, turn, waterfall
 from bench.figures import table
+from bench.pictures import LayoutError
 from bench.report import Circumstances, Found
 from dev import artifact, smoke, state
 from dev.artifact import ArtifactError
@@ -29,7 +30,7 @@ DRAFT: Final = state.directory() / "bench"
 
 
 def main() -> int:
-    """Measure and write. The exit code is 1 when something could not be measured, and 0 whatever the figures say."""
+    """Measure and write. The exit code is 1 when something cannot be measured or drawn, whatever the figures say."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few turns, no growth, and a draft in .dev/bench")
     options, for_emulator = parser.parse_known_args()
@@ -37,11 +38,11 @@ def main() -> int:
     try:
         _use_artifact()
         found, around = _measure(smoke.tools(for_emulator), quick=options.quick)
-    except (ArtifactError, ProofError, StartupError, UnreachableError) as error:
+        command = f"make bench{' QUICK=1' if options.quick else ''}"
+        _write(directory, found, report.page(found, around, command, time.perf_counter() - began))
+    except (ArtifactError, LayoutError, ProofError, StartupError, UnreachableError) as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1
-    command = f"make bench{' QUICK=1' if options.quick else ''}"
-    _write(directory, found, report.page(found, around, command, time.perf_counter() - began))
     return 0
 
 
@@ -98,10 +99,11 @@ def _step(name: str) -> Iterator[None]:
 
 
 def _write(directory: Path, found: Found, page: str) -> None:
-    report.draw(found, directory / "performance")
+    directory.mkdir(parents=True, exist_ok=True)
     (directory / "performance.md").write_text(page)
     print(*table(figure.cells for figure in report.figures(found)), sep="\n")
     print(f"Written: {state.shown(directory / 'performance.md')}")
+    report.draw(found, directory / "performance")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Final
 
 import psycopg
 
-from bench import turn
+from bench import pictures, turn
 from bench.cold import NAIVE, Cold
 from bench.figures import Figure, table
 from bench.growth import Growth
@@ -212,9 +212,7 @@ def _scaling(scaling: Scaling) -> str:
 
 
 def draw(found: Found, directory: Path) -> None:
-    """Draw the pictures."""
-    from bench import pictures
-
+    """Draw the pictures. Raises LayoutError."""
     pictures.waterfall(directory / "cold.svg", {"from the start of the process": found.cold.spans})
     pictures.waterfall(directory / "warm.svg", found.warm)
     costs = {

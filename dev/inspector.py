@@ -1,21 +1,21 @@
 """`make inspector`: the MCP Inspector's command line, a client that is not ours, against the local server's /mcp."""
 
-import argparse
 import json
+import re
+import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from dev import backend, client, processes, proof
+from dev import backend, client, node, processes, proof, state
 from dev.client import UnreachableError
 from dev.processes import StartupError
 from dev.proof import ProofError
 
-LIMIT_SECONDS = 60
+README: Final = state.ROOT / "README.md"
+LIMIT_SECONDS = 180  # the first run downloads the Inspector
 CALLS: tuple[tuple[str, dict[str, object]], ...] = (
     ("add_task", {"title": "buy milk"}),
     ("list_tasks", {"status": "pending"}),
@@ -31,36 +31,53 @@ REFUSALS = 2
 
 @dataclass(frozen=True)
 class Inspector:
-    """The program, and the endpoint it is to speak to."""
+    """The Inspector as README.md calls it, and the server that it is to speak to."""
 
-    program: Path
     url: str
 
-    def ask(self, method: str, *arguments: str, token: str) -> dict[str, Any]:
-        """What the endpoint says, as the Inspector prints it. Raises ProofError when it prints no JSON."""
-        done = self.run("--method", method, "--header", f"Authorization: Bearer {token}", *arguments)
-        if done.returncode != 0:
-            raise ProofError(f"{method}: the Inspector ended with {done.returncode}: {done.stdout}{done.stderr}")
-        answer: dict[str, Any] = json.loads(done.stdout)
-        return answer
+    def list_tools(self, token: str) -> dict[str, Any]:
+        """Run README's command as it stands and return its answer. Raises ProofError when it prints no JSON."""
+        done = self._run(["sh", "-c", readme_command()], {"URL": self.url, "MCP_TOKEN": token})
+        return _answer("README's command", done)
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """The command line, to its end."""
-        command = [str(self.program.absolute()), "--cli", f"{self.url}/mcp", "--transport", "http", *arguments]
-        return subprocess.run(
-            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False, timeout=LIMIT_SECONDS
-        )
+    def call(self, tool: str, arguments: dict[str, object], token: str) -> dict[str, Any]:
+        """Call the tool and return its result. Raises ProofError when the Inspector prints no JSON."""
+        given = [word for name, value in arguments.items() for word in ("--tool-arg", f"{name}={value}")]
+        header = ("--header", f"Authorization: Bearer {token}")
+        return _answer(tool, self.ask("--method", "tools/call", "--tool-name", tool, *given, *header))
+
+    def ask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run the version that README's command names, with other arguments."""
+        words = shlex.split(readme_command())
+        endpoint = ("--cli", f"{self.url}/mcp", "--transport", "http")
+        return self._run([*words[: words.index("--cli")], *endpoint, *arguments], {})
+
+    def _run(self, command: list[str], known: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        """Run a command, and keep what the Inspector stores out of the person's home."""
+        storage = state.directory() / "storage"
+        places = {"MCP_STORAGE_DIR": str(storage), "MCP_CLIENT_CONFIG_PATH": str(storage / "client.json")}
+        return node.run(command, LIMIT_SECONDS, known=known | places)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def readme_command() -> str:
+    """Return the command with which README.md shows how to list the tools."""
+    [command] = re.findall(r"```sh\n(npx .*?)```", README.read_text(), re.DOTALL)
+    return str(command)
+
+
+def _answer(what: str, done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    if done.returncode != 0:
+        raise ProofError(f"{what}: the Inspector ended with {done.returncode}: {done.stdout}{done.stderr}")
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def main() -> int:
     """List and call the tools. The exit code is 1 when anything differs from what it must be."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("program", type=Path, help="mcp-inspector, as npm installs it")
-    program = parser.parse_args(arguments).program
     try:
         with backend.running(processes.free_port(backend.HOST), backend.Progress(sys.stdout), reload=False) as server:
-            inspect(Inspector(program, server.url))
-    except (ProofError, StartupError, UnreachableError) as error:
+            inspect(Inspector(server.url))
+    except (ProofError, StartupError, UnreachableError, subprocess.TimeoutExpired) as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1
     return 0
@@ -69,12 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def inspect(inspector: Inspector) -> None:
     """List the tools, call each, and be refused without a token. Raises ProofError."""
     token = client.token(inspector.url)["mcp_token"]
-    listed = [tool["name"] for tool in inspector.ask("tools/list", token=token)["tools"]]
+    listed = [tool["name"] for tool in inspector.list_tools(token)["tools"]]
     if sorted(listed) != sorted(proof.TOOLS):
         raise ProofError(f"expected the tools {proof.TOOLS}, got {listed}")
     print(f"tools/list     {', '.join(listed)}")
     for tool, values in CALLS:
-        answer = inspector.ask("tools/call", "--tool-name", tool, *_tool_arguments(values), token=token)
+        answer = inspector.call(tool, values, token)
         if answer.get("isError") is not False:
             raise ProofError(f"{tool}: expected a result, got {answer}")
         print(f"{tool:<14} {json.dumps(answer['structuredContent'])}")
@@ -82,16 +99,12 @@ def inspect(inspector: Inspector) -> None:
     print(f"{len(listed)} tools listed, {len(CALLS)} called, {REFUSALS} refusals without a token")
 
 
-def _tool_arguments(values: dict[str, object]) -> list[str]:
-    return [argument for name, value in values.items() for argument in ("--tool-arg", f"{name}={value}")]
-
-
 def _be_refused(inspector: Inspector) -> None:
     """Without a token: 401 to anybody, which the Inspector shows by wanting to log in. Raises ProofError."""
     status, _ = client.call(inspector.url, "/mcp", {})
     if status != HTTPStatus.UNAUTHORIZED:
         raise ProofError(f"expected 401 without a token, got {status}")
-    done = inspector.run("--method", "tools/list")
+    done = inspector.ask("--method", "tools/list")
     if done.returncode == 0 or "auth_required" not in done.stdout + done.stderr:
         raise ProofError(f"expected the Inspector to be refused, got {done.returncode}: {done.stdout}{done.stderr}")
     print("without token  401")

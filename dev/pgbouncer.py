@@ -72,9 +72,9 @@ class PgBouncer:
         with self.console() as console:
             return console.execute(f"SHOW {what}").fetchall()
 
-    def restart(self) -> None:
+    def restart(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Drop every connection, as an update of the pooler does, and be back on the same port."""
-        self.stop()
+        self.stop(number)
         self.process = _started(self.directory)
         self.wait()
 
@@ -83,9 +83,9 @@ class PgBouncer:
         """The file of its log since it was started last."""
         return self.directory / "log"
 
-    def stop(self) -> None:
-        """End it at once, with its connections."""
-        processes.stop(self.process, signal.SIGTERM)
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """End it with its connections: at once, or with SIGINT when the transactions that run are over."""
+        processes.stop(self.process, number)
 
     def wait(self) -> None:
         """Return once it accepts connections."""

@@ -136,8 +136,8 @@ class Environment:
 class Zygote:
     """The process that environments are forked from, and the one that may send them signals."""
 
-    def __init__(self, control: socket.socket) -> None:
-        self._control, self._lock = control, threading.Lock()
+    def __init__(self, control: socket.socket, log: int) -> None:
+        self._control, self._log, self._lock = control, log, threading.Lock()
 
     def start(self, environment: dict[str, str]) -> Environment:
         """A new environment: imported, and otherwise cold."""
@@ -158,6 +158,10 @@ class Zygote:
     def await_trap(self, pid: int) -> None:
         """Return once an environment that is about to end or stop by itself has."""
         self._ask({"do": "await", "pid": pid})
+
+    def logged(self) -> str:
+        """Return all that the environments have logged. Their place in the file stays as it is."""
+        return os.pread(self._log, os.fstat(self._log).st_size, 0).decode(errors="replace")
 
     def _ask(self, question: dict[str, Any], *descriptors: int) -> dict[str, Any]:
         with self._lock:
@@ -190,7 +194,7 @@ def zygote(watch: Watch) -> Iterator[Zygote]:
         )
         theirs.close()
         try:
-            yield Zygote(ours)
+            yield Zygote(ours, log.fileno())
         finally:
             ours.close()
             processes.stop(process, patience=5)

@@ -27,6 +27,13 @@ class Proxy:
         self.answer_delay = 0.0
         """Seconds by which each answer is late."""
         self.lost = 0
+        self._forgotten = self._opened = 0
+        self._is_told = True
+
+    def forget_connections(self, *, tell: bool) -> None:
+        """Carry nothing more on the connections there are: close them, or tell neither end, as a firewall does."""
+        self._is_told = tell
+        self._forgotten = self._opened
 
     def url(self, direct: str) -> str:
         """The same database, through this wire."""
@@ -54,11 +61,15 @@ class Proxy:
                 self._run(self._pass_on, self._listener.accept()[0])
 
     def _pass_on(self, client: socket.socket) -> None:
+        self._opened += 1
+        number = self._opened
         time.sleep(self.connect_delay)
         # Either end may hang up at any moment: that is what this wire is for.
         with contextlib.suppress(OSError), client, socket.create_connection(self._target) as server:
             while not self._over.is_set():
                 for source in select.select([client, server], [], [], STEP)[0]:
+                    if number <= self._forgotten:
+                        break
                     data = source.recv(65536)
                     if not data:
                         return
@@ -69,6 +80,9 @@ class Proxy:
                         server.recv(65536)  # the server has done it
                         self.lost += 1
                         return
+                if number <= self._forgotten:
+                    self._over.wait(0 if self._is_told else None)
+                    return
 
     def _is_to_be_lost(self, data: bytes) -> bool:
         if self.lose_answer_to is None or self.lose_answer_to not in data.lower():

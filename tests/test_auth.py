@@ -536,6 +536,33 @@ class TestFetching:
         assert_refused(fetching, signer.sign(claims()))
         assert len(server.requests) == 2
 
+    def test_time_in_which_the_process_was_frozen_counts(
+        self, server: KeyServer, signer: Signer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A monotonic clock may stand still while Lambda freezes the process; the time of day goes on."""
+        verifier = Verifier(KeySet(server.url, None), ISSUER, AUDIENCE)
+        server.body = key_set(signer).encode()
+        token, now = signer.sign(claims()), time.time()
+        verifier.verify(token)
+        monkeypatch.setattr(time, "time", lambda: now + KEY_SET_TTL + 1)
+        verifier.verify(token)
+        assert len(server.requests) == 2
+
+    def test_a_clock_that_is_set_back(
+        self, fetching: Verifier, server: KeyServer, signer: Signer, clock: Clock
+    ) -> None:
+        """The keys are fetched anew, and not kept until the clock has caught up; an outage is told as one."""
+        server.body = key_set(signer).encode()
+        fetching.verify(signer.sign(claims()))
+        clock.now -= 600
+        fetching.verify(signer.sign(claims()))
+        assert len(server.requests) == 2
+        server.status = 503
+        clock.now -= 600
+        fetching.verify(signer.sign(claims()))
+        assert len(server.requests) == 3
+        assert_unavailable(fetching, signer.sign(claims(), kid="new"))
+
     def test_an_unknown_key_id(self, fetching: Verifier, server: KeyServer, signer: Signer, clock: Clock) -> None:
         """A set that has rotated is looked up again at once, if the last look-up is not too recent."""
         server.body = key_set().encode()

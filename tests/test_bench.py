@@ -3,14 +3,20 @@
 The measuring itself is run by CI, as the command that it is: it wants the built artifact and an environment of its own.
 """
 
+import itertools
 import re
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawing
 
-from bench import report
+from bench import pictures, report
 from bench.figures import Figure, table
+from bench.waterfall import Span
 from tests.conftest import ROOT
+
+PICTURES = sorted(pictures.DRAWN.glob("*.svg"))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +65,80 @@ def test_the_page_is_of_a_whole_run_and_has_its_pictures() -> None:
     text = (ROOT / "docs" / "performance.md").read_text()
     assert "`make bench` wrote this page on 20" in text
     assert "short run" not in text
-    pictures = re.findall(r"!\[.+\]\((performance/\w+\.svg)\)", text)
-    assert len(pictures) == 4
-    for picture in pictures:
-        assert "<svg" in (ROOT / "docs" / picture).read_text()
+    shown = re.findall(r"!\[.+\]\(performance/(\w+\.svg)\)", text)
+    assert sorted(shown) == [path.name for path in PICTURES]
+
+
+@pytest.mark.parametrize("picture", PICTURES, ids=lambda path: path.stem)
+def test_a_picture_of_the_page_is_whole(picture: Path, tmp_path: Path) -> None:
+    """Drawn anew from the figures that it holds, with nothing cut off or covered, it says what it says on the page."""
+    drawn = tmp_path / picture.name
+    pictures.redraw(picture, drawn)
+    assert pictures.held(drawn) == pictures.held(picture)
+    assert words(drawn) == words(picture)
+
+
+def words(picture: Path) -> list[str]:
+    """What stands written in it."""
+    return re.findall(r"<text[^>]*>(.*?)</text>", picture.read_text(), re.DOTALL)
+
+
+def spans(*ends: float) -> list[Span]:
+    """The whole turn, and its parts one after the other."""
+    parts = itertools.pairwise((0.0, *ends))
+    return [Span("the whole turn", 0.0, ends[-1]), *(Span(f"until {end:g}", begin, end) for begin, end in parts)]
+
+
+@pytest.mark.parametrize(
+    "panels",
+    [
+        {"short": spans(1, 2), "long": spans(10, 500)},
+        {"long": spans(10, 500), "short": spans(1, 2)},
+        {"one": spans(0.001)},
+        {"slow": spans(1, 1_999_999)},
+        {str(number): spans(*range(1, 2 + number)) for number in range(6)},
+    ],
+    ids=["the second longer", "the first longer", "tiny", "huge", "many"],
+)
+def test_bars_and_their_labels_lie_in_their_panel(panels: dict[str, list[Span]], tmp_path: Path) -> None:
+    """Panels share one scale, which is that of the longest."""
+    pictures.waterfall(tmp_path / "picture.svg", panels)
+
+
+@pytest.mark.parametrize("first", [1.0, 1_000.0, 1_000_000.0])
+def test_lines_and_targets_lie_in_their_axes(first: float, tmp_path: Path) -> None:
+    """The legend covers none of them, wherever they begin; a target may lie above all of them."""
+    series = {name: {1: first, 100: 2.0} for name in ("ours", "floor", "ours, 2 processes", "floor, 2 processes")}
+    pictures.lines(tmp_path / "picture.svg", series, ("clients", "turns per second"), [(100, 2 * first)])
+
+
+def panel() -> tuple[Drawing, Axes]:
+    """A figure with a bar from 0 to 2 and a falling line."""
+    figure = Drawing()
+    axes = figure.subplots()
+    axes.barh([0], [2.0])
+    axes.plot([0, 2], [1.0, 0.0], label="line")
+    return figure, axes
+
+
+def test_what_is_cut_off_or_covered_is_found() -> None:
+    """A bar or a label beyond the panel, a legend on a line, words beyond the figure, one panel on another."""
+    assert list(pictures.faults(panel()[0])) == []
+    found = []
+    for spoil in (
+        lambda axes: axes.set_xlim(0, 1),
+        lambda axes: axes.annotate("label", (2.0, 0)),
+        lambda axes: axes.legend(loc="upper left"),
+        lambda axes: axes.set_ylabel("y", labelpad=400),
+        lambda axes: axes.figure.add_axes((0.5, 0.5, 0.4, 0.4)),
+    ):
+        figure, axes = panel()
+        spoil(axes)
+        found.append(re.sub(r"\(.*\)", "", next(pictures.faults(figure))))
+    assert found == [
+        "Rectangle leaves panel 1",
+        "Annotation leaves panel 1",
+        "the legend covers Line2D",
+        "panel 1 leaves the figure",
+        "panel 1 covers panel 2",
+    ]

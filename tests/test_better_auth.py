@@ -1,9 +1,9 @@
 """A real Better Auth, configured as docs/auth.md says: its tokens open the door they are for, and no other."""
 
 import base64
+import contextlib
 import hashlib
 import json
-import os
 import re
 import secrets
 from collections.abc import Callable, Iterator
@@ -34,6 +34,7 @@ from tests.conftest import RESOURCE, ROOT, forget, run, serving
 from tests.gateway import Handler, Response, event, invoke
 from tests.tally import tell_at_the_end
 from tests.test_mcp_door import METADATA, STATELESS, TOOLS, McpClient
+from tests.test_node import broken_machine
 
 Rows = psycopg.Connection[dict[str, Any]]
 
@@ -144,19 +145,16 @@ def make_database(server: Postgres) -> Iterator[Callable[[str], tuple[str, Rows]
 
 
 @pytest.fixture(scope="session")
-def npm() -> None:
-    """What installs and runs Better Auth. CI must have it."""
-    if not better_auth.is_installable() and "CI" not in os.environ:
-        pytest.skip("npm is not installed (it comes with Node.js 20 or later), so there is no Better Auth")
-
-
-@pytest.fixture(scope="session")
 def better(
-    npm: None, make_database: Callable[[str], tuple[str, Rows]], request: pytest.FixtureRequest
+    make_database: Callable[[str], tuple[str, Rows]],
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[BetterAuth]:
-    """Better Auth with the configuration of the documentation."""
+    """Better Auth with the configuration of the documentation, installed and started where the machine's Node fails."""
     url, database = make_database("better_auth")
-    with better_auth.running(url, RESOURCE) as address:
+    with contextlib.ExitStack() as stack:
+        with broken_machine(tmp_path_factory.mktemp("machine")):
+            address = stack.enter_context(better_auth.running(url, RESOURCE))
         yield BetterAuth(address, database)
     counts = ", ".join(
         f"{row['n']} {what}"
@@ -173,7 +171,7 @@ def better(
 
 
 @pytest.fixture(scope="session")
-def better_openid(npm: None, make_database: Callable[[str], tuple[str, Rows]]) -> Iterator[BetterAuth]:
+def better_openid(make_database: Callable[[str], tuple[str, Rows]]) -> Iterator[BetterAuth]:
     """Better Auth as an OpenID provider besides."""
     url, database = make_database("better_auth_openid")
     assert OPENID != CONFIGURATION
@@ -182,7 +180,7 @@ def better_openid(npm: None, make_database: Callable[[str], tuple[str, Rows]]) -
 
 
 @pytest.fixture(scope="session")
-def better_bare(npm: None, make_database: Callable[[str], tuple[str, Rows]]) -> Iterator[BetterAuth]:
+def better_bare(make_database: Callable[[str], tuple[str, Rows]]) -> Iterator[BetterAuth]:
     """Better Auth with its own notion of an issuer and of what belongs in a token."""
     url, database = make_database("better_auth_bare")
     assert len(BARE.splitlines()) == len(CONFIGURATION.splitlines()) - 2

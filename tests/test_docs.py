@@ -2,22 +2,36 @@
 
 import os
 import re
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
+import psycopg
 import pytest
 
+from dev import client, proof
+from dev.inspector import Inspector
+from dev.postgres import Postgres
 from tests.conftest import ROOT, Person, serving
+from tests.privacy import Watch
+from tests.test_dev import ENVIRONMENT, Development, development
 from tests.test_hostile import MCP_BODIES, MCP_HEADERS, MCP_PATHS
+from tests.test_migrations import Empty
 
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [*map(ROOT.joinpath, ("README.md", "CHANGELOG.md", "SECURITY.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-COMMANDS = [line.strip() for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line.strip() for block in BLOCKS for line in re.sub(r"\\\n *", "", block).strip().splitlines()]
+"""Each as a person pastes it, in one line."""
 MAKEFILE = (ROOT / "Makefile").read_text()
+PASTE_SECONDS = 120
 
 PROVED_BY = {
+    "install": "Makefile",  # every other target begins with it
     "dev": "tests/test_dev.py",
-    "chat": "tests/test_dev.py",
+    "chat": "tests/test_docs.py",
     "test": ".ci/run",
     "check": ".ci/run",
     "build": "Makefile",  # smoke and sam-local, which CI runs, begin with it
@@ -26,12 +40,14 @@ PROVED_BY = {
     "audit": ".ci/run",
     "bench": ".ci/run",
     "conformance": ".ci/run",
-    "migrate": "tests/test_migrations.py",
+    "migrate": "tests/test_docs.py",
     "lock": "Makefile",  # by check-locks, which compiles the same
     "help": "tests/test_docs.py",
     "deploy": "tests/test_docs.py",
+    "curl": "tests/test_docs.py",
+    "npx": "tests/test_docs.py",
 }
-"""Where each make target that the README names is run."""
+"""Where each command that the README shows, and each make target that it names, is run."""
 
 
 def mcp_statuses() -> set[int]:
@@ -44,14 +60,21 @@ def targets(text: str) -> set[str]:
     return set(re.findall(r"(?:^|`)(?:[A-Z_]+=\S+ )*make ([a-z-]+)", text, re.MULTILINE))
 
 
-def test_every_make_target_exists_and_is_run_somewhere() -> None:
-    """A command in the README is a target of the Makefile, and a test or CI runs it."""
+def command_for(target: str) -> str:
+    """The one command of the README that runs the make target, or the program."""
+    [command] = [each for each in COMMANDS if re.search(rf"(^|make ){target}( |$)", each)]
+    return command
+
+
+def test_every_command_is_run_somewhere() -> None:
+    """A command in the README is a target of the Makefile or a program, and a test or CI runs it."""
+    programs = {command.split()[0] for command in COMMANDS if not targets(command)}
+    assert programs == {"curl", "npx"}
     named = targets(README) | targets("\n".join(COMMANDS))
-    assert named <= set(PROVED_BY)
-    for target in named:
-        assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), target
-        where = (ROOT / PROVED_BY[target]).read_text()
-        assert target in where, target
+    assert named | programs == set(PROVED_BY)
+    for name in named | programs:
+        assert name in programs or re.search(rf"^{name}:", MAKEFILE, re.MULTILINE), name
+        assert re.search(rf"\b{name}\b", (ROOT / PROVED_BY[name]).read_text()), name
 
 
 def test_make_help_lists_every_target_of_the_readme() -> None:
@@ -60,17 +83,72 @@ def test_make_help_lists_every_target_of_the_readme() -> None:
     assert targets(README) <= {line.split()[0] for line in told.splitlines() if line[0].isalpha()}
 
 
-def test_make_deploy_asks_for_an_environment_that_is_configured() -> None:
-    """It would deploy with what samconfig.toml says; without AWS that is as far as it can be tried."""
-    recipe = subprocess.run(
-        ["make", "--dry-run", "deploy", "ENV=prod"],  # noqa: S607
+def paste(command: str, directory: Path, **known: str) -> str:
+    """Run a command in a shell that knows the variables, and return what it prints.
+
+    Only `make` differs from a person's: the environment in which the tests run must not be made anew.
+    """
+    make = directory / "make"
+    make.write_text(f'#!/bin/sh\nexec {shutil.which("make")} --assume-old=.venv/.installed "$@"\n')
+    make.chmod(0o755)
+    known |= {"PATH": f"{directory}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(  # noqa: S603
+        ["sh", "-c", command],  # noqa: S607
         cwd=ROOT,
+        env=ENVIRONMENT | known,
         capture_output=True,
         text=True,
-        check=True,
-    ).stdout
-    assert "deploy --config-env prod" in recipe
+        check=False,
+        timeout=PASTE_SECONDS,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_make_deploy_asks_for_an_environment_that_is_configured(tmp_path: Path) -> None:
+    """It would deploy with what samconfig.toml says; without AWS that is as far as it can be tried."""
+    assert "deploy --config-env prod" in paste(f"{command_for('deploy')} --dry-run", tmp_path)
     assert "[prod.deploy.parameters]" in (ROOT / "samconfig.toml").read_text()
+
+
+def test_the_migrate_command_makes_the_schema_and_the_role(server: Postgres, tmp_path: Path) -> None:
+    """With the URLs of a database in place of the two that hold dots for what only a person knows."""
+    empty = Empty(server)
+    command = command_for("migrate")
+    assert len(re.findall(r'"postgresql://[^"]*…[^"]*"', command)) == 2
+    for name, url in (("MIGRATION_DATABASE_URL", empty.owner_url), ("DATABASE_URL", empty.app_url)):
+        command = re.sub(rf'\b{name}="[^"]*"', lambda _, text=f'{name}="{url}"': text, command)
+    assert "The schema is at" in paste(command, tmp_path)
+    with psycopg.connect(empty.app_url) as connection:
+        assert connection.execute("select count(*) from task").fetchone() == (0,)
+
+
+@pytest.fixture(scope="module")
+def running(watch: Watch) -> Iterator[Development]:
+    """A `make dev` in another terminal."""
+    with tempfile.TemporaryDirectory(prefix="taskchat-test-") as name, development(Path(name)) as server:
+        yield server
+        watch.note((Path(name) / "server.log").read_text())
+
+
+def test_the_chat_command_works_as_it_stands(running: Development, tmp_path: Path) -> None:
+    """Its three wishes are three calls."""
+    said = paste(command_for("chat"), tmp_path, TASKCHAT_DEV_DIR=running.environment["TASKCHAT_DEV_DIR"])
+    assert re.findall(r'(\w+_task)\((?:title="([\w ]+)")?', said) == [
+        ("add_task", "buy milk"),
+        ("add_task", "call mum"),
+        ("complete_task", ""),
+    ]
+
+
+def test_the_inspector_command_works_as_it_stands(
+    running: Development, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lists the five tools. Its version is exact: for an older Node.js npx would take an older Inspector."""
+    assert re.match(r"npx -y @modelcontextprotocol/inspector@\d+\.\d+\.\d+ ", command_for("npx"))
+    monkeypatch.setenv("TASKCHAT_DEV_DIR", str(tmp_path))
+    tools = Inspector(running.url).list_tools(client.token(running.url)["mcp_token"])["tools"]
+    assert {tool["name"] for tool in tools} == set(proof.TOOLS)
 
 
 @pytest.fixture

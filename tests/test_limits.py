@@ -3,6 +3,7 @@
 import http.client
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -58,9 +59,9 @@ def allowance(rows: Rows, user_id: str, door: str = "chat") -> dict[str, Any] | 
     return found.fetchone()
 
 
-def let_pass(rows: Rows, user_id: str, time: timedelta) -> None:
+def let_pass(rows: Rows, user_id: str, passed: timedelta) -> None:
     """As if the person had done nothing for so long: all that is kept of them is that much older."""
-    rows.execute("update allowance set full_at = full_at - %s where user_id = %s", [time, user_id])
+    rows.execute("update allowance set full_at = full_at - %s where user_id = %s", [passed, user_id])
 
 
 def yesterday(rows: Rows, user_id: str) -> None:
@@ -505,11 +506,11 @@ class TestTheChat:
 
     def test_a_turn_that_lasts_over_midnight(self) -> None:
         """What it uses from then on is of a new day, of which all is left."""
-        now = datetime.now(UTC)
-        DayLeft(now - timedelta(seconds=1), 10).check(10)
-        DayLeft(now + timedelta(seconds=90), 10).check(9)
+        now = time.monotonic()
+        DayLeft(10, ends_at=now - 1).check(10)
+        DayLeft(10, ends_at=now + 90).check(9)
         with pytest.raises(TooManyRequests) as refusal:
-            DayLeft(now + timedelta(seconds=90), 10).check(10)
+            DayLeft(10, ends_at=now + 90).check(10)
         assert refusal.value.retry_after == 90
 
     def test_switched_off(self, limited: Callable[..., None], alice: Person, rows: Rows) -> None:

@@ -1,19 +1,17 @@
 """`make conformance`: the public MCP suite, released and upcoming, against the MCP door on real Postgres."""
 
-import argparse
 import contextlib
 import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from dev import processes, proof, state
+from dev import node, processes, proof, state
 from dev.conformance import issuer, scenarios
 from dev.conformance.scenarios import WAIVED, Door, Result, Verdict
 from dev.processes import StartupError
@@ -33,7 +31,7 @@ LONGEST_FAULT: Final = 300
 
 @dataclass(frozen=True)
 class Suite:
-    """One package of the suite, and the Node that it needs."""
+    """One package of the suite, where npm has installed it."""
 
     home: Path
     package: str
@@ -55,17 +53,8 @@ class Suite:
 
     def _run(self, *arguments: str) -> str:
         """The program's output. Its exit code says only that something failed, which the results say better."""
-        packages = self.home / "node_modules"
-        node = packages / "node" / "bin" / "node"
-        program = packages / self.package / "dist" / "index.js"
-        done = subprocess.run(
-            [node, program, *arguments],
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            check=False,
-            timeout=LIMIT_SECONDS,
-        )
+        index = self.home / "node_modules" / self.package / "dist" / "index.js"
+        done = node.run([node.program(), index, *arguments], LIMIT_SECONDS)
         return done.stdout
 
 
@@ -82,13 +71,10 @@ def _is_waived(check: dict[str, Any]) -> bool:
     return check["status"] == "WARNING" and check["id"] in WAIVED
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main() -> int:
     """Run all of it and print the counts. The exit code is 1 when a scenario that applies did not pass."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("home", type=Path, help="the directory in which npm has installed package.json")
-    home = parser.parse_args(arguments).home.absolute()
     try:
-        return run(home)
+        return run(node.install(Path(__file__).parent))
     except (ProofError, StartupError) as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1

@@ -14,14 +14,13 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Final
 
-from dev import state
+from dev import node, state
 
 LOCKS: Final = (
     "shared/requirements.txt",
     "requirements-dev.txt",
     "requirements-sam.txt",
     "requirements-audit.txt",
-    "requirements-bench.txt",
     "requirements-uv.txt",
 )
 NPM: Final = ("dev/better_auth", "dev/conformance")
@@ -124,8 +123,8 @@ def npm_audit(directory: str) -> tuple[Finding, ...] | None:
     """Advisories about what npm would install for a package.json, or None where npm's service is not to be had."""
     with tempfile.TemporaryDirectory() as name:
         shutil.copy(state.ROOT / directory / "package.json", name)
-        _run("npm", "install", "--package-lock-only", "--legacy-peer-deps", "--silent", "--prefix", name)
-        done = _run("npm", "audit", "--json", "--prefix", name)
+        _npm("install", "--package-lock-only", "--legacy-peer-deps", "--silent", "--prefix", name)
+        done = _npm("audit", "--json", "--prefix", name)
     report = json.loads(done.stdout or "{}")
     if "auditReportVersion" not in report:
         return None
@@ -153,6 +152,10 @@ def tells_withdrawn() -> bool:
 def _uv(*arguments: str) -> subprocess.CompletedProcess[str]:
     uv = Path(sys.executable).with_name("uv")
     return _run(uv, "pip", "install", "--dry-run", "--no-deps", "--python", sys.executable, *arguments)
+
+
+def _npm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return node.run(["npm", *arguments], LIMIT_SECONDS)
 
 
 def _run(*command: str | Path) -> subprocess.CompletedProcess[str]:

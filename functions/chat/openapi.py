@@ -77,7 +77,7 @@ CHAT_RESPONSES: Final[Responses] = {
     422: _problem("A field is missing, unknown or wrong, or the key was used for another request.", FieldProblem),
     429: _problem("This person has asked for too much.", TurnProblem, Retry_After=_COME_BACK),
     502: _problem("The model failed.", TurnProblem, Retry_After=_MAY_COME_BACK),
-    503: _problem("The database or the key set cannot be reached.", TurnProblem, Retry_After=_COME_BACK),
+    503: _problem("Database or key set cannot be reached, or the server stops.", TurnProblem, Retry_After=_COME_BACK),
     504: _problem("The time was over before the turn was.", TurnProblem),
 }
 

@@ -18,13 +18,16 @@ from taskchat import deadline
 from taskchat.conversations import turns as conversations
 from taskchat.conversations.turns import Begun, Finished, Lease, Request, Turn
 from taskchat.database.engine import Database
-from taskchat.errors import OutOfTime, TaskchatError
+from taskchat.errors import OutOfTime, TaskchatError, Unavailable
 from taskchat.http.problems import to_problem
 from taskchat.limits import Limits
 from taskchat.toolcalls.models import ToolCall
 
 LAST_WORDS: Final = 1.0
 """Seconds in which an interrupted turn may still give its lease back: less than the margin."""
+
+STOPPING_RETRY_AFTER: Final = 2
+"""Seconds that a caller is asked to wait when the server stops: another one may be there at once."""
 
 SCHEMA: Final = "taskchat.usage/1"
 """Version of the line that ends each attempt at a turn: a field may be added under it, never changed or taken away."""
@@ -78,8 +81,8 @@ class TurnRunner:
             with self.database.transaction(run.lease.user_id) as session:
                 self.limits.record(session, run.lease.user_id, run.usage.tokens)
                 conversations.finish(session, begun, reply, asdict(run.usage))
-        except Exception as error:
-            problem = OutOfTime() if isinstance(error, TimeoutError) else to_problem(error)
+        except (Exception, asyncio.CancelledError) as error:
+            problem = _problem(error)
             self._interrupt(run, problem)
             raise problem from error if error is not problem else error.__cause__
         logger.info("turn finished", extra=_account(run))
@@ -100,6 +103,13 @@ class TurnRunner:
         except TaskchatError as failure:  # the lease is another's by now, or will be: it has an expiry
             logger.warning("lease not released", extra={"problem": failure.slug})
         problem.members |= _progress(run.lease, calls)
+
+
+def _problem(error: Exception | asyncio.CancelledError) -> TaskchatError:
+    """Return what ended the turn. A server that stops cancels the turns that it will not wait for any longer."""
+    if isinstance(error, asyncio.CancelledError):
+        return Unavailable(retry_after=STOPPING_RETRY_AFTER)
+    return OutOfTime() if isinstance(error, TimeoutError) else to_problem(error)
 
 
 def _response(conversation_id: UUID, turn: Turn, calls: list[ToolCall]) -> ChatResponse:

@@ -6,8 +6,9 @@ back, and there is none to be had while it is further away than a whole bucket t
 """
 
 import math
+import time
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any, Final, Literal
 
 from aws_lambda_powertools import Logger
@@ -60,7 +61,8 @@ _BOUNDLESS: Final = {"interval": timedelta(), "bucket": timedelta(days=36_500)}
 _NO_QUOTA: Final = 2**63 - 1
 
 # Values come in as parameters, as in conversations.py. The clock is read once the row is locked, not when it was asked
-# for: who had to wait for others has their moment behind them.
+# for: who had to wait for others has their moment behind them. It is the database's, which all processes share: by a
+# clock of their own, each would know another midnight.
 _NOW: Final = func.clock_timestamp()
 _UTC: Final = func.timezone("UTC", _NOW)
 _TODAY: Final = cast(_UTC, Date)
@@ -71,6 +73,7 @@ _FULL_AT: Final = func.greatest(ALLOWANCE.c.full_at, _NOW) + _INTERVAL
 _USED_TODAY: Final = case((ALLOWANCE.c.day == _TODAY, ALLOWANCE.c.model_tokens), else_=0)
 _ROW: Final = {"user_id": bindparam("of_user"), "door": bindparam("of_door"), "day": _TODAY}
 _KEY: Final = ["user_id", "door"]
+_DAY: Final = timedelta(days=1)
 
 _SPEND: Final = (
     insert(ALLOWANCE)
@@ -80,7 +83,7 @@ _SPEND: Final = (
         set_={"full_at": _FULL_AT, "day": _TODAY, "model_tokens": _USED_TODAY},
         where=and_(_FULL_AT <= _NOW + _BUCKET, _USED_TODAY < _QUOTA),
     )
-    .returning(ALLOWANCE.c.model_tokens)
+    .returning(ALLOWANCE.c.model_tokens, cast(ALLOWANCE.c.day + _DAY, DateTime) - _UTC)
 )
 _RECORD: Final = (
     insert(ALLOWANCE)
@@ -92,7 +95,7 @@ _RECORD: Final = (
 )
 _REFUSED_FOR: Final = select(
     ALLOWANCE.c.full_at + _INTERVAL - _BUCKET - _NOW,
-    case((_USED_TODAY >= _QUOTA, cast(_TODAY + timedelta(days=1), DateTime) - _UTC)),
+    case((_USED_TODAY >= _QUOTA, cast(_TODAY + _DAY, DateTime) - _UTC)),
 ).where(ALLOWANCE.c.user_id == bindparam("of_user"), ALLOWANCE.c.door == bindparam("of_door"))
 
 _DAY_USED_UP: Final = "The day's model tokens are used up."
@@ -104,20 +107,15 @@ logger = Logger()
 class DayLeft:
     """What was left of a person's day when a request began. Known once its transaction has committed."""
 
-    until: datetime
-    """Midnight by UTC, when there is a whole day's again."""
     model_tokens: float = math.inf
+    ends_at: float = math.inf
+    """The moment, by time.monotonic, at which the database's day ends and there is a whole day's again."""
 
     def check(self, used: int) -> None:
         """Raise TooManyRequests if the request, which has used so many tokens by now, may use no more."""
-        seconds = (self.until - datetime.now(UTC)).total_seconds()
+        seconds = self.ends_at - time.monotonic()
         if used >= self.model_tokens and seconds > 0:
             raise TooManyRequests(_DAY_USED_UP, retry_after=math.ceil(seconds))
-
-
-def _today() -> DayLeft:
-    tomorrow = datetime.now(UTC).date() + timedelta(days=1)
-    return DayLeft(until=datetime.combine(tomorrow, time(), UTC))
 
 
 @dataclass(frozen=True)
@@ -139,17 +137,19 @@ class Limits:
 
         The transaction raises TooManyRequests before it commits, if there is nothing left.
         """
-        left = _today()
+        left = DayLeft()
         if not self.any:
             return left
         taken = session.execute(_SPEND, self._values(user_id))
 
         def confirm() -> None:
-            used = taken.scalar_one_or_none()
-            if used is None:
+            row = taken.one_or_none()
+            if row is None:
                 raise self._refusal(session, user_id)
             if self.daily_model_tokens:
+                used, until_midnight = row
                 left.model_tokens = self.daily_model_tokens - used
+                left.ends_at = time.monotonic() + until_midnight.total_seconds()
 
         before_commit(session, confirm)
         return left

@@ -46,13 +46,19 @@ Claims = dict[str, Any]
 logger = Logger()
 
 
+def _time_of_day() -> float:
+    """Return the time by a clock that goes on while Lambda freezes the process. Its monotonic clock may stand still."""
+    return time.time()
+
+
 class KeySet:
     """Public keys by key id: static ones, or fetched, kept for a while, and served stale through an outage."""
 
-    def __init__(self, url: str | None, static: str | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, url: str | None, static: str | None, clock: Callable[[], float] = _time_of_day) -> None:
         """`url` is fetched when a key is needed; `static` is a key set in JSON, for where nothing can be fetched."""
         self._url = url
         self._clock = clock
+        self._is_down = False
         self._static = _parse(static) if static else {}
         self._keys: dict[str, jwt.PyJWK] = {}
         self._fetched_at = self._tried_at = float("-inf")
@@ -61,11 +67,11 @@ class KeySet:
         """The key with this id. Raises Unauthenticated if there is none, KeySetUnavailable if nobody can tell."""
         if key := self._static.get(key_id):
             return key
-        if self._url and (key_id not in self._keys or self._clock() - self._fetched_at > KEY_SET_TTL):
+        if self._url and (key_id not in self._keys or not self._is_within(KEY_SET_TTL, self._fetched_at)):
             self._refresh()
         if key := self._keys.get(key_id):
             return key
-        if self._url and self._fetched_at < self._tried_at:
+        if self._is_down:
             raise KeySetUnavailable(retry_after=KEY_SET_COOLDOWN)
         raise Unauthenticated
 
@@ -73,17 +79,20 @@ class KeySet:
         """Fetch the keys before anybody needs them. If that fails, the first who does tries again without delay."""
         if self._url:
             self._refresh()
-        if self._fetched_at < self._tried_at:
+        if self._is_down:
             self._tried_at = float("-inf")
 
+    def _is_within(self, seconds: float, since: float) -> bool:
+        """Return whether so little time has passed. A clock that was set back tells of no time at all."""
+        return 0 <= self._clock() - since < seconds
+
     def _refresh(self) -> None:
-        now = self._clock()
-        if now - self._tried_at < KEY_SET_COOLDOWN:
+        if self._is_within(KEY_SET_COOLDOWN, self._tried_at):
             return
-        self._tried_at = now
+        self._tried_at, self._is_down = self._clock(), True
         try:
             self._keys = _parse(_fetch(str(self._url)))
-            self._fetched_at = now
+            self._fetched_at, self._is_down = self._tried_at, False
         except (httpx2.HTTPError, TimeoutError, ValueError, RecursionError) as error:
             # The keys there were still serve; who needs another is told 503.
             logger.error("key set unavailable", extra={"reason": type(error).__name__})

@@ -1,0 +1,80 @@
+"""A database clock that a test sets: minutes from the program's own, or to any moment.
+
+The program asks Postgres for the time as `clock_timestamp()`, and names no schema. A function of that name stands
+before Postgres's own one in the search path of the program's role, so the program runs as it ships. The path takes
+effect in sessions that begin later; a change of the time takes effect at once.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from psycopg import sql
+
+from dev.postgres import APP
+from tests.db_assertions import Rows
+
+_FUNCTION = sql.SQL("""
+create or replace function skewed.clock_timestamp() returns timestamptz volatile language sql
+as $$ select pg_catalog.clock_timestamp() + interval {} $$
+""")
+_LOOK_THERE_FIRST = sql.SQL("alter role {} in database {} set search_path = skewed, pg_catalog, public, pg_temp")
+_LOOK_AS_BEFORE = sql.SQL("alter role {} in database {} reset search_path")
+
+
+@dataclass
+class DatabaseClock:
+    """The time that Postgres tells the program."""
+
+    rows: Rows
+    """A connection of the superuser, which sees the true time."""
+
+    def differ_by(self, offset: timedelta) -> None:
+        """Be so far ahead of the program's clock, or behind it."""
+        self.rows.execute(_FUNCTION.format(sql.Literal(f"{offset.total_seconds()} seconds")))
+
+    def show(self, moment: datetime) -> None:
+        """Be at this moment now, and go on from there."""
+        self.differ_by(moment - datetime.now(UTC))
+
+    def go_on(self, time: timedelta) -> None:
+        """Go on by so much at once."""
+        self.show(self.now() + time)
+
+    def now(self) -> datetime:
+        """Return what the clock shows."""
+        (moment,) = self._row("select skewed.clock_timestamp() as now").values()
+        assert isinstance(moment, datetime)
+        return moment
+
+    def lease_left(self, user_id: str) -> float:
+        """Return for how many seconds the lease on the person's only conversation still holds, by this clock."""
+        held = self._row(
+            "select extract(epoch from lease_until - skewed.clock_timestamp())::float as seconds"
+            " from conversation where user_id = %s",
+            user_id,
+        )
+        return float(held["seconds"] or 0)
+
+    def _row(self, query: str, *values: str) -> dict[str, Any]:
+        found = self.rows.execute(query, values).fetchone()  # type: ignore[call-overload]  # only of literals here
+        assert found is not None
+        return dict(found)
+
+
+@contextmanager
+def running(rows: Rows) -> Iterator[DatabaseClock]:
+    """Give the database a clock that can be set, until the end of the context. Sessions begun before keep theirs."""
+    names = sql.Identifier(APP), sql.Identifier(rows.info.dbname)
+    rows.execute("create schema skewed")
+    rows.execute("grant usage on schema skewed to public")
+    clock = DatabaseClock(rows)
+    clock.differ_by(timedelta())
+    rows.execute(_LOOK_THERE_FIRST.format(*names))
+    try:
+        yield clock
+    finally:
+        rows.execute(_LOOK_AS_BEFORE.format(*names))
+        rows.execute("drop schema skewed cascade")

