@@ -133,6 +133,7 @@ check: install $(SAM_INSTALLED)  ## Lint, format, types, template, secrets, lock
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports
 	@AWS_DEFAULT_REGION=eu-west-1 $(SAM) validate --lint
 	@$(BIN)/python -m dev.supply_chain
 	@$(MAKE) --no-print-directory check-locks

@@ -6,8 +6,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import SQLModel
 
+import taskchat.conversations.models
 import taskchat.limits
-import taskchat.tasks  # noqa: F401  (with the one before: fills the metadata)
+import taskchat.tasks  # noqa: F401  (these three fill the metadata with every table)
 from migrations.policies import secure_tables
 from migrations.roles import grant_rights, make_role, read_role
 from taskchat.database.engine import create_engine_for

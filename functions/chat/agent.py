@@ -41,8 +41,8 @@ from chat.model import UNNAMED, ModelClient, ResponsesModel, Usage
 from taskchat import deadline
 from taskchat.conversations.turns import Lease, Turn
 from taskchat.errors import ModelFailed, OutOfTime, TaskchatError
-from taskchat.http.problems import to_problem
 from taskchat.limits import DayLeft
+from taskchat.logs import to_problem
 from taskchat.settings import Settings, SettingsError
 from taskchat.text import as_data, as_json, storable
 from taskchat.toolcalls.middleware import Call, calling

@@ -19,8 +19,8 @@ from taskchat.conversations import turns as conversations
 from taskchat.conversations.turns import Begun, Finished, Lease, Request, Turn
 from taskchat.database.engine import Database
 from taskchat.errors import OutOfTime, TaskchatError, Unavailable
-from taskchat.http.problems import to_problem
 from taskchat.limits import Limits
+from taskchat.logs import to_problem
 from taskchat.toolcalls.models import ToolCall
 
 LAST_WORDS: Final = 1.0

@@ -6,6 +6,9 @@ from typing import Final
 
 from aws_lambda_powertools import Logger
 
+from taskchat.errors import TaskchatError
+from taskchat.settings import SettingsError
+
 SILENT: Final = (
     "fastmcp",  # a traceback for each failed call, with the arguments; the audit line reports it without them
     "openai.agents",  # the exception of each failed call of the model; `model failed` reports its kind
@@ -35,6 +38,14 @@ def log_unexpected(error: Exception, what: str | None = None) -> None:
     """Log an error's kind, or `what`, and its place. Its text may be a person's and is left out."""
     places = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
     logger.error("unexpected error", extra={"error": what or type(error).__name__, "places": places[-_PLACES:]})
+
+
+def to_problem(error: Exception) -> TaskchatError:
+    """Return the error itself if it is one of ours. Log any other, and return a plain 500 for it."""
+    if isinstance(error, TaskchatError):
+        return error
+    log_unexpected(error, str(error) if isinstance(error, SettingsError) else None)  # a SettingsError's words are ours
+    return TaskchatError()
 
 
 def configure() -> None:

@@ -50,11 +50,11 @@ class Settings(BaseModel):
     browsers about them; at the chat API it alone does, for there is no cookie that a page could borrow."""
 
     history_tokens: int = Field(default=12_000, ge=500)
-    """How many tokens of earlier turns the model reads at most. Most conversations about tasks never reach it; at
+    """How many tokens of earlier turns the model reads at most. Most conversations never reach it; at
     this size the history costs about as much as the rest of a long turn, and half of it still holds dozens of turns."""
 
     deletions_per_turn: int = Field(default=10, ge=0)
-    """How many tasks one message may delete before the person is asked: enough to tidy up, few enough to type again."""
+    """How many destructive calls one message may make before the person is asked: enough to tidy up, few enough to redo."""
 
     turn_burst: int = Field(default=20, ge=0, lt=10**6)
     """Turns a person may begin at once; 0 for no limit, as in each of these. A person types one or two; a phone that
@@ -63,7 +63,7 @@ class Settings(BaseModel):
     """Turns a person may begin in a minute after that: one every three seconds is about what the model takes for one,
     and more than anybody reads."""
     mcp_burst: int = Field(default=60, ge=0, lt=10**6)
-    """MCP requests a person's clients may make at once: each task is one, and an agent that tidies up a list of fifty
+    """MCP requests a person's clients may make at once: each tool call is one, and an agent that tidies up a list of fifty
     begins with three to say hello and read it."""
     mcp_requests_per_minute: int = Field(default=120, ge=0, lt=10**6)
     """MCP requests in a minute after that: two a second is as fast as a model decides on calls one by one."""

@@ -38,7 +38,7 @@ MAX_RETRY_AFTER: Final = 2
 """Seconds a caller is asked to wait at most: a turn that still runs is nearly always over by then."""
 
 MAX_HISTORY_TURNS: Final = 50
-"""Earlier turns the model reads at most: what is older than this rarely matters to a task list, and every one costs."""
+"""Earlier turns the model reads at most: what is older rarely matters, and every one costs."""
 
 CHARACTERS_PER_TOKEN: Final = 4
 """A rough measure, the same for every model: the budget needs a bound, not a bill."""

@@ -8,8 +8,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from taskchat.errors import MethodNotAllowed, NotFound, TaskchatError
-from taskchat.logs import log_unexpected
-from taskchat.settings import SettingsError
+from taskchat.logs import to_problem
 
 MEDIA_TYPE: Final = "application/problem+json"
 
@@ -57,11 +56,3 @@ class ErrorBoundary:
             if started or scope["type"] != "http":
                 raise
             await problem_response(to_problem(error))(scope, receive, send)
-
-
-def to_problem(error: Exception) -> TaskchatError:
-    """Return the error itself if it is one of ours. Log any other, and return a plain 500 for it."""
-    if isinstance(error, TaskchatError):
-        return error
-    log_unexpected(error, str(error) if isinstance(error, SettingsError) else None)  # a SettingsError's words are ours
-    return TaskchatError()

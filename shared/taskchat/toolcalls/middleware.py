@@ -24,7 +24,7 @@ from sqlmodel import Session, insert
 
 from taskchat.database.engine import Database
 from taskchat.errors import TaskchatError, ToolFailure, Unauthenticated
-from taskchat.http.problems import to_problem
+from taskchat.logs import to_problem
 from taskchat.text import storable
 from taskchat.toolcalls.models import TOOL_CALL, ToolCall
 

@@ -7,7 +7,6 @@ from uuid import UUID
 from sqlalchemy import CheckConstraint, Column, Double
 from sqlmodel import Field, ForeignKeyConstraint, SQLModel
 
-import taskchat.conversations.models  # noqa: F401  (the table that a call refers to)
 from taskchat.database.types import NOW, SafeJson, SafeText, Timestamp, runtime_rights
 
 
