@@ -54,7 +54,7 @@ class Settings(BaseModel):
     this size the history costs about as much as the rest of a long turn, and half of it still holds dozens of turns."""
 
     deletions_per_turn: int = Field(default=10, ge=0)
-    """How many destructive calls one message may make before the person is asked: enough to tidy up, few enough to redo."""
+    """How many destructive calls one message may make before the person is asked: enough to tidy up, few to redo."""
 
     turn_burst: int = Field(default=20, ge=0, lt=10**6)
     """Turns a person may begin at once; 0 for no limit, as in each of these. A person types one or two; a phone that
@@ -63,8 +63,8 @@ class Settings(BaseModel):
     """Turns a person may begin in a minute after that: one every three seconds is about what the model takes for one,
     and more than anybody reads."""
     mcp_burst: int = Field(default=60, ge=0, lt=10**6)
-    """MCP requests a person's clients may make at once: each tool call is one, and an agent that tidies up a list of fifty
-    begins with three to say hello and read it."""
+    """MCP requests a person's clients may make at once: each tool call is one, and an agent that tidies up a list of
+    fifty begins with three to say hello and read it."""
     mcp_requests_per_minute: int = Field(default=120, ge=0, lt=10**6)
     """MCP requests in a minute after that: two a second is as fast as a model decides on calls one by one."""
     daily_model_tokens: int = Field(default=1_000_000, ge=0, lt=10**12)
