@@ -49,8 +49,8 @@ WORKERS := --numprocesses auto --maxprocesses 4 --dist loadfile
 test: install  ## Run every test that needs no container
 	@$(BIN)/pytest $(WORKERS)
 
-thorough: install  ## Kill, vary and fuzz turns at full length: more ways, and 2,000 random steps
-	@THOROUGH=1 $(BIN)/pytest $(WORKERS) tests/test_crash.py tests/test_stateful.py tests/test_fuzz.py
+thorough: install  ## Kill, cut, vary and fuzz turns at full length: more ways, and 2,000 random steps
+	@THOROUGH=1 $(BIN)/pytest $(WORKERS) tests/test_crash.py tests/test_stateful.py tests/test_fuzz.py tests/test_outages.py tests/test_one_key.py
 
 migrate: install  ## Bring MIGRATION_DATABASE_URL's schema up to date, and make the role that DATABASE_URL names
 	@$(BIN)/alembic upgrade head

@@ -8,9 +8,10 @@ from sqlmodel import SQLModel
 
 import taskchat.conversations.models
 import taskchat.limits
+import taskchat.models
 import taskchat.tasks  # noqa: F401  (these three fill the metadata with every table)
 from migrations.policies import secure_tables
-from migrations.roles import grant_rights, make_role, read_role
+from migrations.roles import grant_rights, make_role, read_role, refuse_open_schema
 from taskchat.database.engine import create_engine_for
 from taskchat.settings import MigrationSettings, SettingsError, load
 
@@ -33,6 +34,7 @@ def migrate() -> None:
             secure_tables(connection)
             made = make_role(connection, role)
             grant_rights(connection, role.name)
+            refuse_open_schema(connection, role.name)
             config.print_stdout(f"The schema is at {context.get_head_revision()}; {made}")
 
 

@@ -6,8 +6,10 @@ from typing import Final
 from sqlalchemy import Connection, text
 from sqlmodel import SQLModel
 
-from taskchat.database.engine import UnsafeRole, connect_arguments
+from taskchat.database.engine import UnsafeRole
 from taskchat.database.types import RIGHTS
+from taskchat.postgres_url import parse
+from taskchat.settings import SettingsError
 
 ALL_RIGHTS: Final = "select, insert, update, delete"
 """On a table that does not say less."""
@@ -27,6 +29,16 @@ select rolname = current_user or rolcreaterole or rolcreatedb or rolreplication 
 """
 
 
+_IS_OPEN: Final = """
+select has_schema_privilege('public', 'public', 'create') or has_schema_privilege(:name, 'public', 'create')
+"""
+"""The first name is everybody's, the second one the schema's."""
+
+
+class OpenSchema(SettingsError):
+    """Raised when others than the owner may create in `public`, where a function of theirs could stand for ours."""
+
+
 @dataclass(frozen=True)
 class Role:
     """The role that DATABASE_URL names."""
@@ -37,10 +49,10 @@ class Role:
 
 def read_role(url: str) -> Role:
     """The role in a libpq URL. Raises ValueError when it names none, or no password."""
-    arguments, _ = connect_arguments(url)
-    if not arguments["password"]:
+    parsed = parse(url)
+    if not parsed.password:
         raise ValueError("DATABASE_URL has no password for the role that is to be made")
-    return Role(arguments["user"], arguments["password"])
+    return Role(parsed.user, parsed.password)
 
 
 def make_role(connection: Connection, role: Role) -> str:
@@ -70,6 +82,15 @@ def grant_rights(connection: Connection, name: str) -> None:
         rights = table.info.get(RIGHTS, ALL_RIGHTS)
         _execute(connection, f"revoke all on {table.name} from %I", name)
         _execute(connection, f"grant {rights} on {table.name} to %I", name)
+
+
+def refuse_open_schema(connection: Connection, name: str) -> None:
+    """Raise OpenSchema if everybody, or the role, may create in `public`: Postgres 14 and older let everybody."""
+    if connection.execute(text(_IS_OPEN), {"name": name}).scalar_one():
+        raise OpenSchema(
+            f"Everybody, or {name}, may create in the schema public, as before Postgres 15. As the schema's owner, "
+            "take that back from each who has it: revoke create on schema public from public"
+        )
 
 
 def _execute(connection: Connection, template: str, *values: str) -> None:

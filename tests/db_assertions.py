@@ -7,6 +7,7 @@ from typing import Any
 
 import psycopg
 
+from dev import processes
 from tests.gateway import Response
 
 Rows = psycopg.Connection[dict[str, Any]]
@@ -24,6 +25,8 @@ begin
 end $$;
 create or replace trigger watch after insert or update or delete on task for each row execute function watch.note();
 """
+SETTLED = 15
+"""Seconds within which the database has done with a connection that was cut."""
 _UNWATCH = "drop trigger if exists watch on task; drop schema if exists watch cascade"
 
 
@@ -102,6 +105,15 @@ def let_leases_run_out(rows: Rows, user_id: str) -> int:
         [user_id],
     )
     return done.rowcount
+
+
+def settle(rows: Rows) -> None:
+    """Wait until the database has done with all that was asked of it over connections that are gone."""
+    for _ in processes.attempts(SETTLED):
+        busy = rows.execute("select from pg_stat_activity where usename = 'taskchat_app' and state <> 'idle'")
+        if not busy.fetchall():
+            return
+    raise AssertionError("the database is still busy")
 
 
 def check_turn(rows: Rows, user_id: str, message: str, response: Response) -> None:

@@ -75,6 +75,8 @@ class Environment:
 
     def __init__(self, zygote: "Zygote", pid: int, channel: socket.socket) -> None:
         self._zygote, self.pid, self._channel, self._read = zygote, pid, channel, b""
+        self.peak_memory = 0
+        """The most bytes that it had at any moment until its latest answer."""
 
     def ask(self, request: dict[str, Any], trap: Trap | None = None, seconds: float = 30) -> Outcome:
         """Send a request and wait for what becomes of it."""
@@ -92,6 +94,7 @@ class Environment:
         if told is None:
             return Outcome()
         if "trapped" not in told:
+            self.peak_memory = told["peak_memory"]
             return Outcome(Response(told["status"], told["headers"], told["body"]), told["passed"])
         self._await_trap()
         return Outcome(None, [], told["trapped"], told["point"])

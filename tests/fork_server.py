@@ -11,6 +11,7 @@ import asyncio
 import gc
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -156,7 +157,14 @@ def _handle(question: Json, points: Points) -> Json:
     points.begin(trap and Trap(signal.Signals(trap["number"]), trap["at"], trap["on"], trap["level"]))
     response = invoke(handler, question["event"], seconds=question["seconds"])
     passed = points.end()
-    return {"status": response.status, "headers": response.headers, "body": response.body, "passed": passed}
+    told = {"status": response.status, "headers": response.headers, "body": response.body, "passed": passed}
+    return told | {"peak_memory": _peak_memory()}
+
+
+def _peak_memory() -> int:
+    """Return the most bytes of memory that this process has had at once. Linux counts in KiB, macOS in bytes."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def _route(event: Json) -> Handler:

@@ -29,6 +29,14 @@ class Proxy:
         self.lost = 0
         self._forgotten = self._opened = 0
         self._is_told = True
+        self.said, self.heard = 0, 0
+        """Bytes that the program sent, and that it was answered, since the last reset."""
+        self.cut_saying: int | None = None
+        self.cut_hearing: int | None = None
+        """Bytes of the program's, or of its answers, after which the wire is cut: once, counted from the last reset."""
+        self.dark = 0.0
+        """Seconds for which nobody can connect after a loss or a cut."""
+        self._dark_until = 0.0
 
     def forget_connections(self, *, tell: bool) -> None:
         """Carry nothing more on the connections there are: close them, or tell neither end, as a firewall does."""
@@ -38,6 +46,15 @@ class Proxy:
     def url(self, direct: str) -> str:
         """The same database, through this wire."""
         return direct.replace(f":{urlsplit(direct).port}/", f":{self.port}/")
+
+    def reset(self) -> None:
+        """Count from here, with nothing to go wrong."""
+        self.lost, self.said, self.heard = 0, 0, 0
+        self.lose_answer_to, self.cut_saying, self.cut_hearing, self.dark = None, None, None, 0.0
+
+    def light(self) -> None:
+        """Let everybody connect again."""
+        self._dark_until = 0.0
 
     def start(self) -> None:
         """Accept connections from now on."""
@@ -58,7 +75,11 @@ class Proxy:
     def _accept(self) -> None:
         while not self._over.is_set():
             if select.select([self._listener], [], [], STEP)[0]:
-                self._run(self._pass_on, self._listener.accept()[0])
+                client = self._listener.accept()[0]
+                if time.monotonic() < self._dark_until:
+                    client.close()
+                else:
+                    self._run(self._pass_on, client)
 
     def _pass_on(self, client: socket.socket) -> None:
         self._opened += 1
@@ -75,14 +96,33 @@ class Proxy:
                         return
                     if source is server:
                         time.sleep(self.answer_delay)
-                    (server if source is client else client).sendall(data)
+                    passed = self._measure(data, is_answer=source is server)
+                    (server if source is client else client).sendall(passed)
+                    if len(passed) < len(data):
+                        return self._lose()
                     if source is client and self._is_to_be_lost(data):
                         server.recv(65536)  # the server has done it
-                        self.lost += 1
-                        return
+                        return self._lose()
                 if number <= self._forgotten:
                     self._over.wait(0 if self._is_told else None)
                     return
+
+    def _measure(self, data: bytes, *, is_answer: bool) -> bytes:
+        """Count the data, and return what of it gets through."""
+        before, most = (self.heard, self.cut_hearing) if is_answer else (self.said, self.cut_saying)
+        if most is not None and before + len(data) > most:
+            self.cut_hearing, self.cut_saying = None, None
+            data = data[: most - before]
+        if is_answer:
+            self.heard += len(data)
+        else:
+            self.said += len(data)
+        return data
+
+    def _lose(self) -> None:
+        """Begin the time in which nobody can connect."""
+        self._dark_until = time.monotonic() + self.dark
+        self.lost += 1
 
     def _is_to_be_lost(self, data: bytes) -> bool:
         if self.lose_answer_to is None or self.lose_answer_to not in data.lower():

@@ -31,6 +31,7 @@ TYPES = {
     "origin-refused": 403,
     "not-found": 404,
     "method-not-allowed": 405,
+    "not-acceptable": 406,
     "turn-in-progress": 409,
     "body-too-large": 413,
     "unsupported-media-type": 415,

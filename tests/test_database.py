@@ -64,6 +64,18 @@ class TestTheUrl:
         assert isinstance(connect_arguments("postgresql://u:p@h/d")[0]["ssl_context"], ssl.SSLContext)
         assert connect_arguments("postgresql://u:p@h/d?sslmode=disable")[0]["ssl_context"] is False
 
+    def test_the_system_s_authorities_are_a_file_of_no_name(self) -> None:
+        """`sslrootcert=system` is libpq's word for them."""
+        context = connect_arguments("postgresql://u:p@h/d?sslrootcert=system")[0]["ssl_context"]
+        assert context.cert_store_stats() == ssl.create_default_context().cert_store_stats()
+        assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
+
+    @pytest.mark.parametrize("mode", ["allow", "prefer", "require", "verify-ca", "verify-full"])
+    def test_every_other_mode_verifies(self, mode: str) -> None:
+        """More than libpq asks of the weaker ones, and never less."""
+        context = connect_arguments(f"postgresql://u:p@h/d?sslmode={mode}")[0]["ssl_context"]
+        assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
+
     @pytest.mark.parametrize("url", ["", "mysql://u:p@h/d", "postgresql:///d", "postgresql://h/d", "ep-cool-rain"])
     def test_what_is_no_postgres_url_is_refused(self, url: str) -> None:
         """At start, and without showing what it was."""

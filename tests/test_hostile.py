@@ -485,7 +485,13 @@ MCP_HEADERS: dict[str, tuple[int, dict[str, str]]] = {
     "origin of this machine": (403, {"origin": "http://localhost:8000"}),
     "origin null": (403, {"origin": "null"}),
     "accepts nothing": (406, {"accept": f"text/{CANARY}"}),
-    "type of text": (400, {"content_type": "text/plain"}),
+    "accepts a stream alone": (406, {"accept": "text/event-stream"}),
+    "accepts nothing at all": (406, {"accept": "", "mcp_protocol_version": "2026-07-28"}),
+    "type missing": (415, {"content_type": ""}),
+    "type of text": (415, {"content_type": "text/plain"}),
+    "type of a form": (415, {"content_type": "application/x-www-form-urlencoded"}),
+    "type that begins alike": (415, {"content_type": "application/jsonx"}),
+    "types, two": (415, {"content_type": "text/plain, application/json"}),
     "version unknown": (400, {"mcp_protocol_version": CANARY}),
     "version huge": (400, {"mcp_protocol_version": "9" * 8000}),
 }
@@ -499,6 +505,7 @@ MCP_PATHS: dict[str, tuple[int, str, str]] = {
     "a semicolon": (404, "POST", "/mcp;x=1"),
     "the other door": (404, "POST", f"/api/{CANARY}/chat"),
     "a stream": (405, "GET", "/mcp"),
+    "a session's end": (405, "DELETE", "/mcp"),
     "a trace": (405, "TRACE", "/mcp"),
     "a method of nobody's": (405, CANARY.upper(), "/mcp"),
     "metadata of another path": (404, "GET", f"/.well-known/oauth-protected-resource/{CANARY}"),
@@ -620,11 +627,8 @@ def snapshot(rows: Rows) -> dict[str, Any]:
 
 
 def form(case: Case) -> str:
-    """The media type of the answer. What the MCP library refuses, it refuses in the words of OAuth or JSON-RPC."""
-    if case.id == "mcp header: type of text":
-        return "text/plain"
-    library = case.door == "mcp" and (case.status == 406 or case.id in LIBRARY)
-    return "application/json" if library else "application/problem+json"
+    """Return the media type of the answer: JSON-RPC's for what the protocol says, problem+json for what HTTP says."""
+    return "application/json" if case.id in LIBRARY else "application/problem+json"
 
 
 LIBRARY = {f"mcp body: {name}" for name, (status, _) in MCP_BODIES.items() if status != 413}

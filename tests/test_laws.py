@@ -79,7 +79,18 @@ class TestToolsOnly:
         agent = process.turns.agent
         kinds = {type(thing).__module__.split(".")[0] for thing in _reachable(agent)}
         assert not kinds & {"sqlalchemy", "sqlmodel", "pg8000"}
-        held = {"tools", "lease", "calls", "max_destructive", "left", "failure", "usage", "asked"}
+        held = {
+            "tools",
+            "lease",
+            "calls",
+            "max_destructive",
+            "left",
+            "unsettled",
+            "resumed",
+            "failure",
+            "usage",
+            "asked",
+        }
         assert set(inspect.signature(Run).parameters) == held
 
 

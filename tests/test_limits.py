@@ -21,7 +21,7 @@ import sqlalchemy
 from mangum import Mangum
 from sqlmodel import Session
 
-from chat.model import Usage
+from chat.usage import MAX_OUTPUT_TOKENS, Usage
 from dev import processes
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
@@ -663,7 +663,7 @@ class TestWhatATurnCosts:
     def test_a_commit_whose_answer_is_lost(
         self, alice: Person, rows: Rows, standin: StandIn, server: Postgres, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The turn is done and counted; the way out, which cannot know, does not count it again."""
+        """The turn is done and counted. It is looked up, and not counted again."""
         commits = count(1)
         with proxy.running(server.app_url) as wire:
             monkeypatch.setenv("DATABASE_URL", wire.url(server.app_url))
@@ -676,7 +676,7 @@ class TestWhatATurnCosts:
             from chat.app import process
 
             sqlalchemy.event.listen(process.database.engine, "commit", lose_the_second)
-            assert alice.say("hello").status == 503
+            assert alice.say("hello").status == 200
             forget()
         assert (wire.lost, usage_of(rows, alice)["requests"]) == (1, 1)
         assert tokens(rows, alice.id) == told(standin)
@@ -698,6 +698,37 @@ class TestAProvider:
         usage = Usage()
         usage.add({"model": "m"}, SimpleNamespace(input_tokens=10**30, output_tokens=7))
         assert usage.tokens < 20
+
+    @pytest.mark.parametrize("number", [None, True, -1, 0, 1.5, "7", [7], {"n": 7}, 2**31 - 1, 10**30])
+    def test_a_number_that_makes_no_sense_is_estimated(self, number: Any) -> None:
+        """Input by the length of the request, output by what the model wrote."""
+        usage = Usage()
+        told = {"input_tokens": number, "output_tokens": number, "input_tokens_details": {"cached_tokens": 5}}
+        usage.add({"model": "m", "input": "x" * 4_000}, told, [{"type": "message", "content": [{"text": "y" * 400}]}])
+        assert (usage.input_tokens, usage.output_tokens, usage.cached_tokens) == (0, 0, 0)
+        assert 1_100 <= usage.estimated_tokens <= 1_110
+
+    def test_an_estimate_of_an_answer_has_the_bound_that_was_asked_for(self) -> None:
+        """No length makes an answer dearer than the longest that a model may give."""
+        usage = Usage()
+        usage.add({"model": "m"}, None, [{"text": "y" * 900_000}])
+        assert MAX_OUTPUT_TOKENS <= usage.tokens <= MAX_OUTPUT_TOKENS + 10
+
+    @pytest.mark.parametrize("letter", ["x", "漢", "🥛", "ก"])
+    def test_a_token_for_each_byte_makes_sense(self, letter: str) -> None:
+        """No tokenizer makes more of a text, in whichever script it is."""
+        usage, text = Usage(), letter * 5_000
+        usage.add({"model": "m", "input": text}, {"prompt_tokens": len(text.encode()), "completion_tokens": 8_000})
+        assert (usage.input_tokens, usage.output_tokens) == (len(text.encode()), 8_000)
+        assert usage.estimated_tokens == 0
+
+    @pytest.mark.parametrize(("cached", "counted"), [(0, 0), (900, 900), (901, 0), (-1, 0), ("9", 0), (True, 0)])
+    def test_no_more_is_cached_than_was_read(self, cached: Any, counted: int) -> None:
+        """By either API's names."""
+        for names in (("input_tokens", "input_tokens_details"), ("prompt_tokens", "prompt_tokens_details")):
+            usage = Usage()
+            usage.add({"model": "m"}, dict(zip(names, (900, {"cached_tokens": cached}), strict=True)))
+            assert (usage.input_tokens, usage.cached_tokens) == (900, counted)
 
 
 @pytest.fixture
@@ -806,13 +837,26 @@ class TestTheMcpDoor:
         assert allowance(rows, alice.id, "mcp") is None
 
 
-def test_an_administrator_can_give_a_day_back(server: Postgres, database: Database) -> None:
-    """The statements of docs/limits.md, as the tables' owner: whoever was refused goes on."""
+@pytest.mark.parametrize("role", ["owner", "console"])
+def test_a_person_s_day_can_be_given_back(database: Database, server: Postgres, console_url: str, role: str) -> None:
+    """The statements of docs/limits.md, as a role that the policies bind and as one that they do not.
+
+    The person who is named goes on, and nobody else's row is another than it was.
+    """
     (statements,) = re.findall(r"```sql\n(.*?)```", (ROOT / "docs/limits.md").read_text(), re.DOTALL)
+    named, other = (_used_up(database) for _ in range(2))
+    url = server.owner_url if role == "owner" else console_url
+    with psycopg.connect(url, autocommit=True) as operator:
+        operator.execute(statements.replace("a user''s id", named).encode())
+    limits = Limits("chat", 1, SLOW, daily_model_tokens=10)
+    assert spend(database, limits, named) is None
+    assert spend(database, limits, other)
+
+
+def _used_up(database: Database) -> str:
+    """A person who has nothing left of the day."""
     user_id, limits = uuid4().hex, Limits("chat", 1, SLOW, daily_model_tokens=10)
     assert spend(database, limits, user_id) is None
     record(database, limits, user_id, 10)
     assert spend(database, limits, user_id)
-    with psycopg.connect(server.owner_url, autocommit=True) as owner:
-        owner.execute(statements.replace("a user''s id", user_id))
-    assert spend(database, limits, user_id) is None
+    return user_id

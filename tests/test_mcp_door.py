@@ -496,13 +496,45 @@ class TestOnLambda:
             client.do("add_task", title=title)
         assert titles(rows, alice) == ["one", "two"]
 
-    @pytest.mark.parametrize(("method", "path"), [("GET", "/mcp"), ("DELETE", "/mcp"), ("PUT", "/mcp")])
-    def test_other_methods(self, alice: Person, method: str, path: str) -> None:
-        """There is no stream to open and no session to end."""
+    @pytest.mark.parametrize("has_token", [True, False])
+    @pytest.mark.parametrize("method", ["GET", "DELETE", "PUT", "PATCH", "OPTIONS", "TRACE"])
+    def test_other_methods(self, alice: Person, method: str, has_token: bool) -> None:
+        """There is no stream to open and no session to end: `Allow` names POST, and POST is allowed."""
         from mcp_tools.app import handler
 
-        headers = {"authorization": f"Bearer {alice.mcp_token}", "accept": "text/event-stream"}
-        assert invoke(handler, event(method, path, headers=headers)).status == 405
+        headers = {"authorization": f"Bearer {alice.mcp_token}"} if has_token else {}
+        answer = invoke(handler, event(method, "/mcp", headers=headers | {"accept": "text/event-stream"}))
+        assert (answer.status, answer.headers["allow"]) == (405, "POST")
+        assert answer.json["type"] == "urn:taskchat:problem:method-not-allowed"
+
+    @pytest.mark.parametrize("version", [HANDSHAKE[-1], STATELESS])
+    @pytest.mark.parametrize(
+        ("headers", "status", "slug"),
+        [
+            ({"content_type": "text/plain"}, 415, "unsupported-media-type"),
+            ({"content_type": ""}, 415, "unsupported-media-type"),
+            ({"content_type": "application/jsonx"}, 415, "unsupported-media-type"),
+            ({"accept": "text/plain"}, 406, "not-acceptable"),
+            ({"accept": "text/event-stream"}, 406, "not-acceptable"),
+        ],
+    )
+    def test_what_http_refuses_is_a_problem(
+        self, alice: Person, headers: dict[str, str], status: int, slug: str, version: str
+    ) -> None:
+        """As at the chat API: the protocol has not begun."""
+        message = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
+        answer = McpClient(alice.mcp_token, version).send(message, **headers)
+        assert (answer.status, answer.headers["content-type"]) == (status, "application/problem+json")
+        assert (answer.json["type"], answer.json["status"]) == (f"urn:taskchat:problem:{slug}", status)
+
+    @pytest.mark.parametrize(
+        "content_type", ["application/json; charset=utf-8", "Application/JSON", "APPLICATION/JSON "]
+    )
+    def test_a_content_type_in_other_words(self, alice: Person, content_type: str) -> None:
+        """Case and parameters make no other type (RFC 9110)."""
+        message = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
+        answer = McpClient(alice.mcp_token).send(message, content_type=content_type)
+        assert (answer.status, len(answer.json["result"]["tools"])) == (200, 5)
 
     @pytest.mark.parametrize(
         "path", ["/mcp/", "/mcp/x", "/", f"/{CANARY}", "/api/x/chat", METADATA + "/", METADATA + "/x"]

@@ -209,3 +209,46 @@ def test_a_missing_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     done = migrate("", "postgresql://u:secret@h/d")
     assert "MIGRATION_DATABASE_URL" in (done.stdout + done.stderr).splitlines()[-1]
     assert "secret" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["MIGRATION_DATABASE_URL", "DATABASE_URL"])
+def test_a_wrong_url_is_named(name: str) -> None:
+    """In one line, without the password in it."""
+    urls = {"MIGRATION_DATABASE_URL": "postgresql://u:secret@h/d", "DATABASE_URL": "postgresql://u:secret@h/d"}
+    urls[name] = "postgresql://u:secret@h:secret/d"
+    done = migrate(*urls.values())
+    assert f": {name}: Value error, the port must be" in (done.stdout + done.stderr).splitlines()[-1]
+    assert "secret" not in done.stdout + done.stderr
+
+
+class TestASchemaOpenToOthers:
+    """Postgres 14 and older let everybody create in `public`, and a database that came from one still does."""
+
+    def refused(self, empty: Empty) -> None:
+        """Nothing is made, and the line says what to do."""
+        done = migrate(empty.owner_url, empty.app_url)
+        assert done.returncode != 0
+        assert "revoke create on schema public from public" in (done.stdout + done.stderr).splitlines()[-1]
+
+    def test_to_everybody(self, empty: Empty, rows: Rows) -> None:
+        """As Postgres 14 makes it: a role that is nothing to us could put a function in front of one of ours."""
+        rows.execute("grant create on schema public to public")
+        self.refused(empty)
+        assert rows.execute("select from pg_tables where schemaname = 'public'").fetchall() == []
+        assert rows.execute("select from pg_roles where rolname = %s", [empty.role]).fetchall() == []
+        rows.execute("revoke create on schema public from public")
+        succeed(empty)
+
+    def test_to_the_runtime_role(self, empty: Empty, rows: Rows) -> None:
+        """By way of a group, which no revocation from everybody would show."""
+        succeed(empty)
+        rows.execute(f"create role {empty.role}_group".encode())
+        rows.execute(f"grant create on schema public to {empty.role}_group".encode())
+        rows.execute(f"grant {empty.role}_group to {empty.role}".encode())
+        self.refused(empty)
+
+    def test_on_a_database_that_is_up_to_date(self, empty: Empty, rows: Rows) -> None:
+        """It is looked at in every run, not only when something is made."""
+        succeed(empty)
+        rows.execute("grant create on schema public to public")
+        self.refused(empty)

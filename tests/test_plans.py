@@ -7,6 +7,7 @@ index is worth its while to the planner. `bench/growth.py` asks the same of five
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -18,8 +19,12 @@ from dev import postgres
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
+from taskchat.conversations import turns as conversations
+from taskchat.conversations.turns import Begun, Lease, Request
 from taskchat.errors import TooManyRequests
 from taskchat.limits import Limits
+from taskchat.toolcalls.middleware import UnsettledCall
+from taskchat.toolcalls.models import ToolCall
 from tests.conftest import Person, migrate
 from tests.test_mcp_door import McpClient
 
@@ -29,6 +34,7 @@ PEOPLE = 401
 INDEXES = {
     "conversations._CREATE": set(),
     "conversations._ACQUIRE": {"conversation_pkey", "message_user_id_turn_id_role_key"},
+    "conversations._LOCK": {"conversation_pkey"},
     "conversations._HELD_FOR": {"conversation_pkey"},
     "conversations._CHECK": {"conversation_pkey"},
     "conversations._RELEASE": {"conversation_pkey"},
@@ -45,6 +51,8 @@ INDEXES = {
     },
     "conversations._RECORDED": {"tool_call_pkey"},
     "audit._RECORD": set(),
+    "audit._RECORD_ONCE": set(),
+    "audit._RECORDED": {"tool_call_pkey"},
     "tasks._INSERT": set(),
     "tasks._PAGE": {"task_pkey"},
     "tasks._PAGE_BY_STATE": {"task_completed_idx"},
@@ -133,6 +141,36 @@ def meet_a_running_turn(person: Person, conversation_id: str, superuser: psycopg
     superuser.execute(lease, [-1, person.id, conversation_id])
 
 
+def begin_again(person: Person, conversation_id: str) -> None:
+    """Take a turn up whose beginning was not answered, and settle a call that was not answered either."""
+    request, turn_id, own = Request("Add buy milk", UUID(conversation_id)), uuid4(), list[Lease]()
+    for _ in range(2):
+        with process.database.transaction(person.id) as session:
+            begun = conversations.begin(session, person.id, turn_id, request, history_tokens=100, own=own)
+            assert isinstance(begun, Begun)
+            own.append(begun.lease)
+    with process.database.transaction(person.id) as session:
+        UnsettledCall(recorded(person, turn_id), {}).settle(session)
+        begun.lease.release(session)
+
+
+def recorded(person: Person, turn_id: UUID) -> dict[str, Any]:
+    """What is kept of a call, if it is kept."""
+    call = ToolCall(
+        user_id=person.id,
+        turn_id=turn_id,
+        call_id="call",
+        position=0,
+        door="chat",
+        tool="add_task",
+        arguments={},
+        outcome="ok",
+        result={},
+        duration_ms=1.0,
+    )
+    return call.model_dump(exclude_unset=True)
+
+
 def page_from_outside(person: Person) -> None:
     """List and add through the MCP door, from the middle of the list too."""
     client = McpClient(person.mcp_token)
@@ -167,6 +205,7 @@ def executed(
         use_every_tool(busy, str(people.conversation_id(people.BUSY)))  # its history is cut
         begin_and_repeat(usual, standin)
         meet_a_running_turn(usual, here, superuser)
+        begin_again(usual, here)
         page_from_outside(busy)
         use_up_an_allowance(usual)
     return named(recorder.read(), names)

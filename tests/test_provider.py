@@ -64,7 +64,7 @@ def function_call(call_id: Any, name: str = "list_tasks", arguments: str = "{}")
     return {"type": "function_call", "id": "fc", "call_id": call_id, "name": name, "arguments": arguments}
 
 
-def response(*items: Json, api: str = "responses", usage: Json | None = None) -> Response:
+def response(*items: Json, api: str = "responses", usage: Any = None) -> Response:
     """An answer on either wire: what is called, or else a word at the end."""
     if api == "chat_completions":
         return _completion(items, usage)
@@ -75,7 +75,7 @@ def response(*items: Json, api: str = "responses", usage: Json | None = None) ->
     return _json({**fixed, **choice, "output": list(items) or [message], "usage": usage})
 
 
-def _completion(items: tuple[Json, ...], usage: Json | None) -> Response:
+def _completion(items: tuple[Json, ...], usage: Any) -> Response:
     calls = [
         {"id": item["call_id"], "type": "function", "function": {"name": item["name"], "arguments": item["arguments"]}}
         for item in items
@@ -110,7 +110,7 @@ ODD_IDS: dict[str, Any] = {
     "NUL": "a\0b",
     "escapes": "\x1b[2J\u202e<tool_data>",
     "a lone surrogate": "\ud800",
-    "a megabyte": "x" * 1_000_000,
+    "half a megabyte": "x" * 500_000,
     "65 characters": "x" * 65,
     "a sentence": WORDS,
     "nothing": "",
@@ -208,6 +208,63 @@ def test_an_answer_of_another_shape_is_none(alice: Person, provider: Provider, a
     assert refused.json["type"].endswith(":model-failed")
     provider.answers = [response(api=os.environ["MODEL_API"])]
     assert alice.say("hello", refused.json["conversation_id"]).status == 200
+
+
+def usage_of(number: Any) -> Json:
+    """The number as that of all tokens, by both APIs' names."""
+    kinds = ("input", "prompt", "output", "completion", "total")
+    return {f"{kind}_tokens": number for kind in kinds}
+
+
+ODD_USAGES: dict[str, Any] = {
+    "nothing": None,
+    "a text": "many",
+    "a list": [1, 2],
+    "a number": 7,
+    "true": True,
+    "an empty object": {},
+    "texts": usage_of("7"),
+    "lists": usage_of([7]),
+    "fractions": usage_of(7.5),
+    "below zero": usage_of(-7),
+    "the largest there is": usage_of(2**31 - 1),
+    "details that are none": {"input_tokens": 9, "output_tokens": 9, "input_tokens_details": "x", "total_tokens": []},
+}
+
+
+@BOTH_WIRES
+@pytest.mark.parametrize("usage", ODD_USAGES)
+def test_usage_that_makes_no_sense_fails_nothing(
+    alice: Person, provider: Provider, rows: Rows, usage: str, model_api: str
+) -> None:
+    """The turn is answered, and counted about as it is long: nobody is locked out, and nobody's turns are free."""
+    provider.answers = [response(function_call("c"), api=model_api, usage=ODD_USAGES[usage])]
+    provider.answers.append(response(api=model_api, usage=ODD_USAGES[usage]))
+    assert alice.say("hello").status == 200
+    (kept,) = rows.execute("select model_tokens from allowance where user_id = %s", [alice.id]).fetchall()
+    assert 10 < kept["model_tokens"] < 5_000
+
+
+DEPTHS = [65, 400, 500, 1_000, 10_000, 100_000]
+
+
+@BOTH_WIRES
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_arguments_of_any_depth_are_a_failed_call(
+    alice: Person, provider: Provider, depth: int, model_api: str
+) -> None:
+    """Of a tool that there is, and of one that there is not; now, in a turn that is taken up again, and in the next."""
+    deep = '{"title": ' + "[" * depth + "]" * depth + "}"
+    calls = [function_call("c", name, deep) for name in ("add_task", "no_such_tool")]
+    provider.answers = [response(*calls, api=model_api), Response("", 400)]
+    assert alice.say("hello", key="k").status == 502
+    provider.answers = [response(api=model_api)]
+    answer = alice.say("hello", key="k")
+    assert answer.status == 200
+    made = answer.json["tool_calls"]
+    assert [(one["arguments"], one["outcome"]) for one in made] == [({}, "error")] * 2
+    assert alice.say("and now?", answer.json["conversation_id"]).status == 200
+    assert arguments_sent(provider.heard[1]) == arguments_sent(provider.heard[-1]) == [{}, {}]
 
 
 @BOTH_WIRES
@@ -314,9 +371,88 @@ def test_no_answer_may_be_endless(
     assert [{n: b for n, b in r["body"].items() if n in LIMITS} for r in standin.requests()] == [{name: 8_000}] * 2
 
 
+def efforts(standin: StandIn) -> list[Any]:
+    """The effort in each request, by either API's name, or None where there is none."""
+    bodies = [request["body"] for request in standin.requests()]
+    return [body["reasoning"] if "reasoning" in body else body.get("reasoning_effort") for body in bodies]
+
+
+class TestEffort:
+    """REASONING_EFFORT reaches the models that take it, on both APIs, and no other."""
+
+    @BOTH_WIRES
+    @pytest.mark.parametrize("model", ["stand-in", "gpt-6-luna"])
+    @pytest.mark.parametrize("effort", ["none", "low", "medium", "high", "xhigh", "max"])
+    def test_it_is_in_each_request(
+        self, alice: Person, standin: StandIn, monkeypatch: pytest.MonkeyPatch, model_api: str, model: str, effort: str
+    ) -> None:
+        """Of a turn that calls a tool, and of the next."""
+        monkeypatch.setenv("MODEL", model)
+        monkeypatch.setenv("REASONING_EFFORT", effort)
+        forget()
+        first = alice.say("add milk")
+        assert first.status == 200
+        assert alice.say("what is left?", first.json["conversation_id"]).status == 200
+        assert efforts(standin) == [{"effort": effort} if model_api == "responses" else effort] * 4
+
+    @BOTH_WIRES
+    @pytest.mark.parametrize(("model", "sent"), [("gpt-6-luna", "low"), ("openai/o3", "low"), ("stand-in", None)])
+    def test_without_it_models_that_reason_think_little(
+        self, alice: Person, standin: StandIn, monkeypatch: pytest.MonkeyPatch, model_api: str, model: str, sent: Any
+    ) -> None:
+        """Low. A model of another name might refuse the parameter."""
+        monkeypatch.setenv("MODEL", model)
+        forget()
+        assert alice.say("hello").status == 200
+        assert efforts(standin) == [{"effort": sent} if sent and model_api == "responses" else sent]
+
+    @BOTH_WIRES
+    def test_set_to_nothing_it_is_left_to_the_provider(
+        self, alice: Person, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No request names it."""
+        monkeypatch.setenv("MODEL", "gpt-6-luna")
+        monkeypatch.setenv("REASONING_EFFORT", "")
+        forget()
+        assert alice.say("hello").status == 200
+        assert efforts(standin) == [None]
+
+    @BOTH_WIRES
+    @pytest.mark.parametrize(("fallback", "takes_it"), [("gpt-4.1", False), ("gpt-5-mini", True)])
+    def test_a_fallback_gets_it_if_it_reasons(
+        self,
+        alice: Person,
+        standin: StandIn,
+        monkeypatch: pytest.MonkeyPatch,
+        model_api: str,
+        fallback: str,
+        takes_it: bool,
+    ) -> None:
+        """One that refused its only request would be none."""
+        monkeypatch.setenv("MODEL", "gpt-6-luna")
+        monkeypatch.setenv("MODEL_FALLBACK", fallback)
+        forget()
+        standin.fault("server_error", match="hello", times=3)
+        assert alice.say("hello").status == 200
+        low = {"effort": "low"} if model_api == "responses" else "low"
+        assert efforts(standin) == [low] * 3 + [low if takes_it else None]
+
+    @pytest.mark.parametrize(
+        ("model", "sent"), [("gpt-4.1", None), ("gpt-5-chat-latest", None), ("gpt-6-luna", "high")]
+    )
+    def test_at_openai_s_own_address_a_name_tells_all(self, model: str, sent: str | None) -> None:
+        """The template always sets an effort, and whoever uses a model that does not reason need not know of it."""
+        from chat.reasoning import effort
+
+        given = effort(Settings(DATABASE_URL="postgresql://u:p@localhost/d", MODEL=model, REASONING_EFFORT="high"))
+        assert (given and given.effort) == sent
+
+
 def test_openai_s_own_chat_completions_know_the_newer_name_for_every_model() -> None:
     """Where no other address is given."""
     from chat.agent import MAX_OUTPUT_TOKENS, _model_settings
 
-    given = _model_settings(Settings(DATABASE_URL="-", MODEL_API="chat_completions", MODEL="gpt-4o"))
+    given = _model_settings(
+        Settings(DATABASE_URL="postgresql://u:p@localhost/d", MODEL_API="chat_completions", MODEL="gpt-4o")
+    )
     assert (given.max_tokens, given.extra_args) == (None, {"max_completion_tokens": MAX_OUTPUT_TOKENS})

@@ -139,12 +139,25 @@ def count(rows: Rows, user_id: str) -> dict[str, int]:
     return {table: rows.execute(query.format(table).encode(), [user_id]).fetchall()[0]["n"] for table in tables}
 
 
-def test_what_is_too_old_can_be_deleted(old: str, rows: Rows, server: Postgres) -> None:
-    """By a role that row-level security does not bind, as the page says; the owner of the tables deletes nothing."""
+def test_what_is_too_old_can_be_deleted(old: str, bob: Person, rows: Rows, server: Postgres, console_url: str) -> None:
+    """By a role that row-level security does not bind, as the page says: another is told that it would not do."""
     (statements,) = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
-    before = count(rows, old)
-    with psycopg.connect(server.owner_url, autocommit=True) as owner:
+    bob.say("Add buy bread")
+    before = count(rows, old), count(rows, bob.id)
+    with (
+        psycopg.connect(server.owner_url, autocommit=True) as owner,
+        pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"),
+    ):
         owner.execute(statements.encode())
-    assert count(rows, old) == before == {"conversation": 2, "message": 4, "tool_call": 3, "allowance": 2, "task": 2}
-    rows.execute(statements.encode())
+    assert (count(rows, old), count(rows, bob.id)) == before
+    assert before[0] == {"conversation": 2, "message": 4, "tool_call": 3, "allowance": 2, "task": 2}
+    with psycopg.connect(console_url, autocommit=True) as console:
+        console.execute(statements.encode())
     assert count(rows, old) == {"conversation": 1, "message": 2, "tool_call": 1, "allowance": 1, "task": 2}
+    assert count(rows, bob.id) == before[1]
+
+
+def test_no_document_gives_a_statement_that_is_not_tried() -> None:
+    """Those of this page are tried here, those of docs/limits.md in tests/test_limits.py."""
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+    assert {path.name for path in documents if "```sql" in path.read_text()} == {"scaling.md", "limits.md"}

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,8 +11,15 @@ import pytest
 from moto import mock_aws
 
 from chat.app import ChatProcess
-from taskchat.settings import MigrationSettings, Settings, SettingsError, load
+from taskchat.settings import (
+    MAY_BE_EMPTY,
+    MigrationSettings,
+    Settings,
+    SettingsError,
+    load,
+)
 from tests.conftest import ROOT
+from tests.test_cold_start import fresh
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +62,28 @@ def test_a_variable_set_to_nothing_is_not_set(monkeypatch: pytest.MonkeyPatch) -
     assert load(Settings).model
 
 
+def test_the_effort_set_to_nothing_is_left_to_the_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unlike the effort that is not set, which is low."""
+    assert load(Settings).reasoning_effort == "low"
+    monkeypatch.setenv("REASONING_EFFORT", "")
+    assert load(Settings).reasoning_effort == ""
+
+
+def test_only_what_may_be_empty_differs_from_what_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each other setting the two are the same."""
+    unset = load(Settings)
+    for name in {field.upper() for field in Settings.model_fields} - MAY_BE_EMPTY - {"DATABASE_URL"}:
+        monkeypatch.setenv(name, "")
+    assert load(Settings) == unset
+
+
+def test_an_effort_that_there_is_not_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the name of the variable."""
+    monkeypatch.setenv("REASONING_EFFORT", "heroic")
+    with pytest.raises(SettingsError, match="REASONING_EFFORT"):
+        load(Settings)
+
+
 def test_a_bad_value_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names the variable and does not repeat what it held."""
     monkeypatch.setenv("MODEL_API", "canary")
@@ -70,6 +100,103 @@ def test_a_broken_static_key_set_is_refused(monkeypatch: pytest.MonkeyPatch, val
         load(Settings)
 
 
+WRONG_URLS = {
+    "no URL": "canary",
+    "another scheme": "mysql://canary:canary@h/d",
+    "no host": "postgresql://canary:canary@/d",
+    "no host but a port": "postgresql://canary:canary@:5432/d",
+    "no user": "postgresql://h/canary",
+    "no database": "postgresql://canary:canary@h",
+    "no database but a slash": "postgresql://canary:canary@h/?sslmode=require",
+    "a port that is a word": "postgresql://canary:canary@h:canary/d",
+    "a port of zero": "postgresql://canary:canary@h:0/d",
+    "a port too high": "postgresql://canary:canary@h:99999/d",
+    "a port below zero": "postgresql://canary:canary@h:-1/d",
+    "two hosts": "postgresql://canary:canary@h,canary/d",
+    "two hosts with ports": "postgresql://canary:canary@h:1,canary:2/d",
+    "a socket for a host": "postgresql://canary:canary@%2Fcanary/d",
+    "a host that is none": "postgresql://canary:canary@[canary/d",
+    "a host of letters that look like others": "postgresql://canary:canary@h\u2100canary/d",
+    "a slash in the password": "postgresql://u:can/ary@h/d",
+    "a hash in the password": "postgresql://u:can#ary@h/d",
+    "a question mark in the password": "postgresql://u:can?ary@h/d",
+    "a percent sign in the password": "postgresql://u:canary%@h/d",
+    "a percent sign in the user": "postgresql://canary%zz:p@h/d",
+    "a percent sign in the database": "postgresql://u:p@h/canary%2",
+    "NUL in the password": "postgresql://u:canary%00@h/d",
+    "a password that is no UTF-8": "postgresql://u:canary%ff@h/d",
+    "a timeout that is a word": "postgresql://u:p@h/d?connect_timeout=canary",
+    "a timeout below zero": "postgresql://u:p@h/d?connect_timeout=-1",
+    "a fraction of a timeout": "postgresql://u:p@h/d?connect_timeout=1.5",
+    "a timeout that is no number": "postgresql://u:p@h/d?connect_timeout=nan",
+    "a timeout without end": "postgresql://u:p@h/d?connect_timeout=inf",
+    "a timeout of too many seconds": "postgresql://u:p@h/d?connect_timeout=99999999999999999999",
+    "an unknown mode of TLS": "postgresql://u:p@h/d?sslmode=canary",
+    "a mode in capitals": "postgresql://u:p@h/d?sslmode=DISABLE",
+    "no file of authorities": "postgresql://u:p@h/d?sslrootcert=/canary.pem",
+    "a directory of authorities": "postgresql://u:p@h/d?sslrootcert=/",
+    "a file without authorities": f"postgresql://u:p@h/d?sslrootcert={__file__}",
+    "an unknown channel binding": "postgresql://u:p@h/d?channel_binding=canary",
+    "bytes that are no text": "postgresql://u:canary\udcff@h/d",
+}
+"""Each way in which a database's URL can be wrong. The word in it is a part that must not be shown."""
+
+
+@pytest.mark.parametrize("wrong", WRONG_URLS)
+class TestADatabaseUrl:
+    """One that is wrong is known to be before anything connects: by the variable's name, without its value."""
+
+    def test_at_the_start(self, monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+        """Whichever part it is, for the password is among them."""
+        monkeypatch.setenv("DATABASE_URL", WRONG_URLS[wrong])
+        with pytest.raises(SettingsError, match="DATABASE_URL: ") as raised:
+            load(Settings)
+        assert "canary" not in "".join(traceback.format_exception(raised.value))
+
+    @pytest.mark.parametrize("name", ["MIGRATION_DATABASE_URL", "DATABASE_URL"])
+    def test_of_a_migration(self, monkeypatch: pytest.MonkeyPatch, wrong: str, name: str) -> None:
+        """Of two URLs, the one that is wrong is named."""
+        monkeypatch.setenv("MIGRATION_DATABASE_URL", "postgresql://u:p@h/d")
+        monkeypatch.setenv(name, WRONG_URLS[wrong])
+        with pytest.raises(SettingsError, match=f": {name}: ") as raised:
+            load(MigrationSettings)
+        assert "canary" not in "".join(traceback.format_exception(raised.value))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgres://u:p@h/d",
+        "postgresql://u@h:/d",
+        "postgresql://u:p@[::1]:5432/d",
+        "postgresql://u%40x:p%25%2F%C3%A9@h-1.example.com:65535/d%20e?sslmode=verify-full&sslrootcert=system",
+        *(f"postgresql://u:p@h/d?sslmode={mode}" for mode in ("disable", "allow", "prefer", "require", "verify-ca")),
+        "postgresql://u:p@h/d?connect_timeout=0",
+        "postgresql://u:p@h/d?connect_timeout=10&channel_binding=disable&options=endpoint%3Dep-cool&pgbouncer=true",
+        "postgresql://u:p@h/d?sslmode=disable&sslrootcert=/none.pem",
+    ],
+)
+def test_a_url_that_libpq_takes_is_taken(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Parameters that are not ours are none of our business."""
+    monkeypatch.setenv("DATABASE_URL", url)
+    assert load(Settings).database_url.get_secret_value() == url
+
+
+@pytest.mark.parametrize("package", ["chat", "mcp_tools"])
+@pytest.mark.parametrize("wrong", ["a port too high", "a timeout that is a word", "no file of authorities"])
+def test_on_lambda_no_function_starts_with_a_wrong_url(package: str, wrong: str) -> None:
+    """The import of the handler ends, and the platform's log has the variable's name."""
+    code = f"""
+import json
+try:
+    import {package}
+except RuntimeError as error:
+    print(json.dumps([type(error).__name__, "DATABASE_URL: " in str(error), "canary" in str(error)]))
+"""
+    known = {"DATABASE_URL": WRONG_URLS[wrong], "AWS_LAMBDA_RUNTIME_API": "localhost"}
+    assert fresh(code, **known) == ["SettingsError", True, False]
+
+
 def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """Printing the settings gives nothing away."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-canary")
@@ -80,17 +207,17 @@ def test_the_secret_wins(monkeypatch: pytest.MonkeyPatch, secret: Any) -> None:
     """What stands in both comes from the secret; what stands in one, from there."""
     monkeypatch.setenv("OPENAI_API_KEY", "from the environment")
     monkeypatch.setenv("MODEL", "from the environment")
-    secret(json.dumps({"OPENAI_API_KEY": "from the secret", "DATABASE_URL": "postgresql://secret/d"}))
+    secret(json.dumps({"OPENAI_API_KEY": "from the secret", "DATABASE_URL": "postgresql://u:p@secret/d"}))
     settings = load(Settings)
     assert settings.openai_api_key.get_secret_value() == "from the secret"
-    assert settings.database_url.get_secret_value() == "postgresql://secret/d"
+    assert settings.database_url.get_secret_value() == "postgresql://u:p@secret/d"
     assert settings.model == "from the environment"
 
 
 def test_migrations_read_the_secret_too(secret: Any) -> None:
     """The owner's URL may lie beside the runtime role's."""
-    secret(json.dumps({"MIGRATION_DATABASE_URL": "postgresql://owner/d"}))
-    assert load(MigrationSettings).migration_database_url.get_secret_value() == "postgresql://owner/d"
+    secret(json.dumps({"MIGRATION_DATABASE_URL": "postgresql://owner:p@h/d"}))
+    assert load(MigrationSettings).migration_database_url.get_secret_value() == "postgresql://owner:p@h/d"
 
 
 @pytest.mark.parametrize("text", ["no JSON", "[1]", '"text"'])

@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import boto3
 import pytest
@@ -14,8 +14,8 @@ from samtranslator.parser.parser import Parser
 from samtranslator.translator.translator import Translator
 from samtranslator.yaml_helper import yaml_parse
 
-from chat.model import Usage
 from chat.turn import SCHEMA as USAGE_SCHEMA
+from chat.usage import Usage
 from taskchat.settings import Settings
 from taskchat.toolcalls.middleware import SCHEMA
 
@@ -134,6 +134,14 @@ def test_limits_are_parameters(function: Resource, name: str) -> None:
     assert parameter.lower() == name.lower().replace("_", "")
     assert all(re.fullmatch(pattern, value) for value in ("", "0", str(most)))
     assert not any(re.fullmatch(pattern, value) for value in ("-1", "1.5", str(most + 1)))
+
+
+def test_the_effort_is_a_parameter(function: Resource) -> None:
+    """It takes exactly the values that the program takes, nothing among them, and begins with the program's own."""
+    assert function["Environment"]["Variables"]["REASONING_EFFORT"] == {"Ref": "ReasoningEffort"}
+    parameter, setting = template()["Parameters"]["ReasoningEffort"], Settings.model_fields["reasoning_effort"]
+    assert sorted(parameter["AllowedValues"]) == sorted(get_args(setting.annotation))
+    assert parameter["Default"] == setting.default
 
 
 def test_secrets_are_not_in_the_template(function: Resource) -> None:

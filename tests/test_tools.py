@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import event
 
 from taskchat.toolcalls.middleware import Call, calling
-from tests.conftest import run
+from tests.conftest import Person, run
+from tests.test_mcp_door import McpClient
 
 Rows = psycopg.Connection[dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("environment")
@@ -189,6 +190,49 @@ def test_arguments_out_of_contract_are_refused(tool: Tool, rows: Rows, name: str
     assert rows.execute("select from task where user_id = %s", [outcome.record.user_id]).fetchall() == []
     kept = rows.execute("select result from tool_call where call_id = %s", [outcome.record.call_id]).fetchone()
     assert kept == {"result": {"error": outcome.failure}}
+
+
+OTHER_TYPES = [
+    *(("complete_task", {"task_id": value}, "task_id") for value in (True, "1", 1.0, " 1 ", "0x1", None, [1])),
+    ("delete_task", {"task_id": True}, "task_id"),
+    ("update_task", {"task_id": True, "title": "a"}, "task_id"),
+    *(("list_tasks", {"cursor": value}, "cursor") for value in (True, "1", 1.0, False)),
+    *(("list_tasks", {"status": value}, "status") for value in (True, 1, None, ["all"])),
+    *(("add_task", {"title": value}, "title") for value in (True, 1, 1.5, None)),
+    *(("add_task", {"title": "a", "description": value}, "description") for value in (False, 0, None, ["b"])),
+    *(("update_task", {"task_id": 1, "completed": value}, "completed") for value in ("false", 0, 1, "no", 1.0, "")),
+    *(("update_task", {"task_id": 1, "title": value}, "title") for value in (True, 2)),
+]
+"""Arguments of another type than the schema's, which lenient parsing would take for one of it."""
+
+
+@pytest.mark.parametrize(("name", "arguments", "field"), OTHER_TYPES)
+class TestTypes:
+    """An argument has the type that the schema says, or the call is refused with the field's name."""
+
+    def test_the_model_is_told(self, tool: Tool, name: str, arguments: dict[str, Any], field: str) -> None:
+        """A sentence that says what to send instead."""
+        failure = tool(name, **arguments).failure
+        assert failure.startswith(f"Invalid arguments: {field}: Input should be ")
+
+    def test_an_mcp_client_is_told(self, alice: Person, name: str, arguments: dict[str, Any], field: str) -> None:
+        """The same."""
+        answer = McpClient(alice.mcp_token).call(name, **arguments)
+        assert answer["isError"]
+        assert answer["content"][0]["text"].startswith(f"Invalid arguments: {field}: Input should be ")
+
+
+def test_the_schemas_name_the_types(tool: Tool) -> None:
+    """A model that goes by them is never refused for a type."""
+    from chat.app import process
+
+    schemas = {listed.name: listed.to_mcp_tool().input_schema for listed in run(process.tools.list_tools())}
+    assert {schemas[name]["properties"]["task_id"]["type"] for name in schemas if name.endswith("e_task")} == {
+        "integer"
+    }
+    kinds = {kind["type"] for kind in schemas["list_tasks"]["properties"]["cursor"]["anyOf"]}
+    assert kinds == {"integer", "null"}
+    assert {kind["type"] for kind in schemas["update_task"]["properties"]["completed"]["anyOf"]} == {"boolean", "null"}
 
 
 def test_the_limits_themselves_are_allowed(tool: Tool) -> None:

@@ -1,7 +1,7 @@
 """A turn, from the gateway's event to the rows in Postgres."""
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 import httpx2
@@ -11,6 +11,7 @@ import pytest
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from tests.conftest import Logs, Person, run
+from tests.gateway import Response
 
 Rows = psycopg.Connection[dict[str, Any]]
 
@@ -193,10 +194,10 @@ def test_an_answer_full_of_calls_comes_to_an_end(alice: Person, standin: StandIn
 
 
 def test_a_reply_too_long_to_return_is_cut(alice: Person, standin: StandIn) -> None:
-    """Lambda returns 6 MB at most, and nobody reads on for so long."""
+    """As long as an answer of the model may be: nobody reads on for so long."""
     from chat.agent import MAX_REPLY
 
-    standin.fault("say", text="y" * 7_000_000, match="hello")
+    standin.fault("say", text="y" * 1_000_000, match="hello")
     assert len(alice.say("hello").json["response"]) == MAX_REPLY
 
 
@@ -210,3 +211,99 @@ def test_a_fault_of_ours_is_not_blamed_on_the_model(alice: Person, rows: Rows, l
     assert answer.status == 500
     assert set(answer.json) >= {"conversation_id", "turn_id", "tool_calls"}
     assert "ProgrammingError" in str([line["error"] for line in logs() if line["message"] == "unexpected error"])
+
+
+class TestACallThatIsMadeAgain:
+    """By a model that goes on with an interrupted turn, and makes a call that stands in what it is shown."""
+
+    MILK: ClassVar[dict[str, Any]] = {"name": "add_task", "arguments": {"title": "milk"}}
+
+    def attempt(self, person: Person, standin: StandIn, *answers: list[dict[str, Any]], ends: bool = False) -> Response:
+        """Say it with its key, to a model that makes these calls; then it answers, or fails."""
+        standin.reset()
+        for calls in answers:
+            standin.fault("call", calls=calls, match="hello")
+        standin.fault("say" if ends else "quota", match="hello", times=None)
+        answer = person.say("hello", key="k")
+        assert answer.status == (200 if ends else 502)
+        return answer
+
+    def outcomes(self, answer: Response) -> list[str]:
+        """How each call of the turn ended."""
+        return [call["outcome"] for call in answer.json["tool_calls"]]
+
+    def test_is_not_done_and_the_model_is_told(self, alice: Person, standin: StandIn, rows: Rows) -> None:
+        """The refusal is a failed call like any other, and says how the call can be made all the same."""
+        self.attempt(alice, standin, [self.MILK])
+        answer = self.attempt(alice, standin, [self.MILK], ends=True)
+        assert tasks_of(rows, alice) == [("milk", False)]
+        assert self.outcomes(answer) == ["ok", "error"]
+        told = answer.json["tool_calls"][1]["result"]["error"]
+        assert "make the call once more" in told
+        assert told in str(standin.requests(match="hello")[-1]["body"])
+        assert alice.say("hello", key="k").body == answer.body
+
+    def test_is_done_when_it_is_made_once_more(self, alice: Person, standin: StandIn, rows: Rows) -> None:
+        """The person may want it twice."""
+        self.attempt(alice, standin, [self.MILK])
+        answer = self.attempt(alice, standin, [self.MILK], [self.MILK], [self.MILK], ends=True)
+        assert self.outcomes(answer) == ["ok", "error", "ok", "ok"]
+        assert tasks_of(rows, alice) == [("milk", False)] * 3
+
+    def test_is_done_twice_for_someone_who_asked_for_that(self, alice: Person, standin: StandIn, rows: Rows) -> None:
+        """Interrupted between the two, and finished by a model that sees one of them done."""
+        said = "add milk and add milk"
+        standin.fault("call", calls=[self.MILK], match=said)
+        standin.fault("quota", match=said, times=None)
+        assert alice.say(said, key="k").status == 502
+        standin.reset()
+        answer = alice.say(said, key="k")
+        assert (answer.status, self.outcomes(answer)) == (200, ["ok", "error", "ok"])
+        assert tasks_of(rows, alice) == [("milk", False)] * 2
+
+    def test_is_held_off_as_often_as_one_answer_makes_it(self, alice: Person, standin: StandIn, rows: Rows) -> None:
+        """Of two in one answer, the second was not made by a model that had been told."""
+        self.attempt(alice, standin, [self.MILK, self.MILK])
+        answer = self.attempt(alice, standin, [self.MILK, self.MILK], ends=True)
+        assert self.outcomes(answer) == ["ok", "ok", "error", "error"]
+        assert len(tasks_of(rows, alice)) == 2
+
+    def test_is_held_off_once_however_often_the_turn_is_interrupted(
+        self, alice: Person, standin: StandIn, rows: Rows
+    ) -> None:
+        """That the model was told stands on record too. What it then did is an earlier attempt's again."""
+        self.attempt(alice, standin, [self.MILK])
+        self.attempt(alice, standin, [self.MILK])
+        self.attempt(alice, standin, [self.MILK])
+        answer = self.attempt(alice, standin, [self.MILK], ends=True)
+        assert self.outcomes(answer) == ["ok", "error", "ok", "error"]
+        assert tasks_of(rows, alice) == [("milk", False)] * 2
+
+    def test_with_other_arguments_is_another_call(self, alice: Person, standin: StandIn, rows: Rows) -> None:
+        """Nothing is guessed: only the same tool with the same arguments is the same call."""
+        self.attempt(alice, standin, [self.MILK])
+        other = {"name": "add_task", "arguments": {"title": "Milk"}}
+        answer = self.attempt(alice, standin, [other], ends=True)
+        assert self.outcomes(answer) == ["ok", "ok"]
+        assert tasks_of(rows, alice) == [("milk", False), ("Milk", False)]
+
+    def test_that_reads_is_made_as_often_as_the_model_likes(self, alice: Person, standin: StandIn) -> None:
+        """A tool that says it only reads has no effect to repeat."""
+        reading = [{"name": "list_tasks", "arguments": {}}]
+        self.attempt(alice, standin, reading)
+        assert self.outcomes(self.attempt(alice, standin, reading, ends=True)) == ["ok", "ok"]
+
+    def test_that_had_failed_is_made_again(self, alice: Person, standin: StandIn) -> None:
+        """It had no effect."""
+        failing = [{"name": "complete_task", "arguments": {"task_id": 987654321}}]
+        self.attempt(alice, standin, failing)
+        answer = self.attempt(alice, standin, failing, ends=True)
+        assert [call["result"]["error"] for call in answer.json["tool_calls"]] == ["Task 987654321 was not found."] * 2
+
+    def test_in_a_turn_that_was_not_interrupted_is_done(self, alice: Person, standin: StandIn, rows: Rows) -> None:
+        """Twice in one turn, and again in the next one."""
+        for _ in range(2):
+            standin.reset()
+            standin.fault("call", calls=[self.MILK, self.MILK], match="hello")
+            assert self.outcomes(alice.say("hello")) == ["ok", "ok"]
+        assert tasks_of(rows, alice) == [("milk", False)] * 4

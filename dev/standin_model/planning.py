@@ -14,6 +14,7 @@ from .conversation import Answer, Call, Conversation, Json
 from .script import NOT_UNDERSTOOD, Ask, Outcome, Result, Trouble, Wish, enumerate_names
 from .tasks import domain
 
+AGAIN = re.compile(r"\bmake the call once more\b", re.IGNORECASE)  # a failed call that asks for this counts as not made
 Key = tuple[str, str]
 
 
@@ -79,7 +80,9 @@ class Results:
         self._tools = conversation.tools
         self._unused: defaultdict[Key, deque[Result]] = defaultdict(deque)
         for made in conversation.turn.calls:
-            self._unused[_made_key(made.call)].append(_result(made.output or ""))
+            result = _result(made.output or "")
+            if result.value is not None or not AGAIN.search(result.text):
+                self._unused[_made_key(made.call)].append(result)
 
     def missing(self, pursuits: list[Pursuit]) -> list[Call]:
         """Calls to tools on offer that have no result yet."""

@@ -3,10 +3,9 @@
 It holds no session, no engine and no SQL: all it can do is call the tool server on behalf of the turn it runs in.
 """
 
-import json
 import re
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 from zoneinfo import ZoneInfo
@@ -35,17 +34,23 @@ from agents.run import CallModelData, ModelInputData
 from agents.tool_context import ToolContext
 from agents.tracing.provider import DefaultTraceProvider
 from fastmcp import FastMCP
+from mcp_types import Tool
 from openai.types.responses import ResponseFunctionToolCall
 
-from chat.model import UNNAMED, ModelClient, ResponsesModel, Usage
+from chat.arguments import MAX_ARGUMENTS as MAX_ARGUMENTS  # beside the other bounds of a turn
+from chat.arguments import parse_arguments
+from chat.model import UNNAMED, ModelClient, ResponsesModel
+from chat.reasoning import effort, reasons
+from chat.usage import MAX_OUTPUT_TOKENS, Usage
 from taskchat import deadline
 from taskchat.conversations.turns import Lease, Turn
 from taskchat.errors import ModelFailed, OutOfTime, TaskchatError
+from taskchat.invisible import visible
 from taskchat.limits import DayLeft
 from taskchat.logs import to_problem
 from taskchat.settings import Settings, SettingsError
 from taskchat.text import as_data, as_json, storable
-from taskchat.toolcalls.middleware import Call, calling
+from taskchat.toolcalls.middleware import Call, UnsettledCall, calling
 from taskchat.toolcalls.models import ToolCall
 from taskchat.toolcalls.toolset import Toolset
 
@@ -68,30 +73,22 @@ MAX_CALLS: Final = 64
 MAX_TURN_TOKENS: Final = 200_000
 """Tokens that a turn may cost before the model is asked no more: eight of the longest usual ones, a fifth of a day."""
 
-MAX_OUTPUT_TOKENS: Final = 8_000
-"""Of one answer, its reasoning included: about what a model writes in the time that a request has."""
-
 MAX_TOOL_OUTPUT: Final = 100_000
 """Characters that tools tell the model in one turn, before one call more: six full pages of a list. Each further call
 of the model reads all of them again."""
 
-MAX_ARGUMENTS: Final = 32 * 1024
-"""Bytes of a call's arguments: no tool needs as much, however its letters are spelled, and MAX_CALLS times as much is
-far below what Lambda can return."""
-
 MAX_REPLY: Final = 20_000
 """Characters of a reply: what no person reads on, and far below the 6 MB that Lambda can return."""
-
-MAX_DEPTH: Final = 64
-"""Nesting of a call's arguments. No tool needs three levels, and what is nested too deeply cannot be written down."""
 
 _TOOL_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,63}")
 """Names that providers take in what they are sent. They take one letter more, but a name of 64 may have been cut."""
 
-_ENDLESS: Final = "The model did not come to an end."
+_MADE_BEFORE: Final = (
+    "Not done again: this same call was made before the message was interrupted, and its result stands above. "
+    "If the person wants it a second time, make the call once more."
+)
 
-_REASONING_MODELS: Final = re.compile(r"(.*/)?(o\d|gpt-[5-9])(?!.*chat)")
-"""Models that reason must be handed their reasoning back between two calls; others refuse to be asked for it."""
+_ENDLESS: Final = "The model did not come to an end."
 
 # The SDK's own tracing starts a thread that calls its vendor, whoever serves the model, and stalls in a frozen sandbox.
 # A provider with nobody to tell makes neither that nor a client for it.
@@ -110,6 +107,10 @@ class Run:
     """How many destructive calls the turn may make, counting those of an earlier attempt at it."""
     left: DayLeft
     """What the turn may cost."""
+    unsettled: list[UnsettledCall] = field(default_factory=list)
+    """Calls of which it is unknown whether they took effect."""
+    resumed: int = 0
+    """How many of the calls were made by earlier attempts, which were interrupted."""
     failure: TaskchatError | None = field(default=None)
     """What ended the turn inside a tool call. The SDK would pass it on as one of its own."""
     usage: Usage = field(default_factory=Usage)
@@ -138,9 +139,9 @@ class _BetweenCalls(RunHooks[Run]):
         context.context.asked = {call.call_id: call.arguments for call in calls}
 
 
-async def _call_tool(run: Run, name: str, call_id: str, raw_arguments: str) -> str:
+async def _call_tool(run: Run, name: str, call_id: str, raw_arguments: str, *, is_reading: bool = False) -> str:
     """Make one call on the tool server and return what the model is told of it."""
-    arguments = _parse(raw_arguments)
+    arguments = parse_arguments(raw_arguments)
     call = Call(
         user_id=run.lease.user_id,
         door="chat",
@@ -149,8 +150,9 @@ async def _call_tool(run: Run, name: str, call_id: str, raw_arguments: str) -> s
         position=len(run.calls),
         conversation_id=run.lease.conversation_id,
         guard=run.lease.check,
-        refusal=_refusal(run, arguments),
+        refusal=_refusal(run, arguments) or (None if is_reading else _refusal_to_repeat(run, name, arguments)),
         records=run.calls,
+        unsettled=run.unsettled,
         max_destructive=run.max_destructive,
     )
     try:
@@ -175,19 +177,19 @@ def _refusal(run: Run, arguments: dict[str, Any] | None) -> str | None:
     return None
 
 
-def _parse(raw_arguments: str) -> dict[str, Any] | None:
-    if len(raw_arguments.encode(errors="surrogatepass")) > MAX_ARGUMENTS:
-        return None
-    try:
-        arguments = json.loads(raw_arguments or "{}")
-    except (ValueError, RecursionError):
-        return None
-    return arguments if isinstance(arguments, dict) and _is_shallow(arguments, MAX_DEPTH) else None
+def _refusal_to_repeat(run: Run, name: str, arguments: dict[str, Any] | None) -> str | None:
+    """Why a call of a resumed turn is held off, if an earlier attempt has made it and the model was not told so yet.
 
-
-def _is_shallow(value: Any, depth: int) -> bool:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return depth > 0 and all(_is_shallow(item, depth - 1) for item in inner)
+    The model is told by a refusal in an earlier answer: of two such calls in one answer, both are held off.
+    """
+    wanted = storable(arguments)
+    for place, call in reversed(list(enumerate(run.calls))):
+        if (call.tool, call.arguments) == (name, wanted):
+            if call.outcome == "ok":
+                return _MADE_BEFORE if place < run.resumed else None
+            if call.result == {"error": _MADE_BEFORE} and call.call_id not in run.asked:
+                return None
+    return None
 
 
 async def _report_unknown_tool(args: ToolErrorFormatterArgs[Any]) -> str | None:
@@ -198,12 +200,16 @@ async def _report_unknown_tool(args: ToolErrorFormatterArgs[Any]) -> str | None:
     return await _call_tool(run, args.tool_name, args.call_id, run.asked[args.call_id])
 
 
-def _adapt(name: str, description: str, schema: dict[str, Any]) -> FunctionTool:
+def _adapt(name: str, description: str, schema: dict[str, Any], *, is_reading: bool = False) -> FunctionTool:
     async def invoke(context: ToolContext[Run], raw_arguments: str) -> str:
-        return await _call_tool(context.context, name, context.tool_call_id, raw_arguments)
+        return await _call_tool(context.context, name, context.tool_call_id, raw_arguments, is_reading=is_reading)
 
     # Not strict: the vendor's strict mode would make every optional argument required.
     return FunctionTool(name, description, schema, invoke, strict_json_schema=False)
+
+
+def _is_reading(tool: Tool) -> bool:
+    return bool(tool.annotations and tool.annotations.read_only_hint)
 
 
 _RUN_CONFIG: Final = RunConfig(
@@ -252,7 +258,7 @@ class ChatAgent:
                 run_config=config,
             )
         except ModelRefusalError as refusal:  # an answer too, and the person should read it
-            return str(storable(refusal.refusal))
+            return _readable(refusal.refusal)
         except MaxTurnsExceeded as error:
             raise ModelFailed(_ENDLESS) from error
         except TaskchatError:
@@ -263,7 +269,7 @@ class ChatAgent:
             raise run.failure or ModelFailed("The model's answer could not be read.") from error
         if run.failure:
             raise run.failure
-        text = str(storable(str(result.final_output or ""))).strip()[:MAX_REPLY]
+        text = _readable(str(result.final_output or "")).strip()[:MAX_REPLY]
         if not text:
             raise ModelFailed("The model answered nothing.")
         return text
@@ -278,7 +284,10 @@ class ChatAgent:
             return
         tools = [tool.to_mcp_tool() for tool in await self.tools.list_tools()]
         if not self._agent.tools:  # set by another turn meanwhile: the SDK refuses an agent whose tools change in a run
-            self._agent.tools = [_adapt(tool.name, str(tool.description), tool.input_schema) for tool in tools]
+            self._agent.tools = [
+                _adapt(tool.name, str(tool.description), tool.input_schema, is_reading=_is_reading(tool))
+                for tool in tools
+            ]
 
     def _configure(self, run: Run, history: list[TResponseInputItem]) -> RunConfig:
         config = copy(_RUN_CONFIG)
@@ -288,15 +297,21 @@ class ChatAgent:
         return config
 
 
+def _readable(reply: str) -> str:
+    """Return the model's words as Postgres can hold them, without what a person would not see."""
+    return visible(str(storable(reply)))
+
+
 def _model_settings(settings: Settings) -> ModelSettings:
     """Nothing is kept by the provider, no answer is endless; reasoning goes back and forth encrypted inside a run."""
+    given = ModelSettings(store=False, reasoning=effort(settings))
     if settings.model_api == "responses":
-        include: Any = ["reasoning.encrypted_content"] if _REASONING_MODELS.match(settings.model) else None
-        return ModelSettings(store=False, max_tokens=MAX_OUTPUT_TOKENS, response_include=include)
+        include: Any = ["reasoning.encrypted_content"] if reasons(settings.model) else None
+        return replace(given, max_tokens=MAX_OUTPUT_TOKENS, response_include=include)
     # The SDK knows the limit by the name that other vendors know; OpenAI's newer models refuse that one.
-    if settings.openai_base_url is None or _REASONING_MODELS.match(settings.model):
-        return ModelSettings(store=False, extra_args={"max_completion_tokens": MAX_OUTPUT_TOKENS})
-    return ModelSettings(store=False, max_tokens=MAX_OUTPUT_TOKENS)
+    if settings.openai_base_url is None or reasons(settings.model):
+        return replace(given, extra_args={"max_completion_tokens": MAX_OUTPUT_TOKENS})
+    return replace(given, max_tokens=MAX_OUTPUT_TOKENS)
 
 
 def build_input(history: list[Turn], turn: Turn) -> list[TResponseInputItem]:
@@ -312,7 +327,7 @@ def _items(turn: Turn) -> list[TResponseInputItem]:
     for call in turn.calls:
         items += _exchange(call.call_id, call.tool, call.arguments, _output(call))
     if turn.reply is not None:
-        items.append({"role": "assistant", "content": turn.reply})
+        items.append({"role": "assistant", "content": visible(turn.reply)})
     return items
 
 
@@ -348,7 +363,7 @@ def _sendable(tool: str) -> str:
 
 def _settled(item: Any, outputs: dict[str, str]) -> list[Any]:
     if item.get("type") == "function_call":
-        arguments = storable(_parse(item["arguments"]) or {})
+        arguments = storable(parse_arguments(item["arguments"]) or {})
         return _exchange(item["call_id"], item["name"], arguments, outputs[item["call_id"]])
     return [] if item.get("type") == "function_call_output" else [item]
 
@@ -364,4 +379,4 @@ def _in_context(turn: Turn) -> str:
     """The person's words under the moment and place they were said at."""
     zone = turn.timezone or "UTC"
     said_at = turn.said_at.astimezone(ZoneInfo(zone))
-    return f"[context: {said_at:%A %Y-%m-%d %H:%M}, {zone}]\n{turn.message}"
+    return f"[context: {said_at:%A %Y-%m-%d %H:%M}, {zone}]\n{visible(turn.message)}"

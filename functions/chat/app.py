@@ -21,10 +21,10 @@ from chat.schemas import ChatRequest, ChatResponse, Health
 from chat.turn import TurnRunner
 from taskchat import deadline
 from taskchat.conversations import turns as conversations
-from taskchat.errors import Forbidden, InvalidInput, NotFound, NotJson, UnsupportedMediaType
+from taskchat.errors import Forbidden, InvalidInput, NotFound, NotJson
 from taskchat.http.auth import USER_ID, Verifier, chat_verifier
 from taskchat.http.gateway import MARGIN, MAX_SECONDS, lambda_handler
-from taskchat.http.middleware import BodyLimit, SecurityHeaders
+from taskchat.http.middleware import BodyLimit, SecurityHeaders, require_json
 from taskchat.http.problems import ErrorBoundary, tell_routing
 from taskchat.limits import chat_limits
 from taskchat.process import Process, side_by_side, start
@@ -118,9 +118,7 @@ def _idempotency_key(request: Request) -> str | None:
 
 async def _read(request: Request) -> ChatRequest:
     """The body, checked. Raises UnsupportedMediaType, BodyTooLarge, NotJson or InvalidInput."""
-    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise UnsupportedMediaType
+    require_json(request.headers)
     try:
         return ChatRequest.model_validate_json(await request.body())
     except ValidationError as error:

@@ -7,9 +7,6 @@ import asyncio
 import json
 import math
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import SimpleNamespace
@@ -23,13 +20,19 @@ from anyio import EndOfStream
 from aws_lambda_powertools import Logger
 from openai._models import FinalRequestOptions
 from openai.types.chat import ChatCompletion, ChatCompletionMessageFunctionToolCall
-from openai.types.responses import ResponseFunctionToolCall, ResponseOutputItem, ResponseUsage
+from openai.types.responses import ResponseFunctionToolCall, ResponseOutputItem
 from openai.types.responses.response import IncompleteDetails
 from pydantic import BaseModel
 from pydantic_core import to_json
 
+from chat.answers import read_answer
+from chat.arguments import readable_arguments
+from chat.reasoning import EFFORT_FIELDS, reasons
+from chat.transport import AnswerTooLong, model_http_client
+from chat.usage import Usage as Usage  # its name is part of this module, too
+from chat.usage import counting as counting
+from chat.usage import current
 from taskchat import deadline
-from taskchat.conversations.turns import CHARACTERS_PER_TOKEN
 from taskchat.errors import ModelFailed
 from taskchat.settings import Settings
 
@@ -44,9 +47,6 @@ MAX_RETRY_AFTER: Final = 86_400.0
 
 QUOTA_SPENT: Final = "insufficient_quota"
 """Code of a 429 that no waiting mends."""
-
-MAX_TOKENS: Final = 2**31
-"""Tokens that no one answer costs."""
 
 UNNAMED: Final = "unnamed"
 """Stands for the name of a tool that a model left out: there is no such tool, and that is what the model is told."""
@@ -65,59 +65,6 @@ logger = Logger()
 Body = dict[str, Any]
 
 
-@dataclass
-class Usage:
-    """What the models have cost a turn so far, also where an answer was of no use."""
-
-    model: str | None = None
-    """The one that answered last."""
-    requests: int = 0
-    input_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    estimated_tokens: int = 0
-    """Of requests whose price nobody told: given up while the model worked, or answered without it."""
-
-    @property
-    def tokens(self) -> int:
-        """All that a provider charges for, as far as is known."""
-        return self.input_tokens + self.output_tokens + self.estimated_tokens
-
-    def add(self, body: Body, told: Any) -> None:
-        """Count the answer to a request by what its provider tells of it; by either API's names."""
-        self.model, self.requests = body["model"], self.requests + 1
-        read = _number(told, "input_tokens", "prompt_tokens")
-        self.input_tokens += read
-        if not read:
-            self.estimate(body)
-        self.output_tokens += _number(told, "output_tokens", "completion_tokens")
-        for details in ("input_tokens_details", "prompt_tokens_details"):
-            self.cached_tokens += _number(getattr(told, details, None), "cached_tokens")
-
-    def estimate(self, body: Body) -> None:
-        """Count a request by its length."""
-        self.estimated_tokens += len(json.dumps(body, ensure_ascii=False)) // CHARACTERS_PER_TOKEN
-
-
-def _number(part: Any, *names: str) -> int:
-    """The first of the fields that is a number of tokens, or 0: nobody has checked what the provider sent."""
-    found = [getattr(part, name, None) for name in names]
-    return next((value for value in found if isinstance(value, int) and 0 <= value < MAX_TOKENS), 0)
-
-
-_usage: ContextVar[Usage | None] = ContextVar("usage", default=None)
-
-
-@contextmanager
-def counting(usage: Usage) -> Iterator[None]:
-    """Add every answer of a model that comes within the block to `usage`."""
-    token = _usage.set(usage)
-    try:
-        yield
-    finally:
-        _usage.reset(token)
-
-
 class Answer(openai.BaseModel):
     """What is read of an answer on the Responses API. The rest repeats the request, or is nobody's here."""
 
@@ -125,7 +72,8 @@ class Answer(openai.BaseModel):
     status: str | None = None
     incomplete_details: IncompleteDetails | None = None
     output: list[ResponseOutputItem]
-    usage: ResponseUsage | None = None
+    usage: None = None
+    """Counted before, and kept from the SDK: it takes whatever a provider tells for numbers."""
 
 
 class ResponsesModel(OpenAIResponsesModel):
@@ -167,7 +115,11 @@ class _Endpoint:
 
 
 def _given(parameters: Body) -> Body:
-    return {name: value for name, value in parameters.items() if not isinstance(value, openai.Omit)}
+    return {name: _plain(value) for name, value in parameters.items() if not isinstance(value, openai.Omit)}
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
 
 
 class ModelClient(openai.AsyncOpenAI):
@@ -175,8 +127,7 @@ class ModelClient(openai.AsyncOpenAI):
 
     def __init__(self, settings: Settings) -> None:
         """Talk to OPENAI_BASE_URL, with MODEL_FALLBACK as the second choice."""
-        # A redirect would hand the conversation to an address that nobody has configured.
-        self._http = openai.DefaultAsyncHttpxClient(follow_redirects=False)
+        self._http = model_http_client()
         super().__init__(
             api_key=settings.openai_api_key.get_secret_value(),
             base_url=settings.openai_base_url,
@@ -203,12 +154,24 @@ class ModelClient(openai.AsyncOpenAI):
     async def ask(self, call: _Call) -> Any:
         """The answer, whole. Raises ModelFailed."""
         try:
-            answer = await self._persist(call)
+            answer = await self._ask_first(call)
         except (openai.APIConnectionError, openai.APIStatusError, ValueError) as error:
             if not self._fallback or not _is_down(error):
                 raise _failure(error) from error
             answer = await self._fall_back(call)
         return _whole(answer)
+
+    async def _ask_first(self, call: _Call) -> Any:
+        """Ask the model. All tries and their answers together leave a second choice half of the time."""
+        if not self._fallback:
+            return await self._persist(call)
+        share = deadline.remaining() / 2
+        try:
+            with deadline.within(share):
+                async with asyncio.timeout(share):
+                    return await self._persist(call)
+        except TimeoutError as error:
+            raise openai.APITimeoutError(request=httpx2.Request("POST", call.url)) from error
 
     async def _persist(self, call: _Call) -> Any:
         for attempt in range(1, MAX_ATTEMPTS + 1):
@@ -231,24 +194,22 @@ class ModelClient(openai.AsyncOpenAI):
 
     def _for_fallback(self, body: Body) -> Body:
         plain = _without_reasoning(body) if isinstance(body.get("input"), list) else body
-        return plain | {"model": self._fallback}
+        refused = frozenset() if reasons(str(self._fallback)) else EFFORT_FIELDS
+        return {name: value for name, value in plain.items() if name not in refused} | {"model": self._fallback}
 
     async def _try(self, call: _Call) -> Any:
-        # Where there is a second choice, the first may not use up all the time.
-        share = deadline.remaining() / 2 if self._fallback and call.body["model"] != self._fallback else None
-        usage, request = _usage.get() or Usage(), self._request(call, share)
+        usage, request = current(), self._request(call)
         try:
-            told = await self._send(request)
+            told = read_answer(await self._send(request), call.kind.model_fields)
         except BaseException as error:  # a cancelled one too: the model may be at work on it
             if _may_cost(error):
                 usage.estimate(call.body)
             raise
-        answer = call.kind.construct(**told) if isinstance(told, dict) else None
-        usage.add(call.body, getattr(answer, "usage", None))
-        return answer
+        usage.add(call.body, told.pop("usage", None), told.get("output") or told.get("choices"))
+        return call.kind.construct(**told)
 
-    def _request(self, call: _Call, seconds: float | None) -> httpx2.Request:
-        """What is sent, and waited for so long. Raises TypeError for what cannot be: no other try would do better."""
+    def _request(self, call: _Call) -> httpx2.Request:
+        """Return what is sent. Raises TypeError for what cannot be: no other try would do better."""
         try:
             return httpx2.Request(
                 "POST",
@@ -256,13 +217,12 @@ class ModelClient(openai.AsyncOpenAI):
                 params=self.qs.stringify(call.query) if call.query else None,
                 headers=_given(self._headers | call.headers),
                 content=to_json(_self_contained(call.body)),
-                extensions={"timeout": httpx2.Timeout(seconds).as_dict()} if seconds else None,
             )
         except ValueError as error:
             raise TypeError("the request cannot be written down") from error
 
-    async def _send(self, request: httpx2.Request) -> Any:
-        """The JSON of the answer. Raises what the client's own `post` raises, or ValueError.
+    async def _send(self, request: httpx2.Request) -> bytes:
+        """Return the answer's body. Raises what the client's own `post` raises, or ValueError.
 
         That one takes three times the CPU: it makes the same headers anew, and an object of each part of the answer.
         """
@@ -274,7 +234,7 @@ class ModelClient(openai.AsyncOpenAI):
             raise openai.APIConnectionError(request=request) from error
         if not response.is_success:
             raise self._make_status_error_from_response(response)
-        return response.json()
+        return bytes(response.content)
 
 
 def _may_cost(error: BaseException) -> bool:
@@ -283,14 +243,17 @@ def _may_cost(error: BaseException) -> bool:
 
 
 def _is_passing(error: Exception) -> bool:
-    """Whether the same call may succeed a moment later. A timeout has used up the time it would take to see."""
+    """Whether the same call may succeed a moment later.
+
+    A timeout has used up the time it would take to see, and a model that has no end would have none again.
+    """
     if isinstance(error, openai.RateLimitError):
         return error.code != QUOTA_SPENT
-    return not isinstance(error, openai.APITimeoutError) and _is_down(error)
+    return not isinstance(error, openai.APITimeoutError | AnswerTooLong) and _is_down(error)
 
 
 def _is_down(error: Exception) -> bool:
-    """Whether the fault is the model's and not the request's. A ValueError is a 200 whose body is not JSON."""
+    """Whether the fault is the model's and not the request's. A ValueError is a 200 whose body cannot be read."""
     faults = openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError, ValueError
     return isinstance(error, faults)
 
@@ -319,6 +282,8 @@ def _failure(error: Exception) -> ModelFailed:
         return ModelFailed("The model is busy.", retry_after=None if seconds is None else max(1, round(seconds)))
     if isinstance(error, openai.APIConnectionError):
         return ModelFailed("The model cannot be reached.")
+    if isinstance(error, AnswerTooLong):
+        return ModelFailed("The model's answer is too long.")
     if isinstance(error, ValueError):
         return ModelFailed("The model's answer could not be read.")
     return ModelFailed()
@@ -354,7 +319,7 @@ def _whole(answer: Any) -> Any:
     reason: str | None = None
     is_readable = False
     if isinstance(answer, Answer):
-        reason = answer.incomplete_details.reason if answer.incomplete_details else None
+        reason = getattr(answer.incomplete_details, "reason", None)
         is_readable = isinstance(answer.output, list) and answer.status not in ("failed", "cancelled")
     elif isinstance(answer, ChatCompletion):
         reason = answer.choices[0].finish_reason if answer.choices else None
@@ -377,7 +342,11 @@ def _mend(part: Any) -> None:
     fields = vars(part).items() if isinstance(part, BaseModel) else ()
     for name, value in list(fields):
         if isinstance(value, str):
-            setattr(part, name, _encodable(_unescaped(value) if name == "arguments" else value))
+            setattr(
+                part,
+                name,
+                readable_arguments(_encodable(_unescaped(value))) if name == "arguments" else _encodable(value),
+            )
         _mend(value)
 
 

@@ -115,8 +115,12 @@ class FieldProblem(Problem):
 
 
 class TurnProblem(Problem):
-    """A turn that began and was interrupted, with the tool calls that took effect."""
+    """A turn that began and was interrupted, with the tool calls that were made for it."""
 
     conversation_id: UUID | None = None
     turn_id: UUID | None = None
-    tool_calls: list[ToolCallView] = []
+    tool_calls: list[ToolCallView] | None = Field(
+        default=None,
+        description="Left out where no turn began, and where it is unknown whether a call took effect: the database "
+        "could not be asked. The same request with its Idempotency-Key goes on from what did.",
+    )

@@ -11,9 +11,9 @@ from fastmcp.server.auth import AccessToken, RemoteAuthProvider, TokenVerifier
 from fastmcp.server.http import StarletteWithLifespan, create_streamable_http_app
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from pydantic import AnyHttpUrl, TypeAdapter, UrlConstraints
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mcp_tools.error_filter import PlainErrors
@@ -21,7 +21,7 @@ from taskchat import deadline
 from taskchat.errors import OutOfTime, Unauthenticated
 from taskchat.http.auth import Verifier, mcp_verifier
 from taskchat.http.gateway import lambda_handler
-from taskchat.http.middleware import BodyLimit, OwnAddress, SecurityHeaders
+from taskchat.http.middleware import JSON, BodyLimit, OwnAddress, SecurityHeaders, require_json
 from taskchat.http.problems import ErrorBoundary, tell_routing
 from taskchat.limits import mcp_limits
 from taskchat.process import Process, side_by_side, start
@@ -80,15 +80,18 @@ class McpProcess(Process):
 
 
 class _Admission:
-    """Admits each authenticated POST while time remains, and takes it from what the caller's limits allow."""
+    """Admits each authenticated POST of JSON while time remains, and takes it from what the caller's limits allow."""
 
     def __init__(self, app: ASGIApp, process: McpProcess) -> None:
         self._app, self._process, self._limits = app, process, mcp_limits(process.settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request. Raises OutOfTime, TooManyRequests or DatabaseUnavailable."""
+        """Serve one request. Raises UnsupportedMediaType, OutOfTime, TooManyRequests or DatabaseUnavailable."""
         user = scope.get("user")
-        if isinstance(user, AuthenticatedUser) and scope["method"] == "POST":
+        if isinstance(user, AuthenticatedUser):
+            headers = MutableHeaders(scope=scope)
+            require_json(headers)
+            headers["content-type"] = JSON  # the library knows it in lower case alone
             self._admit(str(user.access_token.subject))
         await self._app(scope, receive, send)
 
@@ -118,9 +121,9 @@ def create_app(process: McpProcess) -> StarletteWithLifespan:
         json_response=True,
         stateless_http=True,
         routes=[Route(METADATA_PATH, metadata.endpoint, methods=["GET", "OPTIONS"])],
-        middleware=[Middleware(_Admission, process)],  # behind the library's own, which finds who it is
     )
     app.router.redirect_slashes = False
+    app.routes[:] = [_admitting(route, resource.path, process) for route in app.routes]
     app.add_exception_handler(HTTPException, tell_routing)
     # From the innermost on. They stand before the library's own, which fails where the token is judged.
     app.add_middleware(PlainErrors)
@@ -129,6 +132,13 @@ def create_app(process: McpProcess) -> StarletteWithLifespan:
     app.add_middleware(ErrorBoundary)
     app.add_middleware(SecurityHeaders)
     return app
+
+
+def _admitting(route: BaseRoute, path: str, process: McpProcess) -> BaseRoute:
+    """Return the route, behind admission if it is the tools'. It takes no DELETE, which would end a session."""
+    if not isinstance(route, Route) or route.path != path:
+        return route
+    return Route(path, _Admission(route.endpoint, process), methods=["POST"])
 
 
 process: Final = McpProcess(toolset)

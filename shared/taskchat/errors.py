@@ -8,6 +8,7 @@
     ├── OriginRefused 403
     ├── NotFound 404
     ├── MethodNotAllowed 405
+    ├── NotAcceptable 406
     ├── TurnInProgress 409
     ├── BodyTooLarge 413
     ├── UnsupportedMediaType 415
@@ -18,6 +19,7 @@
     ├── ModelFailed 502
     ├── Unavailable 503
     │   ├── DatabaseUnavailable
+    │   │   └── CommitOutcomeUnknown
     │   └── KeySetUnavailable
     ├── OutOfTime 504
     └── ToolFailure            a tool's refusal: told to the model, never a status
@@ -86,6 +88,12 @@ class MethodNotAllowed(TaskchatError):
     status, slug, title = 405, "method-not-allowed", "This method is not allowed here."
 
 
+class NotAcceptable(TaskchatError):
+    """Raised when the caller takes no answer in JSON."""
+
+    status, slug, title = 406, "not-acceptable", "The answer is JSON, which this request does not accept."
+
+
 class TurnInProgress(TaskchatError):
     """Raised when another turn holds the conversation."""
 
@@ -149,6 +157,10 @@ class DatabaseUnavailable(Unavailable):
     """Raised when the database cannot be reached, or gave up on a statement."""
 
     slug, title = "database-unavailable", "The database cannot be reached right now."
+
+
+class CommitOutcomeUnknown(DatabaseUnavailable):
+    """Raised when the connection was lost during a commit: the transaction may have taken effect or not."""
 
 
 class KeySetUnavailable(Unavailable):

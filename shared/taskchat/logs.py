@@ -50,6 +50,8 @@ def to_problem(error: Exception) -> TaskchatError:
 
 def configure() -> None:
     """Keep the libraries' words out of the log. Call it after the libraries were imported: some set up their own."""
+    # A line that cannot be written is lost. Python's own report of that prints the line's values, and can fail too.
+    logging.raiseExceptions = False
     for name in SILENT:
         _handle_with(name, logging.NullHandler())
     for name in KIND_AND_PLACE_ONLY:

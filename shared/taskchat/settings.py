@@ -7,25 +7,40 @@ import json
 import os
 import re
 import sys
-from typing import Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+from taskchat import postgres_url
 
 S = TypeVar("S", bound=BaseModel)
 
 _ORIGIN: Final = re.compile(r"https?://[a-z0-9.-]+(:[0-9]+)?")
 
 
+MAY_BE_EMPTY: Final = frozenset({"REASONING_EFFORT"})
+"""Variables for which nothing is a value, and another than the default."""
+
+
 class SettingsError(RuntimeError):
     """Raised at start when a variable is missing, does not parse, or must not be so. Names it, never its value."""
 
 
+def _check_url(value: SecretStr) -> SecretStr:
+    postgres_url.parse(value.get_secret_value())
+    return value
+
+
+DatabaseUrl = Annotated[SecretStr, AfterValidator(_check_url)]
+"""A libpq URL that can work. What is wrong with another is told without its value."""
+
+
 class Settings(BaseModel):
-    """The environment, typed. A variable that is set to nothing counts as not set."""
+    """The environment, typed. A variable that is set to nothing counts as not set, but for those of MAY_BE_EMPTY."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=str.upper)
 
-    database_url: SecretStr
+    database_url: DatabaseUrl
     """Pooled endpoint, runtime role. Neon's connection string works as copied."""
 
     openai_api_key: SecretStr = SecretStr("")
@@ -35,6 +50,14 @@ class Settings(BaseModel):
     model_fallback: str | None = None
     """Tried once, at the same address, when MODEL is down."""
     model_api: Literal["responses", "chat_completions"] = "responses"
+    reasoning_effort: Literal["", "none", "low", "medium", "high", "xhigh", "max"] = "low"
+    """How hard the model thinks before it calls a tool or answers; set to nothing, the provider decides. Lists of tasks
+    need little thought, and at OpenAI's own default, medium, each call of a model takes seconds of a turn's few. With
+    the Chat Completions API, OpenAI's current models call functions only with `none`.
+
+    Models that do not reason refuse any value. So the default is sent only to a model whose name says that it reasons
+    (`o3`, `gpt-6-luna`), and a value that is set, at the address of another vendor, to whichever MODEL names there.
+    MODEL_FALLBACK gets it only if its name says that it reasons."""
 
     auth_issuer: str = ""
     auth_audience: str = ""
@@ -94,8 +117,8 @@ class MigrationSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=str.upper)
 
-    migration_database_url: SecretStr
-    database_url: SecretStr
+    migration_database_url: DatabaseUrl
+    database_url: DatabaseUrl
 
 
 def _read_secret(arn: str) -> dict[str, Any]:
@@ -116,7 +139,7 @@ def _environment() -> dict[str, Any]:
     values: dict[str, Any] = dict(os.environ)
     if arn := values.get("APP_SECRET_ARN"):
         values |= _read_secret(arn)
-    return {name: value for name, value in values.items() if value != ""}
+    return {name: value for name, value in values.items() if value != "" or name in MAY_BE_EMPTY}
 
 
 def load(model: type[S]) -> S:

@@ -9,6 +9,8 @@ from unicodedata import category, combining, normalize
 from pydantic import BeforeValidator
 from pydantic_core import PydanticKnownError
 
+from taskchat.invisible import visible
+
 LONGEST_COMPOSED: Final = 4
 """Characters that composing makes one of at most, by the tables of Unicode. What is longer than so many times a limit
 stays above it, and need not be composed to see that."""
@@ -18,20 +20,8 @@ MAX_MARKS: Final = 30
 script needs. Composing sorts them, which takes time by the square of their number."""
 
 _ALLOWED_CONTROLS: Final = "\n\t"
-_REORDERING: Final = [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]
-"""Embeddings, overrides and isolates: they can make a text read as another than it is."""
-_TAGS: Final = range(0xE0000, 0xE0080)
-"""They spell ASCII for programs, and show nothing to people."""
-_NONCHARACTERS: Final = [
-    *range(0xFDD0, 0xFDF0),
-    *(plane + last for plane in range(0, 0x110000, 0x10000) for last in (0xFFFE, 0xFFFF)),
-]
-_LEFT_OUT: Final = dict.fromkeys([*_REORDERING, *_TAGS, *_NONCHARACTERS])
-
-_BLANK: Final = frozenset(
-    map(chr, [0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, *range(0x180B, 0x1810), 0x2800, 0x3164, 0xFFA0])
-) | frozenset(map(chr, [*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)]))
-"""Letters, marks and signs that show nothing by themselves: fillers, an empty cell, selectors of variants."""
+_BLANK: Final = "\u2800"
+"""An empty cell of Braille, which is a sign and shows nothing."""
 _UNSEEN: Final = frozenset({"Cf", "Zs", "Zl", "Zp"})
 
 _write_json: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -52,14 +42,27 @@ def plain_text(most: int) -> BeforeValidator:
 
 
 def _plain(value: str) -> str:
-    """The text in its composed form. Raises ValueError for what is no text, or shows nothing."""
-    value = value.translate(_LEFT_OUT)
+    """The text as people read it, composed. Raises ValueError for what is no text, or shows nothing."""
     if {category(c) for c in set(value) - set(_ALLOWED_CONTROLS)} & {"Cc", "Cs"}:
         raise ValueError("text must not hold control characters")
+    if value.strip() and not any(map(_is_seen, visible(value))):
+        raise ValueError("text must hold something that can be seen")
+    return _composed(value)
+
+
+def _composed(value: str) -> str:
+    """Leave out what is invisible and compose the rest. Composing brings letters together, so look again after it."""
+    kept = visible(value)
+    while kept != value:
+        value = _compose(kept)
+        kept = visible(value)
+    return _compose(value)
+
+
+def _compose(value: str) -> str:
+    """Return the composed form (NFC). Raises ValueError for marks that would take too long to sort."""
     if any(is_mark and len(list(run)) > MAX_MARKS for is_mark, run in groupby(value, _is_mark)):
         raise ValueError("text must not pile up marks on a letter")
-    if value.strip() and not any(map(_is_seen, value)):
-        raise ValueError("text must hold something that can be seen")
     return normalize("NFC", value)
 
 
@@ -73,8 +76,8 @@ def _is_seen(character: str) -> bool:
 
 
 def as_json(value: Any) -> str:
-    """JSON in as few characters as it takes."""
-    return _write_json(value)
+    """Return JSON as a model reads it: in as few characters as it takes, and none of them invisible."""
+    return visible(_write_json(value))
 
 
 def as_data(value: Any) -> str:

@@ -16,14 +16,14 @@ from functools import cached_property
 from typing import Any, Final, NoReturn
 from uuid import UUID, uuid4, uuid5
 
-from sqlalchemy import Interval, Row, Uuid, and_, any_, bindparam, case, func, literal, or_, select, update
+from sqlalchemy import ARRAY, Interval, Row, Uuid, and_, any_, bindparam, case, func, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session, col
 
 from taskchat import deadline
 from taskchat.conversations.models import CONVERSATION, MESSAGE
 from taskchat.database.engine import before_commit, undo
-from taskchat.database.types import SafeText
+from taskchat.database.types import SafeText, Timestamp
 from taskchat.errors import KeyReused, NotFound, TurnInProgress
 from taskchat.text import as_data, as_json
 from taskchat.toolcalls.models import ToolCall
@@ -52,7 +52,12 @@ _TITLE_LENGTH: Final = 80
 _NOW: Final = func.clock_timestamp()
 _HERE: Final = and_(CONVERSATION.c.user_id == bindparam("of_user"), CONVERSATION.c.id == bindparam("of_id"))
 _LEASED: Final = and_(_HERE, CONVERSATION.c.fence == bindparam("of_fence"), CONVERSATION.c.lease_until > _NOW)
-_FREE: Final = and_(_HERE, or_(CONVERSATION.c.lease_until.is_(None), CONVERSATION.c.lease_until <= _NOW))
+# A fence alone would not do: what was rolled back gave its number back, and another process may hold the same one.
+_OWN: Final = and_(
+    CONVERSATION.c.turn_id == bindparam("of_turn"),
+    CONVERSATION.c.lease_until == any_(bindparam("own_leases", type_=ARRAY(Timestamp))),
+)
+_FREE: Final = and_(_HERE, or_(CONVERSATION.c.lease_until.is_(None), CONVERSATION.c.lease_until <= _NOW, _OWN))
 _THIS_TURN: Final = and_(MESSAGE.c.user_id == bindparam("of_user"), MESSAGE.c.turn_id == bindparam("of_turn"))
 _SAID: Final = select(MESSAGE.c.position).where(_THIS_TURN, MESSAGE.c.role == "user").correlate(None)
 _BEFORE: Final = func.coalesce(
@@ -80,6 +85,7 @@ _ACQUIRE: Final = (
     )
     .returning(CONVERSATION)
 )
+_LOCK: Final = select(CONVERSATION.c.fence).where(_HERE).with_for_update()
 _HELD_FOR: Final = select(CONVERSATION.c.lease_until - _NOW, CONVERSATION.c.id).where(_HERE)
 _CHECK: Final = select(CONVERSATION.c.fence).where(_LEASED).with_for_update(read=True)
 _RELEASE: Final = (
@@ -148,6 +154,8 @@ class Lease:
     conversation_id: UUID
     turn_id: UUID
     fence: int
+    until: datetime
+    """By the database's clock, to the microsecond: no two leases of one turn have the same."""
 
     def check(self, session: Session) -> None:
         """Hold the lease for the rest of the transaction, which raises LeaseLost before it commits if it is lost."""
@@ -211,15 +219,26 @@ def turn_id_for(user_id: str, idempotency_key: str | None) -> UUID:
     return uuid4() if idempotency_key is None else uuid5(_NAMESPACE, f"{user_id}\n{idempotency_key}")
 
 
-def begin(session: Session, user_id: str, turn_id: UUID, request: Request, history_tokens: int) -> Begun | Finished:
+def begin(
+    session: Session,
+    user_id: str,
+    turn_id: UUID,
+    request: Request,
+    history_tokens: int,
+    own: Sequence[Lease] = (),
+) -> Begun | Finished:
     """Take the lease, read the history, and store what the person said: once, however often the turn is tried.
 
+    A lease among `own` is taken over. The caller names those that it was given itself, by commits of unknown outcome.
     Raises NotFound, TurnInProgress, or KeyReused when `turn_id` belongs to another request.
     """
     here = {"of_user": user_id, "of_turn": turn_id, "of_id": request.conversation_id or uuid5(turn_id, "conversation")}
     if request.conversation_id is None:
         _create(session, here, request)
-    acquired = session.execute(_ACQUIRE, {**here, "lease": _lease()})
+    if own:  # a commit of theirs may be under way: what comes after the lock sees what it did
+        session.execute(_LOCK, here)
+    own_leases = [lease.until for lease in own]
+    acquired = session.execute(_ACQUIRE, {**here, "lease": _lease(), "own_leases": own_leases})
     # Each statement sees what was committed before it began; with the lock held, nobody begins or finishes this turn.
     of_turn = session.execute(_OF_TURN, here)
     earlier = session.execute(_HISTORY, here)
@@ -232,9 +251,13 @@ def begin(session: Session, user_id: str, turn_id: UUID, request: Request, histo
     if "assistant" in messages:
         return _finished(session, messages, made)
     conversation = acquired.one_or_none() or _refuse(session, here)
-    (turn,) = _turns([messages.get("user") or stored.one()], made)
+    said = messages.get("user") or stored.one_or_none()
+    if said is None:  # another transaction has said something else under this key since we looked
+        raise KeyReused
+    (turn,) = _turns([said], made)
     history = _history(session, conversation, _turns(earlier.all()[::-1], made), turn.position, history_tokens)
-    return Begun(Lease(user_id, conversation.id, turn_id, conversation.fence), turn, history)
+    lease = Lease(user_id, conversation.id, turn_id, conversation.fence, conversation.lease_until)
+    return Begun(lease, turn, history)
 
 
 def finish(session: Session, begun: Begun, reply: str, usage: dict[str, Any]) -> None:

@@ -4,11 +4,12 @@ Every transaction begins by telling Postgres who it is for (`app.user_id`), whic
 The setting ends with the transaction, so it is safe behind a pooler in transaction mode; the session is never touched.
 """
 
+import asyncio
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
-from urllib.parse import parse_qs, unquote, urlsplit
+from typing import Any, Final, TypeVar
 
 import pg8000  # type: ignore[import-untyped]
 from aws_lambda_powertools import Logger
@@ -19,7 +20,8 @@ from sqlmodel import Session, SQLModel
 
 from taskchat import deadline
 from taskchat.database import pg8000_pipeline as pipeline
-from taskchat.errors import DatabaseUnavailable
+from taskchat.errors import CommitOutcomeUnknown, DatabaseUnavailable
+from taskchat.postgres_url import PostgresUrl, parse
 from taskchat.settings import SettingsError
 
 CONNECT_TIMEOUT: Final = 5.0
@@ -31,11 +33,17 @@ RECYCLE_AFTER: Final = 240
 RETRY_AFTER: Final = 2
 """Seconds a caller is asked to wait when the database is away."""
 
+FIRST_PAUSE: Final = 0.05
+LONGEST_PAUSE: Final = 0.4
+"""Seconds between two attempts to reach a database that is away. Each pause is twice as long as the one before."""
+
 ROUNDTRIPS: Final = {"connect": 6, "exchange": 2, "statement": 3}
 """How often the server is waited for in one step at most. The time that is left is shared out among them.
 
 An exchange is waited for twice when a dead connection had to be replaced, a statement of stock pg8000 three times.
 """
+
+T = TypeVar("T")
 
 logger = Logger()
 
@@ -47,33 +55,28 @@ class UnsafeRole(SettingsError):
     """Raised when the role in DATABASE_URL could ignore row-level security: it would be served everybody's rows."""
 
 
-def _tls(query: dict[str, list[str]]) -> ssl.SSLContext | bool:
-    """The TLS that libpq's parameters ask for, and never less: certificates are verified unless TLS is off."""
-    if query.get("sslmode", ["require"])[-1] == "disable":
-        return False
-    return ssl.create_default_context(cafile=query.get("sslrootcert", [None])[-1])
+def _tls(url: PostgresUrl) -> ssl.SSLContext | bool:
+    """Return the TLS that the URL asks for, and never less: certificates are verified unless TLS is off."""
+    return url.has_tls and ssl.create_default_context(cafile=url.authorities)
 
 
 def connect_arguments(url: str) -> tuple[dict[str, Any], bool]:
-    """pg8000's arguments for a libpq URL, and whether channel binding is required.
+    """Return pg8000's arguments for a libpq URL, and whether channel binding is required.
 
-    Raises ValueError for a URL that is not Postgres's, or names no host or user.
+    Raises ValueError for a URL that cannot work.
     """
-    parts = urlsplit(url)
-    query = parse_qs(parts.query)
-    if not parts.scheme.startswith("postgres") or not parts.hostname or not parts.username:
-        raise ValueError("a database URL looks like postgresql://user:password@host/database")
+    parsed = parse(url)
     arguments = {
-        "host": parts.hostname,
-        "port": parts.port or 5432,
-        "user": unquote(parts.username),
-        "password": unquote(parts.password or ""),
-        "database": unquote(parts.path.lstrip("/")) or unquote(parts.username),
-        "ssl_context": _tls(query),
-        "timeout": float(query.get("connect_timeout", ["0"])[-1]) or CONNECT_TIMEOUT,  # 0 is libpq's word for unlimited
+        "host": parsed.host,
+        "port": parsed.port,
+        "user": parsed.user,
+        "password": parsed.password,
+        "database": parsed.database,
+        "ssl_context": _tls(parsed),
+        "timeout": float(parsed.connect_timeout or CONNECT_TIMEOUT),  # there is no such thing as unlimited here
         "application_name": "taskchat",
     }
-    return arguments, query.get("channel_binding", ["prefer"])[-1] == "require"
+    return arguments, parsed.needs_channel_binding
 
 
 def create_engine_for(url: str, patience: float | None = None, check: Callable[[Any], None] | None = None) -> Engine:
@@ -182,6 +185,11 @@ def _is_passing(error: SQLAlchemyError | OSError) -> bool:
     return not isinstance(answer, dict) or str(answer.get("C", "")).startswith(_PASSING_SQLSTATES)
 
 
+def _is_answered(error: SQLAlchemyError | OSError) -> bool:
+    """Whether the error is the database's own answer, after which a commit has definitely not taken effect."""
+    return isinstance(error, DBAPIError) and isinstance(error.orig, pg8000.DatabaseError)
+
+
 _ACT_FOR: Final = text("select set_config('app.user_id', :user_id, true)")
 
 
@@ -210,6 +218,22 @@ def undo(session: Session) -> None:
     session.info.pop(_CHECKS, None)
 
 
+async def retry_while_away(attempt: Callable[[], T], seconds: float) -> T:
+    """Return what `attempt` returns. Repeat it while the database is away, so many seconds long or to the deadline.
+
+    Raises what the last attempt raised.
+    """
+    end, pause = time.monotonic() + min(seconds, deadline.remaining()), FIRST_PAUSE
+    while True:
+        try:
+            return attempt()
+        except DatabaseUnavailable:
+            if time.monotonic() + pause >= end:
+                raise
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
 class Database:
     """Transactions on behalf of a person. Holds no state but the engine's one connection."""
 
@@ -221,19 +245,23 @@ class Database:
     def transaction(self, user_id: str) -> Iterator[Session]:
         """One transaction in which only `user_id`'s rows exist. Commits at the end, rolls back on any exception.
 
-        Raises DatabaseUnavailable when the database cannot be reached or gives up; nothing is half done then.
+        Raises DatabaseUnavailable when the database cannot be reached or gives up: nothing was done then. Raises
+        CommitOutcomeUnknown when the connection is lost while it commits: all of it was done, will be, or nothing.
         """
+        is_committing = False
         try:
             with self._begin(user_id) as session:
                 yield session
                 for check in session.info.get(_CHECKS, ()):
                     check()
+                is_committing = True
                 session.commit()
         except (SQLAlchemyError, OSError) as error:
-            if _is_passing(error):
-                logger.error("database unavailable", extra={"reason": _kind(error)})
-                raise DatabaseUnavailable(retry_after=RETRY_AFTER) from error
-            raise
+            if not _is_passing(error):
+                raise
+            is_unknown = is_committing and not _is_answered(error)
+            logger.error("database unavailable", extra={"reason": _kind(error), "commit_outcome_unknown": is_unknown})
+            raise (CommitOutcomeUnknown if is_unknown else DatabaseUnavailable)(retry_after=RETRY_AFTER) from error
 
     def _begin(self, user_id: str) -> Session:
         """A session in a transaction of the person's. It goes out with the first statement that is waited for."""

@@ -4,6 +4,7 @@ import re
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import quote
 
@@ -26,6 +27,9 @@ MAX_SECONDS: Final = 29.0
 MARGIN: Final = 1.5
 """Seconds kept back from the deadline, to store how far the turn came and to answer."""
 
+NAMESPACE: Final = "taskchat"
+"""The metrics' namespace where POWERTOOLS_METRICS_NAMESPACE names none."""
+
 _HOST: Final = re.compile(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?")
 """Mangum fails on others. No domain of ours is written otherwise, so that they are as good as none."""
 
@@ -33,6 +37,7 @@ Handler = Callable[[dict[str, Any], Any], dict[str, Any]]
 
 logger = Logger()
 metrics = Metrics()
+metrics.namespace = metrics.namespace or NAMESPACE
 
 
 def _unicode(text: str) -> str:
@@ -95,8 +100,8 @@ def seconds_left(event: Event, context: LambdaContext) -> float:
     return min(context.get_remaining_time_in_millis() / 1000, in_gateway)
 
 
-def lambda_handler(app: ASGI, lifespan: LifespanMode) -> Handler:
-    """Return a handler that turns an event of API Gateway's HTTP APIs (payload 2.0) into the app's response."""
+def _answering(app: ASGI, lifespan: LifespanMode) -> Handler:
+    """Return a function that turns an event of API Gateway's HTTP APIs (payload 2.0) into the app's response."""
     adapter = Mangum(app, lifespan=lifespan, text_mime_types=["application/", "text/"])
 
     def answer(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
@@ -108,15 +113,43 @@ def lambda_handler(app: ASGI, lifespan: LifespanMode) -> Handler:
         with deadline.within(seconds_left(request, context) - MARGIN):
             return adapter(readable, context)
 
-    @logger.inject_lambda_context(correlation_id_path=correlation_paths.API_GATEWAY_HTTP, clear_state=True)
-    @metrics.log_metrics(capture_cold_start_metric=True)
+    return answer
+
+
+def lambda_handler(app: ASGI, lifespan: LifespanMode) -> Handler:
+    """Return Lambda's entry point to the app, with a log and metrics for each invocation."""
+    answer = _answering(app, lifespan)
+
     def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+        _beside(logger.clear_state)
+        _beside(_name_lines, event, context)
         response = answer(event, context)
-        metrics.add_metric(name=f"Status{response['statusCode'] // 100}xx", unit=MetricUnit.Count, value=1)
+        _beside(_measure, response, context)
+        _beside(metrics.clear_metrics)  # what could not be told is not told with the next request
         return response
 
-    decorated: Handler = handler
-    return decorated
+    return handler
+
+
+def _beside(step: Callable[..., object], *about: Any) -> None:
+    """Take a step that only tells of a request. A failure is logged, if that can be done, and changes nothing."""
+    try:
+        step(*about)
+    except Exception as error:
+        with suppress(Exception):
+            logger.error("not told", extra={"reason": type(error).__name__})
+
+
+# Never the event itself, whatever the environment says: it holds its caller's token.
+@logger.inject_lambda_context(correlation_id_path=correlation_paths.API_GATEWAY_HTTP, clear_state=True, log_event=False)
+def _name_lines(_event: dict[str, Any], _context: LambdaContext) -> None:
+    """Give the log lines of an invocation its ids: the decorator does."""
+
+
+@metrics.log_metrics(capture_cold_start_metric=True)
+def _measure(response: dict[str, Any], _context: LambdaContext) -> None:
+    """Count an invocation by its status. The decorator writes the metrics."""
+    metrics.add_metric(name=f"Status{response['statusCode'] // 100}xx", unit=MetricUnit.Count, value=1)
 
 
 def _refusal() -> dict[str, Any]:

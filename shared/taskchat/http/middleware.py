@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from taskchat.errors import BodyTooLarge, Misdirected, OriginRefused
+from taskchat.errors import BodyTooLarge, Misdirected, OriginRefused, UnsupportedMediaType
 
 SECURITY_HEADERS: Final = {
     "Cache-Control": "no-store",
@@ -17,10 +17,18 @@ SECURITY_HEADERS: Final = {
 }
 """On every answer of both doors: kept by no cache, and nothing that a browser would run, frame or guess the type of."""
 
+JSON: Final = "application/json"
+
 MAX_BODY: Final = 32 * 1024
 """Bytes of a body at most: the longest message takes half of it in UTF-8, and up to one and a half of it in escapes."""
 
 _DEFAULT_PORTS: Final = {"https": ":443", "http": ":80"}
+
+
+def require_json(headers: Headers) -> None:
+    """Raise UnsupportedMediaType unless the body is declared as JSON, in whatever case and with whatever parameters."""
+    if headers.get("content-type", "").split(";")[0].strip().lower() != JSON:
+        raise UnsupportedMediaType
 
 
 class SecurityHeaders:

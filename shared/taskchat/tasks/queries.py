@@ -2,13 +2,14 @@
 
 from datetime import datetime
 from itertools import accumulate
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 from sqlalchemy import Executable, and_, bindparam, delete, func, insert, select, update
 from sqlmodel import Session
 
 from taskchat.errors import ToolFailure
+from taskchat.invisible import visible
 from taskchat.tasks.models import TASK
 
 PAGE_SIZE: Final = 50
@@ -19,6 +20,9 @@ PAGE_CHARACTERS: Final = 16_000
 
 Status = Literal["all", "pending", "completed"]
 
+_Shown = Annotated[str, AfterValidator(visible)]
+"""Text of a row that may have been written before the tools left out what is invisible."""
+
 
 class TaskView(BaseModel):
     """A task as its owner sees it."""
@@ -26,8 +30,8 @@ class TaskView(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
     id: int
-    title: str
-    description: str
+    title: _Shown
+    description: _Shown
     completed: bool
     created_at: datetime
     updated_at: datetime

@@ -41,9 +41,11 @@ Description = Annotated[
     plain_text(MAX_DESCRIPTION),
     Field(description="Details, if there are any"),
 ]
-TaskId = Annotated[int, Field(ge=1, le=MAX_ID, description="From list_tasks or add_task")]
+# Strict, as the schema says: lenient parsing would take `true` for task 1, and "no" for false.
+TaskId = Annotated[int, Field(strict=True, ge=1, le=MAX_ID, description="From list_tasks or add_task")]
 Status = Annotated[tasks.Status, Field(description="Which tasks to list")]
-Cursor = Annotated[int | None, Field(ge=1, le=MAX_ID, description="next_cursor of the page before")]
+Cursor = Annotated[int | None, Field(strict=True, ge=1, le=MAX_ID, description="next_cursor of the page before")]
+Completed = Annotated[bool | None, Field(strict=True, description="false reopens a finished task")]
 
 
 def _hints(*, read_only: bool = False, destructive: bool = False, idempotent: bool = False) -> dict[str, Any]:
@@ -100,7 +102,7 @@ def update_task(
     task_id: TaskId,
     title: Title | None = None,
     description: Description | None = None,
-    completed: Annotated[bool | None, Field(description="false reopens a finished task")] = None,
+    completed: Completed = None,
     user_id: str = Depends(writer),
 ) -> tasks.TaskView:
     """Change the title or description of one task, or reopen it. What is left out stays as it is."""

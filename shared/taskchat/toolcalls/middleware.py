@@ -19,27 +19,79 @@ from fastmcp.server.dependencies import get_access_token
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from fastmcp.tools import ToolResult
 from pydantic import ValidationError as PydanticValidationError
+from sqlalchemy import bindparam, select
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import SQLAlchemyError
-from sqlmodel import Session, insert
+from sqlmodel import Session
 
-from taskchat.database.engine import Database
-from taskchat.errors import TaskchatError, ToolFailure, Unauthenticated
+from taskchat.database.engine import Database, retry_while_away
+from taskchat.errors import CommitOutcomeUnknown, DatabaseUnavailable, TaskchatError, ToolFailure, Unauthenticated
 from taskchat.logs import to_problem
 from taskchat.text import storable
 from taskchat.toolcalls.models import TOOL_CALL, ToolCall
 
 SCHEMA: Final = "taskchat.audit/1"
-"""Version of the audit line: a field may be added under it, never changed or taken away."""
+"""Version of the audit line: a field may be added under it, never changed or taken away.
+
+`outcome` is `ok` or `error`, as in the call's record, or `unknown`: the database did not answer the commit, and could
+not be asked again in time. The call may have taken effect and have a record. If the process learns later how it ended,
+it writes a second line with the same `call_id`.
+"""
+
+SETTLING: Final = 3.0
+"""Seconds in which the outcome of a commit that was not answered may be found out."""
 
 _RECORD: Final = insert(TOOL_CALL)
+_RECORD_ONCE: Final = insert(TOOL_CALL).on_conflict_do_nothing()
+_RECORDED: Final = select(TOOL_CALL).where(
+    TOOL_CALL.c.user_id == bindparam("of_user"),
+    TOOL_CALL.c.turn_id == bindparam("of_turn"),
+    TOOL_CALL.c.call_id == bindparam("of_call"),
+)
+
+_NOT_TAKEN: Final = "Not done: the connection to the database broke. Nothing was changed. Make the call once more."
+_MAY_BE_DONE: Final = (
+    "The database did not answer: this may have been done, or may not. Look whether it was before you repeat it."
+)
 
 logger = Logger()
 
 Outcome = Literal["ok", "error"]
+Record = dict[str, Any]
 
 
 def _no_guard(_session: Session) -> None:
     """A call outside any turn has no lease to lose."""
+
+
+@dataclass(frozen=True)
+class UnsettledCall:
+    """A call whose commit the database did not answer."""
+
+    record: Record
+    """As it would be if the commit took effect."""
+    described: dict[str, Any]
+    """What may be logged of it."""
+
+    @property
+    def told(self) -> str:
+        """What a client is told for as long as nothing else is known. A failed call has failed in any case."""
+        return self.record["result"]["error"] if self.record["outcome"] == "error" else _MAY_BE_DONE
+
+    def settle(self, session: Session) -> Record:
+        """Make certain how the call ended, and return its record. The transaction must commit for that to hold.
+
+        To look for the record would not do: the database may still be at work on the commit. The insert of another
+        record under the same key waits for that. Then it finds the first one, or takes its place for good.
+        """
+        failed = {"outcome": "error", "result": {"error": _NOT_TAKEN}} if self.record["outcome"] == "ok" else {}
+        session.execute(_RECORD_ONCE, self.record | failed)
+        key = {"of_user": self.record["user_id"], "of_turn": self.record["turn_id"], "of_call": self.record["call_id"]}
+        return dict(session.execute(_RECORDED, key).one()._mapping)
+
+    def report(self, outcome: Outcome | Literal["unknown"]) -> None:
+        """Write the call's audit line."""
+        _report(self.record | {"outcome": outcome}, self.described)
 
 
 @dataclass(frozen=True)
@@ -60,6 +112,8 @@ class Call:
     """Why the call must not reach its tool, in a plain sentence."""
     records: list[ToolCall] = field(default_factory=list)
     """Where the committed record goes, for the answer. Holds those of the turn's earlier calls."""
+    unsettled: list[UnsettledCall] = field(default_factory=list)
+    """Where a call is put when its outcome could not be found out."""
     max_destructive: int | None = None
     """How many destructive calls the turn may make. None for an MCP client, which decides on each call by itself."""
 
@@ -131,6 +185,8 @@ class AuditMiddleware(Middleware):
         with calling(_call_from_token()) as call:
             try:
                 return await self._run(call, context, call_next)
+            except CommitOutcomeUnknown:
+                return ToolResult(content=call.unsettled[-1].told, is_error=True)
             except Exception as error:  # told as any other failure: the library would quote what it does not know
                 return ToolResult(content=str(to_problem(error)), is_error=True)
 
@@ -139,6 +195,7 @@ class AuditMiddleware(Middleware):
     ) -> ToolResult:
         tool, arguments = context.message.name, context.message.arguments or {}
         properties = await _properties(context, tool)
+        described = _describe(tool, arguments, properties)
         started = time.perf_counter()
         try:
             with self._transaction(call) as open_session:
@@ -146,15 +203,40 @@ class AuditMiddleware(Middleware):
                 result = await _reach_tool(context, call_next)
                 record = _record(call, tool, arguments, "ok", result.structured_content or {}, started)
                 open_session().execute(_RECORD, record)
+        except CommitOutcomeUnknown:
+            record = await self._settle(call, UnsettledCall(record, described))
         except (FastMCPError, NotFoundError, ToolFailure, SQLAlchemyError) as error:
             failure = _sentence(error, properties or {})
             record = _record(call, tool, arguments, "error", {"error": failure}, started)
-            with self._transaction(call) as open_session:
-                open_session().execute(_RECORD, record)
-            result = ToolResult(content=failure, is_error=True)
+            record = await self._keep(call, UnsettledCall(record, described))
         call.records.append(ToolCall(**record))
-        _report(record, _describe(tool, arguments, properties))
-        return result
+        _report(record, described)
+        return result if record["outcome"] == "ok" else ToolResult(content=record["result"]["error"], is_error=True)
+
+    async def _keep(self, call: Call, failed: UnsettledCall) -> Record:
+        """Commit the record of a call that failed, and return it."""
+        try:
+            with self._transaction(call) as open_session:
+                open_session().execute(_RECORD, failed.record)
+        except CommitOutcomeUnknown:
+            return await self._settle(call, failed)
+        return failed.record
+
+    async def _settle(self, call: Call, unsettled: UnsettledCall) -> Record:
+        """Find out how the call ended. Raises CommitOutcomeUnknown or LeaseLost, and keeps the call then."""
+
+        def attempt() -> Record:
+            with self._transaction(call) as open_session:
+                return unsettled.settle(open_session())
+
+        try:
+            return await retry_while_away(attempt, SETTLING)
+        except BaseException as error:
+            call.unsettled.append(unsettled)
+            unsettled.report("unknown")
+            if isinstance(error, DatabaseUnavailable):
+                raise CommitOutcomeUnknown(retry_after=error.retry_after) from error
+            raise
 
     def _refuse(self, call: Call, tool: str) -> None:
         """Raise ToolFailure for a call that must not reach its tool."""
@@ -219,7 +301,7 @@ def _place(location: tuple[int | str, ...], properties: dict[str, Any]) -> str:
 
 def _record(
     call: Call, tool: str, arguments: Mapping[str, Any], outcome: Outcome, result: dict[str, Any], started: float
-) -> dict[str, Any]:
+) -> Record:
     return {
         "user_id": call.user_id,
         "turn_id": call.turn_id,

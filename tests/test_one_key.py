@@ -1,0 +1,229 @@
+"""One Idempotency-Key in two places at the same moment, and a turn that is begun again by the process that began it.
+
+Promises: of two different requests with one key, one is done and the other is refused with 422, as one after the other;
+a process takes over no lease but its own, however alike another's is.
+"""
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from uuid import UUID, uuid4
+
+import pytest
+
+from dev import processes
+from dev.postgres import Postgres
+from dev.standin_model.client import StandIn
+from dev.tokens import Issuer
+from taskchat.conversations import turns as conversations
+from taskchat.conversations.turns import Begun, Lease, LeaseLost, Request
+from taskchat.database.engine import Database
+from taskchat.errors import KeyReused, TurnInProgress
+from tests import db_assertions as truth
+from tests.conftest import variables
+from tests.db_assertions import Rows
+from tests.environments import Client, Environment, Fleet, Zygote
+from tests.gateway import Response
+
+Tell = Callable[[str], None]
+ROUNDS = 100 if "THOROUGH" in os.environ else 15
+UNLIMITED = {"TURN_BURST": "0", "TURNS_PER_MINUTE": "0", "DAILY_MODEL_TOKENS": "0"}
+BUDGET = 6_000
+"""Tokens of history."""
+
+
+class TestTwoRequestsAtOnce:
+    """From two processes, again and again."""
+
+    @pytest.fixture(params=[UNLIMITED, {}], ids=["without limits", "with limits"])
+    def pair(
+        self,
+        request: pytest.FixtureRequest,
+        warm_zygote: Zygote,
+        server: Postgres,
+        standin: StandIn,
+        issuer: Issuer,
+        rows: Rows,
+    ) -> Iterator[list[Environment]]:
+        """Two environments of one deployment. Without limits, nothing else makes a person's requests wait in line."""
+        fleet = Fleet(warm_zygote, variables(server.app_url, standin, issuer) | request.param)
+        with truth.watched(rows):
+            yield [fleet.start(), fleet.start()]
+        fleet.stop()
+
+    @pytest.fixture
+    def client(self, issuer: Issuer) -> Client:
+        """Somebody new to the service."""
+        return Client.new(issuer)
+
+    @pytest.fixture
+    def places(self, pair: list[Environment], client: Client) -> list[str]:
+        """Two conversations of theirs."""
+        begun = [environment.ask(client.request({"message": "What is left?"})).answer for environment in pair]
+        return [answer.json["conversation_id"] for answer in begun]
+
+    def race(self, pair: list[Environment], client: Client, bodies: list[dict[str, str | None]]) -> list[Response]:
+        """Send both under one new key, and wait for both."""
+        key = f"key-{uuid4()}"
+        for environment, body in zip(pair, bodies, strict=True):
+            environment.send(client.request(body, key))
+        return [environment.outcome().answer for environment in pair]
+
+    def check(self, rows: Rows, client: Client, answers: list[Response], effects: int) -> None:
+        """One is done, once; the other one is told that the key was used."""
+        assert sorted(answer.status for answer in answers) == [200, 422], [answer.body for answer in answers]
+        (refused,) = [answer.json for answer in answers if answer.status == 422]
+        assert refused["type"] == "urn:taskchat:problem:idempotency-key-reused"
+        assert len(truth.effects(rows, client.id)) == effects
+
+    def test_in_two_conversations(
+        self, pair: list[Environment], client: Client, places: list[str], rows: Rows, tell: Tell
+    ) -> None:
+        """The same words in each."""
+        winners = Counter[int]()
+        for number in range(ROUNDS):
+            bodies = [{"message": f"Add n{number}", "conversation_id": place} for place in places]
+            answers = self.race(pair, client, bodies)
+            self.check(rows, client, answers, number + 1)
+            winners[[answer.status for answer in answers].index(200)] += 1
+        tell(f"One key in two conversations at once: {ROUNDS} rounds, won by {dict(winners)}")
+
+    def test_in_a_new_conversation_and_an_old_one(
+        self, pair: list[Environment], client: Client, places: list[str], rows: Rows
+    ) -> None:
+        """The one that is refused leaves no conversation behind."""
+        begun = 0
+        for number in range(ROUNDS):
+            bodies = [{"message": f"Add n{number}", "conversation_id": place} for place in (None, places[1])]
+            answers = self.race(pair, client, bodies)
+            self.check(rows, client, answers, number + 1)
+            begun += answers[0].status == 200
+        there = rows.execute("select id from conversation where user_id = %s", [client.id]).fetchall()
+        assert len(there) == len(places) + begun
+
+    def test_in_one_conversation_with_other_words(
+        self, pair: list[Environment], client: Client, places: list[str], rows: Rows
+    ) -> None:
+        """Whichever words come first are done."""
+        for number in range(ROUNDS):
+            bodies = [{"message": f"Add {word}{number}", "conversation_id": places[0]} for word in "ab"]
+            answers = self.race(pair, client, bodies)
+            self.check(rows, client, answers, number + 1)
+            assert ("Added a" in answers[0].body) is (answers[0].status == 200)
+
+
+class TestBegunAgain:
+    """A process that does not know whether its beginning was committed begins again, with the lease it was given."""
+
+    @pytest.fixture
+    def database(self, server: Postgres) -> Iterator[Database]:
+        """This process's."""
+        with closing(Database(server.app_url)) as database:
+            yield database
+
+    @pytest.fixture
+    def other(self, server: Postgres) -> Iterator[Database]:
+        """Another process's."""
+        with closing(Database(server.app_url)) as database:
+            yield database
+
+    @pytest.fixture
+    def conversation_id(self, database: Database) -> UUID:
+        """A conversation of alice's with one finished turn in it."""
+        with database.transaction("alice") as session:
+            begun = conversations.begin(session, "alice", uuid4(), Request("hello"), BUDGET)
+            assert isinstance(begun, Begun)
+            conversations.finish(session, begun, "Hello.", {})
+        return begun.lease.conversation_id
+
+    def begin(self, database: Database, turn_id: UUID, request: Request, *own: Lease) -> Begun:
+        """Begin alice's turn in a transaction of its own."""
+        with database.transaction("alice") as session:
+            begun = conversations.begin(session, "alice", turn_id, request, BUDGET, own)
+        assert isinstance(begun, Begun)
+        return begun
+
+    def test_takes_its_own_lease_over(self, database: Database, conversation_id: UUID) -> None:
+        """At once, and the older lease can write nothing from then on."""
+        turn_id, request = uuid4(), Request("again", conversation_id)
+        first = self.begin(database, turn_id, request)
+        again = self.begin(database, turn_id, request, first.lease)
+        assert (again.lease.fence, again.turn) == (first.lease.fence + 1, first.turn)
+        with pytest.raises(LeaseLost), database.transaction("alice") as session:
+            first.lease.check(session)
+
+    def test_takes_over_either_of_two(self, database: Database, conversation_id: UUID) -> None:
+        """The second beginning may be as uncertain as the first."""
+        turn_id, request = uuid4(), Request("again", conversation_id)
+        first = self.begin(database, turn_id, request)
+        with database.transaction("alice") as session:
+            lost = conversations.begin(session, "alice", turn_id, request, BUDGET, [first.lease])
+            assert isinstance(lost, Begun)
+            session.rollback()
+        assert self.begin(database, turn_id, request, first.lease, lost.lease).lease.fence == lost.lease.fence
+
+    def test_takes_over_no_lease_of_another_process(
+        self, database: Database, other: Database, conversation_id: UUID
+    ) -> None:
+        """Not even of the same turn under the same number, which a beginning that was rolled back has given back."""
+        turn_id, request = uuid4(), Request("again", conversation_id)
+        with database.transaction("alice") as session:
+            lost = conversations.begin(session, "alice", turn_id, request, BUDGET)
+            assert isinstance(lost, Begun)
+            session.rollback()
+        held = self.begin(other, turn_id, request)
+        assert held.lease.fence == lost.lease.fence
+        with pytest.raises(TurnInProgress):
+            self.begin(database, turn_id, request, lost.lease)
+        with other.transaction("alice") as session:
+            held.lease.check(session)
+
+    def test_waits_for_a_commit_that_is_under_way(
+        self, database: Database, other: Database, conversation_id: UUID, rows: Rows
+    ) -> None:
+        """The message is not put in a second place, and what was committed meanwhile is read."""
+        turn_id, request = uuid4(), Request("again", conversation_id)
+        found: list[Begun] = []
+        with other.transaction("alice") as session:
+            first = conversations.begin(session, "alice", turn_id, request, BUDGET)
+            assert isinstance(first, Begun)
+            waiting = threading.Thread(target=lambda: found.append(self.begin(database, turn_id, request, first.lease)))
+            waiting.start()
+            self._await_a_lock(rows)
+        waiting.join()
+        assert [begun.turn for begun in found] == [first.turn]
+        with database.transaction("alice") as session:
+            found[0].lease.release(session)
+        after = self.begin(database, uuid4(), Request("next", conversation_id))
+        assert after.turn.position == first.turn.position + 2
+
+    def test_refuses_a_key_that_was_used_meanwhile(
+        self, database: Database, other: Database, conversation_id: UUID, rows: Rows
+    ) -> None:
+        """In another conversation, by a transaction that commits while this one waits for it."""
+        turn_id = uuid4()
+        refused: list[Exception] = []
+
+        def begin_here() -> None:
+            try:
+                self.begin(database, turn_id, Request("again", conversation_id))
+            except KeyReused as error:
+                refused.append(error)
+
+        with other.transaction("alice") as session:
+            conversations.begin(session, "alice", turn_id, Request("again"), BUDGET)
+            waiting = threading.Thread(target=begin_here)
+            waiting.start()
+            self._await_a_lock(rows)
+        waiting.join()
+        assert len(refused) == 1
+        assert truth.lease(rows, "alice", str(conversation_id)) is None
+
+    def _await_a_lock(self, rows: Rows) -> None:
+        """Return once some backend waits for another one's transaction."""
+        for _ in processes.attempts(5):
+            if rows.execute("select from pg_stat_activity where wait_event_type = 'Lock'").fetchall():
+                return
+        raise AssertionError("nobody waits")
