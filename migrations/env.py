@@ -8,7 +8,6 @@ from sqlmodel import SQLModel
 
 import taskchat.conversations.models
 import taskchat.limits
-import taskchat.models
 import taskchat.tasks  # noqa: F401  (these three fill the metadata with every table)
 from migrations.policies import secure_tables
 from migrations.roles import grant_rights, make_role, read_role, refuse_open_schema

@@ -18,6 +18,7 @@ from taskchat.settings import (
     SettingsError,
     load,
 )
+from taskchat.tasks import toolset
 from tests.conftest import ROOT
 from tests.test_cold_start import fresh
 
@@ -245,7 +246,7 @@ def test_only_the_settings_read_the_environment() -> None:
 
 def test_a_secret_that_was_rotated_is_read_again(secret: Any) -> None:
     """After a reset, as before a snapshot. Until then it is read once."""
-    process = ChatProcess()
+    process = ChatProcess(toolset)
     secret('{"OPENAI_API_KEY": "old"}')
     process.reset()
     assert process.settings.openai_api_key.get_secret_value() == "old"
