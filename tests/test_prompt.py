@@ -18,7 +18,7 @@ from chat.agent import build_input
 from chat.model import ModelClient, ResponsesModel
 from dev.standin_model.client import StandIn
 from dev.standin_model.server import create_app
-from taskchat.conversations.turns import Turn
+from taskchat.conversations.history import Turn
 from taskchat.settings import Settings
 from taskchat.toolcalls.models import ToolCall
 from tests.conftest import Person, run, serving

@@ -43,7 +43,8 @@ from chat.model import UNNAMED, ModelClient, ResponsesModel
 from chat.reasoning import effort, reasons
 from chat.usage import MAX_OUTPUT_TOKENS, Usage
 from taskchat import deadline
-from taskchat.conversations.turns import Lease, Turn
+from taskchat.conversations.history import Turn
+from taskchat.conversations.lease import Lease
 from taskchat.errors import ModelFailed, OutOfTime, TaskchatError
 from taskchat.invisible import visible
 from taskchat.limits import DayLeft

@@ -24,7 +24,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session
 
-from taskchat.database.engine import Database, retry_while_away
+from taskchat.database.transaction import Database, retry_while_away
 from taskchat.errors import CommitOutcomeUnknown, DatabaseUnavailable, TaskchatError, ToolFailure, Unauthenticated
 from taskchat.logs import to_problem
 from taskchat.text import storable
