@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from sqlalchemy import event
 
-from chat.agent import build_input
+from chat.model_input import build_input
 from taskchat.conversations import turns as conversations
 from taskchat.conversations.history import CHARACTERS_PER_TOKEN, MAX_HISTORY_TURNS, Turn
 from taskchat.conversations.turns import Begun, Request

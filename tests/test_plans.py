@@ -24,8 +24,8 @@ from taskchat.conversations.lease import Lease
 from taskchat.conversations.turns import Begun, Request
 from taskchat.errors import TooManyRequests
 from taskchat.limits import Limits
-from taskchat.toolcalls.middleware import UnsettledCall
 from taskchat.toolcalls.models import ToolCall
+from taskchat.toolcalls.record import UnsettledCall
 from tests.conftest import Person, migrate
 from tests.test_mcp_door import McpClient
 
@@ -51,9 +51,9 @@ INDEXES = {
         "message_user_id_turn_id_role_key",
     },
     "history.CALLS_OF_TURN": {"tool_call_pkey"},
-    "middleware._RECORD": set(),
-    "middleware._RECORD_ONCE": set(),
-    "middleware._RECORDED": {"tool_call_pkey"},
+    "record.STORE_RECORD": set(),
+    "record._STORE_RECORD_ONCE": set(),
+    "record._READ_RECORD": {"tool_call_pkey"},
     "queries._INSERT": set(),
     "queries._PAGE": {"task_pkey"},
     "queries._PAGE_BY_STATE": {"task_completed_idx"},

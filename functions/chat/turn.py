@@ -12,8 +12,9 @@ from uuid import UUID
 from aws_lambda_powertools import Logger
 from sqlmodel import Session
 
-from chat.agent import ChatAgent, Run, build_input
+from chat.agent import ChatAgent, Run
 from chat.model import counting
+from chat.model_input import build_input
 from chat.schemas import ChatResponse, view_calls
 from taskchat import deadline
 from taskchat.conversations import turns as conversations
