@@ -155,8 +155,8 @@ endef
 openapi: install  ## Write docs/openapi.json anew, after a change of the contract
 	@$(BIN)/python -m dev.openapi
 
-lock: install  ## Refresh the locked versions of all dependencies
-	$(call compile_locks,.,--upgrade)
+lock: install  ## Refresh the locked versions of all dependencies, or of one: make lock PACKAGE=openai
+	$(call compile_locks,.,$(if $(PACKAGE),--upgrade-package $(PACKAGE),--upgrade))
 
 # Without --upgrade a lock that still fits pyproject.toml comes out as it went in.
 check-locks: install

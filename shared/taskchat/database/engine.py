@@ -115,7 +115,7 @@ def _stock(connect_with: Callable[[], dict[str, Any]], most: float, accept: Call
 
     def limit(connection: Connection, *_: Any) -> None:
         driver: Any = connection.connection.dbapi_connection
-        driver._usock.settimeout(_patience(most, "statement"))  # the driver has no other way to change it
+        driver.wait_at_most(_patience(most, "statement"))
 
     engine = create_engine("postgresql+pg8000://", creator=connect, pool_pre_ping=True, **_POOL)
     event.listen(engine, "before_cursor_execute", limit)

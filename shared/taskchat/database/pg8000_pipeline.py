@@ -81,6 +81,10 @@ class TidyConnection(pg8000.Connection):  # type: ignore[misc]  # the driver has
     py_types: dict[type, Any]
     pg_types: dict[int, Any]
 
+    def wait_at_most(self, seconds: float) -> None:
+        """Bound every read from now on. The driver itself takes a bound only when it connects."""
+        self._usock.settimeout(seconds)
+
     def close(self) -> None:
         """Close socket and stream. Raises InterfaceError when the connection is closed already or broken."""
         stream = self._sock
@@ -307,7 +311,7 @@ class PipelinedConnection(TidyConnection):
         for statement in batch:
             statement.forget()
         try:
-            self._usock.settimeout(self._patience())
+            self.wait_at_most(self._patience())
             core._write(self._sock, b"".join(statement.message for statement in batch) + sync)
             core._flush(self._sock)
             self._receive(batch)

@@ -50,7 +50,7 @@ class UnsettledCall:
         failed = {"outcome": "error", "result": {"error": _NOT_TAKEN}} if self.record["outcome"] == "ok" else {}
         session.execute(_STORE_RECORD_ONCE, self.record | failed)
         key = {"of_user": self.record["user_id"], "of_turn": self.record["turn_id"], "of_call": self.record["call_id"]}
-        return dict(session.execute(_READ_RECORD, key).one()._mapping)
+        return dict(session.execute(_READ_RECORD, key).mappings().one())
 
     def report(self, outcome: Outcome | Literal["unknown"]) -> None:
         """Write the call's audit line."""
