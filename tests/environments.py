@@ -5,6 +5,7 @@ crash, stateful and load tests -> environments -> zygote -> points
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -186,6 +187,7 @@ def zygote(watch: Watch) -> Iterator[Zygote]:
     ours.settimeout(PATIENCE)
     # No authorities to read, at 40 ms for each environment: the only TLS is the pooler's, whose URL names its own.
     with ours, theirs, tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as no_authorities:
+        fcntl.fcntl(log, fcntl.F_SETFL, os.O_APPEND)  # environments write at once, and none over another's lines
         process = subprocess.Popen(  # noqa: S603
             [sys.executable, "-m", "tests.fork_server", str(theirs.fileno())],
             cwd=ROOT,

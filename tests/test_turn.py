@@ -193,12 +193,22 @@ def test_an_answer_full_of_calls_comes_to_an_end(alice: Person, standin: StandIn
     assert len(answer.json["tool_calls"]) == MAX_CALLS == len(tasks_of(rows, alice))
 
 
-def test_a_reply_too_long_to_return_is_cut(alice: Person, standin: StandIn) -> None:
+@pytest.mark.parametrize("fault", ["say", "refusal"])
+class TestLongReply:
     """As long as an answer of the model may be: nobody reads on for so long."""
-    from chat.agent import MAX_REPLY
 
-    standin.fault("say", text="y" * 1_000_000, match="hello")
-    assert len(alice.say("hello").json["response"]) == MAX_REPLY
+    def test_it_is_cut(self, fault: str, alice: Person, standin: StandIn) -> None:
+        """To what can be returned."""
+        from chat.agent import MAX_REPLY
+
+        standin.fault(fault, text="y" * 1_000_000, match="hello")
+        assert len(alice.say("hello").json["response"]) == MAX_REPLY
+
+    def test_it_is_cut_before_it_is_cleaned(self, fault: str, alice: Person, standin: StandIn) -> None:
+        """To clean a megabyte takes a second of a request that may have none left."""
+        standin.fault(fault, text="\u200b" * 100_000 + "Done.", match="hello")
+        answer = alice.say("hello")
+        assert (answer.status, answer.json.get("detail")) == (502, "The model answered nothing.")
 
 
 def test_a_fault_of_ours_is_not_blamed_on_the_model(alice: Person, rows: Rows, logs: Logs) -> None:

@@ -123,8 +123,8 @@ def call(answer: Answer, *, calls: list[Json] | None = None) -> Answer:
     return Answer(calls=tuple(Call.new(each["name"], each.get("arguments", {})) for each in given))
 
 
-def refusal(answer: Answer) -> Answer:
-    return Answer(refusal="I will not help with that.")
+def refusal(answer: Answer, *, text: str = "I will not help with that.") -> Answer:
+    return Answer(refusal=text)
 
 
 def length(answer: Answer) -> Answer:

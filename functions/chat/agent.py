@@ -79,6 +79,9 @@ of the model reads all of them again."""
 MAX_REPLY: Final = 20_000
 """Characters of a reply: what no person reads on, and far below the 6 MB that Lambda can return."""
 
+_MOST_READ: Final = 2 * MAX_REPLY
+"""Characters that are read of a reply, some of which are invisible: to clean a megabyte takes a second."""
+
 _MADE_BEFORE: Final = (
     "Not done again: this same call was made before the message was interrupted, and its result stands above. "
     "If the person wants it a second time, make the call once more."
@@ -265,10 +268,7 @@ class ChatAgent:
             raise run.failure or ModelFailed("The model's answer could not be read.") from error
         if run.failure:
             raise run.failure
-        text = _readable(str(result.final_output or "")).strip()[:MAX_REPLY]
-        if not text:
-            raise ModelFailed("The model answered nothing.")
-        return text
+        return _readable(str(result.final_output or ""))
 
     async def close(self) -> None:
         """Close the connections to the model."""
@@ -294,8 +294,14 @@ class ChatAgent:
 
 
 def _readable(reply: str) -> str:
-    """Return the model's words as Postgres can hold them, without what a person would not see."""
-    return visible(str(storable(reply)))
+    """Return the model's words as Postgres can hold them, without what a person would not see.
+
+    Raises ModelFailed if nothing is left.
+    """
+    text = visible(str(storable(reply[:_MOST_READ]))).strip()[:MAX_REPLY]
+    if not text:
+        raise ModelFailed("The model answered nothing.")
+    return text
 
 
 def _model_settings(settings: Settings) -> ModelSettings:

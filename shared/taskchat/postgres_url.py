@@ -67,7 +67,11 @@ def _split(url: str) -> SplitResult:
 
 def _host(parts: SplitResult) -> str:
     host = str(parts.hostname)
-    if not _HOST.fullmatch(host):
+    try:
+        is_name = bool(_HOST.fullmatch(host) and host.encode("idna"))  # as sockets encode it
+    except UnicodeError:  # whose own words may quote the host
+        is_name = False
+    if not is_name:
         raise ValueError("the host must be one name or address")
     return host
 
