@@ -60,7 +60,7 @@ _BOUNDLESS: Final = {"interval": timedelta(), "bucket": timedelta(days=36_500)}
 
 _NO_QUOTA: Final = 2**63 - 1
 
-# Values come in as parameters, as in conversations.py. The clock is read once the row is locked, not when it was asked
+# Values come in as parameters, as in history.py. The clock is read once the row is locked, not when it was asked
 # for: who had to wait for others has their moment behind them. It is the database's, which all processes share: by a
 # clock of their own, each would know another midnight.
 _NOW: Final = func.clock_timestamp()
