@@ -239,7 +239,7 @@ class Person:
 @pytest.fixture
 def logs(environment: None) -> Iterator[Logs]:
     """What has been logged since the test began, parsed: every line must be JSON."""
-    from taskchat.toolcalls.middleware import logger
+    from taskchat.toolcalls.audit_log import logger
 
     handler = logger.registered_handler
     assert isinstance(handler, logging.StreamHandler)

@@ -14,11 +14,12 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from chat.agent import build_input
+from chat.model_input import build_input
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
-from taskchat.conversations.turns import LEASE_GRACE, MAX_LEASE, Turn
+from taskchat.conversations.history import Turn
+from taskchat.conversations.lease import LEASE_GRACE, MAX_LEASE
 from taskchat.http.auth import LEEWAY
 from taskchat.http.gateway import MAX_SECONDS, Event, seconds_left
 from tests import clocks

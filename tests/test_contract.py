@@ -535,7 +535,7 @@ class TestTrouble:
         assert_problem(alice.say(f"Add {CANARY}"), "internal")
         (line,) = [line for line in logs() if line["level"] == "ERROR"]
         assert line["error"] == "KeyError"
-        assert any("conversations.py:" in place for place in line["places"])
+        assert any("turns.py:" in place for place in line["places"])
 
     @pytest.mark.usefixtures("silent")
     def test_the_next_request_is_served(self, alice: Person, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
-from taskchat.database.engine import Database, UnsafeRole, connect_arguments
+from taskchat.database.engine import UnsafeRole, connect_arguments
+from taskchat.database.transaction import Database
 from taskchat.errors import DatabaseUnavailable
 from taskchat.tasks.models import Task
 from tests.conftest import variables

@@ -11,10 +11,11 @@ import psycopg
 import pytest
 from sqlalchemy import event
 
-from chat.agent import build_input
+from chat.model_input import build_input
 from taskchat.conversations import turns as conversations
-from taskchat.conversations.turns import CHARACTERS_PER_TOKEN, MAX_HISTORY_TURNS, Begun, Request, Turn
-from taskchat.database.engine import Database
+from taskchat.conversations.history import CHARACTERS_PER_TOKEN, MAX_HISTORY_TURNS, Turn
+from taskchat.conversations.turns import Begun, Request
+from taskchat.database.transaction import Database
 
 Rows = psycopg.Connection[dict[str, Any]]
 BUDGET = 4_000

@@ -22,7 +22,7 @@ from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from taskchat import models  # noqa: F401  # fills the metadata
-from taskchat.database.engine import Database
+from taskchat.database.transaction import Database
 from tests.conftest import AUTH, RESOURCE, Person, variables
 from tests.environments import Client, Environment, Fleet, Zygote
 from tests.gateway import event

@@ -26,7 +26,7 @@ from dev import processes
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
-from taskchat.database.engine import Database
+from taskchat.database.transaction import Database
 from taskchat.errors import TooManyRequests
 from taskchat.limits import DayLeft, Limits
 from tests import db_assertions as truth

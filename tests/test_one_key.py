@@ -18,8 +18,9 @@ from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from taskchat.conversations import turns as conversations
-from taskchat.conversations.turns import Begun, Lease, LeaseLost, Request
-from taskchat.database.engine import Database
+from taskchat.conversations.lease import Lease, LeaseLost
+from taskchat.conversations.turns import Begun, Request
+from taskchat.database.transaction import Database
 from taskchat.errors import KeyReused, TurnInProgress
 from tests import db_assertions as truth
 from tests.conftest import variables

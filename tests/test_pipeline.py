@@ -26,8 +26,9 @@ from dev import pgbouncer, processes
 from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
 from taskchat.database import pg8000_pipeline as pipeline
-from taskchat.database.engine import Database, UnsafeRole, connect_arguments
+from taskchat.database.engine import UnsafeRole, connect_arguments
 from taskchat.database.pg8000_pipeline import PipelinedConnection, TidyConnection
+from taskchat.database.transaction import Database
 from taskchat.tasks.models import Task
 from tests import wire
 from tests.conftest import Logs, Person

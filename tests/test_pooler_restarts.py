@@ -20,7 +20,7 @@ from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
-from taskchat.conversations.turns import LEASE_GRACE
+from taskchat.conversations.lease import LEASE_GRACE
 from taskchat.http.gateway import MAX_SECONDS
 from tests import db_assertions as truth
 from tests.conftest import variables

@@ -14,11 +14,11 @@ from agents import ModelSettings, ModelTracing, OpenAIChatCompletionsModel, Open
 from agents.models.interface import Model
 from openai.types.shared import Reasoning
 
-from chat.agent import build_input
 from chat.model import ModelClient, ResponsesModel
+from chat.model_input import build_input
 from dev.standin_model.client import StandIn
 from dev.standin_model.server import create_app
-from taskchat.conversations.turns import Turn
+from taskchat.conversations.history import Turn
 from taskchat.settings import Settings
 from taskchat.toolcalls.models import ToolCall
 from tests.conftest import Person, run, serving

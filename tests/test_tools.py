@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from sqlalchemy import event
 
-from taskchat.toolcalls.middleware import Call, calling
+from taskchat.toolcalls.call import Call, calling
 from tests.conftest import Person, run
 from tests.test_mcp_door import McpClient
 
@@ -85,7 +85,7 @@ def test_list_pages_by_cursor(tool: Tool, user_id: str, rows: Rows) -> None:
 
 def test_a_long_list_is_met_once_in_bounded_pages(tool: Tool, user_id: str, rows: Rows) -> None:
     """Ten thousand tasks, some with all the text there may be, in letters that JSON or the data mark spells longer."""
-    from chat.agent import _output
+    from chat.model_input import output_of
     from taskchat.tasks.queries import PAGE_CHARACTERS, PAGE_SIZE
 
     rows.execute(
@@ -105,7 +105,7 @@ def test_a_long_list_is_met_once_in_bounded_pages(tool: Tool, user_id: str, rows
             met += [task["id"] for task in page.content["tasks"]]
             sizes.append(len(page.content["tasks"]))
             cursor = page.content["next_cursor"]
-            assert len(_output(page.record)) < PAGE_CHARACTERS + 100
+            assert len(output_of(page.record)) < PAGE_CHARACTERS + 100
         assert met == [task["id"] for task in known if status == "all" or task["completed"] == (status == "completed")]
         assert 1 <= min(sizes) < max(sizes) == PAGE_SIZE
 

@@ -3,12 +3,10 @@
 It holds no session, no engine and no SQL: all it can do is call the tool server on behalf of the turn it runs in.
 """
 
-import re
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
-from zoneinfo import ZoneInfo
 
 from agents import (
     Agent,
@@ -30,7 +28,6 @@ from agents import (
     set_trace_provider,
     set_tracing_disabled,
 )
-from agents.run import CallModelData, ModelInputData
 from agents.tool_context import ToolContext
 from agents.tracing.provider import DefaultTraceProvider
 from fastmcp import FastMCP
@@ -39,19 +36,21 @@ from openai.types.responses import ResponseFunctionToolCall
 
 from chat.arguments import MAX_ARGUMENTS as MAX_ARGUMENTS  # beside the other bounds of a turn
 from chat.arguments import parse_arguments
-from chat.model import UNNAMED, ModelClient, ResponsesModel
+from chat.model import ModelClient, ResponsesModel
+from chat.model_input import compose, output_of
 from chat.reasoning import effort, reasons
 from chat.usage import MAX_OUTPUT_TOKENS, Usage
 from taskchat import deadline
-from taskchat.conversations.turns import Lease, Turn
+from taskchat.conversations.lease import Lease
 from taskchat.errors import ModelFailed, OutOfTime, TaskchatError
 from taskchat.invisible import visible
 from taskchat.limits import DayLeft
 from taskchat.logs import to_problem
 from taskchat.settings import Settings, SettingsError
-from taskchat.text import as_data, as_json, storable
-from taskchat.toolcalls.middleware import Call, UnsettledCall, calling
+from taskchat.text import storable
+from taskchat.toolcalls.call import Call, calling
 from taskchat.toolcalls.models import ToolCall
+from taskchat.toolcalls.record import UnsettledCall
 from taskchat.toolcalls.toolset import Toolset
 
 RULES: Final = """\
@@ -79,9 +78,6 @@ of the model reads all of them again."""
 
 MAX_REPLY: Final = 20_000
 """Characters of a reply: what no person reads on, and far below the 6 MB that Lambda can return."""
-
-_TOOL_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,63}")
-"""Names that providers take in what they are sent. They take one letter more, but a name of 64 may have been cut."""
 
 _MADE_BEFORE: Final = (
     "Not done again: this same call was made before the message was interrupted, and its result stands above. "
@@ -165,14 +161,14 @@ async def _call_tool(run: Run, name: str, call_id: str, raw_arguments: str, *, i
     except Exception as error:
         run.failure = to_problem(error)
         raise
-    return _output(run.calls[-1])
+    return output_of(run.calls[-1])
 
 
 def _refusal(run: Run, arguments: dict[str, Any] | None) -> str | None:
     """Why a call must not reach its tool, if it must not."""
     if arguments is None:
         return "The arguments are not a JSON object, or too long."
-    if sum(len(_output(call)) for call in run.calls) >= MAX_TOOL_OUTPUT:
+    if sum(len(output_of(call)) for call in run.calls) >= MAX_TOOL_OUTPUT:
         return "Not done: one message cannot read this much. Tell the person what is left, and ask whether to go on."
     return None
 
@@ -291,7 +287,7 @@ class ChatAgent:
 
     def _configure(self, run: Run, history: list[TResponseInputItem]) -> RunConfig:
         config = copy(_RUN_CONFIG)
-        config.call_model_input_filter = partial(_compose, history)
+        config.call_model_input_filter = partial(compose, history)
         if self._has_cache_key:
             config.model_settings = ModelSettings(extra_args={"prompt_cache_key": str(run.lease.conversation_id)})
         return config
@@ -312,71 +308,3 @@ def _model_settings(settings: Settings) -> ModelSettings:
     if settings.openai_base_url is None or reasons(settings.model):
         return replace(given, extra_args={"max_completion_tokens": MAX_OUTPUT_TOKENS})
     return replace(given, max_tokens=MAX_OUTPUT_TOKENS)
-
-
-def build_input(history: list[Turn], turn: Turn) -> list[TResponseInputItem]:
-    """The turn as the model reads it: what was, then what the person says now, then the calls already made for it.
-
-    Each part is the same bytes whenever it is built, so that a provider's prompt cache keeps hitting.
-    """
-    return [item for past in [*history, turn] for item in _items(past)]
-
-
-def _items(turn: Turn) -> list[TResponseInputItem]:
-    items: list[TResponseInputItem] = [{"role": "user", "content": _in_context(turn)}]
-    for call in turn.calls:
-        items += _exchange(call.call_id, call.tool, call.arguments, _output(call))
-    if turn.reply is not None:
-        items.append({"role": "assistant", "content": visible(turn.reply)})
-    return items
-
-
-def _exchange(call_id: str, tool: str, arguments: dict[str, Any], output: str) -> list[TResponseInputItem]:
-    return [
-        {"type": "function_call", "call_id": call_id, "name": _sendable(tool), "arguments": as_json(arguments)},
-        {"type": "function_call_output", "call_id": call_id, "output": output},
-    ]
-
-
-def _compose(history: list[TResponseInputItem], data: CallModelData[Run]) -> ModelInputData:
-    """The input of a model call: the history, which the SDK need not carry through the run, and then the turn so far.
-
-    The turn has the form in which later ones read it again, so that their requests begin with this one and a provider's
-    prompt cache knows it: each call has its output behind it, and no ids that end with the run. Where the model reasons
-    these stay, for its reasoning is tied to them.
-    """
-    items: list[Any] = [_named(item) for item in data.model_data.input]
-    if not any(item.get("type") == "reasoning" for item in items):
-        outputs = {item["call_id"]: item["output"] for item in items if item.get("type") == "function_call_output"}
-        items = [settled for item in items for settled in _settled(item, outputs)]
-    return ModelInputData([*history, *items], data.model_data.instructions)
-
-
-def _named(item: Any) -> Any:
-    return item | {"name": _sendable(item["name"])} if item.get("type") == "function_call" else item
-
-
-def _sendable(tool: str) -> str:
-    """The tool's name, or another that no tool has: a provider takes no odd one back, be it its own model's."""
-    return tool if _TOOL_NAME.fullmatch(tool) else UNNAMED
-
-
-def _settled(item: Any, outputs: dict[str, str]) -> list[Any]:
-    if item.get("type") == "function_call":
-        arguments = storable(parse_arguments(item["arguments"]) or {})
-        return _exchange(item["call_id"], item["name"], arguments, outputs[item["call_id"]])
-    return [] if item.get("type") == "function_call_output" else [item]
-
-
-def _output(call: ToolCall) -> str:
-    """What the model is told of a call: our own sentence for one that failed, else the data, marked as such."""
-    if call.outcome == "error" and "error" in call.result:  # else it was shortened
-        return str(call.result["error"])
-    return f"<tool_data>{as_data(call.result)}</tool_data>"
-
-
-def _in_context(turn: Turn) -> str:
-    """The person's words under the moment and place they were said at."""
-    zone = turn.timezone or "UTC"
-    said_at = turn.said_at.astimezone(ZoneInfo(zone))
-    return f"[context: {said_at:%A %Y-%m-%d %H:%M}, {zone}]\n{visible(turn.message)}"

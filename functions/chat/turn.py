@@ -12,13 +12,16 @@ from uuid import UUID
 from aws_lambda_powertools import Logger
 from sqlmodel import Session
 
-from chat.agent import ChatAgent, Run, build_input
+from chat.agent import ChatAgent, Run
 from chat.model import counting
+from chat.model_input import build_input
 from chat.schemas import ChatResponse, view_calls
 from taskchat import deadline
 from taskchat.conversations import turns as conversations
-from taskchat.conversations.turns import Begun, Finished, Lease, LeaseLost, Request, Turn
-from taskchat.database.engine import Database, retry_while_away
+from taskchat.conversations.history import Turn
+from taskchat.conversations.lease import Lease, LeaseLost
+from taskchat.conversations.turns import Begun, Finished, Request
+from taskchat.database.transaction import Database, retry_while_away
 from taskchat.errors import CommitOutcomeUnknown, OutOfTime, TaskchatError, Unavailable
 from taskchat.limits import DayLeft, Limits
 from taskchat.logs import to_problem

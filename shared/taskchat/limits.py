@@ -29,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Field, Session, SQLModel
 
-from taskchat.database.engine import before_commit
+from taskchat.database.transaction import before_commit
 from taskchat.database.types import SafeText, Timestamp, runtime_rights
 from taskchat.errors import TooManyRequests
 from taskchat.settings import Settings

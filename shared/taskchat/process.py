@@ -19,7 +19,7 @@ from aws_lambda_powertools import Logger
 import taskchat.conversations.models
 import taskchat.limits  # noqa: F401  (every table must be known to the check of the database role)
 from taskchat import deadline, logs
-from taskchat.database.engine import Database
+from taskchat.database.transaction import Database
 from taskchat.settings import Settings, SettingsError, forget_secret, is_on_lambda, load
 from taskchat.toolcalls.toolset import Toolset
 

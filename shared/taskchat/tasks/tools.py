@@ -14,7 +14,7 @@ from taskchat.errors import ToolFailure
 from taskchat.tasks import queries as tasks
 from taskchat.tasks.instructions import INSTRUCTIONS
 from taskchat.text import plain_text
-from taskchat.toolcalls.middleware import session, user_with
+from taskchat.toolcalls.call import session, user_with
 from taskchat.toolcalls.toolset import Toolset
 
 READ: Final = "tasks:read"

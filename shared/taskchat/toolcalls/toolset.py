@@ -6,7 +6,7 @@ from typing import Any
 
 from fastmcp import FastMCP
 
-from taskchat.database.engine import Database
+from taskchat.database.transaction import Database
 from taskchat.toolcalls.middleware import AuditMiddleware
 
 
