@@ -8,10 +8,10 @@ import ast
 import builtins
 import inspect
 import sys
-import textwrap
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from dis import get_instructions
 from functools import cache, cached_property
 from importlib import import_module
 from pathlib import Path
@@ -112,14 +112,16 @@ def owners(kind: Any) -> dict[str, str]:
     """Return the private names of a dependency's class, each with the class that has it first."""
     found: dict[str, str] = {}
     for base in kind.__mro__ if isinstance(kind, type) else ():
-        names = {name for name in vars(base) if is_private(name)}
-        try:
-            names |= _defined(ast.parse(textwrap.dedent(inspect.getsource(base))).body[0])
-        except (TypeError, OSError):
-            pass  # a class that is not written in Python
-        for name in names if base is not object else ():
+        names = {*vars(base), *vars(base).get("__annotations__", {}), *_stored(base)}
+        for name in filter(is_private, names if base is not object else ()):
             found.setdefault(name, f"{base.__module__}.{base.__qualname__}.{name}")
     return found
+
+
+def _stored(kind: type) -> set[str]:
+    """Return the attributes that the methods of a class set, by their bytecode: some classes hide where they stand."""
+    methods = [inspect.unwrap(each) for each in vars(kind).values() if isinstance(each, FunctionType)]
+    return {str(step.argval) for method in methods for step in get_instructions(method) if step.opname == "STORE_ATTR"}
 
 
 @dataclass
