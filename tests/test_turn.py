@@ -182,12 +182,26 @@ def test_arguments_too_deep_to_write_down_are_refused(alice: Person, standin: St
     assert tasks_of(rows, alice) == [("real", False)]
 
 
-def test_an_answer_full_of_calls_comes_to_an_end(alice: Person, standin: StandIn, rows: Rows) -> None:
+def adding(number: int) -> list[dict[str, Any]]:
+    """So many calls that add a task each."""
+    return [{"name": "add_task", "arguments": {"title": str(each)}} for each in range(number)]
+
+
+def test_an_answer_with_more_calls_than_a_turn_may_make_is_refused(alice: Person, standin: StandIn, rows: Rows) -> None:
+    """Nothing of it is done: a part of it would be of no use to anybody."""
+    from chat.agent import MAX_CALLS
+
+    standin.fault("call", calls=adding(MAX_CALLS + 1), match="hello")
+    answer = alice.say("hello")
+    assert (answer.status, answer.json["detail"]) == (502, "The model's answer is too long.")
+    assert (answer.json["tool_calls"], tasks_of(rows, alice)) == ([], [])
+
+
+def test_a_turn_full_of_calls_comes_to_an_end(alice: Person, standin: StandIn, rows: Rows) -> None:
     """So many calls are made and no more, and all that were made are told."""
     from chat.agent import MAX_CALLS
 
-    calls = [{"name": "add_task", "arguments": {"title": str(number)}} for number in range(MAX_CALLS + 20)]
-    standin.fault("call", calls=calls, match="hello")
+    standin.fault("call", calls=adding(MAX_CALLS - 10), match="hello", times=2)
     answer = alice.say("hello")
     assert answer.status == 502
     assert len(answer.json["tool_calls"]) == MAX_CALLS == len(tasks_of(rows, alice))

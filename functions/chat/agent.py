@@ -34,6 +34,7 @@ from fastmcp import FastMCP
 from mcp_types import Tool
 from openai.types.responses import ResponseFunctionToolCall
 
+from chat.answers import MAX_CALLS as MAX_CALLS
 from chat.arguments import MAX_ARGUMENTS as MAX_ARGUMENTS  # beside the other bounds of a turn
 from chat.arguments import parse_arguments
 from chat.model import ModelClient, ResponsesModel
@@ -65,9 +66,6 @@ Answer in the person's language, in one to three short sentences."""
 
 MAX_MODEL_CALLS: Final = 12
 """Model calls in one turn: enough for a long request done step by step, few enough that a loop ends in time."""
-
-MAX_CALLS: Final = 64
-"""Tool calls in one turn, for the same reason: one answer may hold any number of them."""
 
 MAX_TURN_TOKENS: Final = 200_000
 """Tokens that a turn may cost before the model is asked no more: eight of the longest usual ones, a fifth of a day."""
