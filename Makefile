@@ -44,7 +44,7 @@ chat: install  ## One turn: make chat MESSAGE="add buy milk" [CONVERSATION=<id>]
 .PHONY: test thorough migrate
 
 # Each has a database, pooler and model of its own.
-WORKERS := --numprocesses auto --maxprocesses 4 --dist loadfile
+WORKERS := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: install  ## Run every test that needs no container
 	@$(BIN)/pytest $(WORKERS)

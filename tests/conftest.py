@@ -48,6 +48,18 @@ def pytest_configure() -> None:
     asyncio.set_event_loop(asyncio.new_event_loop())  # Mangum asks for one when a handler is imported
 
 
+LONG = (
+    *("test_crash", "test_outages", "test_any_answer", "test_stateful", "test_pooler_restarts", "test_deadline"),
+    *("test_dev", "test_shutdown", "test_limits", "test_failures", "test_clocks", "test_cold_start", "test_better_auth"),
+)
+"""Files that take a minute or more, the longest first: a worker that began one last would keep the others waiting."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long files. Within one, the order stays."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 def migrate(owner_url: str, app_url: str, *command: str) -> subprocess.CompletedProcess[str]:
     """Run Alembic as `make migrate` does."""
     environment = os.environ | {"MIGRATION_DATABASE_URL": owner_url, "DATABASE_URL": app_url}

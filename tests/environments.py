@@ -163,9 +163,13 @@ class Zygote:
         """Return once an environment that is about to end or stop by itself has."""
         self._ask({"do": "await", "pid": pid})
 
-    def logged(self) -> str:
-        """Return all that the environments have logged. Their place in the file stays as it is."""
-        return os.pread(self._log, os.fstat(self._log).st_size, 0).decode(errors="replace")
+    def log_size(self) -> int:
+        """Return how many bytes the environments have logged by now."""
+        return os.fstat(self._log).st_size
+
+    def logged(self, since: int) -> str:
+        """Return what the environments have logged behind so many bytes. Their place in the file stays as it is."""
+        return os.pread(self._log, self.log_size() - since, since).decode(errors="replace")
 
     def _ask(self, question: dict[str, Any], *descriptors: int) -> dict[str, Any]:
         with self._lock:
