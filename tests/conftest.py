@@ -50,7 +50,7 @@ def pytest_configure() -> None:
 
 LONG = (
     *("test_crash", "test_outages", "test_any_answer", "test_stateful", "test_pooler_restarts", "test_deadline"),
-    *("test_dev", "test_shutdown", "test_limits", "test_failures", "test_clocks", "test_cold_start", "test_better_auth"),
+    *("test_dev", "test_shutdown", "test_limits", "test_failures", "test_clocks", "test_cold_start"),
 )
 """Files that take a minute or more, the longest first: a worker that began one last would keep the others waiting."""
 
