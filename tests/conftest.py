@@ -30,6 +30,7 @@ from dev.tokens import Issuer
 from tests.gateway import Response, event, invoke
 
 if TYPE_CHECKING:
+    from taskchat.database.transaction import Database
     from tests.privacy import Watch
 
 T = TypeVar("T")
@@ -200,6 +201,14 @@ def forget() -> None:
     """Drop what outlives an invocation, as a new execution environment would start without it."""
     for module in filter(None, map(sys.modules.get, ("chat.app", "mcp_tools.app"))):
         module.process.reset()
+
+
+def databases() -> "list[Database]":
+    """The database of each function: in this process there are two, on Lambda one."""
+    from chat.app import process as chat
+    from mcp_tools.app import process as mcp_tools
+
+    return [chat.database, mcp_tools.database]
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from dev.tokens import Issuer
 from taskchat.conversations.turns import turn_id_for
 from tests import db_assertions as truth
 from tests import proxy
-from tests.conftest import Logs, Person, forget
+from tests.conftest import Logs, Person, databases, forget
 from tests.gateway import Response
 from tests.proxy import Proxy
 from tests.test_mcp_door import McpClient
@@ -113,8 +113,6 @@ class TestThroughTheWire:
 
     def lose(self, wire: Proxy, nth: int, dark: float = 0.0) -> None:
         """Have the answer to the nth commit from now be lost, and nobody be able to connect for a while then."""
-        from chat.app import process
-
         commits = 0
 
         def count(_connection: Any) -> None:
@@ -123,7 +121,8 @@ class TestThroughTheWire:
             if commits == nth:
                 wire.lose_answer_to, wire.dark = b"commit", dark
 
-        event.listen(process.database.engine, "commit", count)
+        for database in databases():
+            event.listen(database.engine, "commit", count)
 
     @pytest.mark.parametrize("dark", [0.0, 0.3])
     @pytest.mark.parametrize("nth", COMMITS)
@@ -180,8 +179,6 @@ class TestThroughTheWire:
         self, alice: Person, wire: Proxy, rows: Rows, logs: Logs
     ) -> None:
         """The commit itself was lost. Its place is taken for good, and the model makes the call once more."""
-        from chat.app import process
-
         commits = 0
 
         def cut(_connection: Any) -> None:
@@ -190,7 +187,8 @@ class TestThroughTheWire:
             if commits == 2:
                 wire.cut_saying = wire.said + 3
 
-        event.listen(process.database.engine, "commit", cut)
+        for database in databases():
+            event.listen(database.engine, "commit", cut)
         answer = alice.say("add buy milk", key="k")
         assert (wire.lost, answer.status) == (1, 200)
         truth.check_turn(rows, alice.id, "add buy milk", answer)
@@ -309,15 +307,15 @@ class Cuts:
 
     def prepare(self, side: str, place: int) -> tuple[Person, float]:
         """Set the trap for somebody new; give them, and for how long the database is away then."""
-        from chat.app import process
-
         truth.settle(self.rows)
         self.wire.light()
-        process.database.close()
+        for database in databases():
+            database.close()
         if self.chance.random() < COLD:  # the connection is made while the wire is about to be cut
             self.counts["cold"] += 1
         else:
-            process.database.connect()
+            for database in databases():
+                database.connect()
         self.wire.reset()
         self.wire.dark = self.chance.choice([0.0, 0.0, 0.2])
         setattr(self.wire, side, place)
