@@ -531,7 +531,7 @@ class TestTrouble:
         def fail(*_: object) -> None:
             raise KeyError(CANARY)
 
-        monkeypatch.setattr(conversations, "_history", fail)
+        monkeypatch.setattr(conversations, "keep_within", fail)
         assert_problem(alice.say(f"Add {CANARY}"), "internal")
         (line,) = [line for line in logs() if line["level"] == "ERROR"]
         assert line["error"] == "KeyError"
@@ -543,7 +543,7 @@ class TestTrouble:
         from taskchat.conversations import turns as conversations
 
         with monkeypatch.context() as broken:
-            broken.delattr(conversations, "_said")
+            broken.delattr(conversations, "_new_message")
             assert alice.say("hello").status == 500
         assert alice.say("hello").status == 200
 
