@@ -24,8 +24,9 @@ from dev.tokens import Issuer
 from tests import db_assertions as truth
 from tests.conftest import variables
 from tests.db_assertions import Rows
-from tests.environments import Client, Environment, Fleet, Zygote, tell_at_the_end
+from tests.environments import Client, Environment, Fleet, Zygote
 from tests.gateway import Response
+from tests.tally import tell_at_the_end
 
 ENVIRONMENTS = 16
 """Processes that serve at once, each one request at a time. More than the pooler has connections."""
