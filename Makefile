@@ -106,7 +106,7 @@ $(AUDIT_INSTALLED): requirements-audit.txt | $(INSTALLED)
 	@touch $@
 
 audit: install $(AUDIT_INSTALLED)  ## Look for secrets in the history, and for vulnerable or withdrawn packages in the locks
-	@$(BIN)/python -m dev.audit $(AUDIT_VENV)/bin/pip-audit
+	@$(BIN)/python -m dev.supply_chain $(AUDIT_VENV)/bin/pip-audit
 
 # The versions that Lambda runs: its Python, and in front of all else the built artifact.
 BENCH_VENV := .venv-bench
@@ -133,8 +133,9 @@ check: install $(SAM_INSTALLED)  ## Lint, format, types, template, secrets, lock
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports
 	@AWS_DEFAULT_REGION=eu-west-1 $(SAM) validate --lint
-	@$(BIN)/python -m dev.audit
+	@$(BIN)/python -m dev.supply_chain
 	@$(MAKE) --no-print-directory check-locks
 
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
@@ -154,8 +155,8 @@ endef
 openapi: install  ## Write docs/openapi.json anew, after a change of the contract
 	@$(BIN)/python -m dev.openapi
 
-lock: install  ## Refresh the locked versions of all dependencies
-	$(call compile_locks,.,--upgrade)
+lock: install  ## Refresh the locked versions of all dependencies, or of one: make lock PACKAGE=openai
+	$(call compile_locks,.,$(if $(PACKAGE),--upgrade-package $(PACKAGE),--upgrade))
 
 # Without --upgrade a lock that still fits pyproject.toml comes out as it went in.
 check-locks: install

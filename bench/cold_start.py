@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 
 class Context:
@@ -30,36 +30,34 @@ def main() -> None:
     answers, sys.stdout = sys.stdout, open(os.devnull, "w")
     spans = {"Python": _since_the_process_began()}
     began = time.perf_counter()
-    from taskchat import lifecycle
-
-    in_one, begin = lifecycle._freshly, cast(Any, lifecycle)
-    begin._freshly = lambda _: None  # it is done below, in its parts
+    os.environ.pop("AWS_LAMBDA_RUNTIME_API")  # so that the import leaves `get_ready` to be measured on its own
     from chat import app
 
-    begin._freshly = in_one
     spans["imports"] = _since(began)
-    spans |= _get_ready(app, begin)
+    spans |= _get_ready(app)
     turns = [_timed(partial(_answer, app.handler, event)) for event in events]
     answers.write(json.dumps({"spans": spans | {"the first turn": turns[0]}, "turns": turns}))
     answers.flush()
     os._exit(0)
 
 
-def _get_ready(app: Any, lifecycle: Any) -> dict[str, float]:
-    """As `get_ready` does it, step by step."""
-    spans: dict[str, float] = {}
+def _get_ready(app: Any) -> dict[str, float]:
+    """Get the process ready as its start on Lambda does, and tell the waiting for others from the rest."""
+    import asyncio
 
-    def step(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*arguments: Any) -> None:
-            spans[name] = _timed(lambda: function(*arguments))
+    from taskchat.process import get_ready
 
-        return timed
+    asyncio.set_event_loop(asyncio.new_event_loop())
+    waited: list[float] = []
+    side_by_side = app.side_by_side
 
-    lifecycle.side_by_side = step("connection and keys", lifecycle.side_by_side)
-    lifecycle.attempt = step("rehearsal", lifecycle.attempt)
-    whole = _timed(lambda: lifecycle._freshly(app.get_ready))
-    in_order = {name: spans[name] for name in ("connection and keys", "rehearsal")}
-    return {"settings, clients, tools": whole - sum(in_order.values())} | in_order
+    def timed(*steps: Callable[[], object]) -> None:
+        waited.append(_timed(lambda: side_by_side(*steps)))
+
+    app.side_by_side = timed
+    whole = _timed(lambda: get_ready(app.process))
+    app.side_by_side = side_by_side
+    return {"settings, clients, tools": whole - waited[0], "connection and keys": waited[0]}
 
 
 def _answer(handler: Callable[..., Any], event: dict[str, Any]) -> None:

@@ -58,7 +58,7 @@ def running() -> Iterator[Parts]:
 
 @contextlib.contextmanager
 def _model() -> Iterator[str]:
-    command = [sys.executable, "-m", "dev.model"]
+    command = [sys.executable, "-m", "dev.standin_model"]
     process = subprocess.Popen(command, cwd=state.ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:

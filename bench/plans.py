@@ -6,6 +6,7 @@ sends them, with their values, under the runtime role and with row-level securit
 
 import contextlib
 import importlib
+import inspect
 import json
 import pkgutil
 import re
@@ -45,12 +46,18 @@ join pg_attribute a on a.attrelid = i.indexrelid and a.attnum = 1
 """
 _ENTRY: Final = re.compile(r"LOG:  duration: ([0-9.]+) ms  plan:$")
 
-STATEMENTS: Final = {
-    f"{module.name}.{name}": value
-    for module in pkgutil.iter_modules(taskchat.__path__)
-    for name, value in vars(importlib.import_module(f"taskchat.{module.name}")).items()
-    if isinstance(value, UpdateBase | SelectBase | FromStatement | TextClause)
-}
+
+def _statements() -> Iterator[tuple[str, Any]]:
+    """Each statement with the name that its module gives it. What a module imports is another's."""
+    for found in pkgutil.walk_packages(taskchat.__path__, "taskchat."):
+        module = importlib.import_module(found.name)
+        defined = set(re.findall(r"^(\w+)(?:: Final.*)? =", inspect.getsource(module), re.MULTILINE))
+        for name, value in vars(module).items():
+            if name in defined and isinstance(value, UpdateBase | SelectBase | FromStatement | TextClause):
+                yield f"{found.name.rpartition('.')[2]}.{name}", value
+
+
+STATEMENTS: Final = dict(_statements())
 """Every statement that a module of the program has, by its name."""
 
 

@@ -15,8 +15,8 @@ import psycopg
 from bench import parts
 from bench.parts import Parts, Worker
 from bench.turn import AUTH, prepare
-from dev.model.client import StandIn
-from dev.model.prompt_cache import count
+from dev.standin_model.client import StandIn
+from dev.standin_model.prompt_cache import count
 from dev.tokens import Issuer
 from tests.gateway import event, invoke
 

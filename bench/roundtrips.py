@@ -7,7 +7,7 @@ from bench import parts
 from bench.parts import Parts, Worker
 from bench.turn import HISTORIES, NEW, SUBJECTS, WARM_UP
 from dev import pgbouncer
-from taskchat.db import Database
+from taskchat.database.transaction import Database
 from tests import wire
 
 

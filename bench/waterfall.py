@@ -49,7 +49,7 @@ class Watch:
         from chat import agent, turn
         from chat.agent import ChatAgent
         from chat.model import ModelClient
-        from taskchat.auth import Verifier
+        from taskchat.http.auth import Verifier
 
         self._seen: dict[str, list[tuple[float, float]]] = {}
         for owner, name in (

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from chat.app import app as chat
 from dev import processes, state
 from dev.tokens import Issuer
-from mcp_tools.app import door
+from mcp_tools.app import process as mcp_process
 
 PAGE = Path(__file__).with_name("page.html")
 PAGE_POLICY = (  # nothing from elsewhere, and nobody else's frame around it
@@ -29,7 +29,7 @@ TOKEN_LIFETIME = timedelta(hours=1)  # the longest the program accepts; long eno
 MCP_PATHS = ("/mcp", "/.well-known/oauth-protected-resource")
 LOCAL_NAMES = ["127.0.0.1", "localhost"]
 
-mcp_tools = door()
+mcp_tools = mcp_process.app
 
 
 async def page(_request: Request) -> FileResponse:

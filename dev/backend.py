@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from dev import client, model, output, postgres, processes, state
+from dev import client, output, postgres, processes, state
+from dev import standin_model as model
 from dev.postgres import Postgres
 from dev.processes import StartupError
 from dev.tokens import Issuer

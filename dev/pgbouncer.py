@@ -78,6 +78,11 @@ class PgBouncer:
         self.process = _started(self.directory)
         self.wait()
 
+    @property
+    def log(self) -> Path:
+        """The file of its log since it was started last."""
+        return self.directory / "log"
+
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End it with its connections: at once, or with SIGINT when the transactions that run are over."""
         processes.stop(self.process, number)
@@ -91,7 +96,7 @@ class PgBouncer:
                 self.console().close()
                 return
         self.stop()
-        raise StartupError(f"PgBouncer could not start: {(self.directory / 'log').read_text(errors='replace')[-300:]}")
+        raise StartupError(f"PgBouncer could not start: {self.log.read_text(errors='replace')[-300:]}")
 
     def console(self) -> psycopg.Connection[dict[str, Any]]:
         """A connection to the admin console, for whoever asks it many times."""

@@ -12,7 +12,8 @@ from typing import Any
 
 import psycopg
 
-from dev import backend, model, postgres, state
+from dev import backend, postgres, state
+from dev import standin_model as model
 from dev.tokens import Issuer
 
 AUTH = "https://auth.example.com"

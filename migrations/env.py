@@ -6,9 +6,12 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import SQLModel
 
-import taskchat.models  # noqa: F401  (fills the metadata)
+import taskchat.conversations.models
+import taskchat.limits
+import taskchat.tasks  # noqa: F401  (these three fill the metadata with every table)
+from migrations.policies import secure_tables
 from migrations.roles import grant_rights, make_role, read_role, refuse_open_schema
-from taskchat.db import create_engine_for
+from taskchat.database.engine import create_engine_for
 from taskchat.settings import MigrationSettings, SettingsError, load
 
 config = context.config
@@ -27,6 +30,7 @@ def migrate() -> None:
         context.configure(connection=connection, target_metadata=SQLModel.metadata, compare_server_default=True)
         context.run_migrations()
         if context.get_context().get_current_revision() == context.get_head_revision():
+            secure_tables(connection)
             made = make_role(connection, role)
             grant_rights(connection, role.name)
             refuse_open_schema(connection, role.name)

@@ -4,18 +4,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy import Connection, text
+from sqlmodel import SQLModel
 
-from taskchat.db import UnsafeRole
+from taskchat.database.engine import UnsafeRole
+from taskchat.database.types import RIGHTS
 from taskchat.postgres_url import parse
 from taskchat.settings import SettingsError
 
-RIGHTS: Final = {
-    "conversation": "select, insert, update",
-    "message": "select, insert",
-    "tool_call": "select, insert",
-    "task": "select, insert, update, delete",
-    "allowance": "select, insert, update",
-}
+ALL_RIGHTS: Final = "select, insert, update, delete"
+"""On a table that does not say less."""
 
 LIMITS: Final = {
     # A session that exceeds these is one nobody waits for: the whole request has 29 seconds.
@@ -79,11 +76,12 @@ def make_role(connection: Connection, role: Role) -> str:
 
 
 def grant_rights(connection: Connection, name: str) -> None:
-    """Give the role exactly RIGHTS, taking back whatever else it had on the tables."""
+    """Give the role exactly the rights that each table names, and take back any other on the tables."""
     _execute(connection, "grant usage on schema public to %I", name)
-    for table, rights in RIGHTS.items():
-        _execute(connection, f"revoke all on {table} from %I", name)
-        _execute(connection, f"grant {rights} on {table} to %I", name)
+    for table in SQLModel.metadata.sorted_tables:
+        rights = table.info.get(RIGHTS, ALL_RIGHTS)
+        _execute(connection, f"revoke all on {table.name} from %I", name)
+        _execute(connection, f"grant {rights} on {table.name} to %I", name)
 
 
 def refuse_open_schema(connection: Connection, name: str) -> None:

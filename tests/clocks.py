@@ -14,7 +14,7 @@ from typing import Any
 from psycopg import sql
 
 from dev.postgres import APP
-from tests.truth import Rows
+from tests.db_assertions import Rows
 
 _FUNCTION = sql.SQL("""
 create or replace function skewed.clock_timestamp() returns timestamptz volatile language sql

@@ -22,13 +22,15 @@ import pytest
 import uvicorn
 from psycopg.rows import dict_row
 
-from dev import model, pgbouncer, postgres
-from dev.model.client import StandIn
+from dev import pgbouncer, postgres
+from dev import standin_model as model
 from dev.postgres import Postgres
+from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from tests.gateway import Response, event, invoke
 
 if TYPE_CHECKING:
+    from taskchat.database.transaction import Database
     from tests.privacy import Watch
 
 T = TypeVar("T")
@@ -37,7 +39,7 @@ ROOT = Path(__file__).parent.parent
 AUTH = "https://auth.example.com"
 RESOURCE = "https://api.example.com/mcp"
 
-pytest_plugins = ["tests.privacy", "tests.environments"]
+pytest_plugins = ["tests.privacy", "tests.tally", "tests.environments"]
 
 
 def pytest_configure() -> None:
@@ -92,12 +94,24 @@ def server(watch: "Watch") -> Iterator[Postgres]:
 
 
 @pytest.fixture(scope="session")
-def pooler(server: Postgres) -> Iterator[pgbouncer.PgBouncer]:
+def pooler(request: pytest.FixtureRequest, server: Postgres) -> Iterator[pgbouncer.PgBouncer]:
     """PgBouncer before it, in transaction mode. Not to be had without the Debian package; CI must have it."""
     if not shutil.which("pgbouncer", path=pgbouncer.PATH) and "CI" not in os.environ:
         pytest.skip("PgBouncer is not installed (apt-get install pgbouncer)")
     with pgbouncer.running(server) as running:
         yield running
+        if request.session.testsfailed:
+            _keep_log(request.config, running)
+
+
+def _keep_log(config: pytest.Config, pooler: pgbouncer.PgBouncer) -> None:
+    """Copy the pooler's log to where it outlives the run, and tell the place at its end."""
+    from tests.tally import tell_at_the_end  # a plugin: pytest imports it first
+
+    kept = ROOT / ".dev" / "test-logs" / f"pgbouncer-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}.log"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(pooler.log, kept)
+    tell_at_the_end(config, f"a test failed: the pooler's log is kept in {kept.relative_to(ROOT)}")
 
 
 @pytest.fixture(scope="session", params=["direct", "pooled"])
@@ -185,15 +199,16 @@ def environment(
 
 def forget() -> None:
     """Drop what outlives an invocation, as a new execution environment would start without it."""
-    from chat import app
-    from taskchat import settings, tools
+    for module in filter(None, map(sys.modules.get, ("chat.app", "mcp_tools.app"))):
+        module.process.reset()
 
-    if app.turns.cache_info().currsize:
-        run(app.turns().agent.close())
-    if tools.database.cache_info().currsize:
-        tools.database().close()
-    for cached in (settings.get_settings, tools.database, app.verifier, app.turns):
-        cached.cache_clear()
+
+def databases() -> "list[Database]":
+    """The database of each function: in this process there are two, on Lambda one."""
+    from chat.app import process as chat
+    from mcp_tools.app import process as mcp_tools
+
+    return [chat.database, mcp_tools.database]
 
 
 @contextmanager
@@ -245,7 +260,7 @@ class Person:
 @pytest.fixture
 def logs(environment: None) -> Iterator[Logs]:
     """What has been logged since the test began, parsed: every line must be JSON."""
-    from taskchat.audit import logger
+    from taskchat.toolcalls.audit_log import logger
 
     handler = logger.registered_handler
     assert isinstance(handler, logging.StreamHandler)

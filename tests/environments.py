@@ -15,22 +15,21 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from dev import processes
-from dev.model.client import StandIn
 from dev.postgres import Postgres
+from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from tests.conftest import AUTH, ROOT, variables
+from tests.crash_points import Trap
 from tests.gateway import Response, event
-from tests.points import Trap
-from tests.privacy import Watch, is_worker, sendable
+from tests.privacy import Watch
 
 PATIENCE = 60
 """Seconds to wait for an environment: longer than any request may take."""
@@ -194,7 +193,7 @@ def zygote(watch: Watch) -> Iterator[Zygote]:
     with ours, theirs, tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as no_authorities:
         fcntl.fcntl(log, fcntl.F_SETFL, os.O_APPEND)  # environments write at once, and none over another's lines
         process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "tests.zygote", str(theirs.fileno())],
+            [sys.executable, "-m", "tests.fork_server", str(theirs.fileno())],
             cwd=ROOT,
             env=os.environ | {"SSL_CERT_DIR": no_authorities},
             pass_fds=[theirs.fileno()],
@@ -256,39 +255,3 @@ def fleet(warm_zygote: Zygote, database_url: str, standin: StandIn, issuer: Issu
     fleet = Fleet(warm_zygote, variables(database_url, standin, issuer, model_api))
     yield fleet
     fleet.stop()
-
-
-_TALLY = pytest.StashKey[list[str]]()
-
-
-@pytest.fixture
-def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Say how much was tried: shown at the end of the run, also when everything passed."""
-    return partial(tell_at_the_end, request.config)
-
-
-def tell_at_the_end(config: pytest.Config, line: str) -> None:
-    """The same, for a fixture that lives longer than a test."""
-    config.stash.setdefault(_TALLY, []).append(line)
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Hand over what the tests of one of several workers told."""
-    if is_worker(session.config):
-        session.config.workeroutput["tally"] = sendable(session.config.stash.get(_TALLY, []))
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    """Take it."""
-    for line in getattr(node, "workeroutput", {}).get("tally", []):
-        tell_at_the_end(node.config, line)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Show what the tests told."""
-    told = terminalreporter.config.stash.get(_TALLY, [])
-    if told:
-        terminalreporter.section("what was tried")
-        for line in told:
-            terminalreporter.write_line(line)

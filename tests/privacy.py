@@ -128,7 +128,7 @@ def _text(line: str, sought: dict[str, list[str]]) -> str | None:
 @cache
 def _vocabulary() -> str:
     """The program's own text: a person who writes a name that stands in it is not known by that."""
-    sources = [*ROOT.glob("shared/taskchat/*.py"), *ROOT.glob("functions/*/*.py")]
+    sources = [*ROOT.glob("shared/taskchat/**/*.py"), *ROOT.glob("functions/*/*.py")]
     return "\n".join(path.read_text() for path in sources)
 
 

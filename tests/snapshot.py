@@ -19,7 +19,6 @@ from importlib import import_module
 from typing import Any
 
 import snapshot_restore_py as hooks
-from pydantic._internal._generate_schema import GenerateSchema
 from sqlalchemy import text
 
 from tests.gateway import LambdaContext
@@ -27,7 +26,7 @@ from tests.gateway import LambdaContext
 
 def main() -> None:
     """Start, be frozen, and be restored twice."""
-    app = import_module(f"{sys.argv[1]}.app")  # gets ready, for AWS_LAMBDA_RUNTIME_API is set
+    app = import_module(f"{sys.argv[1]}.app")  # its last line gets the process ready: AWS_LAMBDA_RUNTIME_API is set
     asked = json.loads(sys.stdin.readline())
     told = {"before": _state(app), "started": _fork(app, asked, _started), "held": _freeze(app)}
     told["restored"] = [_fork(app, asked, _restored) for _ in range(2)]
@@ -35,10 +34,8 @@ def main() -> None:
 
 
 def _state(app: Any) -> dict[str, Any]:
-    from taskchat.tools import database
-
-    connected = database().engine.pool.checkedin()
-    with database().engine.connect() as connection:
+    connected = app.process.database.engine.pool.checkedin()
+    with app.process.database.engine.connect() as connection:
         connection.execute(text("select 1"))
         driver: Any = connection.connection.dbapi_connection
         own, port = driver._usock.getsockname(), driver._usock.getpeername()[1]
@@ -47,12 +44,10 @@ def _state(app: Any) -> dict[str, Any]:
 
 def _freeze(app: Any) -> dict[str, Any]:
     """Run the hooks as the runtime does before it takes a snapshot. What is still alive of what must be fresh?"""
-    from taskchat.settings import get_settings
-    from taskchat.tools import database
-
-    fresh = {"settings": get_settings(), "engine": database().engine, "verifier": app.verifier()}
-    if hasattr(app, "turns"):
-        fresh["model client"] = app.turns().agent._client
+    process = app.process
+    fresh = {"settings": process.settings, "engine": process.database.engine, "verifier": process.verifier}
+    if hasattr(process, "turns"):
+        fresh["model client"] = process.turns.agent._client
     watched = {name: weakref.ref(made) for name, made in fresh.items()}
     fresh.clear()
     for hook, arguments, named in reversed(hooks.get_before_snapshot()):
@@ -101,30 +96,9 @@ def _restored(app: Any, asked: dict[str, Any]) -> dict[str, Any]:
 def _started(app: Any, asked: dict[str, Any]) -> dict[str, Any]:
     """Answer a first request."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # its log
-    before, schemas = _built(), _count_schemas()
+    modules = len(sys.modules)
     status = app.handler(asked["event"], LambdaContext())["statusCode"]
-    built = {name: more - less for (name, less), more in zip(before.items(), _built().values(), strict=True)}
-    return {"status": status, "built": built | {"schemas": len(schemas)}}
-
-
-def _built() -> dict[str, int]:
-    """What is built at first use, so far."""
-    from taskchat.tools import database
-
-    return {"modules": len(sys.modules), "statements": len(database().engine._compiled_cache or ())}
-
-
-def _count_schemas() -> list[object]:
-    """What pydantic builds a schema for from now on."""
-    seen: list[object] = []
-    generate = GenerateSchema.generate_schema
-
-    def counted(self: GenerateSchema, kind: object) -> Any:
-        seen.append(kind)
-        return generate(self, kind)
-
-    GenerateSchema.generate_schema = counted  # type: ignore[method-assign]  # it has no other way to be counted
-    return seen
+    return {"status": status, "modules": len(sys.modules) - modules}
 
 
 if __name__ == "__main__":

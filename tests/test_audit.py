@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dev.model.client import StandIn
+from dev.standin_model.client import StandIn
 from tests.conftest import Logs, Person
 
 FIELDS = {

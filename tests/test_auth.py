@@ -24,9 +24,17 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from taskchat import auth
-from taskchat.auth import KEY_SET_COOLDOWN, KEY_SET_TTL, KeySet, Verifier, bearer_token, chat_verifier, mcp_verifier
 from taskchat.errors import KeySetUnavailable, Unauthenticated
+from taskchat.http import auth
+from taskchat.http.auth import (
+    KEY_SET_COOLDOWN,
+    KEY_SET_TTL,
+    KeySet,
+    Verifier,
+    bearer_token,
+    chat_verifier,
+    mcp_verifier,
+)
 from taskchat.settings import Settings, SettingsError
 
 ISSUER = "https://auth.example.com"

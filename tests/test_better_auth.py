@@ -28,11 +28,11 @@ from starlette.types import ASGIApp
 
 from dev import better_auth
 from dev.postgres import DATABASE, OWNER, Postgres
-from taskchat import auth
+from taskchat.http import auth
 from taskchat.settings import Settings
 from tests.conftest import RESOURCE, ROOT, forget, run, serving
-from tests.environments import tell_at_the_end
 from tests.gateway import Handler, Response, event, invoke
+from tests.tally import tell_at_the_end
 from tests.test_mcp_door import METADATA, STATELESS, TOOLS, McpClient
 from tests.test_node import broken_machine
 
@@ -210,18 +210,15 @@ class Doors:
 @pytest.fixture
 def pair(environment: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[BetterAuth], Doors]:
     """What pairs the handlers with a Better Auth, by the variables that the documentation names."""
-    from mcp_tools.app import make_app  # first, with the environment of all other tests: its app is made once
-    from taskchat.gateway import lambda_handler
-    from taskchat.settings import get_settings
+    from mcp_tools.app import handler, process
 
     def pair(server: BetterAuth) -> Doors:
-        forget()
         monkeypatch.setenv("AUTH_ISSUER", server.url)
         monkeypatch.setenv("AUTH_AUDIENCE", server.url)
         monkeypatch.setenv("AUTH_JWKS_URL", f"{server.url}/api/auth/jwks")
         monkeypatch.setenv("AUTH_JWKS_JSON", "")
-        app = make_app(get_settings())
-        return Doors(app, lambda_handler(app, lifespan="auto"))
+        forget()
+        return Doors(process.app, handler)
 
     return pair
 

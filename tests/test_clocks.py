@@ -14,20 +14,22 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from chat.agent import build_input
-from dev.model.client import StandIn
+from chat.model_input import build_input
 from dev.postgres import Postgres
+from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
-from taskchat.auth import LEEWAY
-from taskchat.conversations import LEASE_GRACE, MAX_LEASE, Turn
-from taskchat.gateway import MAX_SECONDS, Event, seconds_left
-from tests import clocks, truth
+from taskchat.conversations.history import Turn
+from taskchat.conversations.lease import LEASE_GRACE, MAX_LEASE
+from taskchat.http.auth import LEEWAY
+from taskchat.http.gateway import MAX_SECONDS, Event, seconds_left
+from tests import clocks
+from tests import db_assertions as truth
 from tests.clocks import DatabaseClock
 from tests.conftest import AUTH, Person, variables
+from tests.crash_points import Trap
+from tests.db_assertions import Rows
 from tests.environments import Client, Environment, Fleet, Zygote
 from tests.gateway import LambdaContext, Response, event, invoke
-from tests.points import Trap
-from tests.truth import Rows
 
 MINUTES_OFF = [timedelta(minutes=minutes) for minutes in (-10, -2, 2, 10)]
 MESSAGE = "Add buy milk"

@@ -9,8 +9,8 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from dev.model.client import StandIn
 from dev.postgres import Postgres
+from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from tests.conftest import AUTH, RESOURCE, ROOT, Logs, Person, run
 from tests.gateway import Response, event, invoke, runtime_log
@@ -526,24 +526,24 @@ class TestTrouble:
     @pytest.mark.usefixtures("silent", "unmoved")
     def test_the_unexpected(self, alice: Person, monkeypatch: pytest.MonkeyPatch, logs: Logs) -> None:
         """A plain 500 for the caller; kind and place, but no text, for the log; and nothing half done."""
-        from taskchat import conversations
+        from taskchat.conversations import turns as conversations
 
         def fail(*_: object) -> None:
             raise KeyError(CANARY)
 
-        monkeypatch.setattr(conversations, "_history", fail)
+        monkeypatch.setattr(conversations, "keep_within", fail)
         assert_problem(alice.say(f"Add {CANARY}"), "internal")
         (line,) = [line for line in logs() if line["level"] == "ERROR"]
         assert line["error"] == "KeyError"
-        assert any("conversations.py:" in place for place in line["places"])
+        assert any("turns.py:" in place for place in line["places"])
 
     @pytest.mark.usefixtures("silent")
     def test_the_next_request_is_served(self, alice: Person, monkeypatch: pytest.MonkeyPatch) -> None:
         """An environment survives what it did not expect."""
-        from taskchat import conversations
+        from taskchat.conversations import turns as conversations
 
         with monkeypatch.context() as broken:
-            broken.delattr(conversations, "_said")
+            broken.delattr(conversations, "_new_message")
             assert alice.say("hello").status == 500
         assert alice.say("hello").status == 200
 

@@ -19,11 +19,11 @@ import pytest
 
 from dev import processes
 from dev.tokens import Issuer
-from tests import truth
+from tests import db_assertions as truth
+from tests.crash_points import STATEMENT, WIRE, Trap
+from tests.db_assertions import Rows
 from tests.environments import Client, Environment, Fleet, Outcome
 from tests.gateway import Response
-from tests.points import STATEMENT, WIRE, Trap
-from tests.truth import Rows
 
 Tell = Callable[[str], None]
 AT_ONCE = 4

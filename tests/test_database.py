@@ -11,13 +11,14 @@ import pytest
 from sqlalchemy import text
 from sqlmodel import select
 
-from dev.model.client import StandIn
 from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
+from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
-from taskchat.db import Database, UnsafeRole, connect_arguments
+from taskchat.database.engine import UnsafeRole, connect_arguments
+from taskchat.database.transaction import Database
 from taskchat.errors import DatabaseUnavailable
-from taskchat.models import Task
+from taskchat.tasks.models import Task
 from tests.conftest import variables
 from tests.test_cold_start import fresh
 

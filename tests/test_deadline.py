@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from dev.model.client import StandIn
+from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
-from tests import truth
+from tests import db_assertions as truth
+from tests.db_assertions import Rows
 from tests.environments import Client, Fleet
-from tests.truth import Rows
 
 GATEWAY_PATIENCE = 29.0
 """Seconds that a client may wait for its answer at most."""

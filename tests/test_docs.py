@@ -2,8 +2,10 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +23,10 @@ from tests.test_hostile import MCP_BODIES, MCP_HEADERS, MCP_PATHS
 from tests.test_migrations import Empty
 
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = [*map(ROOT.joinpath, ("README.md", "CHANGELOG.md", "SECURITY.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = ("README.md", "CHANGELOG.md", "SECURITY.md", "CONTRIBUTING.md")
+DOCUMENTS = [*map(ROOT.joinpath, PAGES), *sorted((ROOT / "docs").rglob("*.md"))]
+HOW_TO = [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "upgrading.md"]
+"""Pages that name files, commands and code for a reader to use."""
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line.strip() for block in BLOCKS for line in re.sub(r"\\\n *", "", block).strip().splitlines()]
 """Each as a person pastes it, in one line."""
@@ -182,7 +187,7 @@ def test_the_example_answer_has_the_fields_of_a_real_one(alice: Person) -> None:
 
 def test_the_map_of_the_house_names_every_room() -> None:
     """Each module that ships stands in the README, and each file named there exists."""
-    shipped = [*ROOT.glob("functions/*/*.py"), *ROOT.glob("shared/taskchat/*.py")]
+    shipped = [*ROOT.glob("functions/*/*.py"), *ROOT.glob("shared/taskchat/**/*.py")]
     missing = {path.name for path in shipped if path.stem != "__init__" and f"`{path.name}`" not in README}
     assert missing == set()
     named = set(re.findall(r"`(\w+\.py)`", README))
@@ -213,3 +218,65 @@ def test_links_lead_somewhere(document: os.PathLike[str]) -> None:
     text = (ROOT / document).read_text()
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
     assert [link for link in links if not ((ROOT / document).parent / link).exists()] == []
+
+
+def code(document: Path) -> list[str]:
+    """Return what a page marks as code, in its lines and in its blocks."""
+    text = document.read_text()
+    blocks = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    return blocks + re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+
+
+@pytest.mark.parametrize("document", HOW_TO, ids=lambda path: path.name)
+def test_each_path_and_make_target_exists(document: Path) -> None:
+    """What a page names is in the repository, in the environment, or written by the tests."""
+    made = (ROOT / ".gitignore").read_text().split()
+    words = {word for each in code(document) for word in each.split()}
+    paths = {word for word in words if re.fullmatch(r"[\w.-]+(/[\w.-]*)+|[\w-]+\.(py|toml|yaml|md)", word)}
+    assert [path for path in paths if not path.startswith(tuple(made)) and not (ROOT / path).exists()] == []
+    programs = {path.rpartition("/")[2] for path in paths if path.startswith(".venv/bin/")}
+    assert [name for name in programs if not (Path(sys.executable).parent / name).exists()] == []
+    named = {target for each in code(document) for target in targets(each)}
+    assert [name for name in named if not re.search(rf"^{name}:", MAKEFILE, re.MULTILINE)] == []
+
+
+@pytest.mark.parametrize("document", HOW_TO, ids=lambda path: path.name)
+def test_each_name_is_in_a_file_of_its_section(document: Path) -> None:
+    """A class, a function or a constant that a page names stands in one of the files that it names beside it."""
+    for section in re.split(r"^## ", document.read_text(), flags=re.MULTILINE)[1:]:
+        marked = re.findall(r"`([^`\n]+)`", section)
+        files = [ROOT / each for each in marked if (ROOT / each).is_file()]
+        text = "\n".join(file.read_text() for file in files)
+        names = {
+            each.lstrip("@") for each in marked if re.fullmatch(r"@?[\w.]*[a-z_]*_\w+|@[\w.]+|[A-Z][a-z]\w+", each)
+        }
+        if not section.startswith(
+            ("Private names", "Names without", "Checklist")
+        ):  # tests/test_register.py reads these
+            assert [name for name in names if name.split("(")[0] not in text] == [], section.splitlines()[0]
+
+
+def test_the_option_that_selects_tests_finds_some() -> None:
+    """The page's command with `-k` runs at least one test."""
+    (command,) = [line for line in code(HOW_TO[0]) if line.startswith(".venv/bin/pytest") and " -k " in line]
+    collect = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", *command.split()[1:]]
+    done = subprocess.run(collect, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_command_for_a_migration_makes_the_next_file(tmp_path: Path) -> None:
+    """With the next number, it makes a file that has its own name and follows the newest one."""
+    (command,) = [line for line in code(HOW_TO[0]) if line.startswith(".venv/bin/alembic")]
+    shutil.copytree(ROOT / "migrations", tmp_path / "migrations")
+    shutil.copyfile(ROOT / "pyproject.toml", tmp_path / "pyproject.toml")
+    newest = max(path.name[:4] for path in (tmp_path / "migrations" / "versions").glob("*.py"))
+    number = f"{int(newest) + 1:04}"
+    alembic = [
+        sys.executable,
+        "-m",
+        "alembic",
+        *shlex.split(re.sub(r"--rev-id \d+", f"--rev-id {number}", command))[1:],
+    ]
+    subprocess.run(alembic, cwd=tmp_path, check=True, capture_output=True)  # noqa: S603
+    made = tmp_path / "migrations" / "versions" / f"{number}_due_date.py"
+    assert f'down_revision = "{newest}"' in made.read_text()

@@ -10,10 +10,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from dev.model.client import StandIn
-from dev.model.failures import FAULTS
 from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
+from dev.standin_model.client import StandIn
+from dev.standin_model.failures import FAULTS
 from tests import raw_provider
 from tests.conftest import ROOT, Logs, Person, forget
 from tests.gateway import event, invoke

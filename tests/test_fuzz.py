@@ -32,8 +32,8 @@ from schemathesis.specs.openapi.checks import (
 
 from dev.postgres import Postgres
 from tests.conftest import AUTH, RESOURCE, Person, forget, serving
-from tests.environments import tell_at_the_end
 from tests.gateway import Handler, LambdaContext, event
+from tests.tally import tell_at_the_end
 from tests.test_docs import mcp_statuses
 from tests.test_guards import EXPECTED
 

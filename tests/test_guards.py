@@ -7,9 +7,9 @@ import psycopg
 import pytest
 
 from dev.postgres import Postgres
-from taskchat.guards import MAX_BODY
+from taskchat.http.middleware import MAX_BODY
 from taskchat.settings import Settings, SettingsError, load
-from tests.conftest import Person
+from tests.conftest import Person, forget
 from tests.gateway import Handler, Response, event, invoke
 from tests.test_mcp_door import METADATA, McpClient, titles
 
@@ -88,7 +88,7 @@ class TestHeaders:
 
     def test_what_was_not_expected(self, alice: Person, monkeypatch: pytest.MonkeyPatch) -> None:
         """500 too."""
-        from taskchat import conversations
+        from taskchat.conversations import turns as conversations
 
         monkeypatch.delattr(conversations, "turn_id_for")
         answer = alice.say("hello")
@@ -133,11 +133,10 @@ class TestOrigin:
     @pytest.fixture
     def send(self, alice: Person, monkeypatch: pytest.MonkeyPatch) -> Send:
         """Alice's client, at a door whose deployment allows the pages of one other site, and of another on a port."""
-        from mcp_tools.app import make_app
-        from taskchat.gateway import lambda_handler
+        from mcp_tools.app import handler
 
         monkeypatch.setenv("CORS_ORIGINS", f"{self.ALLOWED},http://localhost:5173")
-        handler = lambda_handler(make_app(load(Settings)), lifespan="auto")
+        forget()
         client = McpClient(alice.mcp_token)
         return lambda **headers: client.send(LIST, handler=handler, **headers)
 

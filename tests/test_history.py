@@ -11,10 +11,11 @@ import psycopg
 import pytest
 from sqlalchemy import event
 
-from chat.agent import build_input
-from taskchat import conversations
-from taskchat.conversations import CHARACTERS_PER_TOKEN, MAX_HISTORY_TURNS, Begun, Request, Turn
-from taskchat.db import Database
+from chat.model_input import build_input
+from taskchat.conversations import turns as conversations
+from taskchat.conversations.history import CHARACTERS_PER_TOKEN, MAX_HISTORY_TURNS, Turn
+from taskchat.conversations.turns import Begun, Request
+from taskchat.database.transaction import Database
 
 Rows = psycopg.Connection[dict[str, Any]]
 BUDGET = 4_000
@@ -149,7 +150,7 @@ def test_the_budget_is_of_what_is_sent(database: Database, rows: Rows, letter: s
 def sent(turns: list[Turn]) -> int:
     """Characters that the model is sent of these turns: what was said, called and told, without what frames it."""
     told = [item.get("content") or item.get("output") or item["arguments"] for item in build_input(turns, NOW)]
-    frames = sum(len("[context: Wednesday 2026-01-01 12:00, UTC]\n") + len("<task_data></task_data>") for _ in told)
+    frames = sum(len("[context: Wednesday 2026-01-01 12:00, UTC]\n") + len("<tool_data></tool_data>") for _ in told)
     return sum(map(len, told)) - frames
 
 

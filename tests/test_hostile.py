@@ -20,12 +20,12 @@ import psycopg
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from dev.model.client import StandIn
 from dev.postgres import Postgres
+from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
-from tests.conftest import AUTH, RESOURCE, Logs, Person
-from tests.environments import tell_at_the_end
+from tests.conftest import AUTH, RESOURCE, Logs, Person, forget
 from tests.gateway import Handler, event, invoke, runtime_log
+from tests.tally import tell_at_the_end
 from tests.test_auth import KeyServer, encoded, listening
 from tests.test_guards import protected
 
@@ -611,13 +611,12 @@ def tried(request: pytest.FixtureRequest) -> Iterator[list[str]]:
 def doors(environment: None, keys: KeyServer, monkeypatch: pytest.MonkeyPatch) -> dict[Door, Handler]:
     """Both functions, with keys that have to be fetched."""
     from chat.app import handler
-    from mcp_tools.app import make_app  # before the environment changes: its own app is made once, for all tests
-    from taskchat.gateway import lambda_handler
-    from taskchat.settings import Settings, load
+    from mcp_tools.app import handler as mcp_handler
 
     monkeypatch.setenv("AUTH_JWKS_JSON", "")
     monkeypatch.setenv("AUTH_JWKS_URL", keys.url)
-    return {"chat": handler, "mcp": lambda_handler(make_app(load(Settings)), lifespan="auto")}
+    forget()
+    return {"chat": handler, "mcp": mcp_handler}
 
 
 def snapshot(rows: Rows) -> dict[str, Any]:

@@ -14,16 +14,17 @@ from uuid import uuid4
 import openai
 import pytest
 
-from dev.model.client import StandIn
 from dev.postgres import Postgres
+from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
-from taskchat.db import CONNECT_TIMEOUT, RECYCLE_AFTER
-from tests import proxy, truth
+from taskchat.database.engine import CONNECT_TIMEOUT, RECYCLE_AFTER
+from tests import db_assertions as truth
+from tests import proxy
 from tests.conftest import Person, forget, variables
+from tests.db_assertions import Rows
 from tests.environments import Client, Environment, Fleet, Zygote
 from tests.proxy import Proxy
 from tests.test_auth import listening
-from tests.truth import Rows
 
 MESSAGE = "Add buy milk, then finish the milk"
 MODEL_KEPT_FOR = 5.0

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import StringConstraints, TypeAdapter
 
-from dev.model.client import StandIn
+from dev.standin_model.client import StandIn
 from taskchat.invisible import visible
 from taskchat.text import plain_text
 from tests.conftest import Person

@@ -17,13 +17,15 @@ from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy import text
 from sqlmodel import SQLModel
 
-from dev.model.client import StandIn
+import taskchat.conversations.models
+import taskchat.limits
+import taskchat.tasks  # noqa: F401  # with those before: fills the metadata
 from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
+from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
-from taskchat import models  # noqa: F401  # fills the metadata
-from taskchat.db import Database
-from tests.conftest import AUTH, RESOURCE, Person, variables
+from taskchat.database.transaction import Database
+from tests.conftest import AUTH, RESOURCE, Person, databases, variables
 from tests.environments import Client, Environment, Fleet, Zygote
 from tests.gateway import event
 from tests.test_mcp_door import McpClient
@@ -42,7 +44,7 @@ def about(statement: LiteralString, table: str) -> sql.Composed:
 
 
 @contextmanager
-def owner_filters_removed(database: Database) -> Iterator[set[str]]:
+def owner_filters_removed(databases: list[Database]) -> Iterator[set[str]]:
     """Send every statement without its owner filter; gives the statements that had one, by verb and table."""
     removed: set[str] = set()
 
@@ -55,11 +57,13 @@ def owner_filters_removed(database: Database) -> Iterator[set[str]]:
         assert not re.search(r"user_id\s*(=|in\b|is\b)", bare, re.IGNORECASE), f"a filter of another kind: {bare}"
         return bare, parameters
 
-    sqlalchemy_event.listen(database.engine, "before_cursor_execute", strip, retval=True)
+    for database in databases:
+        sqlalchemy_event.listen(database.engine, "before_cursor_execute", strip, retval=True)
     try:
         yield removed
     finally:
-        sqlalchemy_event.remove(database.engine, "before_cursor_execute", strip)
+        for database in databases:
+            sqlalchemy_event.remove(database.engine, "before_cursor_execute", strip)
 
 
 @contextmanager
@@ -123,16 +127,15 @@ class TestOneLayerGone:
     def intruder(self, victim: Person, bob: Person, rows: Rows) -> Intruder:
         """Somebody else, who knows every id there is."""
         assert bob.say("add ownplan", key="k").status == 200
+        McpClient(bob.mcp_token).call("list_tasks")  # over a connection that is made now
         (task,) = rows.execute("select id from task where user_id = %s", [victim.id]).fetchall()
         (talk,) = rows.execute("select id::text from conversation where user_id = %s", [victim.id]).fetchall()
         return Intruder(bob, task["id"], talk["id"])
 
     def test_without_any_owner_filter_rows_are_safe(self, victim: Person, intruder: Intruder, rows: Rows) -> None:
         """Row-level security alone: not one row of another's is seen or changed, and one's own still are."""
-        from taskchat.tools import database
-
         before = everything_of(rows, victim)
-        with owner_filters_removed(database()) as removed:
+        with owner_filters_removed(databases()) as removed:
             answers = intruder.attack()
             assert intruder.person.say("add ownplan", key="k").headers["idempotent-replayed"] == "true"
         assert removed >= {
@@ -154,9 +157,7 @@ class TestOneLayerGone:
 
     def test_without_both_they_are_not(self, victim: Person, intruder: Intruder, rows: Rows) -> None:
         """So the two tests above do remove what they say they remove."""
-        from taskchat.tools import database
-
-        with row_level_security_off(rows), owner_filters_removed(database()):
+        with row_level_security_off(rows), owner_filters_removed(databases()):
             assert "secretplan" in intruder.person.say(f"finish {intruder.task_id}").body
 
 

@@ -23,15 +23,14 @@ from sqlmodel import Session
 
 from chat.usage import MAX_OUTPUT_TOKENS, Usage
 from dev import processes
-from dev.model.client import StandIn
 from dev.postgres import Postgres
+from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
-from taskchat import tools
-from taskchat.db import Database
+from taskchat.database.transaction import Database
 from taskchat.errors import TooManyRequests
 from taskchat.limits import DayLeft, Limits
-from taskchat.settings import Settings, load
-from tests import proxy, truth
+from tests import db_assertions as truth
+from tests import proxy
 from tests.conftest import RESOURCE, ROOT, Logs, Person, forget, serving, variables
 from tests.environments import Client, Environment, Fleet, Zygote
 from tests.gateway import Handler, Response, event, invoke
@@ -674,7 +673,9 @@ class TestWhatATurnCosts:
                 if next(commits) == 2:
                     wire.lose_answer_to = b"commit"
 
-            sqlalchemy.event.listen(tools.database().engine, "commit", lose_the_second)
+            from chat.app import process
+
+            sqlalchemy.event.listen(process.database.engine, "commit", lose_the_second)
             assert alice.say("hello").status == 200
             forget()
         assert (wire.lost, usage_of(rows, alice)["requests"]) == (1, 1)
@@ -735,10 +736,10 @@ def door(limited: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> Calla
     """The MCP door as it starts with given limits."""
 
     def start(**limits: int) -> Handler:
-        from mcp_tools.app import make_app
+        from mcp_tools.app import process
 
         limited(**limits)
-        handler: Handler = Mangum(make_app(load(Settings)), lifespan="auto")
+        handler: Handler = Mangum(process.app, lifespan="auto")
         return handler
 
     return start
@@ -803,10 +804,10 @@ class TestTheMcpDoor:
 
     def test_40_at_once_over_http(self, door: Callable[..., Handler], alice: Person, rows: Rows) -> None:
         """Exactly as many as the bucket holds come through, and each of them was done."""
-        from mcp_tools.app import make_app
+        from mcp_tools.app import process
 
         door(mcp_burst=7, mcp_requests_per_minute=SLOW)
-        with serving(make_app(load(Settings))) as url, ThreadPoolExecutor(20) as pool:
+        with serving(process.app) as url, ThreadPoolExecutor(20) as pool:
             statuses = Counter(pool.map(lambda _: _post(url, alice), range(40)))
         assert statuses == {200: 7, 429: 33}
         assert truth.tasks(rows, alice.id) == [("buy milk", False)] * 7

@@ -17,15 +17,16 @@ from uuid import uuid4
 import pytest
 
 from dev import processes
-from dev.model.client import StandIn
 from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
+from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
-from tests import truth
+from tests import db_assertions as truth
 from tests.conftest import variables
-from tests.environments import Client, Environment, Fleet, Zygote, tell_at_the_end
+from tests.db_assertions import Rows
+from tests.environments import Client, Environment, Fleet, Zygote
 from tests.gateway import Response
-from tests.truth import Rows
+from tests.tally import tell_at_the_end
 
 ENVIRONMENTS = 16
 """Processes that serve at once, each one request at a time. More than the pooler has connections."""

@@ -14,18 +14,19 @@ from uuid import UUID, uuid4
 import pytest
 
 from dev import processes
-from dev.model.client import StandIn
 from dev.postgres import Postgres
+from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
-from taskchat import conversations
-from taskchat.conversations import Begun, Lease, LeaseLost, Request
-from taskchat.db import Database
+from taskchat.conversations import turns as conversations
+from taskchat.conversations.lease import Lease, LeaseLost
+from taskchat.conversations.turns import Begun, Request
+from taskchat.database.transaction import Database
 from taskchat.errors import KeyReused, TurnInProgress
-from tests import truth
+from tests import db_assertions as truth
 from tests.conftest import variables
+from tests.db_assertions import Rows
 from tests.environments import Client, Environment, Fleet, Zygote
 from tests.gateway import Response
-from tests.truth import Rows
 
 Tell = Callable[[str], None]
 ROUNDS = 100 if "THOROUGH" in os.environ else 15

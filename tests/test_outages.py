@@ -19,9 +19,10 @@ from sqlalchemy import event
 from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
 from dev.tokens import Issuer
-from taskchat.conversations import turn_id_for
-from tests import proxy, truth
-from tests.conftest import Logs, Person, forget
+from taskchat.conversations.turns import turn_id_for
+from tests import db_assertions as truth
+from tests import proxy
+from tests.conftest import Logs, Person, databases, forget
 from tests.gateway import Response
 from tests.proxy import Proxy
 from tests.test_mcp_door import McpClient
@@ -112,8 +113,6 @@ class TestThroughTheWire:
 
     def lose(self, wire: Proxy, nth: int, dark: float = 0.0) -> None:
         """Have the answer to the nth commit from now be lost, and nobody be able to connect for a while then."""
-        from taskchat.tools import database
-
         commits = 0
 
         def count(_connection: Any) -> None:
@@ -122,7 +121,8 @@ class TestThroughTheWire:
             if commits == nth:
                 wire.lose_answer_to, wire.dark = b"commit", dark
 
-        event.listen(database().engine, "commit", count)
+        for database in databases():
+            event.listen(database.engine, "commit", count)
 
     @pytest.mark.parametrize("dark", [0.0, 0.3])
     @pytest.mark.parametrize("nth", COMMITS)
@@ -179,8 +179,6 @@ class TestThroughTheWire:
         self, alice: Person, wire: Proxy, rows: Rows, logs: Logs
     ) -> None:
         """The commit itself was lost. Its place is taken for good, and the model makes the call once more."""
-        from taskchat.tools import database
-
         commits = 0
 
         def cut(_connection: Any) -> None:
@@ -189,7 +187,8 @@ class TestThroughTheWire:
             if commits == 2:
                 wire.cut_saying = wire.said + 3
 
-        event.listen(database().engine, "commit", cut)
+        for database in databases():
+            event.listen(database.engine, "commit", cut)
         answer = alice.say("add buy milk", key="k")
         assert (wire.lost, answer.status) == (1, 200)
         truth.check_turn(rows, alice.id, "add buy milk", answer)
@@ -308,15 +307,15 @@ class Cuts:
 
     def prepare(self, side: str, place: int) -> tuple[Person, float]:
         """Set the trap for somebody new; give them, and for how long the database is away then."""
-        from taskchat.tools import database
-
         truth.settle(self.rows)
         self.wire.light()
-        database().close()
+        for database in databases():
+            database.close()
         if self.chance.random() < COLD:  # the connection is made while the wire is about to be cut
             self.counts["cold"] += 1
         else:
-            database().connect()
+            for database in databases():
+                database.connect()
         self.wire.reset()
         self.wire.dark = self.chance.choice([0.0, 0.0, 0.2])
         setattr(self.wire, side, place)
@@ -486,7 +485,7 @@ class TestThroughThePooler:
 
 def test_the_server_goes_away_before_any_statement(alice: Person, rows: Rows) -> None:
     """At each statement of a turn in its place: the answer is an honest one, and the retry finds it done once."""
-    from taskchat.tools import database
+    from chat.app import process
 
     statuses = []
     for nth in range(1, 60):
@@ -502,7 +501,7 @@ def test_the_server_goes_away_before_any_statement(alice: Person, rows: Rows) ->
                     "select pg_terminate_backend(pid, 5000) from pg_stat_activity where usename = 'taskchat_app'"
                 )
 
-        event.listen(database().engine, "before_cursor_execute", cut)
+        event.listen(process.database.engine, "before_cursor_execute", cut)
         answer = person.say(DO, key="k")
         if statements < nth:
             break

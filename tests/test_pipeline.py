@@ -25,10 +25,11 @@ from sqlmodel import select
 from dev import pgbouncer, processes
 from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
-from taskchat import pipeline
-from taskchat.db import Database, UnsafeRole, connect_arguments
-from taskchat.models import Task
-from taskchat.pipeline import PipelinedConnection, TidyConnection
+from taskchat.database import pg8000_pipeline as pipeline
+from taskchat.database.engine import UnsafeRole, connect_arguments
+from taskchat.database.pg8000_pipeline import PipelinedConnection, TidyConnection
+from taskchat.database.transaction import Database
+from taskchat.tasks.models import Task
 from tests import wire
 from tests.conftest import Logs, Person
 from tests.wire import Wire

@@ -14,17 +14,18 @@ import pytest
 
 from bench import people, plans
 from bench.plans import Plan, Recorder
+from chat.app import process
 from dev import postgres
-from dev.model.client import StandIn
 from dev.postgres import Postgres
+from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
-from taskchat import conversations
-from taskchat.audit import UnsettledCall
-from taskchat.conversations import Begun, Lease, Request
+from taskchat.conversations import turns as conversations
+from taskchat.conversations.lease import Lease
+from taskchat.conversations.turns import Begun, Request
 from taskchat.errors import TooManyRequests
 from taskchat.limits import Limits
-from taskchat.models import ToolCall
-from taskchat.tools import database
+from taskchat.toolcalls.models import ToolCall
+from taskchat.toolcalls.record import UnsettledCall
 from tests.conftest import Person, migrate
 from tests.test_mcp_door import McpClient
 
@@ -32,31 +33,31 @@ PEOPLE = 401
 """Twenty thousand messages, and the busy person's ten thousand."""
 
 INDEXES = {
-    "conversations._CREATE": set(),
-    "conversations._ACQUIRE": {"conversation_pkey", "message_user_id_turn_id_role_key"},
-    "conversations._LOCK": {"conversation_pkey"},
-    "conversations._HELD_FOR": {"conversation_pkey"},
-    "conversations._CHECK": {"conversation_pkey"},
-    "conversations._RELEASE": {"conversation_pkey"},
-    "conversations._CUT": {"conversation_pkey"},
-    "conversations._SAY": {"conversation_pkey"},
-    "conversations._ANSWER": set(),
-    "conversations._OF_TURN": {"message_user_id_turn_id_role_key"},
-    "conversations._HISTORY": {"message_pkey", "conversation_pkey", "message_user_id_turn_id_role_key"},
-    "conversations._CALLS": {
+    "turns._CREATE_CONVERSATION": set(),
+    "lease.ACQUIRE_LEASE": {"conversation_pkey", "message_user_id_turn_id_role_key"},
+    "lease.LOCK_CONVERSATION": {"conversation_pkey"},
+    "lease._REMAINING_LEASE": {"conversation_pkey"},
+    "lease._HOLD_LEASE": {"conversation_pkey"},
+    "lease._RELEASE_LEASE": {"conversation_pkey"},
+    "history._MOVE_START": {"conversation_pkey"},
+    "turns._STORE_MESSAGE": {"conversation_pkey"},
+    "turns._STORE_REPLY": set(),
+    "history.MESSAGES_OF_TURN": {"message_user_id_turn_id_role_key"},
+    "history.EARLIER_MESSAGES": {"message_pkey", "conversation_pkey", "message_user_id_turn_id_role_key"},
+    "history.CALLS_SHOWN": {
         "tool_call_pkey",
         "message_pkey",
         "conversation_pkey",
         "message_user_id_turn_id_role_key",
     },
-    "conversations._RECORDED": {"tool_call_pkey"},
-    "audit._RECORD": set(),
-    "audit._RECORD_ONCE": set(),
-    "audit._RECORDED": {"tool_call_pkey"},
-    "tasks._INSERT": set(),
-    "tasks._PAGE": {"task_pkey"},
-    "tasks._PAGE_BY_STATE": {"task_completed_idx"},
-    "tasks._DELETE": {"task_pkey"},
+    "history.CALLS_OF_TURN": {"tool_call_pkey"},
+    "record.STORE_RECORD": set(),
+    "record._STORE_RECORD_ONCE": set(),
+    "record._READ_RECORD": {"tool_call_pkey"},
+    "queries._INSERT": set(),
+    "queries._PAGE": {"task_pkey"},
+    "queries._PAGE_BY_STATE": {"task_completed_idx"},
+    "queries._DELETE": {"task_pkey"},
     "update task": {"task_pkey"},
     "limits._SPEND": {"allowance_pkey"},
     "limits._RECORD": {"allowance_pkey"},
@@ -66,11 +67,11 @@ INDEXES = {
 """The index each statement looks its rows up in; an insert that names no conflict needs none."""
 
 NO_PLAN = {
-    "db._ACT_FOR": "touches no table",
-    "conversations._SAID": "is part of the statements that begin a turn",
-    "conversations._OWN_CALLS": "is what those that read calls are built upon",
-    "models.NOW": "is part of a table's definition",
-    "tasks._UPDATE": "is what `update task` is built upon, column by column",
+    "transaction._ACT_FOR": "touches no table",
+    "history._SAID": "is part of the statements that begin a turn",
+    "history._CALLS_OF_PERSON": "is what those that read calls are built upon",
+    "types.NOW": "is part of a table's definition",
+    "queries._UPDATE": "is what `update task` is built upon, column by column",
 }
 
 
@@ -145,11 +146,11 @@ def begin_again(person: Person, conversation_id: str) -> None:
     """Take a turn up whose beginning was not answered, and settle a call that was not answered either."""
     request, turn_id, own = Request("Add buy milk", UUID(conversation_id)), uuid4(), list[Lease]()
     for _ in range(2):
-        with database().transaction(person.id) as session:
+        with process.database.transaction(person.id) as session:
             begun = conversations.begin(session, person.id, turn_id, request, history_tokens=100, own=own)
             assert isinstance(begun, Begun)
             own.append(begun.lease)
-    with database().transaction(person.id) as session:
+    with process.database.transaction(person.id) as session:
         UnsettledCall(recorded(person, turn_id), {}).settle(session)
         begun.lease.release(session)
 
@@ -183,10 +184,10 @@ def page_from_outside(person: Person) -> None:
 def use_up_an_allowance(person: Person) -> None:
     """Ask for more than there is, and count what a model took."""
     allowance = Limits("chat", burst=1, per_minute=1, daily_model_tokens=10**6)
-    with database().transaction(person.id) as session:
+    with process.database.transaction(person.id) as session:
         allowance.record(session, person.id, 10)
         allowance.spend(session, person.id)
-    with pytest.raises(TooManyRequests), database().transaction(person.id) as session:
+    with pytest.raises(TooManyRequests), process.database.transaction(person.id) as session:
         allowance.spend(session, person.id)
 
 
@@ -244,19 +245,19 @@ BROKEN = {
     "an index is gone": (
         "drop index task_completed_idx",
         "create index task_completed_idx on task (user_id, completed, id)",
-        {"tasks._PAGE_BY_STATE"},
+        {"queries._PAGE_BY_STATE"},
     ),
     "the owner comes last in a key": (
         "alter table message drop constraint message_user_id_turn_id_role_key, add constraint"
         " message_user_id_turn_id_role_key unique (turn_id, role, user_id)",
         "alter table message drop constraint message_user_id_turn_id_role_key, add constraint"
         " message_user_id_turn_id_role_key unique (user_id, turn_id, role)",
-        {f"conversations.{name}" for name in ("_OF_TURN", "_ACQUIRE", "_HISTORY", "_CALLS")},
+        {"history.MESSAGES_OF_TURN", "lease.ACQUIRE_LEASE", "history.EARLIER_MESSAGES", "history.CALLS_SHOWN"},
     ),
     "the primary key is gone": (
         "alter table task drop constraint task_pkey",
         "alter table task add primary key (user_id, id)",
-        {"tasks._PAGE"},
+        {"queries._PAGE"},
     ),
 }
 

@@ -17,17 +17,17 @@ from queue import SimpleQueue
 import pytest
 
 from dev import pgbouncer, processes
-from dev.model.client import StandIn
 from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
+from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
-from taskchat.conversations import LEASE_GRACE
-from taskchat.gateway import MAX_SECONDS
-from tests import truth
+from taskchat.conversations.lease import LEASE_GRACE
+from taskchat.http.gateway import MAX_SECONDS
+from tests import db_assertions as truth
 from tests.conftest import variables
+from tests.db_assertions import Rows
 from tests.environments import Client, Environment, Fleet, Zygote
 from tests.gateway import Response
-from tests.truth import Rows
 
 TURNS, ENVIRONMENTS, SERVER_CONNECTIONS, RESTARTS = 50, 12, 5, 6
 ENOUGH = 60

@@ -14,13 +14,13 @@ from agents import ModelSettings, ModelTracing, OpenAIChatCompletionsModel, Open
 from agents.models.interface import Model
 from openai.types.shared import Reasoning
 
-from chat.agent import build_input
 from chat.model import ModelClient, ResponsesModel
-from dev.model.client import StandIn
-from dev.model.server import create_app
-from taskchat.conversations import Turn
-from taskchat.models import ToolCall
+from chat.model_input import build_input
+from dev.standin_model.client import StandIn
+from dev.standin_model.server import create_app
+from taskchat.conversations.history import Turn
 from taskchat.settings import Settings
+from taskchat.toolcalls.models import ToolCall
 from tests.conftest import Person, run, serving
 
 Rows = psycopg.Connection[dict[str, Any]]
@@ -97,7 +97,7 @@ def history() -> list[Turn]:
     ]
     now = datetime.now(UTC)
     return [
-        Turn(uuid4(), 0, "Ünïcode\n\t\\ </task_data>", now, "Europe/Paris", calls, "Done."),
+        Turn(uuid4(), 0, "Ünïcode\n\t\\ </tool_data>", now, "Europe/Paris", calls, "Done."),
         Turn(uuid4(), 2, "add milk", now, None),
     ]
 
@@ -153,9 +153,9 @@ def _fields(body: bytes) -> dict[str, str]:
 
 async def _ask(model: Model, given: list[Any], settings: ModelSettings) -> None:
     from chat.agent import _adapt
-    from taskchat.tools import server
+    from chat.app import process
 
-    listed = [tool.to_mcp_tool() for tool in await server.list_tools()]
+    listed = [tool.to_mcp_tool() for tool in await process.tools.list_tools()]
     tools: Any = [_adapt(tool.name, str(tool.description), tool.input_schema) for tool in listed]
     await model.get_response(
         "Be brief.",

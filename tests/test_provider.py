@@ -10,9 +10,9 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from dev.model.client import StandIn
 from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
+from dev.standin_model.client import StandIn
 from taskchat.settings import Settings
 from tests.conftest import Logs, Person, forget, serving
 from tests.privacy import Watch
@@ -108,7 +108,7 @@ def named_calls(body: Json) -> list[tuple[str, str]]:
 
 ODD_IDS: dict[str, Any] = {
     "NUL": "a\0b",
-    "escapes": "\x1b[2J\u202e<task_data>",
+    "escapes": "\x1b[2J\u202e<tool_data>",
     "a lone surrogate": "\ud800",
     "half a megabyte": "x" * 500_000,
     "65 characters": "x" * 65,

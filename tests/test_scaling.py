@@ -13,9 +13,9 @@ from bench import capacity
 from bench.capacity import Prices, Turn
 from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
-from taskchat.conversations import MAX_HISTORY_TURNS
+from taskchat.conversations.history import MAX_HISTORY_TURNS
 from taskchat.settings import Settings
-from taskchat.tasks import PAGE_SIZE
+from taskchat.tasks.queries import PAGE_SIZE
 from tests.conftest import ROOT, Person
 
 PAGE = (ROOT / "docs/scaling.md").read_text()

@@ -10,15 +10,15 @@ import boto3
 import pytest
 from moto import mock_aws
 
+from chat.app import ChatProcess
 from taskchat.settings import (
     MAY_BE_EMPTY,
     MigrationSettings,
     Settings,
     SettingsError,
-    forget_settings,
-    get_settings,
     load,
 )
+from taskchat.tasks import toolset
 from tests.conftest import ROOT
 from tests.test_cold_start import fresh
 
@@ -242,19 +242,20 @@ def test_a_secret_that_cannot_be_read_stops_the_start(monkeypatch: pytest.Monkey
 
 def test_only_the_settings_read_the_environment() -> None:
     """No other module that ships names os.environ or getenv."""
-    for path in [*ROOT.glob("functions/**/*.py"), *ROOT.glob("shared/taskchat/*.py")]:
+    for path in [*ROOT.glob("functions/**/*.py"), *ROOT.glob("shared/taskchat/**/*.py")]:
         names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
         assert path.stem == "settings" or not names & {"environ", "getenv"}, path
 
 
 def test_a_secret_that_was_rotated_is_read_again(secret: Any) -> None:
-    """Once the settings are forgotten, as before a snapshot. Until then it is read once."""
+    """After a reset, as before a snapshot. Until then it is read once."""
+    process = ChatProcess(toolset)
     secret('{"OPENAI_API_KEY": "old"}')
-    forget_settings()
-    assert get_settings().openai_api_key.get_secret_value() == "old"
+    process.reset()
+    assert process.settings.openai_api_key.get_secret_value() == "old"
     rotated = '{"OPENAI_API_KEY": "new"}'
     boto3.client("secretsmanager").put_secret_value(SecretId="taskchat", SecretString=rotated)
-    assert get_settings().openai_api_key.get_secret_value() == "old"
-    forget_settings()
-    assert get_settings().openai_api_key.get_secret_value() == "new"
-    forget_settings()
+    assert process.settings.openai_api_key.get_secret_value() == "old"
+    process.reset()
+    assert process.settings.openai_api_key.get_secret_value() == "new"
+    process.reset()

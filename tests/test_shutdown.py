@@ -22,14 +22,14 @@ import psutil
 import pytest
 
 from dev import client
-from dev.model.client import StandIn
+from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
-from tests import truth
+from tests import db_assertions as truth
+from tests.crash_points import Trap
+from tests.db_assertions import Rows
 from tests.environments import Fleet
-from tests.points import Trap
 from tests.test_crash import SEVERAL, Story
 from tests.test_dev import GONE_SECONDS, Development, development
-from tests.truth import Rows
 
 if TYPE_CHECKING:
     from tests.privacy import Watch

@@ -26,8 +26,8 @@ from openai.types.responses.response_stream_event import ResponseStreamEvent
 from openai.types.shared import Reasoning
 from pydantic import TypeAdapter
 
-from dev.model import StandIn, running
-from dev.model.failures import FAULTS, parameters
+from dev.standin_model import StandIn, running
+from dev.standin_model.failures import FAULTS, parameters
 
 Json = dict[str, Any]
 Items = list[Any]
@@ -911,7 +911,7 @@ def test_requests_can_be_looked_at(way: Way, model: StandIn) -> None:
 
 def test_the_command_prints_where_it_listens() -> None:
     """On its first line, and it ends quietly when interrupted."""
-    command = [sys.executable, "-m", "dev.model", "--port", "0"]
+    command = [sys.executable, "-m", "dev.standin_model", "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603
         assert process.stdout is not None
         base_url = process.stdout.readline().strip()

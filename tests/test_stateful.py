@@ -26,17 +26,17 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from hypothesis.strategies import SearchStrategy
 
 from dev import processes
-from dev.model.client import StandIn
 from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
+from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
-from taskchat.conversations import turn_id_for
-from tests import truth
+from taskchat.conversations.turns import turn_id_for
+from tests import db_assertions as truth
 from tests.conftest import variables
+from tests.crash_points import Trap
+from tests.db_assertions import Rows
 from tests.environments import Client, Environment, Fleet, Outcome, Zygote
 from tests.gateway import Response
-from tests.points import Trap
-from tests.truth import Rows
 
 STEPS = 20
 """Steps of one sequence."""

@@ -10,8 +10,8 @@ from pathlib import Path
 import jwt
 import pytest
 
-from dev.audit import advisories, secrets
-from dev.audit.advisories import LOCKS, Accepted, Finding
+from dev.supply_chain import advisories, secrets
+from dev.supply_chain.advisories import LOCKS, Accepted, Finding
 from tests.conftest import ROOT
 
 TODAY = date(2026, 11, 21)
@@ -65,7 +65,7 @@ def test_a_secret_that_was_removed_is_found_in_the_history(tmp_path: Path) -> No
 
 def test_the_audit_of_the_tree_says_where_and_not_what(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A log of CI is read by more people than may know the secret."""
-    from dev.audit import __main__ as program
+    from dev.supply_chain import __main__ as program
 
     (tmp_path / "notes.txt").write_text(PLANTED["an AWS key"])
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)  # noqa: S607
@@ -85,7 +85,7 @@ def test_an_insecure_call_is_found(kind: str, place: str) -> None:
 
 def test_no_security_rule_is_silenced_in_what_ships() -> None:
     """Neither in a line nor for a file."""
-    shipped = [*ROOT.glob("functions/**/*.py"), *ROOT.glob("shared/taskchat/*.py"), *ROOT.glob("migrations/**/*.py")]
+    shipped = [*ROOT.glob("functions/**/*.py"), *ROOT.glob("shared/taskchat/**/*.py"), *ROOT.glob("migrations/**/*.py")]
     silenced = [str(path) for path in shipped if re.search(r"noqa(: *S\d|\s*$)", path.read_text(), re.MULTILINE)]
     assert silenced == []
 

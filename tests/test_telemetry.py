@@ -10,8 +10,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from dev.model.client import StandIn
 from dev.postgres import Postgres
+from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from tests.conftest import AUTH, ROOT, Person, variables
 from tests.gateway import event
@@ -29,7 +29,7 @@ def database_url(server: Postgres) -> str:
 PROCESS = """
 import json, os, sys
 from chat.app import handler
-from taskchat.gateway import logger, metrics
+from taskchat.http.gateway import logger, metrics
 from tests.gateway import LambdaContext
 requests = json.load(sys.stdin)
 {breakage}

@@ -16,8 +16,8 @@ from samtranslator.yaml_helper import yaml_parse
 
 from chat.turn import SCHEMA as USAGE_SCHEMA
 from chat.usage import Usage
-from taskchat.audit import SCHEMA
 from taskchat.settings import Settings
+from taskchat.toolcalls.audit_log import SCHEMA
 
 ROOT = Path(__file__).parent.parent
 GATEWAY_SECONDS = 30

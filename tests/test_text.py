@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 
-from dev.model.client import StandIn
+from dev.standin_model.client import StandIn
 from taskchat.text import LONGEST_COMPOSED, MAX_MARKS, plain_text
 from tests.conftest import Person
 from tests.test_untrusted_model import call

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from sqlalchemy import event
 
-from taskchat.audit import Call, calling
+from taskchat.toolcalls.call import Call, calling
 from tests.conftest import Person, run
 from tests.test_mcp_door import McpClient
 
@@ -37,11 +37,11 @@ def user_id() -> str:
 
 async def acall(user_id: str, name: str, arguments: dict[str, Any]) -> Outcome:
     """One call of a tool on the person's behalf, as the agent makes it."""
-    from taskchat.tools import server
+    from chat.app import process
 
     call = Call(user_id, "chat", turn_id=uuid4(), call_id=uuid4().hex)
     with calling(call):
-        return Outcome(await server.call_tool(name, arguments), call)
+        return Outcome(await process.tools.call_tool(name, arguments), call)
 
 
 @pytest.fixture
@@ -85,8 +85,8 @@ def test_list_pages_by_cursor(tool: Tool, user_id: str, rows: Rows) -> None:
 
 def test_a_long_list_is_met_once_in_bounded_pages(tool: Tool, user_id: str, rows: Rows) -> None:
     """Ten thousand tasks, some with all the text there may be, in letters that JSON or the data mark spells longer."""
-    from chat.agent import _output
-    from taskchat.tasks import PAGE_CHARACTERS, PAGE_SIZE
+    from chat.model_input import output_of
+    from taskchat.tasks.queries import PAGE_CHARACTERS, PAGE_SIZE
 
     rows.execute(
         "insert into task (user_id, title, description, completed) select %s, repeat('<', 1 + n %% 200),"
@@ -105,7 +105,7 @@ def test_a_long_list_is_met_once_in_bounded_pages(tool: Tool, user_id: str, rows
             met += [task["id"] for task in page.content["tasks"]]
             sizes.append(len(page.content["tasks"]))
             cursor = page.content["next_cursor"]
-            assert len(_output(page.record)) < PAGE_CHARACTERS + 100
+            assert len(output_of(page.record)) < PAGE_CHARACTERS + 100
         assert met == [task["id"] for task in known if status == "all" or task["completed"] == (status == "completed")]
         assert 1 <= min(sizes) < max(sizes) == PAGE_SIZE
 
@@ -224,9 +224,9 @@ class TestTypes:
 
 def test_the_schemas_name_the_types(tool: Tool) -> None:
     """A model that goes by them is never refused for a type."""
-    from taskchat.tools import server
+    from chat.app import process
 
-    schemas = {listed.name: listed.to_mcp_tool().input_schema for listed in run(server.list_tools())}
+    schemas = {listed.name: listed.to_mcp_tool().input_schema for listed in run(process.tools.list_tools())}
     assert {schemas[name]["properties"]["task_id"]["type"] for name in schemas if name.endswith("e_task")} == {
         "integer"
     }
@@ -248,9 +248,9 @@ def test_text_is_kept_in_its_composed_form(tool: Tool) -> None:
 
 def test_schemas_state_the_contract() -> None:
     """A model reads the limits and choices from the schema itself."""
-    from taskchat.tools import server
+    from chat.app import process
 
-    schemas = {tool.name: tool.parameters for tool in run(server.list_tools())}
+    schemas = {tool.name: tool.parameters for tool in run(process.tools.list_tools())}
     assert schemas["add_task"]["properties"]["title"]["maxLength"] == 200
     assert schemas["add_task"]["properties"]["description"]["maxLength"] == 2000
     assert schemas["list_tasks"]["properties"]["status"]["enum"] == ["all", "pending", "completed"]
@@ -259,7 +259,7 @@ def test_schemas_state_the_contract() -> None:
 
 def test_annotations_tell_what_a_tool_may_do() -> None:
     """Read-only, destructive and idempotent, as MCP clients ask before they let a model loose."""
-    from taskchat.tools import server
+    from chat.app import process
 
     hints = {
         tool.name: (
@@ -267,7 +267,7 @@ def test_annotations_tell_what_a_tool_may_do() -> None:
             tool.annotations.destructive_hint,
             tool.annotations.idempotent_hint,
         )
-        for tool in run(server.list_tools())
+        for tool in run(process.tools.list_tools())
         if tool.annotations
     }
     assert hints == {
@@ -281,7 +281,7 @@ def test_annotations_tell_what_a_tool_may_do() -> None:
 
 def test_a_tool_s_own_fault_is_no_secret_and_no_leak(tool: Tool, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error nobody foresaw inside a tool: nothing changed, an error on record, and none of its text."""
-    from taskchat import tasks
+    from taskchat.tasks import queries as tasks
 
     real = tasks.add
 
@@ -307,14 +307,14 @@ def test_effect_and_record_are_one_commit(tool: Tool, user_id: str, rows: Rows) 
 
 def test_without_a_record_there_is_no_effect(user_id: str, rows: Rows) -> None:
     """When the record cannot be written, neither is the task."""
-    from taskchat.tools import server
+    from chat.app import process
 
     call = Call(user_id, "chat", turn_id=uuid4(), call_id="the same twice")
 
     async def twice() -> None:
         with calling(call):
-            await server.call_tool("add_task", {"title": "first"})
-            await server.call_tool("add_task", {"title": "second"})
+            await process.tools.call_tool("add_task", {"title": "first"})
+            await process.tools.call_tool("add_task", {"title": "second"})
 
     with pytest.raises(Exception, match="tool_call_pkey"):
         run(twice())
@@ -324,12 +324,12 @@ def test_without_a_record_there_is_no_effect(user_id: str, rows: Rows) -> None:
 
 def test_nothing_gives_way_inside_a_transaction(user_id: str) -> None:
     """Calls that run at once in one process never hold two transactions open, nor one across another's turn."""
-    from taskchat.tools import database
+    from chat.app import process
 
     log: list[str] = []
     run(acall(user_id, "list_tasks", {}))
-    event.listen(database().engine, "begin", lambda _connection: log.append("begin"))
-    event.listen(database().engine, "commit", lambda _connection: log.append("commit"))
+    event.listen(process.database.engine, "begin", lambda _connection: log.append("begin"))
+    event.listen(process.database.engine, "commit", lambda _connection: log.append("commit"))
 
     async def tick() -> None:
         for _ in range(50):

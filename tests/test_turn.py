@@ -8,7 +8,7 @@ import httpx2
 import psycopg
 import pytest
 
-from dev.model.client import StandIn
+from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from tests.conftest import Logs, Person, run
 from tests.gateway import Response

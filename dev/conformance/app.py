@@ -11,8 +11,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from dev import processes
 from dev.conformance import issuer
 from dev.conformance.fixtures import fixtures
-from mcp_tools.app import door, make_app
-from taskchat.settings import Settings, get_settings
+from mcp_tools.app import McpProcess, process
+from taskchat.settings import Settings
+from taskchat.tasks import toolset
 
 FIXTURES_PATH: Final = "/fixtures/mcp"
 
@@ -32,11 +33,13 @@ class WithToken:
         await self._app({**scope, "headers": headers}, receive, send)
 
 
-_settings: Final = get_settings()
+_settings: Final = process.settings
 _resource: Final = str(_settings.mcp_resource_url).removesuffix("/mcp") + FIXTURES_PATH
 _fixture_settings: Final = _settings.model_copy(update={"mcp_resource_url": _resource})
-own_door: Final = door()
-fixture_door: Final = make_app(_fixture_settings, fixtures)
+own_door: Final = process.app
+_fixture_process: Final = McpProcess(toolset, _fixture_settings)
+_fixture_process.tools = fixtures
+fixture_door: Final = _fixture_process.app
 _with_token: Final = {True: WithToken(fixture_door, _fixture_settings), False: WithToken(own_door, _settings)}
 
 

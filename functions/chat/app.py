@@ -6,64 +6,76 @@ A request walks one way: ErrorBoundary, caller, chat, TurnRunner. Who is calling
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import lru_cache
+from functools import cached_property
 from typing import Annotated, Final
 
-from fastapi import Depends, FastAPI, Path, Request, Response, Security
+from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response, Security
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from chat.agent import ChatAgent
-from chat.description import CHAT_REQUEST, CHAT_RESPONSES, USER_ID_SCHEMA, BearerToken, DescribedApi
-from chat.rehearsal import Model
+from chat.openapi import CHAT_REQUEST, CHAT_RESPONSES, USER_ID_SCHEMA, BearerToken, DescribedApi
 from chat.schemas import ChatRequest, ChatResponse, Health
 from chat.turn import TurnRunner
-from taskchat import conversations, deadline, lifecycle, rehearsal
-from taskchat.auth import USER_ID, Verifier, chat_verifier
-from taskchat.errors import (
-    Forbidden,
-    InvalidInput,
-    NotFound,
-    NotJson,
-)
-from taskchat.gateway import MARGIN, MAX_SECONDS, answering, lambda_handler
-from taskchat.guards import BodyLimit, SecurityHeaders, require_json
+from taskchat import deadline
+from taskchat.conversations import turns as conversations
+from taskchat.errors import Forbidden, InvalidInput, NotFound, NotJson
+from taskchat.http.auth import USER_ID, Verifier, chat_verifier
+from taskchat.http.gateway import MARGIN, MAX_SECONDS, lambda_handler
+from taskchat.http.middleware import BodyLimit, SecurityHeaders, require_json
+from taskchat.http.problems import ErrorBoundary, tell_routing
 from taskchat.limits import chat_limits
-from taskchat.problems import ErrorBoundary, tell_routing
-from taskchat.rehearsal import ISSUER, Person, played, standing_in
-from taskchat.settings import Settings, forget_settings, get_settings
-from taskchat.tools import database
+from taskchat.process import Process, side_by_side, start
+from taskchat.tasks import toolset
 
 Token = Annotated[str, Security(BearerToken())]
 UserId = Annotated[str, Path(json_schema_extra=USER_ID_SCHEMA)]
 
 
-@lru_cache(maxsize=1)
-def verifier() -> Verifier:
-    """The verifier of this process, which keeps public keys between requests. Raises SettingsError."""
-    return chat_verifier(get_settings())
+class ChatProcess(Process):
+    """What the chat function's requests share."""
+
+    @cached_property
+    def verifier(self) -> Verifier:
+        """Return the verifier of chat tokens, which keeps public keys between requests. Raises SettingsError."""
+        return chat_verifier(self.settings)
+
+    @cached_property
+    def turns(self) -> TurnRunner:
+        """Return the turn runner. Raises SettingsError."""
+        settings, agent = self.settings, ChatAgent(self.settings, self.toolset, self.tools)
+        limits = chat_limits(settings)
+        return TurnRunner(self.database, agent, settings.history_tokens, settings.deletions_per_turn, limits)
+
+    def get_ready(self) -> None:
+        """Open what the first request would wait for: connection, keys, tools. Raises SettingsError."""
+        keys, agent = self.verifier.keys, self.turns.agent
+        side_by_side(self.database.connect, keys.fetch_ahead)
+        asyncio.get_event_loop().run_until_complete(agent.list_tools())
+
+    async def close(self) -> None:
+        """Close what was opened, and drop it: the next use opens it anew."""
+        if "turns" in vars(self):
+            await self.turns.agent.close()
+        await super().close()
 
 
-@lru_cache(maxsize=1)
-def turns() -> TurnRunner:
-    """The turn runner of this process. Raises SettingsError."""
-    return _turns(get_settings())
+def _process(request: Request) -> ChatProcess:
+    process: ChatProcess = request.app.state.process
+    return process
 
 
-def _turns(settings: Settings) -> TurnRunner:
-    return TurnRunner(
-        database(), ChatAgent(settings), settings.history_tokens, settings.deletions_per_turn, chat_limits(settings)
-    )
+SharedProcess = Annotated[ChatProcess, Depends(_process)]
 
 
-async def caller(user_id: UserId, token: Token) -> str:
-    """The person calling. Raises Unauthenticated, KeySetUnavailable, NotFound for an odd path, or Forbidden.
+async def caller(user_id: UserId, token: Token, process: SharedProcess) -> str:
+    """Return the caller's user id. Raises Unauthenticated, KeySetUnavailable, NotFound for an odd path, or Forbidden.
 
-    In the event loop: to hand each request to a thread and back would cost more than to check its token.
+    It runs in the event loop: to hand each request to a thread and back costs more than to check its token.
     """
-    claims = played(verifier).verify(token)
+    claims = process.verifier.verify(token)
     if not USER_ID.fullmatch(user_id):
         raise NotFound
     if claims["sub"] != user_id:
@@ -74,47 +86,24 @@ async def caller(user_id: UserId, token: Token) -> str:
 Caller = Annotated[str, Depends(caller)]
 
 
-@asynccontextmanager
-async def _lifespan(_app: FastAPI) -> AsyncIterator[None]:
-    """Close what was opened. For a server that ends: an execution environment is frozen and thrown away."""
-    yield
-    await _close()
+router: Final = APIRouter()
 
 
-async def _close() -> None:
-    if turns.cache_info().currsize:
-        await turns().agent.close()
-        database().close()
-        turns.cache_clear()
-
-
-app: Final = DescribedApi(
-    title="taskchat",
-    openapi_url=None,
-    docs_url=None,
-    redoc_url=None,
-    redirect_slashes=False,
-    middleware=[Middleware(SecurityHeaders), Middleware(ErrorBoundary), Middleware(BodyLimit)],
-    exception_handlers={HTTPException: tell_routing},
-    lifespan=_lifespan,
-)
-
-
-@app.post("/api/{user_id}/chat", responses=CHAT_RESPONSES, openapi_extra=CHAT_REQUEST)
-async def chat(user_id: Caller, request: Request, response: Response) -> ChatResponse:
+@router.post("/api/{user_id}/chat", responses=CHAT_RESPONSES, openapi_extra=CHAT_REQUEST)
+async def chat(user_id: Caller, process: SharedProcess, request: Request, response: Response) -> ChatResponse:
     """Do what the person says, and tell what was done."""
     key = _idempotency_key(request)
     body = await _read(request)
     wanted = conversations.Request(body.message, body.conversation_id, body.timezone)
     turn_id = conversations.turn_id_for(user_id, key)
     with deadline.within(min(deadline.remaining(), MAX_SECONDS - MARGIN)):
-        answer = await played(turns).run(user_id, turn_id, wanted)
+        answer = await process.turns.run(user_id, turn_id, wanted)
     if answer.replayed:
         response.headers["Idempotent-Replayed"] = "true"
     return answer.response
 
 
-@app.get("/health")
+@router.get("/health")
 async def health() -> Health:
     """Say that this process answers. Anybody may ask: it costs no database, which a scanner would keep awake."""
     return Health(status="ok")
@@ -146,36 +135,31 @@ def _field(fault: ErrorDetails) -> str:
     return str(fault["loc"][0]) if fault["loc"] else "body"
 
 
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Close the process's connections when a server stops. Lambda freezes an environment and throws it away instead."""
+    yield
+    await app.state.process.close()
+
+
+def create_app(process: ChatProcess) -> DescribedApi:
+    """Return the chat API. Nothing is opened before a request needs it."""
+    app = DescribedApi(
+        title="taskchat",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        middleware=[Middleware(SecurityHeaders), Middleware(ErrorBoundary), Middleware(BodyLimit)],
+        exception_handlers={HTTPException: tell_routing},
+        lifespan=_lifespan,
+    )
+    app.state.process = process
+    app.include_router(router)
+    return app
+
+
+process: Final = ChatProcess(toolset)
+app: Final = create_app(process)
 handler: Final = lambda_handler(app, lifespan="off")
-
-
-def get_ready() -> None:
-    """Have everything that the first request would wait for or build. Raises SettingsError."""
-    judge, runner = verifier(), turns()
-    lifecycle.side_by_side(database().connect, judge.keys.fetch_ahead)
-    asyncio.get_event_loop().run_until_complete(runner.agent.list_tools())
-    lifecycle.attempt(rehearse)
-
-
-def rehearse() -> None:
-    """One turn of nobody's, of which nothing stays. Raises RehearsalFailed, or what connecting raises."""
-    person, model = Person(), Model(get_settings().model_api)
-    with model.playing() as url, database().rehearsal():
-        elsewhere = {"auth_audience": ISSUER, "openai_base_url": url}
-        settings = person.trusted_by(get_settings()).model_copy(update=elsewhere)
-        runner = _turns(settings)
-        body = {"message": "rehearse", "timezone": "Europe/Paris"}
-        event = rehearsal.request(f"/api/{person.id}/chat", person.token(ISSUER, "JWT"), body)
-        try:
-            with standing_in({verifier: chat_verifier(settings), turns: runner}):
-                rehearsal.perform(answering(app, lifespan="off"), event)
-        finally:
-            asyncio.get_event_loop().run_until_complete(runner.agent.close())
-
-
-def forget() -> None:
-    """Drop what must be fresh in each process that is started from a snapshot of this one."""
-    asyncio.get_event_loop().run_until_complete(_close())
-    for made in (verifier, database):
-        made.cache_clear()
-    forget_settings()
+start(process)  # on Lambda only: settings, connection, keys and tools are ready before the first request

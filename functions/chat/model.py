@@ -27,6 +27,7 @@ from pydantic_core import to_json
 
 from chat.answers import read_answer
 from chat.arguments import readable_arguments
+from chat.model_input import UNNAMED
 from chat.reasoning import EFFORT_FIELDS, reasons
 from chat.transport import AnswerTooLong, model_http_client
 from chat.usage import Usage as Usage  # its name is part of this module, too
@@ -47,9 +48,6 @@ MAX_RETRY_AFTER: Final = 86_400.0
 
 QUOTA_SPENT: Final = "insufficient_quota"
 """Code of a 429 that no waiting mends."""
-
-UNNAMED: Final = "unnamed"
-"""Stands for the name of a tool that a model left out: there is no such tool, and that is what the model is told."""
 
 KNOWN_CODES: Final = (
     *(None, QUOTA_SPENT, "rate_limit_exceeded", "invalid_api_key", "model_not_found", "server_error"),

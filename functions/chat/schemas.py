@@ -16,8 +16,8 @@ from pydantic import (
     WrapValidator,
 )
 
-from taskchat.models import ToolCall
 from taskchat.text import plain_text
+from taskchat.toolcalls.models import ToolCall
 
 MAX_MESSAGE: Final = 4_000
 """Characters of what a person says at once."""

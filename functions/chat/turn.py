@@ -12,16 +12,20 @@ from uuid import UUID
 from aws_lambda_powertools import Logger
 from sqlmodel import Session
 
-from chat.agent import ChatAgent, Run, build_input
+from chat.agent import ChatAgent, Run
 from chat.model import counting
+from chat.model_input import build_input
 from chat.schemas import ChatResponse, view_calls
-from taskchat import conversations, deadline
-from taskchat.conversations import Begun, Finished, Lease, LeaseLost, Request, Turn
-from taskchat.db import Database, retry_while_away
+from taskchat import deadline
+from taskchat.conversations import turns as conversations
+from taskchat.conversations.history import Turn
+from taskchat.conversations.lease import Lease, LeaseLost
+from taskchat.conversations.turns import Begun, Finished, Request
+from taskchat.database.transaction import Database, retry_while_away
 from taskchat.errors import CommitOutcomeUnknown, OutOfTime, TaskchatError, Unavailable
 from taskchat.limits import DayLeft, Limits
-from taskchat.models import ToolCall
-from taskchat.problems import expected
+from taskchat.logs import to_problem
+from taskchat.toolcalls.models import ToolCall
 
 LAST_WORDS: Final = 1.0
 """Seconds in which an interrupted turn may still give its lease back: less than the margin."""
@@ -68,7 +72,7 @@ class TurnRunner:
             return Answer(_response(begun.conversation_id, begun.turn, begun.turn.calls), replayed=True)
         # The commit has persisted the message. From here on no connection is held but by a tool call and by the reply.
         calls = list(begun.turn.calls)
-        run = Run(begun.lease, calls, self.deletions_per_turn, left, resumed=len(calls))
+        run = Run(self.agent.tools, begun.lease, calls, self.deletions_per_turn, left, resumed=len(calls))
         return await self._finish(begun, run, request)
 
     async def _begin(self, user_id: str, turn_id: UUID, request: Request) -> tuple[Begun | Finished, DayLeft]:
@@ -165,7 +169,7 @@ def _problem(error: Exception | asyncio.CancelledError) -> TaskchatError:
     """Return what ended the turn. A server that stops cancels the turns that it will not wait for any longer."""
     if isinstance(error, asyncio.CancelledError):
         return Unavailable(retry_after=STOPPING_RETRY_AFTER)
-    return OutOfTime() if isinstance(error, TimeoutError) else expected(error)
+    return OutOfTime() if isinstance(error, TimeoutError) else to_problem(error)
 
 
 def _response(conversation_id: UUID, turn: Turn, calls: list[ToolCall]) -> ChatResponse:

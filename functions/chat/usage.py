@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from pydantic_core import to_json
 
-from taskchat.conversations import CHARACTERS_PER_TOKEN
+from taskchat.conversations.history import CHARACTERS_PER_TOKEN
 
 MAX_OUTPUT_TOKENS: Final = 8_000
 """Tokens that each request allows its answer, reasoning included: about what a model writes in the time that a request

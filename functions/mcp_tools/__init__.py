@@ -2,8 +2,5 @@
 
 from taskchat import imports
 
-with imports.lean():
+with imports.fast():
     from mcp_tools import app as app
-    from taskchat import lifecycle
-
-lifecycle.begin(app.get_ready, app.forget)

@@ -1,12 +1,12 @@
 """The MCP door: the tool server over stateless streamable HTTP, for any client with a token for this resource."""
 
-import json
-import logging
-from functools import lru_cache
-from typing import Annotated, Any, Final
+import asyncio
+from functools import cached_property
+from typing import Annotated, Final
 from urllib.parse import urlsplit
 
-from fastmcp import FastMCP
+import key_value.aio.adapters.pydantic
+import key_value.aio.stores.memory  # noqa: F401  (FastMCP would import both in the first request: 0.3 s)
 from fastmcp.server.auth import AccessToken, RemoteAuthProvider, TokenVerifier
 from fastmcp.server.http import StarletteWithLifespan, create_streamable_http_app
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
@@ -16,38 +16,22 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mcp_tools.plain_errors import PlainErrors
-from taskchat import deadline, lifecycle
-from taskchat.audit import READ, WRITE
-from taskchat.auth import Verifier, mcp_verifier
+from mcp_tools.error_filter import PlainErrors
+from taskchat import deadline
 from taskchat.errors import OutOfTime, Unauthenticated
-from taskchat.gateway import answering, lambda_handler
-from taskchat.guards import JSON, BodyLimit, OwnAddress, SecurityHeaders, require_json
-from taskchat.limits import Limits, mcp_limits
-from taskchat.problems import ErrorBoundary, expected, tell_routing
-from taskchat.rehearsal import Person, perform, request
-from taskchat.settings import Settings, forget_settings, get_settings
-from taskchat.tools import database, server
+from taskchat.http.auth import Verifier, mcp_verifier
+from taskchat.http.gateway import lambda_handler
+from taskchat.http.middleware import JSON, BodyLimit, OwnAddress, SecurityHeaders, require_json
+from taskchat.http.problems import ErrorBoundary, tell_routing
+from taskchat.limits import mcp_limits
+from taskchat.process import Process, side_by_side, start
+from taskchat.tasks import toolset
 
 METADATA_PATH: Final = "/.well-known/oauth-protected-resource"
 """Where clients look that don't get to see the address in WWW-Authenticate, which some gateways rename."""
 
 _AS_WRITTEN: Final = TypeAdapter(Annotated[AnyHttpUrl, UrlConstraints(preserve_empty_path=True)])
 """Addresses without the slash that pydantic puts at their end: clients would take it for another issuer's."""
-
-
-class _Discreet(logging.Handler):
-    """Logs the kind and place of an exception that the MCP library reports, and none of its words."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Called for every record of the library's. Those without an exception are of no interest here."""
-        if record.exc_info and isinstance(record.exc_info[1], Exception):
-            expected(record.exc_info[1])
-
-
-_library: Final = logging.getLogger("mcp")
-_library.handlers[:] = [_Discreet()]
-_library.propagate = False  # its tracebacks quote arguments, which are a person's words
 
 
 class _TokenVerifier(TokenVerifier):
@@ -71,11 +55,35 @@ class _TokenVerifier(TokenVerifier):
         )
 
 
-class _Admission:
-    """Lets in each authenticated POST of JSON that there is time for, and takes it from what its person has left."""
+class McpProcess(Process):
+    """What the MCP function's requests share."""
 
-    def __init__(self, app: ASGIApp, limits: Limits) -> None:
-        self._app, self._limits = app, limits
+    @cached_property
+    def verifier(self) -> Verifier:
+        """Return the verifier of MCP tokens, which keeps public keys between requests. Raises SettingsError."""
+        return mcp_verifier(self.settings)
+
+    @cached_property
+    def app(self) -> StarletteWithLifespan:
+        """Return the app that the settings describe. Raises SettingsError."""
+        return create_app(self)
+
+    def get_ready(self) -> None:
+        """Open what the first request would wait for: app, connection and keys. Raises SettingsError."""
+        asyncio.get_event_loop().run_until_complete(self._start_app())
+        side_by_side(self.database.connect, self.verifier.keys.fetch_ahead)
+
+    async def _start_app(self) -> None:
+        """Start the app and stop it again: FastMCP imports a part of itself only then."""
+        async with self.app.router.lifespan_context(self.app):
+            await self.tools.list_tools()
+
+
+class _Admission:
+    """Admits each authenticated POST of JSON while time remains, and takes it from what the caller's limits allow."""
+
+    def __init__(self, app: ASGIApp, process: McpProcess) -> None:
+        self._app, self._process, self._limits = app, process, mcp_limits(process.settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Raises UnsupportedMediaType, OutOfTime, TooManyRequests or DatabaseUnavailable."""
@@ -87,42 +95,27 @@ class _Admission:
             self._admit(str(user.access_token.subject))
         await self._app(scope, receive, send)
 
-    def _admit(self, person: str) -> None:
+    def _admit(self, user_id: str) -> None:
         if deadline.remaining() <= 0:
             raise OutOfTime
         if self._limits.any:
-            with database().transaction(person) as session:
-                self._limits.spend(session, person)
+            with self._process.database.transaction(user_id) as session:
+                self._limits.spend(session, user_id)
 
 
-@lru_cache(maxsize=1)
-def verifier() -> Verifier:
-    """The verifier of this process, which keeps public keys between requests. Raises SettingsError."""
-    return mcp_verifier(get_settings())
-
-
-@lru_cache(maxsize=1)
-def door() -> StarletteWithLifespan:
-    """The app of this process, as its settings say. Raises SettingsError."""
-    return _make_app(get_settings(), verifier(), server)
-
-
-def make_app(settings: Settings, tools: FastMCP = server) -> StarletteWithLifespan:
-    """A tool server at the path of MCP_RESOURCE_URL. Raises SettingsError when it could let nobody in."""
-    return _make_app(settings, mcp_verifier(settings), tools)
-
-
-def _make_app(settings: Settings, verifier: Verifier, tools: FastMCP) -> StarletteWithLifespan:
+def create_app(process: McpProcess) -> StarletteWithLifespan:
+    """Return a tool server at the path of MCP_RESOURCE_URL. Raises SettingsError when no token could be accepted."""
+    settings, verifier = process.settings, process.verifier
     resource = urlsplit(verifier.audience)
     auth = RemoteAuthProvider(
         token_verifier=_TokenVerifier(verifier),
         authorization_servers=[_AS_WRITTEN.validate_python(settings.auth_issuer)],
         base_url=f"{resource.scheme}://{resource.netloc}",
-        scopes_supported=[READ, WRITE],
+        scopes_supported=list(process.toolset.scopes),
     )
     (metadata,) = auth.get_routes(resource.path)
     app = create_streamable_http_app(
-        tools,
+        process.tools,
         streamable_http_path=resource.path,
         auth=auth,
         json_response=True,
@@ -130,7 +123,7 @@ def _make_app(settings: Settings, verifier: Verifier, tools: FastMCP) -> Starlet
         routes=[Route(METADATA_PATH, metadata.endpoint, methods=["GET", "OPTIONS"])],
     )
     app.router.redirect_slashes = False
-    app.routes[:] = [_admitting(route, resource.path, mcp_limits(settings)) for route in app.routes]
+    app.routes[:] = [_admitting(route, resource.path, process) for route in app.routes]
     app.add_exception_handler(HTTPException, tell_routing)
     # From the innermost on. They stand before the library's own, which fails where the token is judged.
     app.add_middleware(PlainErrors)
@@ -141,59 +134,21 @@ def _make_app(settings: Settings, verifier: Verifier, tools: FastMCP) -> Starlet
     return app
 
 
-def _admitting(route: BaseRoute, path: str, limits: Limits) -> BaseRoute:
+def _admitting(route: BaseRoute, path: str, process: McpProcess) -> BaseRoute:
     """Return the route, behind admission if it is the tools'. It takes no DELETE, which would end a session."""
     if not isinstance(route, Route) or route.path != path:
         return route
-    return Route(path, _Admission(route.endpoint, limits), methods=["POST"])
+    return Route(path, _Admission(route.endpoint, process), methods=["POST"])
+
+
+process: Final = McpProcess(toolset)
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """The app of this process, or whichever it has by then: one that is started from a snapshot makes its own."""
-    await door()(scope, receive, send)
+    """Serve with the process's app. A process that starts from a snapshot makes its own, from the settings of then."""
+    await process.app(scope, receive, send)
 
 
 # The session manager lives as long as its lifespan, and here that is one invocation.
 handler: Final = lambda_handler(app, lifespan="auto")
-
-
-def get_ready() -> None:
-    """Have everything that the first request would wait for or build. Raises SettingsError."""
-    door()
-    lifecycle.side_by_side(database().connect, verifier().keys.fetch_ahead)
-    lifecycle.attempt(rehearse)
-
-
-def rehearse() -> None:
-    """Some requests of nobody's, of which nothing stays. Raises RehearsalFailed, or what connecting raises."""
-    person = Person()
-    settings = person.trusted_by(get_settings())
-    resource = str(settings.mcp_resource_url)
-    token, address = person.token(resource, "at+jwt", f"{READ} {WRITE}"), urlsplit(resource)
-    answer = answering(make_app(settings), lifespan="auto")
-
-    def ask(method: str, **params: Any) -> dict[str, Any]:
-        message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
-        both = "application/json, text/event-stream"
-        response = perform(answer, request(address.path, token, message, host=address.netloc, accept=both))
-        result: dict[str, Any] = json.loads(response["body"])["result"]
-        return result
-
-    with database().rehearsal():
-        ask("initialize", protocolVersion="2025-11-25", capabilities={}, clientInfo={"name": "", "version": ""})
-        ask("tools/list")
-        task = ask("tools/call", name="add_task", arguments={"title": "rehearse"})["structuredContent"]
-        this = {"task_id": task["id"]}
-        ask("tools/call", name="list_tasks", arguments={})
-        ask("tools/call", name="list_tasks", arguments={"status": "pending"})
-        ask("tools/call", name="update_task", arguments=this | {"title": "rehearsed"})
-        ask("tools/call", name="complete_task", arguments=this)
-        ask("tools/call", name="delete_task", arguments=this)
-
-
-def forget() -> None:
-    """Drop what must be fresh in each process that is started from a snapshot of this one."""
-    database().close()
-    for made in (verifier, door, database):
-        made.cache_clear()
-    forget_settings()
+start(process)  # on Lambda only: settings, connection and keys are ready before the first request

@@ -8,25 +8,59 @@ back, and there is none to be had while it is further away than a whole bucket t
 import math
 import time
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import date, datetime, timedelta
 from typing import Any, Final, Literal
 
 from aws_lambda_powertools import Logger
-from sqlalchemy import BigInteger, Date, DateTime, Interval, and_, bindparam, case, cast, func, select
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Date,
+    DateTime,
+    Interval,
+    and_,
+    bindparam,
+    case,
+    cast,
+    func,
+    select,
+)
 from sqlalchemy.dialects.postgresql import insert
-from sqlmodel import Session
+from sqlmodel import Field, Session, SQLModel
 
-from taskchat.db import before_commit
+from taskchat.database.transaction import before_commit
+from taskchat.database.types import SafeText, Timestamp, runtime_rights
 from taskchat.errors import TooManyRequests
-from taskchat.models import ALLOWANCE
 from taskchat.settings import Settings
+
+
+class Allowance(SQLModel, table=True):
+    """What a person has used of a door lately."""
+
+    __table_args__ = (
+        CheckConstraint("door in ('chat', 'mcp')", name="allowance_door_check"),
+        runtime_rights("select, insert, update"),
+    )
+
+    user_id: str = Field(sa_type=SafeText, primary_key=True)
+    door: str = Field(sa_type=SafeText, primary_key=True)
+    full_at: datetime = Field(sa_type=Timestamp)
+    """When the person's bucket is full again if nothing more is taken from it: past for one that is full."""
+    day: date
+    """The day, by UTC, that `model_tokens` are of."""
+    model_tokens: int = Field(sa_column=Column(BigInteger, nullable=False))
+    """Input and output together, of all models."""
+
+
+ALLOWANCE: Final = SQLModel.metadata.tables["allowance"]
 
 _BOUNDLESS: Final = {"interval": timedelta(), "bucket": timedelta(days=36_500)}
 """A bucket that nothing is taken from, and that no moment an earlier limit left behind is too far away for."""
 
 _NO_QUOTA: Final = 2**63 - 1
 
-# Values come in as parameters, as in conversations.py. The clock is read once the row is locked, not when it was asked
+# Values come in as parameters, as in history.py. The clock is read once the row is locked, not when it was asked
 # for: who had to wait for others has their moment behind them. It is the database's, which all processes share: by a
 # clock of their own, each would know another midnight.
 _NOW: Final = func.clock_timestamp()

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import sys
-from functools import lru_cache
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
@@ -74,11 +73,11 @@ class Settings(BaseModel):
     browsers about them; at the chat API it alone does, for there is no cookie that a page could borrow."""
 
     history_tokens: int = Field(default=12_000, ge=500)
-    """How many tokens of earlier turns the model reads at most. Most conversations about tasks never reach it; at
+    """How many tokens of earlier turns the model reads at most. Most conversations never reach it; at
     this size the history costs about as much as the rest of a long turn, and half of it still holds dozens of turns."""
 
     deletions_per_turn: int = Field(default=10, ge=0)
-    """How many tasks one message may delete before the person is asked: enough to tidy up, few enough to type again."""
+    """How many destructive calls one message may make before the person is asked: enough to tidy up, few to redo."""
 
     turn_burst: int = Field(default=20, ge=0, lt=10**6)
     """Turns a person may begin at once; 0 for no limit, as in each of these. A person types one or two; a phone that
@@ -87,8 +86,8 @@ class Settings(BaseModel):
     """Turns a person may begin in a minute after that: one every three seconds is about what the model takes for one,
     and more than anybody reads."""
     mcp_burst: int = Field(default=60, ge=0, lt=10**6)
-    """MCP requests a person's clients may make at once: each task is one, and an agent that tidies up a list of fifty
-    begins with three to say hello and read it."""
+    """MCP requests a person's clients may make at once: each tool call is one, and an agent that tidies up a list of
+    fifty begins with three to say hello and read it."""
     mcp_requests_per_minute: int = Field(default=120, ge=0, lt=10**6)
     """MCP requests in a minute after that: two a second is as fast as a model decides on calls one by one."""
     daily_model_tokens: int = Field(default=1_000_000, ge=0, lt=10**12)
@@ -152,15 +151,8 @@ def load(model: type[S]) -> S:
         raise SettingsError(f"The environment is incomplete: {problems}") from None
 
 
-@lru_cache(maxsize=1)
-def get_settings() -> Settings:
-    """The settings of this process, read at the first call. Raises SettingsError."""
-    return load(Settings)
-
-
-def forget_settings() -> None:
-    """Have the settings read again, and the secret by a client of its own time."""
-    get_settings.cache_clear()
+def forget_secret() -> None:
+    """Have the next `load` read the secret again, through a new client."""
     if known := sys.modules.get("aws_lambda_powertools.utilities.parameters"):
         known.clear_caches()
 

@@ -1,0 +1,114 @@
+"""The lease of a conversation: an expiry and a fencing number on its row, so that one turn at a time may write."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final, NoReturn
+from uuid import UUID
+
+from sqlalchemy import ARRAY, Interval, and_, any_, bindparam, case, func, or_, select, update
+from sqlmodel import Session
+
+from taskchat import deadline
+from taskchat.conversations.models import CONVERSATION, MESSAGE
+from taskchat.database.transaction import before_commit
+from taskchat.database.types import Timestamp
+from taskchat.errors import NotFound, TurnInProgress
+
+LEASE_GRACE: Final = 5.0
+"""Seconds by which a lease outlives its request's deadline: no living turn loses it, and a crashed one is soon over."""
+
+MAX_LEASE: Final = 40.0
+"""Seconds of a lease where no deadline is set."""
+
+MAX_RETRY_AFTER: Final = 2
+"""Seconds a caller is asked to wait at most: a turn that still runs is nearly always over by then."""
+
+_NOW: Final = func.clock_timestamp()
+_HERE: Final = and_(CONVERSATION.c.user_id == bindparam("of_user"), CONVERSATION.c.id == bindparam("of_id"))
+_LEASED: Final = and_(_HERE, CONVERSATION.c.fence == bindparam("of_fence"), CONVERSATION.c.lease_until > _NOW)
+# A fence alone would not do: what was rolled back gave its number back, and another process may hold the same one.
+_OWN: Final = and_(
+    CONVERSATION.c.turn_id == bindparam("of_turn"),
+    CONVERSATION.c.lease_until == any_(bindparam("own_leases", type_=ARRAY(Timestamp))),
+)
+_FREE: Final = and_(_HERE, or_(CONVERSATION.c.lease_until.is_(None), CONVERSATION.c.lease_until <= _NOW, _OWN))
+_IS_STORED: Final = (
+    select(MESSAGE.c.position)
+    .where(
+        MESSAGE.c.user_id == bindparam("of_user"), MESSAGE.c.turn_id == bindparam("of_turn"), MESSAGE.c.role == "user"
+    )
+    .correlate(None)
+    .exists()
+)
+
+ACQUIRE_LEASE: Final = (
+    update(CONVERSATION)
+    .where(_FREE)
+    .values(
+        turn_id=bindparam("of_turn"),
+        lease_until=_NOW + bindparam("lease", type_=Interval),
+        fence=CONVERSATION.c.fence + 1,
+        next_position=CONVERSATION.c.next_position + case((_IS_STORED, 0), else_=2),
+    )
+    .returning(CONVERSATION)
+)
+LOCK_CONVERSATION: Final = select(CONVERSATION.c.fence).where(_HERE).with_for_update()
+_REMAINING_LEASE: Final = select(CONVERSATION.c.lease_until - _NOW, CONVERSATION.c.id).where(_HERE)
+_HOLD_LEASE: Final = select(CONVERSATION.c.fence).where(_LEASED).with_for_update(read=True)
+_RELEASE_LEASE: Final = (
+    update(CONVERSATION)
+    .where(_LEASED)
+    .values(turn_id=None, lease_until=None, updated_at=_NOW)
+    .returning(CONVERSATION.c.fence)
+)
+
+
+class LeaseLost(TurnInProgress):
+    """Raised when a turn's lease ran out or was taken over: it may write nothing any more."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A turn's right to write into its conversation."""
+
+    user_id: str
+    conversation_id: UUID
+    turn_id: UUID
+    fence: int
+    until: datetime
+    """By the database's clock, to the microsecond: no two leases of one turn have the same."""
+
+    def check(self, session: Session) -> None:
+        """Hold the lease for the rest of the transaction, which raises LeaseLost before it commits if it is lost."""
+        held = session.execute(_HOLD_LEASE, self._key())
+
+        def confirm() -> None:
+            if held.one_or_none() is None:
+                raise LeaseLost(retry_after=1)
+
+        before_commit(session, confirm)
+
+    def release(self, session: Session) -> None:
+        """Let the next turn in. Raises LeaseLost."""
+        if session.execute(_RELEASE_LEASE, self._key()).one_or_none() is None:
+            raise LeaseLost(retry_after=1)
+
+    def _key(self) -> dict[str, Any]:
+        return {"of_user": self.user_id, "of_id": self.conversation_id, "of_fence": self.fence}
+
+
+def lease_parameters(own: Sequence[Lease]) -> dict[str, Any]:
+    """Return what ACQUIRE_LEASE needs to know: how long the lease is, and which leases it may take over."""
+    seconds = min(deadline.remaining() + LEASE_GRACE, MAX_LEASE)
+    return {"lease": timedelta(seconds=seconds), "own_leases": [lease.until for lease in own]}
+
+
+def refuse(session: Session, here: dict[str, Any]) -> NoReturn:
+    """Raise TurnInProgress for a conversation that another turn holds, or NotFound where there is none."""
+    held = session.execute(_REMAINING_LEASE, here).one_or_none()
+    if held is None:
+        raise NotFound
+    remaining: timedelta = held[0] or timedelta()  # the other turn may just have ended
+    raise TurnInProgress(retry_after=min(max(1, math.ceil(remaining.total_seconds())), MAX_RETRY_AFTER))

@@ -1,0 +1,62 @@
+"""The tables of conversations. The owner comes first in every key: row-level security needs that for an index."""
+
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import BigInteger, CheckConstraint, Column, Integer, UniqueConstraint
+from sqlmodel import Field, ForeignKeyConstraint, SQLModel
+
+from taskchat.database.types import NOW, SafeJson, SafeText, Timestamp, runtime_rights
+
+
+class Conversation(SQLModel, table=True):
+    """A thread of turns, and the lease of the one turn that may be running in it."""
+
+    __table_args__ = (runtime_rights("select, insert, update"),)
+
+    user_id: str = Field(sa_type=SafeText, primary_key=True)
+    id: UUID = Field(primary_key=True)
+    title: str = Field(sa_type=SafeText)
+    turn_id: UUID | None = None
+    """The turn that holds the lease."""
+    lease_until: datetime | None = Field(default=None, sa_type=Timestamp)
+    fence: int = Field(default=0, sa_column=Column(BigInteger, nullable=False, server_default="0"))
+    """Grows with each lease: who comes with an older number has lost it."""
+    next_position: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
+    history_start: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
+    """Position of the first message the model still reads. Moves rarely, so that prompt caches keep hitting."""
+    created_at: datetime = Field(sa_column=Column(Timestamp, nullable=False, server_default=NOW))
+    updated_at: datetime = Field(sa_column=Column(Timestamp, nullable=False, server_default=NOW))
+
+
+class Message(SQLModel, table=True):
+    """What the person said, or what the assistant answered. A turn has at most one of each."""
+
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["user_id", "conversation_id"], ["conversation.user_id", "conversation.id"], ondelete="CASCADE"
+        ),
+        UniqueConstraint("user_id", "turn_id", "role"),
+        CheckConstraint("role in ('user', 'assistant')", name="message_role_check"),
+        runtime_rights("select, insert"),
+    )
+
+    user_id: str = Field(sa_type=SafeText, primary_key=True)
+    conversation_id: UUID = Field(primary_key=True)
+    position: int = Field(primary_key=True)
+    turn_id: UUID
+    role: str = Field(sa_type=SafeText)
+    content: str = Field(sa_type=SafeText)
+    created_at: datetime = Field(sa_column=Column(Timestamp, nullable=False, server_default=NOW))
+    timezone: str | None = Field(default=None, sa_type=SafeText)
+    """The person's zone when they said it: with created_at it lets the same words be shown to the model again."""
+    request_hash: str | None = Field(default=None, sa_type=SafeText)
+    """Of the request that began the turn: a key that comes back with another body is refused."""
+    usage: dict[str, Any] | None = Field(default=None, sa_type=SafeJson)
+    """Of the assistant's message: model and tokens."""
+
+
+CONVERSATION: Final = SQLModel.metadata.tables["conversation"]
+MESSAGE: Final = SQLModel.metadata.tables["message"]
+"""The same as tables, for statements that return rows: to make objects of them would take as long as all else."""

@@ -1,0 +1,174 @@
+"""A turn's begin and end: one writer per conversation, each turn once.
+
+Nothing here waits for a model: each function is one short transaction's worth of statements.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID, uuid4, uuid5
+
+from sqlalchemy import Row, and_, bindparam, literal, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlmodel import Session
+
+from taskchat.conversations.history import (
+    CALLS_OF_TURN,
+    CALLS_SHOWN,
+    EARLIER_MESSAGES,
+    MESSAGE_COLUMNS,
+    MESSAGES_OF_TURN,
+    Turn,
+    join_turns,
+    keep_within,
+)
+from taskchat.conversations.lease import ACQUIRE_LEASE, LOCK_CONVERSATION, Lease, lease_parameters, refuse
+from taskchat.conversations.models import CONVERSATION, MESSAGE
+from taskchat.database.transaction import Batch, undo
+from taskchat.database.types import SafeText
+from taskchat.errors import KeyReused
+from taskchat.toolcalls.models import ToolCall
+
+_NAMESPACE: Final = UUID("8c5f3f1e-0f0e-4f0b-9d53-1d7f0f7f6a52")  # of turn and conversation ids; random, made once
+_TITLE_LENGTH: Final = 80
+
+_HERE: Final = and_(CONVERSATION.c.user_id == bindparam("of_user"), CONVERSATION.c.id == bindparam("of_id"))
+_CREATE_CONVERSATION: Final = insert(CONVERSATION).on_conflict_do_nothing()
+_MESSAGE_OF_LEASE: Final[dict[str, Any]] = {
+    "user_id": CONVERSATION.c.user_id,
+    "conversation_id": CONVERSATION.c.id,
+    "position": CONVERSATION.c.next_position - 2,
+    "turn_id": CONVERSATION.c.turn_id,
+    "role": literal("user"),
+    "content": bindparam("said", type_=SafeText),
+    "timezone": bindparam("said_in", type_=SafeText),
+    "request_hash": bindparam("asked", type_=SafeText),
+}
+_STORE_MESSAGE: Final = (
+    insert(MESSAGE)
+    .from_select(
+        list(_MESSAGE_OF_LEASE),
+        select(*_MESSAGE_OF_LEASE.values()).where(_HERE, CONVERSATION.c.turn_id == bindparam("of_turn")),
+    )
+    .on_conflict_do_nothing()
+    .returning(*MESSAGE_COLUMNS)
+)
+_STORE_REPLY: Final = insert(MESSAGE)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asked for, checked and in its final form."""
+
+    message: str
+    conversation_id: UUID | None = None
+    timezone: str | None = None
+
+    @property
+    def hash(self) -> str:
+        """Equal for equal requests: a key that comes back must bring the same one."""
+        fields = [self.message, self.conversation_id and str(self.conversation_id), self.timezone]
+        return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A turn that may run now. `turn.calls` are those that an earlier, interrupted attempt already made."""
+
+    lease: Lease
+    turn: Turn
+    history: list[Turn]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A turn that is already done: its answer, as it was."""
+
+    conversation_id: UUID
+    turn: Turn
+
+
+def turn_id_for(user_id: str, idempotency_key: str | None) -> UUID:
+    """Return the same id for the same person's same key, and a new one where there is no key."""
+    return uuid4() if idempotency_key is None else uuid5(_NAMESPACE, f"{user_id}\n{idempotency_key}")
+
+
+def begin(
+    session: Session,
+    user_id: str,
+    turn_id: UUID,
+    request: Request,
+    history_tokens: int,
+    own: Sequence[Lease] = (),
+) -> Begun | Finished:
+    """Take the lease, read the history, and store what the person said: once, however often the turn is tried.
+
+    A lease among `own` is taken over. The caller names those that it was given itself, by commits of unknown outcome.
+    Raises NotFound, TurnInProgress, or KeyReused when `turn_id` belongs to another request.
+    """
+    here = {"of_user": user_id, "of_turn": turn_id, "of_id": request.conversation_id or uuid5(turn_id, "conversation")}
+    batch = Batch(session)
+    if request.conversation_id is None:
+        batch.add(_CREATE_CONVERSATION, _new_conversation(here, request))
+    if own:  # a commit of theirs may be under way: what comes after the lock sees what it did
+        batch.add(LOCK_CONVERSATION, here)
+    acquired = batch.add(ACQUIRE_LEASE, here | lease_parameters(own))
+    # Each statement sees what was committed before it began; with the lock held, nobody begins or finishes this turn.
+    of_turn = batch.add(MESSAGES_OF_TURN, here)
+    earlier = batch.add(EARLIER_MESSAGES, here)
+    calls = batch.add(CALLS_SHOWN, here)
+    stored = batch.add(_STORE_MESSAGE, here | _new_message(request))
+    batch.send()
+
+    messages = {message.role: message for message in of_turn.rows}
+    if "user" in messages and messages["user"].request_hash != request.hash:
+        raise KeyReused
+    if "assistant" in messages:
+        return _finished(session, messages, calls.objects())
+    conversation = acquired.first() or refuse(session, here)
+    said = messages.get("user") or stored.first()
+    if said is None:  # another transaction has said something else under this key since we looked
+        raise KeyReused
+    (turn,) = join_turns([said], calls.objects())
+    history = join_turns(earlier.rows[::-1], calls.objects())
+    kept = keep_within(session, conversation, history, turn.position, history_tokens)
+    lease = Lease(user_id, conversation.id, turn_id, conversation.fence, conversation.lease_until)
+    return Begun(lease, turn, kept)
+
+
+def finish(session: Session, begun: Begun, reply: str, usage: dict[str, Any]) -> None:
+    """Store the reply and let the next turn in. Raises LeaseLost."""
+    begun.lease.release(session)
+    answered = {
+        "user_id": begun.lease.user_id,
+        "conversation_id": begun.lease.conversation_id,
+        "position": begun.turn.position + 1,
+        "turn_id": begun.lease.turn_id,
+        "role": "assistant",
+        "content": reply,
+        "usage": usage,
+    }
+    session.execute(_STORE_REPLY, answered)
+
+
+def recorded_calls(session: Session, lease: Lease) -> list[ToolCall]:
+    """Return the calls of the turn that took effect or failed, as they are committed."""
+    return list(session.scalars(CALLS_OF_TURN, {"of_user": lease.user_id, "of_turn": lease.turn_id}))
+
+
+def _finished(session: Session, messages: dict[str, Row[Any]], calls: list[ToolCall]) -> Finished:
+    """Return the turn as it was, and roll back: the lease that was taken to look at it is not kept."""
+    (turn,) = join_turns(list(messages.values()), calls)
+    undo(session)
+    return Finished(messages["user"].conversation_id, turn)
+
+
+def _new_conversation(here: dict[str, Any], request: Request) -> dict[str, Any]:
+    title = request.message.split("\n")[0][:_TITLE_LENGTH]
+    return {"user_id": here["of_user"], "id": here["of_id"], "title": title}
+
+
+def _new_message(request: Request) -> dict[str, Any]:
+    return {"said": request.message, "said_in": request.timezone, "asked": request.hash}

@@ -1,0 +1,132 @@
+"""The objects that a process opens once and shares between requests, and when it opens and closes them.
+
+Lambda either starts a process and sends it requests, or takes a snapshot of a process (SnapStart) and starts many from
+it. The snapshot holds no settings, keys, clients or connections: each process opens its own.
+"""
+
+import asyncio
+import gc
+import random
+import time
+from collections.abc import Callable
+from contextvars import copy_context
+from functools import cached_property
+from threading import Thread
+from typing import Final
+
+from aws_lambda_powertools import Logger
+
+import taskchat.conversations.models
+import taskchat.limits  # noqa: F401  (every table must be known to the check of the database role)
+from taskchat import deadline, logs
+from taskchat.database.transaction import Database
+from taskchat.settings import Settings, SettingsError, forget_secret, is_on_lambda, load
+from taskchat.toolcalls.toolset import Toolset
+
+PATIENCE: Final = 6.0
+"""Seconds in which a process must be ready. Lambda gives 10 s to an initialisation, imports included."""
+
+logger = Logger()
+
+Step = Callable[[], object]
+
+
+class Process:
+    """Opens each shared object at its first use. A function adds its own in a subclass.
+
+    No object here belongs to a request, and importing a module opens none.
+    """
+
+    def __init__(self, toolset: Toolset, settings: Settings | None = None) -> None:
+        """Serve the tools of `toolset`. Read the environment at first use, unless `settings` are given."""
+        logs.configure()
+        self.toolset = toolset
+        self.tools = toolset.create_server(lambda: self.database)
+        self._given_settings = settings
+
+    @cached_property
+    def settings(self) -> Settings:
+        """Return the environment, parsed. Raises SettingsError."""
+        return self._given_settings or load(Settings)
+
+    @cached_property
+    def database(self) -> Database:
+        """Return the database, which connects at first use. Raises SettingsError."""
+        return Database(self.settings.database_url.get_secret_value())
+
+    def get_ready(self) -> None:
+        """Open what the first request would wait for. Raises SettingsError."""
+
+    async def close(self) -> None:
+        """Close what was opened, and drop it: the next use opens it anew."""
+        if "database" in vars(self):
+            self.database.close()
+        for name in list(vars(self)):
+            if isinstance(getattr(type(self), name, None), cached_property):
+                delattr(self, name)
+        forget_secret()
+
+    def reset(self) -> None:
+        """Close and drop everything from outside the event loop, as before a snapshot."""
+        asyncio.get_event_loop().run_until_complete(self.close())
+
+
+def start(process: Process) -> None:
+    """Get the process ready on Lambda, now and whenever one starts from a snapshot of it. Raises SettingsError.
+
+    Elsewhere nothing happens: a developer's server and the tests import the same modules and open what they use.
+    """
+    if not is_on_lambda():
+        return
+    asyncio.set_event_loop(asyncio.new_event_loop())  # the only one of this process: connections belong to it
+    get_ready(process)
+    try:
+        from snapshot_restore_py import (  # type: ignore[import-untyped]  # the managed runtime has it
+            register_after_restore,
+            register_before_snapshot,
+        )
+    except ImportError:
+        return  # this runtime takes no snapshots
+    register_before_snapshot(process.reset)
+    register_after_restore(get_ready, process)
+
+
+def get_ready(process: Process) -> None:
+    """Get the process ready within PATIENCE. Raises SettingsError."""
+    random.seed()  # two processes from one snapshot must not draw the same numbers
+    with deadline.within(PATIENCE):
+        process.get_ready()
+    gc.freeze()  # what exists now stays: the collector need not look at it again
+
+
+def side_by_side(*steps: Step) -> None:
+    """Run all steps at once, each in a thread, until the deadline. Raises SettingsError when all have ended."""
+    wrong: list[SettingsError] = []
+
+    def take(step: Step) -> None:
+        try:
+            attempt(step)
+        except SettingsError as error:
+            wrong.append(error)
+
+    late = time.monotonic() + min(deadline.remaining(), PATIENCE)
+    threads = [Thread(target=copy_context().run, args=(take, step), daemon=True) for step in steps]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, late - time.monotonic()))
+    if wrong:
+        raise wrong[0]
+
+
+def attempt(step: Step) -> None:
+    """Run one step. Log a failure and continue: the same step may succeed when a request needs it.
+
+    Raises SettingsError: a wrong setting stays wrong.
+    """
+    try:
+        step()
+    except SettingsError:
+        raise
+    except Exception as error:
+        logger.warning("not ready ahead", extra={"reason": type(error).__name__})

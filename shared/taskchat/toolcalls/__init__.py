@@ -1,0 +1,1 @@
+"""Tool calls: on whose behalf, in which transaction, with which record and audit line."""

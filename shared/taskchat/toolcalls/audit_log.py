@@ -1,0 +1,49 @@
+"""The audit line: one log record for each tool call, with no text that a person or a model has written."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from aws_lambda_powertools import Logger
+
+SCHEMA: Final = "taskchat.audit/1"
+"""Version of the audit line: a field may be added under it, never changed or taken away.
+
+`outcome` is `ok` or `error`, as in the call's record, or `unknown`: the database did not answer the commit, and could
+not be asked again in time. The call may have taken effect and have a record. If the process learns later how it ended,
+it writes a second line with the same `call_id`.
+"""
+
+logger = Logger()
+
+
+def describe(tool: str, arguments: Mapping[str, Any], properties: dict[str, Any] | None) -> dict[str, Any]:
+    """What may be logged of a call: no name that the caller made up, and no argument that can carry a person's text."""
+    if properties is None:
+        return {"tool": "unknown", "tool_arguments": {}}
+    impersonal = [name for name in properties if _is_impersonal(arguments.get(name), properties[name])]
+    return {"tool": tool, "tool_arguments": {name: arguments[name] for name in impersonal}}
+
+
+def _is_impersonal(value: Any, schema: dict[str, Any]) -> bool:
+    """Numbers, truth values, and the choices that the schema itself names."""
+    kinds = {kind.get("type") for kind in schema.get("anyOf", [schema])}
+    return value in schema.get("enum", ()) or (isinstance(value, int | float) and "string" not in kinds)
+
+
+def report(record: Mapping[str, Any], described: dict[str, Any]) -> None:
+    """Write the audit line of a call: its record's ids and outcome, and what `describe` lets through."""
+    logger.info(
+        "tool call",
+        extra={
+            "schema": SCHEMA,
+            "request_id": logger.get_correlation_id(),
+            "turn_id": str(record["turn_id"]),
+            "conversation_id": record["conversation_id"] and str(record["conversation_id"]),
+            "actor": record["user_id"],
+            "door": record["door"],
+            "call_id": record["call_id"],
+            **described,
+            "outcome": record["outcome"],
+            "duration_ms": record["duration_ms"],
+        },
+    )

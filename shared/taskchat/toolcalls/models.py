@@ -1,0 +1,42 @@
+"""The table of tool calls. The owner comes first in its key: row-level security needs that for an index."""
+
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, Column, Double
+from sqlmodel import Field, ForeignKeyConstraint, SQLModel
+
+from taskchat.database.types import NOW, SafeJson, SafeText, Timestamp, runtime_rights
+
+
+class ToolCall(SQLModel, table=True):
+    """One tool call and how it ended, committed together with its effect."""
+
+    __tablename__ = "tool_call"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["user_id", "conversation_id"], ["conversation.user_id", "conversation.id"], ondelete="CASCADE"
+        ),
+        CheckConstraint("door in ('chat', 'mcp')", name="tool_call_door_check"),
+        CheckConstraint("outcome in ('ok', 'error')", name="tool_call_outcome_check"),
+        runtime_rights("select, insert"),
+    )
+
+    user_id: str = Field(sa_type=SafeText, primary_key=True)
+    turn_id: UUID = Field(primary_key=True)
+    call_id: str = Field(sa_type=SafeText, primary_key=True)
+    position: int
+    """The call's place in its turn, from 0."""
+    conversation_id: UUID | None = None
+    """None for a call through the MCP door."""
+    door: str = Field(sa_type=SafeText)
+    tool: str = Field(sa_type=SafeText)
+    arguments: dict[str, Any] = Field(sa_type=SafeJson)
+    outcome: str = Field(sa_type=SafeText)
+    result: dict[str, Any] = Field(sa_type=SafeJson)
+    duration_ms: float = Field(sa_column=Column(Double, nullable=False))
+    created_at: datetime = Field(sa_column=Column(Timestamp, nullable=False, server_default=NOW))
+
+
+TOOL_CALL: Final = SQLModel.metadata.tables["tool_call"]
