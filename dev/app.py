@@ -88,6 +88,7 @@ async def lifespan(_app: Starlette) -> AsyncIterator[None]:
     processes.leave_with_parent()
     async with chat.router.lifespan_context(chat), mcp_tools.router.lifespan_context(mcp_tools):
         yield
+    await mcp_process.close()
 
 
 app = Starlette(

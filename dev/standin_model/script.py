@@ -1,4 +1,4 @@
-"""What a script is: a generator that yields the tool calls it needs next, and is sent their results.
+"""Write scripts with these: generators that yield the tool calls they need next, and are sent the results.
 
 A domain's scripts (dev/standin_model/tasks) are written with these; a conversation's own are below.
 """
@@ -29,7 +29,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a tool returned: as text, and as an object if it is one. Where it is none, the text says what went wrong."""
+    """Holds a tool's answer: as text, and as an object if it is one. If it is none, the text says what went wrong."""
 
     text: str
     value: Json | None = None
@@ -49,7 +49,7 @@ Steps = Generator[list[Ask], Any, list[Json]]
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """One thing that a message asks for, and how to start its script. A `tells` wish waits for all wishes before it."""
+    """Holds one thing that a message asks for, and starts its script. A `tells` wish waits for all wishes before it."""
 
     start: Callable[[Conversation], Script]
     tells: bool = False
@@ -57,7 +57,7 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """What the stand-in knows of a domain."""
+    """Holds all that the stand-in knows of a domain."""
 
     understand: Callable[[str], list[Wish]]
     """Reads a message."""

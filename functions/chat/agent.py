@@ -62,7 +62,7 @@ RULES: Final = """\
 Use it for words such as today; do not mention it.
 
 Answer in the person's language, in one to three short sentences."""
-"""What the agent is told of every domain, behind what the toolset says of its own."""
+"""Rules for every domain, behind the toolset's own instructions."""
 
 MAX_MODEL_CALLS: Final = 12
 """Model calls in one turn: enough for a long request done step by step, few enough that a loop ends in time."""

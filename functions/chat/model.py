@@ -30,8 +30,6 @@ from chat.arguments import readable_arguments
 from chat.model_input import UNNAMED
 from chat.reasoning import EFFORT_FIELDS, reasons
 from chat.transport import AnswerTooLong, model_http_client
-from chat.usage import Usage as Usage  # its name is part of this module, too
-from chat.usage import counting as counting
 from chat.usage import current
 from taskchat import deadline
 from taskchat.errors import ModelFailed

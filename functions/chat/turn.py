@@ -13,9 +13,9 @@ from aws_lambda_powertools import Logger
 from sqlmodel import Session
 
 from chat.agent import ChatAgent, Run
-from chat.model import counting
 from chat.model_input import build_input
 from chat.schemas import ChatResponse, view_calls
+from chat.usage import counting
 from taskchat import deadline
 from taskchat.conversations import turns as conversations
 from taskchat.conversations.history import Turn

@@ -1,4 +1,4 @@
-"""What the stand-in knows of tasks. Replace this package together with `taskchat.tasks` (docs/your-own-tools.md)."""
+"""The stand-in's knowledge of tasks. Replace this package together with `taskchat.tasks` (docs/your-own-tools.md)."""
 
 from dev.standin_model.script import Domain
 

@@ -1,4 +1,4 @@
-"""What each wish takes: the tool calls it needs, one after the other, and what there is to say in the end."""
+"""Fulfil each wish: the tool calls it needs, one after the other, and what there is to say in the end."""
 
 from collections.abc import Generator
 from dataclasses import dataclass

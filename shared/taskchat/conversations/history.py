@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import Row, Uuid, and_, any_, bindparam, func, select, update
 from sqlmodel import Session, col
 
-from taskchat.conversations.models import CONVERSATION, MESSAGE
+from taskchat.conversations.models import CONVERSATION, MESSAGE, THIS_CONVERSATION
 from taskchat.text import as_data, as_json
 from taskchat.toolcalls.models import ToolCall
 
@@ -24,13 +24,12 @@ CHARACTERS_PER_TOKEN: Final = 4
 
 # Values come in as parameters, never inside a statement: SQLAlchemy keeps each statement it has compiled, and with it
 # what the first person to use it said.
-_HERE: Final = and_(CONVERSATION.c.user_id == bindparam("of_user"), CONVERSATION.c.id == bindparam("of_id"))
 _THIS_TURN: Final = and_(MESSAGE.c.user_id == bindparam("of_user"), MESSAGE.c.turn_id == bindparam("of_turn"))
 _SAID: Final = select(MESSAGE.c.position).where(_THIS_TURN, MESSAGE.c.role == "user").correlate(None)
 _BEFORE: Final = func.coalesce(
-    _SAID.scalar_subquery(), select(CONVERSATION.c.next_position - 2).where(_HERE).scalar_subquery()
+    _SAID.scalar_subquery(), select(CONVERSATION.c.next_position - 2).where(THIS_CONVERSATION).scalar_subquery()
 )
-_START: Final = select(CONVERSATION.c.history_start).where(_HERE).scalar_subquery()
+_START: Final = select(CONVERSATION.c.history_start).where(THIS_CONVERSATION).scalar_subquery()
 _EARLIER: Final = and_(
     MESSAGE.c.user_id == bindparam("of_user"),
     MESSAGE.c.conversation_id == bindparam("of_id"),
@@ -56,7 +55,7 @@ CALLS_SHOWN: Final = _CALLS_OF_PERSON.where(
     col(ToolCall.turn_id) == any_(func.array_append(_EARLIER_TURNS, bindparam("of_turn", type_=Uuid)))
 ).order_by(*_IN_ORDER)
 CALLS_OF_TURN: Final = _CALLS_OF_PERSON.where(col(ToolCall.turn_id) == bindparam("of_turn")).order_by(*_IN_ORDER)
-_MOVE_START: Final = update(CONVERSATION).where(_HERE).values(history_start=bindparam("start"))
+_MOVE_START: Final = update(CONVERSATION).where(THIS_CONVERSATION).values(history_start=bindparam("start"))
 
 
 @dataclass(frozen=True)

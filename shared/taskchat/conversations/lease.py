@@ -11,7 +11,7 @@ from sqlalchemy import ARRAY, Interval, and_, any_, bindparam, case, func, or_, 
 from sqlmodel import Session
 
 from taskchat import deadline
-from taskchat.conversations.models import CONVERSATION, MESSAGE
+from taskchat.conversations.models import CONVERSATION, MESSAGE, THIS_CONVERSATION
 from taskchat.database.transaction import before_commit
 from taskchat.database.types import Timestamp
 from taskchat.errors import NotFound, TurnInProgress
@@ -26,14 +26,17 @@ MAX_RETRY_AFTER: Final = 2
 """Seconds a caller is asked to wait at most: a turn that still runs is nearly always over by then."""
 
 _NOW: Final = func.clock_timestamp()
-_HERE: Final = and_(CONVERSATION.c.user_id == bindparam("of_user"), CONVERSATION.c.id == bindparam("of_id"))
-_LEASED: Final = and_(_HERE, CONVERSATION.c.fence == bindparam("of_fence"), CONVERSATION.c.lease_until > _NOW)
+_LEASED: Final = and_(
+    THIS_CONVERSATION, CONVERSATION.c.fence == bindparam("of_fence"), CONVERSATION.c.lease_until > _NOW
+)
 # A fence alone would not do: what was rolled back gave its number back, and another process may hold the same one.
 _OWN: Final = and_(
     CONVERSATION.c.turn_id == bindparam("of_turn"),
     CONVERSATION.c.lease_until == any_(bindparam("own_leases", type_=ARRAY(Timestamp))),
 )
-_FREE: Final = and_(_HERE, or_(CONVERSATION.c.lease_until.is_(None), CONVERSATION.c.lease_until <= _NOW, _OWN))
+_FREE: Final = and_(
+    THIS_CONVERSATION, or_(CONVERSATION.c.lease_until.is_(None), CONVERSATION.c.lease_until <= _NOW, _OWN)
+)
 _IS_STORED: Final = (
     select(MESSAGE.c.position)
     .where(
@@ -54,8 +57,8 @@ ACQUIRE_LEASE: Final = (
     )
     .returning(CONVERSATION)
 )
-LOCK_CONVERSATION: Final = select(CONVERSATION.c.fence).where(_HERE).with_for_update()
-_REMAINING_LEASE: Final = select(CONVERSATION.c.lease_until - _NOW, CONVERSATION.c.id).where(_HERE)
+LOCK_CONVERSATION: Final = select(CONVERSATION.c.fence).where(THIS_CONVERSATION).with_for_update()
+_REMAINING_LEASE: Final = select(CONVERSATION.c.lease_until - _NOW, CONVERSATION.c.id).where(THIS_CONVERSATION)
 _HOLD_LEASE: Final = select(CONVERSATION.c.fence).where(_LEASED).with_for_update(read=True)
 _RELEASE_LEASE: Final = (
     update(CONVERSATION)

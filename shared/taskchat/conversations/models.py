@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, Integer, UniqueConstraint
+from sqlalchemy import BigInteger, CheckConstraint, Column, Integer, UniqueConstraint, and_, bindparam
 from sqlmodel import Field, ForeignKeyConstraint, SQLModel
 
 from taskchat.database.types import NOW, SafeJson, SafeText, Timestamp, runtime_rights
@@ -60,3 +60,6 @@ class Message(SQLModel, table=True):
 CONVERSATION: Final = SQLModel.metadata.tables["conversation"]
 MESSAGE: Final = SQLModel.metadata.tables["message"]
 """The same as tables, for statements that return rows: to make objects of them would take as long as all else."""
+
+THIS_CONVERSATION: Final = and_(CONVERSATION.c.user_id == bindparam("of_user"), CONVERSATION.c.id == bindparam("of_id"))
+"""The condition that finds a conversation by its owner and its id."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID, uuid4, uuid5
 
-from sqlalchemy import Row, and_, bindparam, literal, select
+from sqlalchemy import Row, bindparam, literal, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session
 
@@ -25,7 +25,7 @@ from taskchat.conversations.history import (
     keep_within,
 )
 from taskchat.conversations.lease import ACQUIRE_LEASE, LOCK_CONVERSATION, Lease, lease_parameters, refuse
-from taskchat.conversations.models import CONVERSATION, MESSAGE
+from taskchat.conversations.models import CONVERSATION, MESSAGE, THIS_CONVERSATION
 from taskchat.database.transaction import Batch, undo
 from taskchat.database.types import SafeText
 from taskchat.errors import KeyReused
@@ -34,7 +34,6 @@ from taskchat.toolcalls.models import ToolCall
 _NAMESPACE: Final = UUID("8c5f3f1e-0f0e-4f0b-9d53-1d7f0f7f6a52")  # of turn and conversation ids; random, made once
 _TITLE_LENGTH: Final = 80
 
-_HERE: Final = and_(CONVERSATION.c.user_id == bindparam("of_user"), CONVERSATION.c.id == bindparam("of_id"))
 _CREATE_CONVERSATION: Final = insert(CONVERSATION).on_conflict_do_nothing()
 _MESSAGE_OF_LEASE: Final[dict[str, Any]] = {
     "user_id": CONVERSATION.c.user_id,
@@ -50,7 +49,7 @@ _STORE_MESSAGE: Final = (
     insert(MESSAGE)
     .from_select(
         list(_MESSAGE_OF_LEASE),
-        select(*_MESSAGE_OF_LEASE.values()).where(_HERE, CONVERSATION.c.turn_id == bindparam("of_turn")),
+        select(*_MESSAGE_OF_LEASE.values()).where(THIS_CONVERSATION, CONVERSATION.c.turn_id == bindparam("of_turn")),
     )
     .on_conflict_do_nothing()
     .returning(*MESSAGE_COLUMNS)
