@@ -23,12 +23,10 @@ from bench.waterfall import Span
 from dev import artifact
 from dev.artifact import Function
 from dev.tokens import Issuer
-from tests.gateway import event
+from testing import naive
+from testing.callers import Caller, identity
 
-NAIVE: Final = "agents, fastmcp, fastapi, mangum, sqlmodel, pg8000, aws_lambda_powertools"
-"""What somebody would import who wrote the same service without a thought of this."""
-
-IMPORTS: Final = {"naive": NAIVE, "chat": "chat.app", "mcp_tools": "mcp_tools.app"}
+IMPORTS: Final = {"naive": naive.IMPORTS, "chat": "chat.app", "mcp_tools": "mcp_tools.app"}
 
 TURNS: Final = 40
 """Turns after the first, each of a new person: their median is what a warm one costs."""
@@ -43,7 +41,6 @@ os._exit(0)
 """
 
 _START: Final = Path(__file__).with_name("cold_start.py")
-AUTH: Final = "https://auth.example.com"
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ def _imports(functions: dict[str, Function], python: Path, rounds: int) -> dict[
             for name, names in IMPORTS.items():
                 times.setdefault(name, []).append(_import(names, functions, python))
             prefix = {"PYTHONPYCACHEPREFIX": nothing}  # where Python looks for bytecode, and there is none
-            times.setdefault("without bytecode", []).append(_import(NAIVE, functions, python, **prefix))
+            times.setdefault("without bytecode", []).append(_import(naive.IMPORTS, functions, python, **prefix))
     return {name: median(found) for name, found in times.items()}
 
 
@@ -127,20 +124,18 @@ def _start(function: Function, python: Path, running: Parts) -> dict[str, Any]:
     """One cold start and its turns, as bench/cold_start.py tells of them."""
     issuer = Issuer.new()
     environment = _environment([function]) | running.environment
-    environment |= {"AUTH_ISSUER": AUTH, "AUTH_AUDIENCE": AUTH, "AUTH_JWKS_JSON": issuer.jwks_json}
-    environment |= {"AWS_LAMBDA_RUNTIME_API": "localhost"}
-    asked = json.dumps([_request(issuer, f"person{number}") for number in range(TURNS + 1)])
+    environment |= identity(issuer) | {"AWS_LAMBDA_RUNTIME_API": "localhost"}
+    requests = [Caller(f"person{number}", issuer).request({"message": "Add buy milk"}) for number in range(TURNS + 1)]
     done = subprocess.run(
-        [str(python), "-S", str(_START)], env=environment, input=asked, capture_output=True, text=True, check=True
+        [str(python), "-S", str(_START)],
+        env=environment,
+        input=json.dumps(requests),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return told
-
-
-def _request(issuer: Issuer, person: str) -> dict[str, Any]:
-    token = issuer.mint(person, issuer=AUTH, audience=AUTH)
-    headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
-    return event("POST", f"/api/{person}/chat", headers=headers, body=b'{"message": "Add buy milk"}')
 
 
 def _spans(runs: list[dict[str, float]]) -> Iterator[Span]:

@@ -20,11 +20,13 @@ from uuid import uuid4
 import psycopg
 from sqlmodel import SQLModel
 
-from bench import parts, people, plans
+from bench import parts
 from bench.parts import Parts, Worker
-from bench.plans import Plan, Recorder
 from dev.tokens import Issuer
-from tests.gateway import event, invoke
+from testing import people, plans
+from testing.callers import Caller, identity
+from testing.gateway import event, invoke
+from testing.plans import Plan, Recorder
 
 SIZES: Final = (201, 100_000)
 """People, the busy one among them: ten thousand messages of ordinary people, and five million."""
@@ -41,8 +43,6 @@ NOISE_MS: Final = 0.05
 LIST: Final = "list_tasks"
 PLACES: Final = {"first": 0, "middle": 0.5, "last": 1}
 STATES: Final = {"all": "true", "pending": "not completed", "completed": "completed"}
-AUTH: Final = "https://auth.example.com"
-RESOURCE: Final = "https://api.example.com/mcp"
 
 
 @dataclass(frozen=True)
@@ -195,24 +195,21 @@ class Client:
     def __init__(self) -> None:
         """Be the execution environment of both functions."""
         self._issuer = Issuer.new()
-        os.environ.update(AUTH_ISSUER=AUTH, AUTH_AUDIENCE=AUTH, MCP_RESOURCE_URL=RESOURCE)
-        os.environ.update(AUTH_JWKS_JSON=self._issuer.jwks_json)
+        os.environ.update(identity(self._issuer))
         os.environ.update(TURN_BURST="999999", MCP_BURST="999999")  # limits are on, and out of reach
         self._chat: Callable[..., Any] = importlib.import_module("chat.app").handler
         self._mcp: Callable[..., Any] = importlib.import_module("mcp_tools.app").handler
 
     def say(self, user_id: str, message: str, conversation_id: str | None, key: str) -> Any:
         """The answer to one message."""
-        token = self._issuer.mint(user_id, issuer=AUTH, audience=AUTH)
-        headers = {"authorization": f"Bearer {token}", "content-type": "application/json", "idempotency-key": key}
-        body = json.dumps({"message": message, "conversation_id": conversation_id}).encode()
-        response = invoke(self._chat, event("POST", f"/api/{user_id}/chat", headers=headers, body=body))
+        body = {"message": message, "conversation_id": conversation_id}
+        response = invoke(self._chat, Caller(user_id, self._issuer).request(body, key))
         assert response.status == 200, response.body[:500]
         return response.json
 
     def call(self, user_id: str, tool: str, **arguments: Any) -> Any:
         """The result of one tool call of an MCP client."""
-        token = self._issuer.mint_for_mcp(user_id, issuer=AUTH, resource=RESOURCE)
+        token = Caller(user_id, self._issuer).mcp_token
         headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
         headers |= {"accept": "application/json, text/event-stream", "mcp-protocol-version": "2025-11-25"}
         params = {"name": tool, "arguments": arguments}

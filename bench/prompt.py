@@ -14,11 +14,12 @@ import psycopg
 
 from bench import parts
 from bench.parts import Parts, Worker
-from bench.turn import AUTH, prepare
+from bench.turn import prepare
 from dev.standin_model.client import StandIn
 from dev.standin_model.prompt_cache import count
 from dev.tokens import Issuer
-from tests.gateway import event, invoke
+from testing.callers import Caller
+from testing.gateway import invoke
 
 TURNS: Final = 60
 HISTORY_TOKENS: Final = 2_000
@@ -79,14 +80,12 @@ class _Talk:
 
     def __init__(self, handler: Any, issuer: Issuer) -> None:
         self._handler, self.user_id, self._conversation, self._task = handler, "errands", None, 0
-        token = issuer.mint(self.user_id, issuer=AUTH, audience=AUTH)
-        self._headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+        self._caller = Caller(self.user_id, issuer)
 
     def say(self, message: str) -> None:
         """One turn, with one call of a tool."""
         body = {"message": message.format(self._task), "conversation_id": self._conversation}
-        path = f"/api/{self.user_id}/chat"
-        response = invoke(self._handler, event("POST", path, headers=self._headers, body=json.dumps(body).encode()))
+        response = invoke(self._handler, self._caller.request(body))
         assert response.status == 200, response.body
         [call] = response.json["tool_calls"]
         self._conversation, self._task = response.json["conversation_id"], call["result"].get("id")

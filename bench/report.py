@@ -14,7 +14,7 @@ from typing import Final
 import psycopg
 
 from bench import pictures, turn
-from bench.cold import NAIVE, Cold
+from bench.cold import Cold
 from bench.figures import Figure, table
 from bench.growth import Growth
 from bench.parts import Parts
@@ -26,6 +26,7 @@ from bench.turn import HISTORIES, SUBJECTS, Costs
 from bench.waterfall import Span
 from dev.artifact import LIMIT_MB
 from dev.proof import CHAT, MCP_TOOLS
+from testing import naive
 
 PAGE: Final = Path(__file__).with_name("page.md")
 LIBRARIES: Final = ("openai-agents", "openai", "fastmcp", "fastapi", "mangum", "pydantic", "sqlalchemy", "pg8000")
@@ -173,7 +174,7 @@ def page(found: Found, around: Circumstances, command: str, seconds: float) -> s
         figures="\n".join(table(figure.cells for figure in listed)),
         missed="\n".join(["What does not hold:", "", *missed(listed)] if any(missed(listed)) else ["All of it holds."]),
         cuts=found.prompt.cuts,
-        naive=NAIVE,
+        naive=naive.IMPORTS,
         most_megabytes=LIMIT_MB,
         growth=_growth(found.growth) if found.growth else "(Not measured in a short run.)",
         scaling=_scaling(found.scaling) if found.scaling else "(Not measured in a short run.)",

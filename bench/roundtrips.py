@@ -8,7 +8,7 @@ from bench.parts import Parts, Worker
 from bench.turn import HISTORIES, NEW, SUBJECTS, WARM_UP
 from dev import pgbouncer
 from taskchat.database.transaction import Database
-from tests import wire
+from testing import counting_proxy
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def measure(running: Parts) -> Roundtrips:
 
 
 def _take(subject: str, url: str, running: Parts) -> Turn:
-    with wire.running(url) as between:
+    with counting_proxy.running(url) as between:
         known = {"ours": "DATABASE_URL", "floor": "FLOOR_URL"}
         environment = os.environ | running.environment | {known[subject]: between.url(url)}
         worker = Worker("bench.turn", "--worker", subject, environment=environment)
@@ -55,7 +55,7 @@ def _take(subject: str, url: str, running: Parts) -> Turn:
 def _connect(url: str) -> tuple[int, int]:
     """Roundtrips of the first connection, and of taking it again."""
     counts = []
-    with wire.running(url) as between:
+    with counting_proxy.running(url) as between:
         database = Database(between.url(url))
         for _ in range(2):
             between.reset()

@@ -21,11 +21,12 @@ from typing import Any, Final
 
 import psycopg
 
-from bench import capacity, parts, people
+from bench import parts
 from bench.parts import Parts, Worker
 from dev import pgbouncer
 from dev.pgbouncer import PgBouncer
 from dev.postgres import APP, DATABASE, Postgres
+from testing import capacity, people
 
 ENVIRONMENTS: Final = 1_200
 """As many as this takes the pooler to answer, and two cores to imitate."""

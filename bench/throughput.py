@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from statistics import median
 from typing import Final
-from uuid import uuid4
 
 from bench import parts
 from bench.parts import Parts
-from bench.turn import AUTH, WARM_UP
+from bench.turn import WARM_UP
 from dev import processes, state
 from dev.tokens import Issuer
+from testing.callers import Caller, identity
 
 APPS: Final = {"ours": "dev.app:app", "floor": "bench.floor:app"}
 PROCESSES: Final = {1: "one process", 2: "2 processes"}
@@ -44,7 +44,6 @@ TURNS: Final = 160
 
 ROUNDS: Final = 3
 HOST: Final = "127.0.0.1"
-ISSUER: Final = "https://auth.example.com"
 BODY: Final = json.dumps({"message": "Add buy milk"})
 
 
@@ -75,7 +74,7 @@ def measure(running: Parts, turns: int = TURNS, rounds: int = ROUNDS) -> dict[st
     Raises StartupError.
     """
     issuer, found = Issuer.new(), {name: {number: [0.0] * rounds for number in CLIENTS} for name in SERVERS}
-    environment = os.environ | running.environment | _identity(issuer)
+    environment = os.environ | running.environment | identity(issuer)
     with contextlib.ExitStack() as stack:
         ports = {
             name: [stack.enter_context(_serving(app, environment)) for _ in range(processes)]
@@ -88,15 +87,6 @@ def measure(running: Parts, turns: int = TURNS, rounds: int = ROUNDS) -> dict[st
                 for name, each in ports.items():
                     found[name][number][at] = _try(_people(each, issuer, number), turns)
     return {name: {number: median(trials) for number, trials in of.items()} for name, of in found.items()}
-
-
-def _identity(issuer: Issuer) -> dict[str, str]:
-    return {
-        "AUTH_ISSUER": ISSUER,
-        "AUTH_AUDIENCE": AUTH,
-        "AUTH_JWKS_JSON": issuer.jwks_json,
-        "MCP_RESOURCE_URL": "https://api.example.com/mcp",
-    }
 
 
 @contextlib.contextmanager
@@ -113,11 +103,9 @@ def _serving(app: str, environment: dict[str, str]) -> Iterator[int]:
 
 
 def _people(ports: list[int], issuer: Issuer, number: int) -> list[Client]:
-    ids = [uuid4().hex for _ in range(number)]
+    callers = [Caller.new(issuer) for _ in range(number)]
     places = islice(cycle(ports), number)
-    return [
-        Client(port, id, issuer.mint(id, issuer=ISSUER, audience=AUTH)) for port, id in zip(places, ids, strict=True)
-    ]
+    return [Client(port, caller.id, caller.token) for port, caller in zip(places, callers, strict=True)]
 
 
 def _try(clients: list[Client], turns: int) -> float:

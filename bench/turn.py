@@ -23,9 +23,9 @@ import psycopg
 from bench import distance, parts
 from bench.parts import Parts, Worker
 from dev.tokens import Issuer
-from tests.gateway import event, invoke
+from testing.callers import Caller, identity
+from testing.gateway import invoke
 
-AUTH: Final = "bench"
 WARM_UP: Final = 10
 """Turns that are not counted: what is built at first use is built then."""
 
@@ -96,10 +96,8 @@ class Person:
 
     def request(self) -> dict[str, Any]:
         """The event of their next message."""
-        token = self._issuer.mint(self.id, issuer=AUTH, audience=AUTH)
-        headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
         body = {"message": "Add buy milk", "conversation_id": self._conversation and str(self._conversation)}
-        return event("POST", f"/api/{self.id}/chat", headers=headers, body=json.dumps(body).encode())
+        return Caller(self.id, self._issuer).request(body)
 
     def take_back(self) -> None:
         """Forget the turn."""
@@ -122,7 +120,7 @@ def prepare(subject: str) -> tuple[Callable[..., Any], Issuer, TextIO]:
     Log lines of the turns go nowhere.
     """
     issuer = Issuer.new()
-    os.environ.update(AUTH_ISSUER=AUTH, AUTH_AUDIENCE=AUTH, AUTH_JWKS_JSON=issuer.jwks_json)
+    os.environ.update(identity(issuer))
     asyncio.set_event_loop(asyncio.new_event_loop())
     answers, sys.stdout = sys.stdout, open(os.devnull, "w")
     return importlib.import_module(SUBJECTS[subject]).handler, issuer, answers

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 
 from dev import processes
-from tests.gateway import Response
+from testing.gateway import Response
 
 Rows = psycopg.Connection[dict[str, Any]]
 

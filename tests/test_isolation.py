@@ -25,9 +25,10 @@ from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from taskchat.database.transaction import Database
-from tests.conftest import AUTH, RESOURCE, Person, databases, variables
-from tests.environments import Client, Environment, Fleet, Zygote
-from tests.gateway import event
+from testing.callers import AUTH, RESOURCE, Caller
+from testing.gateway import event
+from tests.conftest import Person, databases, variables
+from tests.environments import Environment, Fleet, Zygote
 from tests.test_mcp_door import McpClient
 
 Rows = psycopg.Connection[dict[str, Any]]
@@ -224,7 +225,7 @@ def test_interleaved_transactions_do_not_mix(server: Postgres, pooler: PgBouncer
 
 
 @dataclass(frozen=True)
-class Guest(Client):
+class Guest(Caller):
     """A person who uses both doors."""
 
     @classmethod

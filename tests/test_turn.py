@@ -10,8 +10,8 @@ import pytest
 
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
+from testing.gateway import Response
 from tests.conftest import Logs, Person, run
-from tests.gateway import Response
 
 Rows = psycopg.Connection[dict[str, Any]]
 

@@ -1,9 +1,10 @@
 """What a load needs of each part, and what a million turns cost: the tables of docs/scaling.md, from stated numbers.
 
-`python -m bench.capacity` prints the tables. To try your own numbers, change the ones here.
+`python -m testing.capacity` prints the tables. To try your own numbers, change the ones here.
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -200,7 +201,7 @@ def tables() -> dict[str, str]:
 
 def main() -> None:
     """Print the tables."""
-    print(*tables().values(), sep="\n\n")
+    sys.stdout.write("\n\n".join(tables().values()) + "\n")
 
 
 if __name__ == "__main__":
