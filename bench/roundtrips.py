@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 
+import taskchat.process  # noqa: F401  (fills the metadata, from which a new connection checks its role)
 from bench import parts
 from bench.parts import Parts, Worker
 from bench.turn import HISTORIES, NEW, SUBJECTS, WARM_UP
