@@ -111,7 +111,7 @@ def waiting(clients: int, thinking: float, holding: float, servers: int) -> floa
 
 
 def load_table(turn: Turn) -> Iterator[str]:
-    """Yield the needs of each load beside the default limit. What exceeds the limit is bold."""
+    """Yield the needs of each load beside the default limit. A need above the limit is bold."""
     yield "| Turns per minute | " + " | ".join(f"{load:,}" for load in LOADS) + " | default limit |"
     yield "|---|" + "---:|" * len(LOADS) + "---|"
     for name, need, limit, unit in _NEEDS:

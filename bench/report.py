@@ -200,7 +200,7 @@ def _growth(growth: Growth) -> str:
 def _scaling(scaling: Scaling) -> str:
     rows = [
         (f"{name}: {what.replace('_', ' ')}", f"{calculated:.1f}", f"{getattr(trial.measured, what):.1f}")
-        for name, trial in (("room to spare", scaling.roomy), ("the pool used up", scaling.exhausted))
+        for name, trial in (("spare connections", scaling.roomy), ("pool used up", scaling.exhausted))
         for what, calculated in vars(trial.calculated).items()
     ]
     listed = "\n".join(table(rows, ("", "calculated", "measured")))

@@ -296,7 +296,7 @@ def report(found: Scaling) -> Iterator[str]:
     yield f"a real turn: {weight.transactions:.1f} transactions that hold a server for {weight.holding_ms:.1f} ms"
     yield f"a real turn: {weight.database_cpu_ms:.1f} ms of Postgres's CPU"
     yield f"{found.clients:,} clients on {found.servers} server connections, {THINKING:g} s of model time in a turn"
-    for name, trial in (("with room to spare", found.roomy), ("the pool used up", found.exhausted)):
+    for name, trial in (("spare connections", found.roomy), ("pool used up", found.exhausted)):
         yield f"{name:44}{'calculated':>12}{'measured':>12}"
         for what, calculated in vars(trial.calculated).items():
             measured = getattr(trial.measured, what)
