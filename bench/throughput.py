@@ -1,8 +1,8 @@
-"""`python -m bench.throughput`: turns per second against the number of clients that take turns at once.
+"""`python -m bench.throughput`: measure turns per second with concurrent clients.
 
-Over HTTP, against one process of the server that `make dev` runs, and against two, each with one database connection as
-an environment has it; the floor behind the same server. Every turn begins a conversation and makes one tool call. The
-model takes no time.
+The clients use HTTP. The server is that of `make dev`, with one process and with two, each with one database connection
+like an environment. The floor runs behind the same server. Every turn begins a conversation and makes one tool call.
+The model takes no time.
 """
 
 import contextlib
@@ -28,19 +28,19 @@ from testing.callers import Caller, identity
 
 APPS: Final = {"ours": "dev.app:app", "floor": "bench.floor:app"}
 PROCESSES: Final = {1: "one process", 2: "2 processes"}
-"""How many of a server the clients share, in words."""
+"""Numbers of server processes that the clients share, in words."""
 
 
 def server(name: str, processes: int) -> str:
-    """What so many processes of ours or of the floor are called."""
+    """Return the label of so many processes of ours or of the floor."""
     return name if processes == 1 else f"{name}, {PROCESSES[processes]}"
 
 
 SERVERS: Final = {server(name, processes): (app, processes) for processes in PROCESSES for name, app in APPS.items()}
-"""The app of each, and how many processes of it there are."""
+"""The app and the number of processes, by label."""
 CLIENTS: Final = (1, 2, 4, 8, 16)
 TURNS: Final = 160
-"""In one trial, by all clients together: a second or two."""
+"""Turns of all clients together in one trial: a second or two."""
 
 ROUNDS: Final = 3
 HOST: Final = "127.0.0.1"
@@ -49,14 +49,14 @@ BODY: Final = json.dumps({"message": "Add buy milk"})
 
 @dataclass(frozen=True)
 class Client:
-    """Somebody who sends one message after the other over one connection."""
+    """A client that sends messages in sequence over one connection."""
 
     port: int
     user_id: str
     token: str
 
     def speak(self, turns: int) -> None:
-        """Take so many turns, and look at each answer."""
+        """Run so many turns, and check each answer."""
         headers = {"authorization": f"Bearer {self.token}", "content-type": "application/json"}
         connection = http.client.HTTPConnection(HOST, self.port, timeout=60)
         with contextlib.closing(connection):
@@ -69,7 +69,7 @@ class Client:
 
 
 def measure(running: Parts, turns: int = TURNS, rounds: int = ROUNDS) -> dict[str, dict[int, float]]:
-    """Turns per second, by whose in how many processes, and for how many clients: the median of the rounds.
+    """Return turns per second, by server and number of clients: the median of the rounds.
 
     Raises StartupError.
     """
@@ -109,7 +109,7 @@ def _people(ports: list[int], issuer: Issuer, number: int) -> list[Client]:
 
 
 def _try(clients: list[Client], turns: int) -> float:
-    """Turns per second of all clients together."""
+    """Return the turns per second of all clients together."""
     with ThreadPoolExecutor(len(clients)) as pool:
         began = time.perf_counter()
         list(pool.map(lambda client: client.speak(turns // len(clients)), clients))
@@ -117,7 +117,7 @@ def _try(clients: list[Client], turns: int) -> float:
 
 
 def main() -> None:
-    """Measure, and print one line for each number of clients."""
+    """Measure and print one line for each number of clients."""
     with parts.running() as running:
         found = measure(running)
     print(f"{'clients':8}" + "".join(f"{name:>22}" for name in found) + "   turns per second")
