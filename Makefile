@@ -93,7 +93,7 @@ inspector: install  ## Call the tools over HTTP with the MCP Inspector
 	@rm -rf .dev/inspector
 	@TASKCHAT_DEV_DIR=.dev/inspector $(BIN)/python -m dev.inspector
 
-conformance: install  ## Run the public MCP conformance suite against the MCP door
+conformance: install  ## Run the public MCP conformance suite against the MCP endpoint
 	@rm -rf .dev/conformance/state .dev/conformance/results
 	@TASKCHAT_DEV_DIR=.dev/conformance/state $(BIN)/python -m dev.conformance
 
