@@ -73,6 +73,7 @@ def _is_waived(check: dict[str, Any]) -> bool:
 
 def main() -> int:
     """Run the suites and print the counts. The exit code is 1 when a scenario that applies did not pass."""
+    print("Running the MCP conformance suites (the first run downloads them)", flush=True)
     try:
         return run(node.install(Path(__file__).parent))
     except (ProofError, StartupError) as error:
