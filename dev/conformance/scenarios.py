@@ -114,7 +114,7 @@ class Result:
 
     @property
     def passed(self) -> bool:
-        """Whether the suite made at least one check, and found no fault."""
+        """Return whether the suite made at least one check, and found no fault."""
         return self.successes > 0 and not self.faults
 
 

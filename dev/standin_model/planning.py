@@ -50,12 +50,12 @@ class ScriptRun:
 
     @property
     def reads(self) -> bool:
-        """Whether the calls change nothing."""
+        """Return whether the calls change nothing."""
         return self.asks[0].tool in domain.reads
 
     @property
     def changes(self) -> set[object]:
-        """The keys of the rows that the calls change."""
+        """Return the keys of the rows that the calls change."""
         return {ask.arguments[domain.key] for ask in self.asks if domain.key in ask.arguments}
 
 
