@@ -96,16 +96,13 @@ class Postgres:
 
 
 @contextlib.contextmanager
-def running(
-    data_dir: Path, *, host: str = "127.0.0.1", port: int = 0, extra_hosts: Sequence[str] = (), durable: bool = True
-) -> Iterator[Postgres]:
+def running(data_dir: Path, *, host: str = "127.0.0.1", port: int = 0, durable: bool = True) -> Iterator[Postgres]:
     """Run the server whose data is in `data_dir`, which is made if it does not exist, and stop it afterwards.
 
-    `extra_hosts` are further addresses of this machine to listen on (a container engine's bridge). Without `durable`
-    commits take less time, but a power cut may destroy the data. Raises StartupError, also when another process runs
-    this data directory.
+    Without `durable` commits take less time, but a power cut may destroy the data. Raises StartupError, also when
+    another process runs this data directory.
     """
-    settings = SETTINGS | {"listen_addresses": ",".join((host, *extra_hosts))} | ({} if durable else NOT_DURABLE)
+    settings = SETTINGS | {"listen_addresses": host} | ({} if durable else NOT_DURABLE)
     account = processes.unprivileged_account()
     with _locked(data_dir.resolve(), account) as directory:
         home = _home(directory, account)
