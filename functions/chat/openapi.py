@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from chat.schemas import ChatRequest, FieldProblem, Problem, TurnProblem
-from taskchat.http.auth import USER_ID, bearer_token
+from taskchat.http.auth import USER_ID, read_bearer_token
 from taskchat.http.problems import MEDIA_TYPE
 
 Responses = dict[int | str, dict[str, Any]]
@@ -27,7 +27,7 @@ class BearerToken(SecurityBase):
 
     async def __call__(self, request: Request) -> str:
         """The token, not yet judged. Raises Unauthenticated."""
-        return bearer_token(request.headers.getlist("authorization"))
+        return read_bearer_token(request.headers.getlist("authorization"))
 
 
 class DescribedApi(FastAPI):

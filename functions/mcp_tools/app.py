@@ -19,10 +19,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from mcp_tools.error_filter import PlainErrors
 from taskchat import deadline
 from taskchat.errors import OutOfTime, Unauthenticated
-from taskchat.http.auth import Verifier, mcp_verifier
+from taskchat.http.auth import Verifier, create_mcp_verifier
 from taskchat.http.gateway import lambda_handler
 from taskchat.http.middleware import JSON, BodyLimit, OwnAddress, SecurityHeaders, require_json
-from taskchat.http.problems import ErrorBoundary, tell_routing
+from taskchat.http.problems import ErrorBoundary, answer_routing_error
 from taskchat.limits import mcp_limits
 from taskchat.process import Process, side_by_side, start
 from taskchat.tasks import toolset
@@ -61,7 +61,7 @@ class McpProcess(Process):
     @cached_property
     def verifier(self) -> Verifier:
         """Return the verifier of MCP tokens, which keeps public keys between requests. Raises SettingsError."""
-        return mcp_verifier(self.settings)
+        return create_mcp_verifier(self.settings)
 
     @cached_property
     def app(self) -> StarletteWithLifespan:
@@ -124,7 +124,7 @@ def create_app(process: McpProcess) -> StarletteWithLifespan:
     )
     app.router.redirect_slashes = False
     app.routes[:] = [_admitting(route, resource.path, process) for route in app.routes]
-    app.add_exception_handler(HTTPException, tell_routing)
+    app.add_exception_handler(HTTPException, answer_routing_error)
     # From the innermost on. They stand before the library's own, which fails where the token is judged.
     app.add_middleware(PlainErrors)
     app.add_middleware(BodyLimit)

@@ -1,4 +1,4 @@
-"""Errors as an HTTP caller sees them: problem+json (RFC 9457), for both doors."""
+"""Turn errors into problem+json responses (RFC 9457), in both apps."""
 
 from typing import Final
 
@@ -14,7 +14,7 @@ MEDIA_TYPE: Final = "application/problem+json"
 
 
 def problem_response(error: TaskchatError) -> JSONResponse:
-    """The error as its caller is told: fixed words, and nothing of the exception or the request."""
+    """Return the response to an error: fixed texts, and nothing of the exception or the request."""
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
@@ -24,19 +24,16 @@ def problem_response(error: TaskchatError) -> JSONResponse:
     return JSONResponse(content | error.members, error.status, headers, MEDIA_TYPE)
 
 
-async def tell_routing(_request: Request, error: Exception) -> Response:
-    """The answer to a path or a method that there is not, for an app's exception handlers."""
-    known = isinstance(error, HTTPException) and error.status_code == 405
-    response = problem_response(MethodNotAllowed() if known else NotFound())
+async def answer_routing_error(_request: Request, error: Exception) -> Response:
+    """Return the response to an unknown path or method. It is an exception handler of both apps."""
+    is_method = isinstance(error, HTTPException) and error.status_code == 405
+    response = problem_response(MethodNotAllowed() if is_method else NotFound())
     response.headers.update(getattr(error, "headers", None) or {})  # Allow, with a 405
     return response
 
 
 class ErrorBoundary:
-    """Answers every exception: an expected one in its own words, any other with a plain 500.
-
-    Of the latter it logs the kind and the place, never the text, which may be a person's.
-    """
+    """Answers every exception with a problem: our own with its texts, any other with a plain 500."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
