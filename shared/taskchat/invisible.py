@@ -81,7 +81,7 @@ _INVISIBLE_ONE: Final = re.compile(f"[{_INVISIBLE}]")
 _RIGHT_TO_LEFT_LETTER: Final = re.compile(f"[{_RIGHT_TO_LEFT}]")
 
 
-def visible(text: str) -> str:
+def remove_invisible(text: str) -> str:
     """Return the text without the invisible characters that its script does not need. The rest of it stays as it is."""
     if text.isascii() or not _INVISIBLE_ONE.search(text):
         return text

@@ -9,7 +9,7 @@ from unicodedata import category, combining, normalize
 from pydantic import BeforeValidator
 from pydantic_core import PydanticKnownError
 
-from taskchat.invisible import visible
+from taskchat.invisible import remove_invisible
 
 LONGEST_COMPOSED: Final = 4
 """Characters that composing makes one of at most, by the tables of Unicode. What is longer than so many times a limit
@@ -45,17 +45,17 @@ def _plain(value: str) -> str:
     """The text as people read it, composed. Raises ValueError for what is no text, or shows nothing."""
     if {category(c) for c in set(value) - set(_ALLOWED_CONTROLS)} & {"Cc", "Cs"}:
         raise ValueError("text must not hold control characters")
-    if value.strip() and not any(map(_is_seen, visible(value))):
+    if value.strip() and not any(map(_is_seen, remove_invisible(value))):
         raise ValueError("text must hold something that can be seen")
     return _composed(value)
 
 
 def _composed(value: str) -> str:
     """Leave out what is invisible and compose the rest. Composing brings letters together, so look again after it."""
-    kept = visible(value)
+    kept = remove_invisible(value)
     while kept != value:
         value = _compose(kept)
-        kept = visible(value)
+        kept = remove_invisible(value)
     return _compose(value)
 
 
@@ -77,7 +77,7 @@ def _is_seen(character: str) -> bool:
 
 def as_json(value: Any) -> str:
     """Return JSON as a model reads it: in as few characters as it takes, and none of them invisible."""
-    return visible(_write_json(value))
+    return remove_invisible(_write_json(value))
 
 
 def as_data(value: Any) -> str:
@@ -96,14 +96,14 @@ def is_storable(value: Any) -> bool:
     return not isinstance(value, list) or all(map(is_storable, value))
 
 
-def storable(value: Any) -> Any:
+def make_storable(value: Any) -> Any:
     """The same JSON value with what Postgres cannot hold replaced: characters by U+FFFD, numbers by null."""
     if isinstance(value, float):
         return value if is_storable(value) else None
     if isinstance(value, str):
         return value if is_storable(value) else "".join(c if is_storable(c) else "\ufffd" for c in value)
     if isinstance(value, dict):
-        return {storable(key): storable(item) for key, item in value.items()}
+        return {make_storable(key): make_storable(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [storable(item) for item in value]
+        return [make_storable(item) for item in value]
     return value

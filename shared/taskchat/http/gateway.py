@@ -93,7 +93,7 @@ class Event(_EventPart):
 
 
 def seconds_left(event: Event, context: LambdaContext) -> float:
-    """Return the time that a request has left, by Lambda's clock and by API Gateway's: that one includes a cold start."""
+    """Return the seconds that a request has left, by Lambda's clock and by API Gateway's, which counts a cold start."""
     waited = time.time() - event.request_context.time_epoch / 1000
     # An event that was made by hand may hold any time.
     in_gateway = MAX_SECONDS - waited if 0 <= waited <= MAX_SECONDS else MAX_SECONDS

@@ -76,13 +76,11 @@ class OwnAddress:
     """Admits requests to the resource's own host name, from its own pages and from pages of the allowed origins.
 
     A page can point a name of its own at a server (DNS rebinding), and the browser takes the two for one site. Host and
-    Origin show that name. Clients that are no browsers send no Origin.
-
-    FastMCP's own check admits localhost too.
+    Origin show that name. Clients that are no browsers send no Origin. FastMCP's own check admits localhost too.
     """
 
     def __init__(self, app: ASGIApp, url: str, origins: frozenset[str], public: str) -> None:
-        """`url` is the resource's. Pages of `origins` may call it; pages of any origin may read paths below `public`."""
+        """`url` is the resource's. Pages of `origins` may call it; pages of all origins may call `public`."""
         self._app, self._public = app, public
         address = urlsplit(url)
         self._port = _DEFAULT_PORTS.get(address.scheme, "")
