@@ -16,13 +16,13 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mcp_tools.error_filter import PlainErrors
+from mcp_tools.error_filter import filter_errors
 from taskchat import deadline
 from taskchat.errors import OutOfTime, Unauthenticated
 from taskchat.http.auth import Verifier, create_mcp_verifier
 from taskchat.http.gateway import lambda_handler
-from taskchat.http.middleware import JSON, BodyLimit, OwnAddress, SecurityHeaders, require_json
-from taskchat.http.problems import ErrorBoundary, answer_routing_error
+from taskchat.http.middleware import JSON, OwnAddress, add_security_headers, limit_body, require_json
+from taskchat.http.problems import answer_errors, answer_routing_error
 from taskchat.limits import mcp_limits
 from taskchat.process import Process, side_by_side, start
 from taskchat.tasks import toolset
@@ -126,11 +126,11 @@ def create_app(process: McpProcess) -> StarletteWithLifespan:
     app.routes[:] = [_admit_first(route, resource.path, process) for route in app.routes]
     app.add_exception_handler(HTTPException, answer_routing_error)
     # The innermost first. All are outside the library's own middleware, which raises when it verifies the token.
-    app.add_middleware(PlainErrors)
-    app.add_middleware(BodyLimit)
+    app.add_middleware(filter_errors)
+    app.add_middleware(limit_body)
     app.add_middleware(OwnAddress, verifier.audience, settings.cors_origins, public=METADATA_PATH)
-    app.add_middleware(ErrorBoundary)
-    app.add_middleware(SecurityHeaders)
+    app.add_middleware(answer_errors)
+    app.add_middleware(add_security_headers)
     return app
 
 

@@ -20,14 +20,10 @@ _PROBLEMS: Final[dict[int, type[TaskchatError]]] = {kind.status: kind for kind i
 """Statuses that the library answers before the protocol begins."""
 
 
-class PlainErrors:
-    """Filters the response of the MCP library, once its body is complete."""
+def filter_errors(app: ASGIApp) -> ASGIApp:
+    """Return the app with a filter that sends a response once its body is complete."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         start: Message = {}
         body = b""
 
@@ -43,7 +39,9 @@ class PlainErrors:
                 await send(start)
                 await send({"type": "http.response.body", "body": content})
 
-        await self._app(scope, receive, send_filtered if scope["type"] == "http" else send)
+        await app(scope, receive, send_filtered if scope["type"] == "http" else send)
+
+    return serve
 
 
 def _fit_headers(start: Message, body: bytes) -> None:

@@ -9,16 +9,6 @@ from aws_lambda_powertools import Logger
 from taskchat.errors import TaskchatError
 from taskchat.settings import SettingsError
 
-SILENT: Final = (
-    "fastmcp",  # logs a traceback with the arguments of each failed call; the audit line reports the call without them
-    "openai.agents",  # logs the exception of each failed call of the model; `model failed` reports its kind
-    "sqlalchemy.pool",  # logs a traceback for each dead connection, and a freeze often ends one
-)
-WARNINGS_ONLY: Final = ("mangum",)
-"""It logs every path, and a path is the caller's text."""
-KIND_AND_PLACE_ONLY: Final = ("mcp",)
-"""Its tracebacks quote arguments, but no other log line reports its errors."""
-
 _PLACES: Final = 8
 """Frames of a traceback that are logged, the innermost ones."""
 
@@ -48,19 +38,24 @@ def to_problem(error: Exception) -> TaskchatError:
     return TaskchatError()
 
 
+_HANDLERS: Final = {
+    # It logs a traceback with the arguments of each failed call. The audit line reports the call without them.
+    "fastmcp": logging.NullHandler(),
+    # It logs the exception of each failed call of the model. `model failed` reports its kind.
+    "openai.agents": logging.NullHandler(),
+    # It logs a traceback for each dead connection, and a freeze often ends one.
+    "sqlalchemy.pool": logging.NullHandler(),
+    # Its tracebacks quote arguments, but no other log line reports its errors.
+    "mcp": _KindAndPlace(),
+}
+"""The only handler of each of these libraries."""
+
+
 def configure() -> None:
     """Keep the libraries' texts out of the log. Call it after the imports: some libraries add handlers of their own."""
     # A line that cannot be written is lost. Python's report of such a line prints its values, and can fail too.
     logging.raiseExceptions = False
-    for name in SILENT:
-        _handle_with(name, logging.NullHandler())
-    for name in KIND_AND_PLACE_ONLY:
-        _handle_with(name, _KindAndPlace())
-    for name in WARNINGS_ONLY:
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def _handle_with(name: str, handler: logging.Handler) -> None:
-    library = logging.getLogger(name)
-    library.handlers[:] = [handler]
-    library.propagate = False
+    for name, handler in _HANDLERS.items():
+        logging.getLogger(name).handlers[:] = [handler]
+        logging.getLogger(name).propagate = False
+    logging.getLogger("mangum").setLevel(logging.WARNING)  # below that it logs each path, which is the caller's text

@@ -196,29 +196,23 @@ class Verifier:
 
 
 def create_chat_verifier(settings: Settings) -> Verifier:
-    """Return the verifier of chat tokens. Raises SettingsError if no token could be valid."""
-    if not settings.auth_audience:
-        raise SettingsError("AUTH_AUDIENCE is not set.")
-    return Verifier(_create_key_set(settings), settings.auth_issuer, settings.auth_audience)
+    """Return the verifier of Better Auth's session tokens. Raises SettingsError if no token could be valid."""
+    return _create_verifier(settings, "auth_audience", Verifier.types)
 
 
 def create_mcp_verifier(settings: Settings) -> Verifier:
-    """Return the verifier of MCP access tokens: `typ` is at+jwt, the audience exactly this resource.
-
-    Raises SettingsError if no token could be valid.
-    """
-    if not settings.mcp_resource_url:
-        raise SettingsError("MCP_RESOURCE_URL is not set.")
-    types: frozenset[str | None] = frozenset({"at+jwt", "application/at+jwt"})
-    return Verifier(_create_key_set(settings), settings.auth_issuer, settings.mcp_resource_url, types)
+    """Return the verifier of access tokens for the MCP endpoint. Raises SettingsError if no token could be valid."""
+    return _create_verifier(settings, "mcp_resource_url", frozenset({"at+jwt", "application/at+jwt"}))
 
 
-def _create_key_set(settings: Settings) -> KeySet:
-    if not settings.auth_issuer:
-        raise SettingsError("AUTH_ISSUER is not set.")
+def _create_verifier(settings: Settings, audience: str, types: frozenset[str | None]) -> Verifier:
+    for name in ("auth_issuer", audience):
+        if not getattr(settings, name):
+            raise SettingsError(f"{name.upper()} is not set.")
     if not settings.auth_jwks_url and not settings.auth_jwks_json:
         raise SettingsError("Neither AUTH_JWKS_URL nor AUTH_JWKS_JSON is set.")
-    return KeySet(settings.auth_jwks_url, settings.auth_jwks_json)
+    keys = KeySet(settings.auth_jwks_url, settings.auth_jwks_json)
+    return Verifier(keys, settings.auth_issuer, getattr(settings, audience), types)
 
 
 def read_bearer_token(authorization: list[str]) -> str:

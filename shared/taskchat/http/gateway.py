@@ -27,9 +27,6 @@ MAX_SECONDS: Final = 29.0
 MARGIN: Final = 1.5
 """Seconds reserved before the deadline, to store the state of the turn and to answer."""
 
-NAMESPACE: Final = "taskchat"
-"""The metrics' namespace if POWERTOOLS_METRICS_NAMESPACE is not set."""
-
 _HOST: Final = re.compile(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?")
 """Mangum fails on other values of Host, and no domain of this service has one. They are dropped."""
 
@@ -37,7 +34,7 @@ Handler = Callable[[dict[str, Any], Any], dict[str, Any]]
 
 logger = Logger()
 metrics = Metrics()
-metrics.namespace = metrics.namespace or NAMESPACE
+metrics.namespace = metrics.namespace or "taskchat"  # if POWERTOOLS_METRICS_NAMESPACE is not set
 
 
 def _check_unicode(text: str) -> str:

@@ -31,34 +31,27 @@ def require_json(headers: Headers) -> None:
         raise UnsupportedMediaType
 
 
-class SecurityHeaders:
-    """Adds the security headers to every response. It must be the outermost middleware."""
+def add_security_headers(app: ASGIApp) -> ASGIApp:
+    """Return the app with the security headers on every response. It must be the outermost middleware."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         async def send_protected(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(SECURITY_HEADERS)
             await send(message)
 
-        await self._app(scope, receive, send_protected)
+        await app(scope, receive, send_protected)
+
+    return serve
 
 
-class BodyLimit:
-    """Ends a request when the app reads more bytes of its body than MAX_BODY.
+def limit_body(app: ASGIApp) -> ASGIApp:
+    """Return the app with a limit: it raises BodyTooLarge when the app reads more bytes of a body than MAX_BODY.
 
     Starlette's own limit looks at the declared length too, and would answer 413 in place of 401.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request. Raises BodyTooLarge."""
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         received = 0
 
         async def receive_within_limit() -> Message:
@@ -69,7 +62,9 @@ class BodyLimit:
                 raise BodyTooLarge
             return message
 
-        await self._app(scope, receive_within_limit, send)
+        await app(scope, receive_within_limit, send)
+
+    return serve
 
 
 class OwnAddress:

@@ -32,14 +32,13 @@ async def answer_routing_error(_request: Request, error: Exception) -> Response:
     return response
 
 
-class ErrorBoundary:
-    """Answers every exception with a problem: our own with its texts, any other with a plain 500."""
+def answer_errors(app: ASGIApp) -> ASGIApp:
+    """Return the app with a problem for each exception: our own with its texts, any other with a plain 500.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    It raises an exception that comes after the response has begun.
+    """
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request. Raises what was raised after the response had begun."""
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         started = False
 
         async def watch(message: Message) -> None:
@@ -48,8 +47,10 @@ class ErrorBoundary:
             await send(message)
 
         try:
-            await self._app(scope, receive, watch)
+            await app(scope, receive, watch)
         except Exception as error:
             if started or scope["type"] != "http":
                 raise
             await problem_response(to_problem(error))(scope, receive, send)
+
+    return serve
