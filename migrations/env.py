@@ -1,4 +1,4 @@
-"""Bring the schema up to date as its owner, then see to the runtime role. One run at a time, all or nothing."""
+"""Migrate the schema as its owner, then create or update the runtime role. One run at a time, in one transaction."""
 
 from alembic import context
 from alembic.util import CommandError
@@ -18,11 +18,11 @@ config = context.config
 _ONE_MIGRATION_AT_A_TIME = 8_250_411  # any constant: the key of an advisory lock
 
 PATIENCE = 3600.0
-"""Seconds that one statement may take: a migration of a large table is no request."""
+"""Seconds that one statement may take. A migration of a large table takes longer than a request."""
 
 
 def migrate() -> None:
-    """Run the requested Alembic command in one transaction. Raises SettingsError, or the database's error."""
+    """Run the Alembic command. Raises SettingsError, ValueError, or the error of the database."""
     settings = load(MigrationSettings)
     role = read_role(settings.database_url.get_secret_value())
     with create_engine_for(settings.migration_database_url.get_secret_value(), PATIENCE).begin() as connection:

@@ -1,12 +1,12 @@
-"""Row-level security as the tables have it: closed to everybody but a row's owner."""
+"""Secure tables with row-level security: a row is visible to its owner only."""
 
 from typing import Final
 
 from sqlalchemy import Connection, text
 from sqlmodel import SQLModel
 
-# Forced, so that the owner is bound too. The setting reads '' once it was used on a connection, hence nullif: closed
-# when unset. Wrapped in a select, so that it is read once per statement and the index still serves.
+# Forced, so that it binds the tables' owner too. After its first use on a connection the setting reads '', so nullif
+# keeps the policy closed. The select around it makes Postgres read it once per statement, and use the index.
 _OWNER_ONLY: Final = """
 alter table {table} enable row level security;
 alter table {table} force row level security;
@@ -17,12 +17,12 @@ create policy owner_only on {table}
 
 
 def owner_only(table: str) -> str:
-    """The statements that close the table."""
+    """Return the statements that secure the table."""
     return _OWNER_ONLY.format(table=table)
 
 
 def split(statements: str) -> list[str]:
-    """The statements one by one, as the driver sends them. None holds a semicolon of its own."""
+    """Return the statements one by one, for the driver. None of them holds a semicolon inside."""
     return [statement for statement in statements.split(";") if statement.strip()]
 
 
@@ -34,7 +34,7 @@ and not (relrowsecurity and relforcerowsecurity)
 
 
 def secure_tables(connection: Connection) -> None:
-    """Close each table of the program that no migration has closed: a new table is closed the moment it exists."""
+    """Secure each table of the program that no migration has secured."""
     tables = list(SQLModel.metadata.tables)
     for name in connection.execute(text(_UNSECURED), {"tables": tables}).scalars().all():
         for statement in split(owner_only(name)):

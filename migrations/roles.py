@@ -1,4 +1,4 @@
-"""The runtime role: made in SQL (a console would give it BYPASSRLS), with no more rights than the program uses."""
+"""Create the runtime role in SQL, with the rights that the program uses. Neon's console would give it BYPASSRLS."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -12,15 +12,14 @@ from taskchat.postgres_url import parse
 from taskchat.settings import SettingsError
 
 ALL_RIGHTS: Final = "select, insert, update, delete"
-"""On a table that does not say less."""
+"""Rights to a table that names none."""
 
 LIMITS: Final = {
-    # A session that exceeds these is one nobody waits for: the whole request has 29 seconds.
+    # A request has 29 seconds: no client waits for a session that exceeds these limits.
     "statement_timeout": "5s",
     "lock_timeout": "2s",
     "idle_in_transaction_session_timeout": "10s",
 }
-
 
 _TOO_MIGHTY: Final = """
 select rolname = current_user or rolcreaterole or rolcreatedb or rolreplication or exists (
@@ -28,15 +27,14 @@ select rolname = current_user or rolcreaterole or rolcreatedb or rolreplication 
 ) as too_mighty from pg_roles r where rolname = :name
 """
 
-
 _IS_OPEN: Final = """
 select has_schema_privilege('public', 'public', 'create') or has_schema_privilege(:name, 'public', 'create')
 """
-"""The first name is everybody's, the second one the schema's."""
+"""The first `public` is the group of all roles, the second one is the schema."""
 
 
 class OpenSchema(SettingsError):
-    """Raised when others than the owner may create in `public`, where a function of theirs could stand for ours."""
+    """Raised when other roles than the owner may create in `public`: Postgres could call their function, not ours."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +46,15 @@ class Role:
 
 
 def read_role(url: str) -> Role:
-    """The role in a libpq URL. Raises ValueError when it names none, or no password."""
+    """Return the role in a libpq URL. Raises ValueError if the URL has no user or no password."""
     parsed = parse(url)
     if not parsed.password:
-        raise ValueError("DATABASE_URL has no password for the role that is to be made")
+        raise ValueError("DATABASE_URL has no password for the role to create")
     return Role(parsed.user, parsed.password)
 
 
 def make_role(connection: Connection, role: Role) -> str:
-    """Create the role if it is not there, and say what was done; never touch the password of one that is.
+    """Create the role if it does not exist, and return a sentence about it. Keep the password of an existing role.
 
     Raises UnsafeRole.
     """
@@ -70,13 +68,13 @@ def make_role(connection: Connection, role: Role) -> str:
         )
     for setting, value in LIMITS.items():
         _execute(connection, f"alter role %I set {setting} = %L", role.name, value)
-    # Temporary tables last, or one that was made in a session would stand for ours to whom a pooler gives it next.
+    # Temporary tables last: a pooler passes a session on, and with it a temporary table that could hide ours.
     _execute(connection, "alter role %I set search_path = public, pg_temp", role.name)
     return f"role {role.name} " + ("was made." if found is None else "was there; its password is as it was.")
 
 
 def grant_rights(connection: Connection, name: str) -> None:
-    """Give the role exactly the rights that each table names, and take back any other on the tables."""
+    """Grant the role exactly the rights that each table names, and revoke all others."""
     _execute(connection, "grant usage on schema public to %I", name)
     for table in SQLModel.metadata.sorted_tables:
         rights = table.info.get(RIGHTS, ALL_RIGHTS)
@@ -85,16 +83,16 @@ def grant_rights(connection: Connection, name: str) -> None:
 
 
 def refuse_open_schema(connection: Connection, name: str) -> None:
-    """Raise OpenSchema if everybody, or the role, may create in `public`: Postgres 14 and older let everybody."""
+    """Raise OpenSchema if all roles, or this one, may create in `public`. Postgres 14 and older allow it."""
     if connection.execute(text(_IS_OPEN), {"name": name}).scalar_one():
         raise OpenSchema(
-            f"Everybody, or {name}, may create in the schema public, as before Postgres 15. As the schema's owner, "
-            "take that back from each who has it: revoke create on schema public from public"
+            f"All roles, or {name}, may create in the schema public, as before Postgres 15. As the schema's owner, "
+            "revoke that right from each role that has it: revoke create on schema public from public"
         )
 
 
 def _execute(connection: Connection, template: str, *values: str) -> None:
-    """Run a statement that takes no bind parameters, quoted by the database itself."""
+    """Run a statement that takes no bind parameters. Postgres quotes the values."""
     names = {f"v{index}": value for index, value in enumerate(values)}
     arguments = "".join(f", cast(:{name} as text)" for name in names)
     statement = connection.execute(text(f"select format(:template{arguments})"), {"template": template, **names})

@@ -15,8 +15,6 @@ from chat.schemas import ChatRequest, FieldProblem, Problem, TurnProblem
 from taskchat.http.auth import USER_ID, read_bearer_token
 from taskchat.http.problems import MEDIA_TYPE
 
-Responses = dict[int | str, dict[str, Any]]
-
 
 class BearerToken(SecurityBase):
     """Reads the token of a request, and describes the header."""
@@ -65,7 +63,7 @@ _MAY_WAIT: Final = _header("Seconds to wait before the next try, if the model sa
 _CHALLENGE: Final = _header("The scheme of the token.", {"const": "Bearer"})
 _REPLAYED: Final = _header("Set if the turn was done before.", {"const": "true"}, always=False)
 
-CHAT_RESPONSES: Final[Responses] = {
+CHAT_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     200: {"description": "The reply and the tool calls.", "headers": {"Idempotent-Replayed": _REPLAYED}},
     400: _problem("The body is not JSON in UTF-8."),
     401: _problem("There is no token, or an invalid one.", WWW_Authenticate=_CHALLENGE),

@@ -21,7 +21,7 @@ from taskchat import deadline
 from taskchat.errors import OutOfTime, Unauthenticated
 from taskchat.http.auth import Verifier, create_mcp_verifier
 from taskchat.http.gateway import lambda_handler
-from taskchat.http.middleware import JSON, OwnAddress, add_security_headers, limit_body, require_json
+from taskchat.http.middleware import JSON, add_security_headers, check_address, limit_body, require_json
 from taskchat.http.problems import answer_errors, answer_routing_error
 from taskchat.limits import mcp_limits
 from taskchat.process import Process, side_by_side, start
@@ -92,46 +92,44 @@ class _Admission:
             headers = MutableHeaders(scope=scope)
             require_json(headers)
             headers["content-type"] = JSON  # the library accepts lower case only
-            self._admit(str(user.access_token.subject))
+            if deadline.remaining() <= 0:
+                raise OutOfTime
+            user_id = str(user.access_token.subject)
+            if self._limits.any:
+                with self._process.database.transaction(user_id) as session:
+                    self._limits.spend(session, user_id)
         await self._app(scope, receive, send)
-
-    def _admit(self, user_id: str) -> None:
-        if deadline.remaining() <= 0:
-            raise OutOfTime
-        if self._limits.any:
-            with self._process.database.transaction(user_id) as session:
-                self._limits.spend(session, user_id)
 
 
 def create_app(process: McpProcess) -> StarletteWithLifespan:
     """Return the tool server at the path of MCP_RESOURCE_URL. Raises SettingsError if no token could be valid."""
-    settings, verifier = process.settings, process.verifier
-    resource = urlsplit(verifier.audience)
-    auth = RemoteAuthProvider(
-        token_verifier=_TokenVerifier(verifier),
-        authorization_servers=[_EXACT_URL.validate_python(settings.auth_issuer)],
-        base_url=f"{resource.scheme}://{resource.netloc}",
-        scopes_supported=list(process.toolset.scopes),
-    )
-    (metadata,) = auth.get_routes(resource.path)
+    resource, auth = process.verifier.audience, _create_auth(process)
+    path = urlsplit(resource).path
+    (metadata,) = auth.get_routes(path)
+    routes: list[BaseRoute] = [Route(METADATA_PATH, metadata.endpoint, methods=["GET", "OPTIONS"])]
     app = create_streamable_http_app(
-        process.tools,
-        streamable_http_path=resource.path,
-        auth=auth,
-        json_response=True,
-        stateless_http=True,
-        routes=[Route(METADATA_PATH, metadata.endpoint, methods=["GET", "OPTIONS"])],
+        process.tools, path, auth=auth, json_response=True, stateless_http=True, routes=routes
     )
     app.router.redirect_slashes = False
-    app.routes[:] = [_admit_first(route, resource.path, process) for route in app.routes]
+    app.routes[:] = [_admit_first(route, path, process) for route in app.routes]
     app.add_exception_handler(HTTPException, answer_routing_error)
     # The innermost first. All are outside the library's own middleware, which raises when it verifies the token.
     app.add_middleware(filter_errors)
     app.add_middleware(limit_body)
-    app.add_middleware(OwnAddress, verifier.audience, settings.cors_origins, public=METADATA_PATH)
+    app.add_middleware(check_address, resource, process.settings.cors_origins, public=METADATA_PATH)
     app.add_middleware(answer_errors)
     app.add_middleware(add_security_headers)
     return app
+
+
+def _create_auth(process: McpProcess) -> RemoteAuthProvider:
+    resource = urlsplit(process.verifier.audience)
+    return RemoteAuthProvider(
+        token_verifier=_TokenVerifier(process.verifier),
+        authorization_servers=[_EXACT_URL.validate_python(process.settings.auth_issuer)],
+        base_url=f"{resource.scheme}://{resource.netloc}",
+        scopes_supported=list(process.toolset.scopes),
+    )
 
 
 def _admit_first(route: BaseRoute, path: str, process: McpProcess) -> BaseRoute:

@@ -24,36 +24,31 @@ def filter_errors(app: ASGIApp) -> ASGIApp:
     """Return the app with a filter that sends a response once its body is complete."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        start: Message = {}
-        body = b""
+        messages: list[Message] = []
 
         async def send_filtered(message: Message) -> None:
-            nonlocal start, body
-            if message["type"] == "http.response.start":
-                start = message
-                return
-            body += message.get("body", b"")
-            if not message.get("more_body", False):
-                content = _filter(start["status"], body)
-                _fit_headers(start, content)
-                await send(start)
-                await send({"type": "http.response.body", "body": content})
+            messages.append(message)
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                for filtered in _filter(*messages):
+                    await send(filtered)
 
         await app(scope, receive, send_filtered if scope["type"] == "http" else send)
 
     return serve
 
 
-def _fit_headers(start: Message, body: bytes) -> None:
-    """Make the response's headers match its new body."""
+def _filter(start: Message, *parts: Message) -> tuple[Message, Message]:
+    """Return the two messages of the filtered response."""
+    body = _filter_body(start["status"], b"".join(part.get("body", b"") for part in parts))
     headers = MutableHeaders(scope=start)
     headers["content-length"] = str(len(body))
     if start["status"] in _PROBLEMS:
         headers["content-type"] = MEDIA_TYPE
     headers.setdefault("content-type", "text/plain; charset=utf-8")  # Mangum would call it JSON
+    return start, {"type": "http.response.body", "body": body}
 
 
-def _filter(status: int, body: bytes) -> bytes:
+def _filter_body(status: int, body: bytes) -> bytes:
     """Return the body without quoted texts: they follow a colon in the library's messages."""
     if problem := _PROBLEMS.get(status):
         return bytes(problem_response(problem()).body)

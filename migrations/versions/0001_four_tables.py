@@ -1,4 +1,4 @@
-"""The four tables, each closed to everybody but its rows' owner."""
+"""Create the four tables. Each row is visible to its owner only."""
 
 from alembic import op
 

@@ -1,7 +1,7 @@
-"""No index of calls by conversation: no statement of a turn needs it, and each call had to be written into it.
+"""Drop the index of calls by conversation: no statement of a turn needs it, and each call wrote to it.
 
-It lured the planner as well: to read all calls of a person through it, and throw most away, looked cheaper than to look
-up those of twenty turns. A conversation that is deleted finds its calls among its owner's, by the primary key.
+It also misled the planner: to read all calls of a person through it looked cheaper than to look up the calls of twenty
+turns. When a conversation is deleted, Postgres finds its calls by the primary key, which begins with the owner.
 """
 
 from alembic import op

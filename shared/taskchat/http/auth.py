@@ -40,8 +40,6 @@ _ALGORITHM_OF_KEY: Final = {("OKP", "Ed25519"): "EdDSA", ("EC", "P-256"): "ES256
 _FORBIDDEN_HEADERS: Final = frozenset({"jku", "x5u", "jwk", "x5c", "crit"})
 """Headers that bring a key of their own, or ask for rules that this program does not know."""
 
-Claims = dict[str, Any]
-
 logger = Logger()
 
 
@@ -165,11 +163,11 @@ class Verifier:
     types: frozenset[str | None] = frozenset({None, "JWT"})
     """Accepted values of the `typ` header. Better Auth's session tokens have no such header."""
 
-    def verify(self, token: str) -> Claims:
+    def verify(self, token: str) -> dict[str, Any]:
         """Return the claims of a valid token. Raises Unauthenticated, or KeySetUnavailable if it cannot be checked."""
         try:
             key = self.keys.find(self._read_key_id(token))
-            claims: Claims = jwt.decode(
+            claims: dict[str, Any] = jwt.decode(
                 token,
                 key=key,
                 algorithms=[str(key.algorithm_name)],  # the key's, whatever the header says

@@ -13,7 +13,7 @@ from aws_lambda_powertools.logging import correlation_paths
 from aws_lambda_powertools.metrics import MetricUnit
 from mangum import Mangum
 from mangum.types import ASGI, LambdaContext, LifespanMode
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AliasPath, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from taskchat import deadline
@@ -45,26 +45,10 @@ def _check_unicode(text: str) -> str:
 _Text = Annotated[str, AfterValidator(_check_unicode)]
 
 
-class _EventPart(BaseModel):
-    """A part of an event, in API Gateway's spelling. Fields that the app does not read are left out."""
+class Event(BaseModel):
+    """The parts of an HTTP API's event (payload 2.0) that the app reads."""
 
     model_config = ConfigDict(alias_generator=to_camel, strict=True)
-
-
-class _Http(_EventPart):
-    method: _Text
-    path: _Text
-    source_ip: _Text | None = None
-
-
-class _RequestContext(_EventPart):
-    http: _Http
-    time_epoch: int = Field(default=0, ge=0, lt=2**53)
-    """Milliseconds."""
-
-
-class Event(_EventPart):
-    """A request in the format of API Gateway's HTTP APIs (payload 2.0)."""
 
     version: Literal["2.0"]
     raw_query_string: _Text = ""
@@ -72,7 +56,11 @@ class Event(_EventPart):
     cookies: list[_Text] | None = None
     body: str | None = None
     is_base64_encoded: bool = False
-    request_context: _RequestContext
+    method: _Text = Field(validation_alias=AliasPath("requestContext", "http", "method"))
+    path: _Text = Field(validation_alias=AliasPath("requestContext", "http", "path"))
+    source_ip: _Text | None = Field(None, validation_alias=AliasPath("requestContext", "http", "sourceIp"))
+    time_epoch: int = Field(0, ge=0, lt=2**53, validation_alias=AliasPath("requestContext", "timeEpoch"))
+    """Milliseconds."""
 
     def for_mangum(self) -> dict[str, Any]:
         """Return the event without anything that Mangum fails on. Raises ValueError for a body that is not base64."""
@@ -82,16 +70,22 @@ class Event(_EventPart):
         headers.pop("x-forwarded-port", None)
         if not _HOST.fullmatch(headers.get("host", "")):
             headers.pop("host", None)
-        changes = {"headers": headers, "body": b64encode(content).decode(), "is_base64_encoded": True}
-        event = self.model_copy(update=changes).model_dump(by_alias=True)
         # API Gateway has decoded the path. Mangum decodes it again, and a path that was encoded twice would change.
-        event["requestContext"]["http"]["path"] = quote(self.request_context.http.path)
-        return event
+        http = {"method": self.method, "path": quote(self.path), "sourceIp": self.source_ip}
+        return {
+            "version": self.version,
+            "rawQueryString": self.raw_query_string,
+            "headers": headers,
+            "cookies": self.cookies,
+            "body": b64encode(content).decode(),
+            "isBase64Encoded": True,
+            "requestContext": {"http": http},
+        }
 
 
 def seconds_left(event: Event, context: LambdaContext) -> float:
     """Return the seconds that a request has left, by Lambda's clock and by API Gateway's, which counts a cold start."""
-    waited = time.time() - event.request_context.time_epoch / 1000
+    waited = time.time() - event.time_epoch / 1000
     # An event that was made by hand may hold any time.
     in_gateway = MAX_SECONDS - waited if 0 <= waited <= MAX_SECONDS else MAX_SECONDS
     return min(context.get_remaining_time_in_millis() / 1000, in_gateway)

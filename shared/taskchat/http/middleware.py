@@ -67,31 +67,24 @@ def limit_body(app: ASGIApp) -> ASGIApp:
     return serve
 
 
-class OwnAddress:
-    """Admits requests to the resource's own host name, from its own pages and from pages of the allowed origins.
+def check_address(app: ASGIApp, url: str, origins: frozenset[str], public: str) -> ASGIApp:
+    """Return the app for the host in `url`, its own pages and pages of `origins`; for `public` paths, for all pages.
 
     A page can point a name of its own at a server (DNS rebinding), and the browser takes the two for one site. Host and
-    Origin show that name. Clients that are no browsers send no Origin. FastMCP's own check admits localhost too.
+    Origin show that name. Clients that are no browsers send no Origin. (FastMCP's check admits localhost.)
     """
+    address = urlsplit(url)
+    port = _DEFAULT_PORTS.get(address.scheme, "")
+    host = address.netloc.lower().removesuffix(port)
+    allowed = origins | {f"{address.scheme}://{host}"}
 
-    def __init__(self, app: ASGIApp, url: str, origins: frozenset[str], public: str) -> None:
-        """`url` is the resource's. Pages of `origins` may call it; pages of all origins may call `public`."""
-        self._app, self._public = app, public
-        address = urlsplit(url)
-        self._port = _DEFAULT_PORTS.get(address.scheme, "")
-        self._host = self._without_port(address.netloc)
-        self._origins = origins | {f"{address.scheme}://{self._host}"}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request. Raises Misdirected or OriginRefused."""
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             headers = Headers(scope=scope)
-            if [self._without_port(host) for host in headers.getlist("host")] != [self._host]:
+            if [name.lower().removesuffix(port) for name in headers.getlist("host")] != [host]:
                 raise Misdirected
-            if not self._origins.issuperset(headers.getlist("origin")) and not scope["path"].startswith(self._public):
+            if not allowed.issuperset(headers.getlist("origin")) and not scope["path"].startswith(public):
                 raise OriginRefused
-        await self._app(scope, receive, send)
+        await app(scope, receive, send)
 
-    def _without_port(self, host: str) -> str:
-        """Return the host in lower case, without the default port."""
-        return host.lower().removesuffix(self._port)
+    return serve

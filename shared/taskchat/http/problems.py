@@ -33,10 +33,7 @@ async def answer_routing_error(_request: Request, error: Exception) -> Response:
 
 
 def answer_errors(app: ASGIApp) -> ASGIApp:
-    """Return the app with a problem for each exception: our own with its texts, any other with a plain 500.
-
-    It raises an exception that comes after the response has begun.
-    """
+    """Return the app with a problem in place of each exception that it raises before its response begins."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         started = False

@@ -1,5 +1,6 @@
 """Hold the context of the running tool call: its caller, its turn, its scopes and its transaction."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -35,8 +36,8 @@ class CallContext:
     """Records of the turn's calls so far. The call adds its own."""
     unsettled: list[UnsettledCall] = field(default_factory=list)
     """Calls whose outcome could not be found out. The call adds itself if it is one."""
-    max_destructive: int | None = None
-    """How many destructive calls the turn may make. None for an MCP client, which decides on each call."""
+    max_destructive: float = math.inf
+    """How many destructive calls the turn may make. An MCP client decides on each call by itself."""
 
 
 current_call: ContextVar[CallContext] = ContextVar("call")

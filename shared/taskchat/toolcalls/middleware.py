@@ -110,7 +110,7 @@ class AuditMiddleware(Middleware):
         if call.refusal:
             raise ToolFailure(call.refusal)
         made = sum(record.tool in self._destructive and record.outcome == "ok" for record in call.records)
-        if tool in self._destructive and call.max_destructive is not None and made >= call.max_destructive:
+        if tool in self._destructive and made >= call.max_destructive:
             raise ToolFailure(
                 f"Not done: one message may do this {call.max_destructive} times at most. "
                 "Tell the person what is left, and ask whether to go on."
