@@ -49,7 +49,7 @@ _OF_OWNER: Final = TASK.c.user_id == bindparam("of_user")
 _ONE_TASK: Final = and_(_OF_OWNER, TASK.c.id == bindparam("of_id"))
 _INSERT: Final = insert(TASK).returning(TASK)
 _PAGE: Final = select(TASK).where(_OF_OWNER, TASK.c.id > bindparam("after")).order_by(TASK.c.id).limit(PAGE_SIZE + 1)
-_PAGE_BY_STATUS: Final = _PAGE.where(TASK.c.completed == bindparam("is_completed"))
+_PAGE_BY_STATE: Final = _PAGE.where(TASK.c.completed == bindparam("is_completed"))
 _UPDATE: Final = update(TASK).where(_ONE_TASK).values(updated_at=func.clock_timestamp()).returning(TASK)
 _DELETE: Final = delete(TASK).where(_ONE_TASK).returning(TASK)
 
@@ -70,7 +70,7 @@ def add(session: Session, user_id: str, title: str, description: str) -> TaskVie
 def read_page(session: Session, user_id: str, status: Status, cursor: int | None) -> TaskPage:
     """Return the first tasks whose ids come after `cursor`."""
     wanted = {"of_user": user_id, "after": cursor or 0, "is_completed": status == "completed"}
-    found = session.execute(_PAGE if status == "all" else _PAGE_BY_STATUS, wanted)
+    found = session.execute(_PAGE if status == "all" else _PAGE_BY_STATE, wanted)
     tasks = [TaskView.model_validate(task) for task in found]
     ends = accumulate(_count_characters(task) for task in tasks)
     fitting = [task for task, end in zip(tasks[:PAGE_SIZE], ends, strict=False) if end <= PAGE_CHARACTERS]

@@ -18,9 +18,9 @@ _READ_RECORD: Final = select(TOOL_CALL).where(
     TOOL_CALL.c.call_id == bindparam("of_call"),
 )
 
-_NOT_DONE: Final = "Not done: the connection to the database broke. Nothing was changed. Make the call again."
+_NOT_DONE: Final = "Not done: the connection to the database broke. Nothing was changed. Make the call once more."
 _MAY_BE_DONE: Final = (
-    "The database did not answer, so this may be done or not. Check that before you make the call again."
+    "The database did not answer: this may have been done, or may not. Check that before you repeat it."
 )
 
 Outcome = Literal["ok", "error"]
