@@ -22,7 +22,7 @@ STATEMENT_SECONDS = 3600.0
 
 
 def migrate() -> None:
-    """Run the requested Alembic command in one transaction. Raises SettingsError, or the database's error."""
+    """Run the Alembic command. Raises SettingsError, ValueError, or the error of the database."""
     settings = load(MigrationSettings)
     role = read_role(settings.database_url.get_secret_value())
     with create_engine_for(settings.migration_database_url.get_secret_value(), STATEMENT_SECONDS).begin() as connection:

@@ -21,13 +21,11 @@ LIMITS: Final = {
     "idle_in_transaction_session_timeout": "10s",
 }
 
-
 _TOO_MIGHTY: Final = """
 select rolname = current_user or rolcreaterole or rolcreatedb or rolreplication or exists (
     select from pg_roles b where (b.rolsuper or b.rolbypassrls) and pg_has_role(r.oid, b.oid, 'member')
 ) as too_mighty from pg_roles r where rolname = :name
 """
-
 
 _IS_OPEN: Final = """
 select has_schema_privilege('public', 'public', 'create') or has_schema_privilege(:name, 'public', 'create')
@@ -51,7 +49,7 @@ def read_role(url: str) -> Role:
     """Return the role in a libpq URL. Raises ValueError when the URL has no role or no password."""
     parsed = parse(url)
     if not parsed.password:
-        raise ValueError("DATABASE_URL has no password for the role that is to be made")
+        raise ValueError("DATABASE_URL has no password for the role to create")
     return Role(parsed.user, parsed.password)
 
 

@@ -31,9 +31,9 @@ from taskchat.http.auth import (
     KEY_SET_TTL,
     KeySet,
     Verifier,
-    bearer_token,
-    chat_verifier,
-    mcp_verifier,
+    create_chat_verifier,
+    create_mcp_verifier,
+    read_bearer_token,
 )
 from taskchat.settings import Settings, SettingsError
 
@@ -339,17 +339,17 @@ class TestDoors:
 
     def test_chat(self, settings: Settings, signer: Signer) -> None:
         """A session token, and only with the chat API's audience."""
-        assert chat_verifier(settings).verify(signer.sign(claims()))
-        assert_refused(chat_verifier(settings), signer.sign(claims(aud=RESOURCE)))
-        assert_refused(chat_verifier(settings), signer.sign(claims(), typ="at+jwt"))
+        assert create_chat_verifier(settings).verify(signer.sign(claims()))
+        assert_refused(create_chat_verifier(settings), signer.sign(claims(aud=RESOURCE)))
+        assert_refused(create_chat_verifier(settings), signer.sign(claims(), typ="at+jwt"))
 
     def test_mcp(self, settings: Settings, signer: Signer) -> None:
         """An access token, and only with the endpoint's audience."""
         for typ in ("at+jwt", "application/at+jwt"):
-            assert mcp_verifier(settings).verify(signer.sign(claims(aud=RESOURCE), typ=typ))
+            assert create_mcp_verifier(settings).verify(signer.sign(claims(aud=RESOURCE), typ=typ))
         for other in (None, "JWT"):
-            assert_refused(mcp_verifier(settings), signer.sign(claims(aud=RESOURCE), typ=other))
-        assert_refused(mcp_verifier(settings), signer.sign(claims(), typ="at+jwt"))
+            assert_refused(create_mcp_verifier(settings), signer.sign(claims(aud=RESOURCE), typ=other))
+        assert_refused(create_mcp_verifier(settings), signer.sign(claims(), typ="at+jwt"))
 
 
 class TestAuthorizationHeader:
@@ -358,7 +358,7 @@ class TestAuthorizationHeader:
     @pytest.mark.parametrize("header", ["Bearer a.b-c_d", "bearer a.b-c_d", "BEARER   a.b-c_d"])
     def test_the_token_in_it(self, header: str) -> None:
         """The scheme's case and spaces after it don't matter."""
-        assert bearer_token([header]) == "a.b-c_d"
+        assert read_bearer_token([header]) == "a.b-c_d"
 
     @pytest.mark.parametrize(
         "headers",
@@ -387,7 +387,7 @@ class TestAuthorizationHeader:
     def test_none_in_it(self, headers: list[str]) -> None:
         """No header, several, several in one, and other schemes."""
         with pytest.raises(Unauthenticated):
-            bearer_token(headers)
+            read_bearer_token(headers)
 
 
 @dataclass
@@ -811,13 +811,13 @@ class TestSettings:
     def test_the_chat_api_needs(self, missing: str) -> None:
         """Issuer, audience, and keys from somewhere."""
         with pytest.raises(SettingsError, match=missing.upper()):
-            chat_verifier(_settings(missing))
+            create_chat_verifier(_settings(missing))
 
     @pytest.mark.parametrize("missing", ["auth_issuer", "mcp_resource_url", "auth_jwks_json"])
     def test_the_mcp_door_needs(self, missing: str) -> None:
         """Issuer, its own address, and keys from somewhere."""
         with pytest.raises(SettingsError, match=missing.upper()):
-            mcp_verifier(_settings(missing))
+            create_mcp_verifier(_settings(missing))
 
 
 def _settings(missing: str) -> Settings:

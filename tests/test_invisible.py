@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import StringConstraints, TypeAdapter
 
 from dev.standin_model.client import StandIn
-from taskchat.invisible import visible
+from taskchat.invisible import remove_invisible
 from taskchat.text import plain_text
 from tests.conftest import Person
 from tests.test_mcp_door import McpClient
@@ -151,7 +151,7 @@ class TestWhatIsNeeded:
     def test_text_without_invisible_characters_stays(self, text: str) -> None:
         """Whatever letters, numbers and signs it has."""
         kept = "".join(character for character in text if character not in INVISIBLE)
-        assert visible(kept) == kept
+        assert remove_invisible(kept) == kept
 
     @pytest.mark.parametrize("text", ["Donau\u00addampf\u00adschiff", "word\u2060joiner", "\ufeffa byte order mark"])
     def test_hyphenation_is_left_out(self, text: str) -> None:
@@ -176,9 +176,9 @@ class TestWhatIsHidden:
         """One behind each letter is no more than a run, where the letter needs none."""
         repeated = (carrier * len(HIDDEN[way]))[: len(HIDDEN[way])]
         text = "".join(letter + hidden for letter, hidden in zip(repeated, HIDDEN[way], strict=True))
-        kept = visible(text)
+        kept = remove_invisible(text)
         assert "".join(c for c in kept if c not in INVISIBLE and not 0xE0100 <= ord(c) <= 0xE01EF) == repeated
-        assert visible(text) == repeated or carrier == "牛奶面包"
+        assert remove_invisible(text) == repeated or carrier == "牛奶面包"
 
     def test_behind_ideographs(self) -> None:
         """A selector of the sixteenth part of the plane that any registered ideograph has: no byte fits in."""
@@ -207,17 +207,17 @@ class TestWhatIsHidden:
     @given(ANY_TEXT)
     def test_twice_is_once(self, text: str) -> None:
         """What was cleaned is clean."""
-        once = visible(text)
-        assert visible(once) == once
+        once = remove_invisible(text)
+        assert remove_invisible(once) == once
 
-    @given(ANY_TEXT.filter(lambda text: visible(text).strip()))
+    @given(ANY_TEXT.filter(lambda text: remove_invisible(text).strip()))
     def test_composed_text_is_clean(self, text: str) -> None:
         """Though composing makes neighbours of letters, and one letter of two."""
         try:
             once = TEXT.validate_python(text)
         except ValueError:
             return  # it shows nothing
-        assert TEXT.validate_python(once) == visible(once) == once
+        assert TEXT.validate_python(once) == remove_invisible(once) == once
 
     @given(ANY_TEXT)
     def test_visible_text_is_what_it_was(self, text: str) -> None:
@@ -226,13 +226,13 @@ class TestWhatIsHidden:
         def seen(text: str) -> str:
             return unicodedata.normalize("NFC", "".join(c for c in text if c not in INVISIBLE))
 
-        assert seen(visible(text)) == seen(text)
-        assert len(visible(text)) <= len(text)
+        assert seen(remove_invisible(text)) == seen(text)
+        assert len(remove_invisible(text)) <= len(text)
 
     @given(ANY_TEXT)
     def test_at_most_three_in_a_place(self, text: str) -> None:
         """A selector, a joiner and a mark of direction; a flag's tags are one sign."""
-        runs = "".join("i" if c in INVISIBLE else " " for c in _without_flags(visible(text))).split()
+        runs = "".join("i" if c in INVISIBLE else " " for c in _without_flags(remove_invisible(text))).split()
         assert max(map(len, runs), default=0) <= 3
 
     @given(st.sampled_from(PLAIN), st.lists(st.tuples(st.integers(0, 30), st.sampled_from(INVISIBLE)), max_size=60))
@@ -241,7 +241,7 @@ class TestWhatIsHidden:
         letters = list(carrier)
         for place, character in hidden:
             letters.insert(place, character)
-        kept = visible("".join(letters))
+        kept = remove_invisible("".join(letters))
         assert "".join(c for c in kept if c not in INVISIBLE) == carrier
         assert kept == carrier or (carrier == "牛奶面包" and len(kept) <= 2 * len(carrier))
 
@@ -250,7 +250,7 @@ class TestWhatIsHidden:
         shown = {*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2, 0x110BD, 0x110CD, *range(0x13430, 0x13440)}
         for code in range(sys.maxunicode + 1):
             if unicodedata.category(chr(code)) == "Cf":
-                assert (visible(f"x{chr(code)}x") != "xx") == (code in shown), hex(code)
+                assert (remove_invisible(f"x{chr(code)}x") != "xx") == (code in shown), hex(code)
 
 
 def _without_flags(text: str) -> str:

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from sqlalchemy import event
 
-from taskchat.toolcalls.call import Call, calling
+from taskchat.toolcalls.call import CallContext, calling
 from tests.conftest import Person, run
 from tests.test_mcp_door import McpClient
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("environment")
 class Outcome:
     """How a call ended: its structured content, or the sentence of its failure."""
 
-    def __init__(self, result: Any, call: Call) -> None:
+    def __init__(self, result: Any, call: CallContext) -> None:
         self.content = result.structured_content
         self.failure = result.content[0].text if result.is_error else None
         self.record = call.records[0]
@@ -39,7 +39,7 @@ async def acall(user_id: str, name: str, arguments: dict[str, Any]) -> Outcome:
     """One call of a tool on the person's behalf, as the agent makes it."""
     from chat.app import process
 
-    call = Call(user_id, "chat", turn_id=uuid4(), call_id=uuid4().hex)
+    call = CallContext(user_id, "chat", turn_id=uuid4(), call_id=uuid4().hex)
     with calling(call):
         return Outcome(await process.tools.call_tool(name, arguments), call)
 
@@ -291,7 +291,7 @@ def test_a_tool_s_own_fault_is_no_secret_and_no_leak(tool: Tool, rows: Rows, mon
 
     monkeypatch.setattr(tasks, "add", add_and_break)
     outcome = tool("add_task", title="a")
-    assert outcome.failure == "The tool failed for a reason of its own. Nothing was changed."
+    assert outcome.failure == "The tool failed. Nothing was changed."
     assert rows.execute("select from task where user_id = %s", [outcome.record.user_id]).fetchall() == []
 
 
@@ -309,7 +309,7 @@ def test_without_a_record_there_is_no_effect(user_id: str, rows: Rows) -> None:
     """When the record cannot be written, neither is the task."""
     from chat.app import process
 
-    call = Call(user_id, "chat", turn_id=uuid4(), call_id="the same twice")
+    call = CallContext(user_id, "chat", turn_id=uuid4(), call_id="the same twice")
 
     async def twice() -> None:
         with calling(call):

@@ -44,12 +44,12 @@ from chat.usage import MAX_OUTPUT_TOKENS, Usage
 from taskchat import deadline
 from taskchat.conversations.lease import Lease
 from taskchat.errors import ModelFailed, OutOfTime, TaskchatError
-from taskchat.invisible import visible
+from taskchat.invisible import remove_invisible
 from taskchat.limits import DayLeft
 from taskchat.logs import to_problem
 from taskchat.settings import Settings, SettingsError
-from taskchat.text import storable
-from taskchat.toolcalls.call import Call, calling
+from taskchat.text import make_storable
+from taskchat.toolcalls.call import CallContext, calling
 from taskchat.toolcalls.models import ToolCall
 from taskchat.toolcalls.record import UnsettledCall
 from taskchat.toolcalls.toolset import Toolset
@@ -139,14 +139,14 @@ class _BetweenCalls(RunHooks[Run]):
 async def _call_tool(run: Run, name: str, call_id: str, raw_arguments: str, *, is_reading: bool = False) -> str:
     """Make one call on the tool server and return what the model is told of it."""
     arguments = parse_arguments(raw_arguments)
-    call = Call(
+    call = CallContext(
         user_id=run.lease.user_id,
         door="chat",
         turn_id=run.lease.turn_id,
         call_id=call_id,
         position=len(run.calls),
         conversation_id=run.lease.conversation_id,
-        guard=run.lease.check,
+        check_lease=run.lease.check,
         refusal=_refusal(run, arguments) or (None if is_reading else _refusal_to_repeat(run, name, arguments)),
         records=run.calls,
         unsettled=run.unsettled,
@@ -179,7 +179,7 @@ def _refusal_to_repeat(run: Run, name: str, arguments: dict[str, Any] | None) ->
 
     The model is told by a refusal in an earlier answer: of two such calls in one answer, both are held off.
     """
-    wanted = storable(arguments)
+    wanted = make_storable(arguments)
     for place, call in reversed(list(enumerate(run.calls))):
         if (call.tool, call.arguments) == (name, wanted):
             if call.outcome == "ok":
@@ -296,7 +296,7 @@ def _readable(reply: str) -> str:
 
     Raises ModelFailed if nothing is left.
     """
-    text = visible(str(storable(reply[:_MOST_READ]))).strip()[:MAX_REPLY]
+    text = remove_invisible(str(make_storable(reply[:_MOST_READ]))).strip()[:MAX_REPLY]
     if not text:
         raise ModelFailed("The model answered nothing.")
     return text

@@ -1,6 +1,6 @@
 """The chat API: the route, who may use it, what goes wrong in words, and the Lambda handler.
 
-A request walks one way: ErrorBoundary, caller, chat, TurnRunner. Who is calling is settled before the body is read.
+A request walks one way: answer_errors, caller, chat, TurnRunner. Who is calling is settled before the body is read.
 """
 
 import asyncio
@@ -22,10 +22,10 @@ from chat.turn import TurnRunner
 from taskchat import deadline
 from taskchat.conversations import turns as conversations
 from taskchat.errors import Forbidden, InvalidInput, NotFound, NotJson
-from taskchat.http.auth import USER_ID, Verifier, chat_verifier
+from taskchat.http.auth import USER_ID, Verifier, create_chat_verifier
 from taskchat.http.gateway import MARGIN, MAX_SECONDS, lambda_handler
-from taskchat.http.middleware import BodyLimit, SecurityHeaders, require_json
-from taskchat.http.problems import ErrorBoundary, tell_routing
+from taskchat.http.middleware import add_security_headers, limit_body, require_json
+from taskchat.http.problems import answer_errors, answer_routing_error
 from taskchat.limits import chat_limits
 from taskchat.process import Process, side_by_side, start
 from taskchat.tasks import toolset
@@ -40,7 +40,7 @@ class ChatProcess(Process):
     @cached_property
     def verifier(self) -> Verifier:
         """Return the verifier of chat tokens, which keeps public keys between requests. Raises SettingsError."""
-        return chat_verifier(self.settings)
+        return create_chat_verifier(self.settings)
 
     @cached_property
     def turns(self) -> TurnRunner:
@@ -150,8 +150,8 @@ def create_app(process: ChatProcess) -> DescribedApi:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=[Middleware(SecurityHeaders), Middleware(ErrorBoundary), Middleware(BodyLimit)],
-        exception_handlers={HTTPException: tell_routing},
+        middleware=[Middleware(add_security_headers), Middleware(answer_errors), Middleware(limit_body)],
+        exception_handlers={HTTPException: answer_routing_error},
         lifespan=_lifespan,
     )
     app.state.process = process

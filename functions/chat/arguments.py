@@ -4,8 +4,8 @@ import json
 from typing import Any, Final
 
 MAX_ARGUMENTS: Final = 32 * 1024
-"""Bytes of a call's arguments: the longest task takes less, however its letters are spelled, and those of all calls of
-a turn are far below what Lambda can return."""
+"""Bytes of a call's arguments: the longest texts of a tool take less, with every letter escaped. All calls of a turn
+together stay far below what Lambda can return."""
 
 MAX_DEPTH: Final = 64
 """Nesting of a call's arguments. No tool needs three levels, and what is nested too deeply cannot be written down."""

@@ -9,8 +9,8 @@ from agents.run import CallModelData, ModelInputData
 
 from chat.arguments import parse_arguments
 from taskchat.conversations.history import Turn
-from taskchat.invisible import visible
-from taskchat.text import as_data, as_json, storable
+from taskchat.invisible import remove_invisible
+from taskchat.text import as_data, as_json, make_storable
 from taskchat.toolcalls.models import ToolCall
 
 UNNAMED: Final = "unnamed"
@@ -33,7 +33,7 @@ def _items(turn: Turn) -> list[TResponseInputItem]:
     for call in turn.calls:
         items += _exchange(call.call_id, call.tool, call.arguments, output_of(call))
     if turn.reply is not None:
-        items.append({"role": "assistant", "content": visible(turn.reply)})
+        items.append({"role": "assistant", "content": remove_invisible(turn.reply)})
     return items
 
 
@@ -69,7 +69,7 @@ def _sendable(tool: str) -> str:
 
 def _settled(item: Any, outputs: dict[str, str]) -> list[Any]:
     if item.get("type") == "function_call":
-        arguments = storable(parse_arguments(item["arguments"]) or {})
+        arguments = make_storable(parse_arguments(item["arguments"]) or {})
         return _exchange(item["call_id"], item["name"], arguments, outputs[item["call_id"]])
     return [] if item.get("type") == "function_call_output" else [item]
 
@@ -85,4 +85,4 @@ def _in_context(turn: Turn) -> str:
     """The person's words under the moment and place they were said at."""
     zone = turn.timezone or "UTC"
     said_at = turn.said_at.astimezone(ZoneInfo(zone))
-    return f"[context: {said_at:%A %Y-%m-%d %H:%M}, {zone}]\n{visible(turn.message)}"
+    return f"[context: {said_at:%A %Y-%m-%d %H:%M}, {zone}]\n{remove_invisible(turn.message)}"

@@ -1,6 +1,6 @@
-"""What goes over the wire of the chat API."""
+"""The request and response bodies of the chat API."""
 
-from functools import lru_cache
+from functools import cache
 from importlib.resources import files
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
@@ -20,25 +20,25 @@ from taskchat.text import plain_text
 from taskchat.toolcalls.models import ToolCall
 
 MAX_MESSAGE: Final = 4_000
-"""Characters of what a person says at once."""
+"""Characters of one message at most."""
 
 
-@lru_cache(maxsize=1)
-def _timezones() -> frozenset[str]:
-    """The names in the tzdata package: the same here and wherever this runs, whatever a machine has of its own."""
+@cache
+def _read_timezones() -> frozenset[str]:
+    """Return the names in the tzdata package: the same on every machine."""
     return frozenset((files("tzdata") / "zones").read_text().split())
 
 
-def _known_timezone(name: str) -> str:
-    if name not in _timezones():
+def _check_timezone(name: str) -> str:
+    if name not in _read_timezones():
         raise ValueError("not an IANA time zone")
     return name
 
 
-def _plain_uuid(value: Any, parse: ValidatorFunctionWrapHandler) -> Any:
+def _parse_uuid(value: Any, parse: ValidatorFunctionWrapHandler) -> Any:
     try:
         return parse(value)
-    except ValidationError:  # whose own words quote the character they stumbled over
+    except ValidationError:  # its text quotes the value
         raise ValueError("not a UUID") from None
 
 
@@ -52,15 +52,15 @@ class ChatRequest(BaseModel):
         StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_MESSAGE),
         plain_text(MAX_MESSAGE),
     ]
-    conversation_id: Annotated[UUID, WrapValidator(_plain_uuid)] | None = None
+    conversation_id: Annotated[UUID, WrapValidator(_parse_uuid)] | None = None
     timezone: (
-        Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_+/-]+$", max_length=64), AfterValidator(_known_timezone)]
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_+/-]+$", max_length=64), AfterValidator(_check_timezone)]
         | None
-    ) = Field(default=None, description="IANA name, for words such as today; UTC if left out")
+    ) = Field(default=None, description="IANA name, for words such as today. The default is UTC.")
 
 
 class ToolCallView(BaseModel):
-    """One tool call of the turn, failed or not. `arguments` are what the model sent."""
+    """One tool call of the turn, also a failed one. `arguments` are the model's."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -73,7 +73,7 @@ class ToolCallView(BaseModel):
 
 
 class ChatResponse(BaseModel):
-    """The agent's reply, with every tool call that was made for it."""
+    """The agent's reply, with every tool call of the turn."""
 
     conversation_id: UUID
     turn_id: UUID
@@ -82,18 +82,18 @@ class ChatResponse(BaseModel):
 
 
 def view_calls(calls: list[ToolCall]) -> list[ToolCallView]:
-    """The recorded calls as the person may see them."""
+    """Return the recorded calls as the response shows them."""
     return [ToolCallView.model_validate(call) for call in calls]
 
 
 class Health(BaseModel):
-    """That the process answers."""
+    """The answer of a process that works."""
 
     status: Literal["ok"]
 
 
 class Problem(BaseModel):
-    """What went wrong (RFC 9457). `type` is stable; no text in it comes from an exception or from the request."""
+    """An error (RFC 9457). `type` is stable. No text in it comes from an exception or from the request."""
 
     type: Annotated[str, StringConstraints(pattern="^urn:taskchat:problem:")]
     title: str
@@ -102,7 +102,7 @@ class Problem(BaseModel):
 
 
 class Fault(BaseModel):
-    """A field at fault, and why. What it held is not repeated."""
+    """A field at fault and the reason, without the field's value."""
 
     field: str
     message: str
@@ -115,12 +115,12 @@ class FieldProblem(Problem):
 
 
 class TurnProblem(Problem):
-    """A turn that began and was interrupted, with the tool calls that were made for it."""
+    """A turn that began and was interrupted, with its tool calls."""
 
     conversation_id: UUID | None = None
     turn_id: UUID | None = None
     tool_calls: list[ToolCallView] | None = Field(
         default=None,
-        description="Left out where no turn began, and where it is unknown whether a call took effect: the database "
-        "could not be asked. The same request with its Idempotency-Key goes on from what did.",
+        description="Left out if no turn began, or if the database could not tell which calls took effect. "
+        "The same request with its Idempotency-Key continues after those that did.",
     )

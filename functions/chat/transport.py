@@ -47,7 +47,7 @@ class _BoundedStream(httpx2.AsyncByteStream):
                     raise AnswerTooLong
                 if self._left < 0:
                     return
-                await asyncio.sleep(0)  # a timeout strikes only where a task gives way, and parts may be a byte long
+                await asyncio.sleep(0)  # a timeout ends a coroutine only where it waits, and parts may be a byte long
         finally:
             if isinstance(parts, AsyncGenerator):
                 await parts.aclose()

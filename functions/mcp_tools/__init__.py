@@ -1,4 +1,4 @@
-"""The MCP Lambda: the same tools for any MCP client. All of it is imported at once, in the way that costs least."""
+"""The MCP Lambda function: the same tools for any MCP client. This module imports all of it, at the lowest cost."""
 
 from taskchat import imports
 

@@ -1,4 +1,4 @@
-"""The MCP door: the tool server over stateless streamable HTTP, for any client with a token for this resource."""
+"""Serve the tools to MCP clients over stateless streamable HTTP, and make the Lambda handler."""
 
 import asyncio
 from functools import cached_property
@@ -16,33 +16,33 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mcp_tools.error_filter import PlainErrors
+from mcp_tools.error_filter import filter_errors
 from taskchat import deadline
 from taskchat.errors import OutOfTime, Unauthenticated
-from taskchat.http.auth import Verifier, mcp_verifier
+from taskchat.http.auth import Verifier, create_mcp_verifier
 from taskchat.http.gateway import lambda_handler
-from taskchat.http.middleware import JSON, BodyLimit, OwnAddress, SecurityHeaders, require_json
-from taskchat.http.problems import ErrorBoundary, tell_routing
+from taskchat.http.middleware import JSON, add_security_headers, check_address, limit_body, require_json
+from taskchat.http.problems import answer_errors, answer_routing_error
 from taskchat.limits import mcp_limits
 from taskchat.process import Process, side_by_side, start
 from taskchat.tasks import toolset
 
 METADATA_PATH: Final = "/.well-known/oauth-protected-resource"
-"""Where clients look that don't get to see the address in WWW-Authenticate, which some gateways rename."""
+"""Clients look here if they do not get the address from WWW-Authenticate, which some gateways rename."""
 
-_AS_WRITTEN: Final = TypeAdapter(Annotated[AnyHttpUrl, UrlConstraints(preserve_empty_path=True)])
-"""Addresses without the slash that pydantic puts at their end: clients would take it for another issuer's."""
+_EXACT_URL: Final = TypeAdapter(Annotated[AnyHttpUrl, UrlConstraints(preserve_empty_path=True)])
+"""A URL without the slash that pydantic adds at its end: with it, clients would see another issuer."""
 
 
 class _TokenVerifier(TokenVerifier):
-    """Hands FastMCP the person whom our own verifier finds in a token."""
+    """Verifies tokens for FastMCP with our own verifier."""
 
     def __init__(self, verifier: Verifier) -> None:
         super().__init__()
         self._verifier = verifier
 
     async def verify_token(self, token: str) -> AccessToken | None:
-        """The token's person and scopes, or None for a token that proves nothing. Raises KeySetUnavailable."""
+        """Return the token's user and scopes, or None for an invalid token. Raises KeySetUnavailable."""
         try:
             claims = self._verifier.verify(token)
         except Unauthenticated:
@@ -56,16 +56,16 @@ class _TokenVerifier(TokenVerifier):
 
 
 class McpProcess(Process):
-    """What the MCP function's requests share."""
+    """The objects that requests to the MCP function share."""
 
     @cached_property
     def verifier(self) -> Verifier:
-        """Return the verifier of MCP tokens, which keeps public keys between requests. Raises SettingsError."""
-        return mcp_verifier(self.settings)
+        """Return the verifier of access tokens, which keeps public keys between requests. Raises SettingsError."""
+        return create_mcp_verifier(self.settings)
 
     @cached_property
     def app(self) -> StarletteWithLifespan:
-        """Return the app that the settings describe. Raises SettingsError."""
+        """Return the app for the current settings. Raises SettingsError."""
         return create_app(self)
 
     def get_ready(self) -> None:
@@ -80,7 +80,7 @@ class McpProcess(Process):
 
 
 class _Admission:
-    """Admits each authenticated POST of JSON while time remains, and takes it from what the caller's limits allow."""
+    """Checks content type, deadline and limits of each authenticated request."""
 
     def __init__(self, app: ASGIApp, process: McpProcess) -> None:
         self._app, self._process, self._limits = app, process, mcp_limits(process.settings)
@@ -91,51 +91,49 @@ class _Admission:
         if isinstance(user, AuthenticatedUser):
             headers = MutableHeaders(scope=scope)
             require_json(headers)
-            headers["content-type"] = JSON  # the library knows it in lower case alone
-            self._admit(str(user.access_token.subject))
+            headers["content-type"] = JSON  # the library accepts lower case only
+            if deadline.remaining() <= 0:
+                raise OutOfTime
+            user_id = str(user.access_token.subject)
+            if self._limits.any:
+                with self._process.database.transaction(user_id) as session:
+                    self._limits.spend(session, user_id)
         await self._app(scope, receive, send)
-
-    def _admit(self, user_id: str) -> None:
-        if deadline.remaining() <= 0:
-            raise OutOfTime
-        if self._limits.any:
-            with self._process.database.transaction(user_id) as session:
-                self._limits.spend(session, user_id)
 
 
 def create_app(process: McpProcess) -> StarletteWithLifespan:
-    """Return a tool server at the path of MCP_RESOURCE_URL. Raises SettingsError when no token could be accepted."""
-    settings, verifier = process.settings, process.verifier
-    resource = urlsplit(verifier.audience)
-    auth = RemoteAuthProvider(
-        token_verifier=_TokenVerifier(verifier),
-        authorization_servers=[_AS_WRITTEN.validate_python(settings.auth_issuer)],
-        base_url=f"{resource.scheme}://{resource.netloc}",
-        scopes_supported=list(process.toolset.scopes),
-    )
-    (metadata,) = auth.get_routes(resource.path)
+    """Return the tool server at the path of MCP_RESOURCE_URL. Raises SettingsError if no token could be valid."""
+    resource, auth = process.verifier.audience, _create_auth(process)
+    path = urlsplit(resource).path
+    (metadata,) = auth.get_routes(path)
+    routes: list[BaseRoute] = [Route(METADATA_PATH, metadata.endpoint, methods=["GET", "OPTIONS"])]
     app = create_streamable_http_app(
-        process.tools,
-        streamable_http_path=resource.path,
-        auth=auth,
-        json_response=True,
-        stateless_http=True,
-        routes=[Route(METADATA_PATH, metadata.endpoint, methods=["GET", "OPTIONS"])],
+        process.tools, path, auth=auth, json_response=True, stateless_http=True, routes=routes
     )
     app.router.redirect_slashes = False
-    app.routes[:] = [_admitting(route, resource.path, process) for route in app.routes]
-    app.add_exception_handler(HTTPException, tell_routing)
-    # From the innermost on. They stand before the library's own, which fails where the token is judged.
-    app.add_middleware(PlainErrors)
-    app.add_middleware(BodyLimit)
-    app.add_middleware(OwnAddress, verifier.audience, settings.cors_origins, public=METADATA_PATH)
-    app.add_middleware(ErrorBoundary)
-    app.add_middleware(SecurityHeaders)
+    app.routes[:] = [_admit_first(route, path, process) for route in app.routes]
+    app.add_exception_handler(HTTPException, answer_routing_error)
+    # The innermost first. All are outside the library's own middleware, which raises when it verifies the token.
+    app.add_middleware(filter_errors)
+    app.add_middleware(limit_body)
+    app.add_middleware(check_address, resource, process.settings.cors_origins, public=METADATA_PATH)
+    app.add_middleware(answer_errors)
+    app.add_middleware(add_security_headers)
     return app
 
 
-def _admitting(route: BaseRoute, path: str, process: McpProcess) -> BaseRoute:
-    """Return the route, behind admission if it is the tools'. It takes no DELETE, which would end a session."""
+def _create_auth(process: McpProcess) -> RemoteAuthProvider:
+    resource = urlsplit(process.verifier.audience)
+    return RemoteAuthProvider(
+        token_verifier=_TokenVerifier(process.verifier),
+        authorization_servers=[_EXACT_URL.validate_python(process.settings.auth_issuer)],
+        base_url=f"{resource.scheme}://{resource.netloc}",
+        scopes_supported=list(process.toolset.scopes),
+    )
+
+
+def _admit_first(route: BaseRoute, path: str, process: McpProcess) -> BaseRoute:
+    """Put admission before the tools' route, which takes no DELETE: there is no session to end."""
     if not isinstance(route, Route) or route.path != path:
         return route
     return Route(path, _Admission(route.endpoint, process), methods=["POST"])
@@ -145,10 +143,10 @@ process: Final = McpProcess(toolset)
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Serve with the process's app. A process that starts from a snapshot makes its own, from the settings of then."""
+    """Serve one request. A process that starts from a snapshot makes its app from its own settings."""
     await process.app(scope, receive, send)
 
 
-# The session manager lives as long as its lifespan, and here that is one invocation.
+# The session manager lives as long as the lifespan, which is one invocation here.
 handler: Final = lambda_handler(app, lifespan="auto")
 start(process)  # on Lambda only: settings, connection and keys are ready before the first request

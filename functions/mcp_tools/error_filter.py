@@ -1,11 +1,10 @@
-"""Errors of the MCP library in fixed words: it quotes what it was sent, and the texts of exceptions.
+"""Replace the error texts of the MCP library, which quote requests and exceptions, with fixed ones.
 
-What the protocol says stays JSON-RPC; what HTTP says is problem+json, as at the chat API.
+Errors of the protocol stay JSON-RPC. Errors of HTTP become problem+json, as at the chat API.
 """
 
 import json
-from collections.abc import MutableMapping
-from typing import Any, Final
+from typing import Final
 
 from mcp_types import MISSING_REQUIRED_CLIENT_CAPABILITY, UNSUPPORTED_PROTOCOL_VERSION
 from starlette.datastructures import MutableHeaders
@@ -14,50 +13,43 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from taskchat.errors import NotAcceptable, TaskchatError, Unauthenticated
 from taskchat.http.problems import MEDIA_TYPE, problem_response
 
-_TOLD: Final = frozenset({UNSUPPORTED_PROTOCOL_VERSION, MISSING_REQUIRED_CLIENT_CAPABILITY})
-"""Errors whose data clients need, to go on in another way."""
+_KEEPS_DATA: Final = frozenset({UNSUPPORTED_PROTOCOL_VERSION, MISSING_REQUIRED_CLIENT_CAPABILITY})
+"""Errors whose data a client needs to try again in another way."""
 
 _PROBLEMS: Final[dict[int, type[TaskchatError]]] = {kind.status: kind for kind in (Unauthenticated, NotAcceptable)}
 """Statuses that the library answers before the protocol begins."""
 
 
-class PlainErrors:
-    """Cuts the errors in JSON-RPC answers down to what does not depend on the request, and words HTTP's as ours."""
+def filter_errors(app: ASGIApp) -> ASGIApp:
+    """Return the app with a filter that sends a response once its body is complete."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        messages: list[Message] = []
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        started: Message = {}
-        body = b""
+        async def send_filtered(message: Message) -> None:
+            messages.append(message)
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                for filtered in _filter(*messages):
+                    await send(filtered)
 
-        async def plain(message: Message) -> None:
-            nonlocal started, body
-            if message["type"] == "http.response.start":
-                started = message
-                return
-            body += message.get("body", b"")
-            if not message.get("more_body", False):
-                content = _plain(started["status"], body)
-                await send(_headed(started, content))
-                await send({"type": "http.response.body", "body": content})
+        await app(scope, receive, send_filtered if scope["type"] == "http" else send)
 
-        await self._app(scope, receive, plain if scope["type"] == "http" else send)
+    return serve
 
 
-def _headed(started: MutableMapping[str, Any], body: bytes) -> MutableMapping[str, Any]:
-    """The answer's beginning, true of this body."""
-    headers = MutableHeaders(scope=started)
+def _filter(start: Message, *parts: Message) -> tuple[Message, Message]:
+    """Return the two messages of the filtered response."""
+    body = _filter_body(start["status"], b"".join(part.get("body", b"") for part in parts))
+    headers = MutableHeaders(scope=start)
     headers["content-length"] = str(len(body))
-    if started["status"] in _PROBLEMS:
+    if start["status"] in _PROBLEMS:
         headers["content-type"] = MEDIA_TYPE
-    headers.setdefault("content-type", "text/plain; charset=utf-8")  # or Mangum would call it JSON
-    return started
+    headers.setdefault("content-type", "text/plain; charset=utf-8")  # Mangum would call it JSON
+    return start, {"type": "http.response.body", "body": body}
 
 
-def _plain(status: int, body: bytes) -> bytes:
-    """The body with the library's own words alone: they come before a colon, and behind it what it quotes."""
+def _filter_body(status: int, body: bytes) -> bytes:
+    """Return the body without quoted texts: they follow a colon in the library's messages."""
     if problem := _PROBLEMS.get(status):
         return bytes(problem_response(problem()).body)
     if b'"error"' not in body:
@@ -66,6 +58,6 @@ def _plain(status: int, body: bytes) -> bytes:
     if not isinstance(error := answer.get("error"), dict):
         return body
     error["message"] = error["message"].partition(":")[0]
-    if error["code"] not in _TOLD:
+    if error["code"] not in _KEEPS_DATA:
         error.pop("data", None)
     return json.dumps(answer, separators=(",", ":")).encode()

@@ -1,8 +1,7 @@
-"""Characters that show nothing: those that a script needs where they stand are kept, all others are left out.
+"""Remove invisible characters from a text, except those that its script needs.
 
-A person sees neither a selector behind a letter nor a joiner between two; a model reads both, and text can be spelled
-with them. Between two visible characters stay at most one selector, one joiner or place to break, and one mark of
-direction, each only beside letters or signs that it changes.
+A model reads characters that no person sees, and a hidden text can be written with them. Between two visible characters
+stay at most one selector, one joiner or break, and one mark of direction, each only beside characters that it changes.
 """
 
 import re
@@ -17,7 +16,7 @@ _INVISIBLE: Final = (
     "\U000e0000-\U000e0fff"
     + "".join(f"{chr(plane + 0xFFFE)}{chr(plane + 0xFFFF)}" for plane in range(0, 0x110000, 0x10000))
 )
-"""What Unicode lets a program show nothing for, controls that reorder or annotate text, and noncharacters."""
+"""Characters that a program may show as nothing, controls that reorder or annotate text, and noncharacters."""
 
 _EMOJI: Final = (
     "\u00a9\u00ae\u203c\u2049\u2122\u2139\u2194-\u2199\u21a9\u21aa\u2300-\u23ff\u24c2\u25a0-\u27bf\u2934\u2935"
@@ -32,17 +31,17 @@ _CURSIVE: Final = (
     "\ufe70-\ufefc\U00010ac0-\U00010aff\U00010b80-\U00010baf\U00010d00-\U00010d8f\U00010ec0-\U00010eff"
     "\U00010f30-\U00010fdf\U0001e900-\U0001e95f"
 )
-"""Scripts whose letters join: a joiner, or what keeps from joining, changes their form."""
+"""Scripts whose letters join. A joiner or a non-joiner changes their form."""
 _STACKING: Final = (
     "\u0590-\u05ff\ufb1d-\ufb4f\u0900-\u0ddf\u0de0-\u0dff\u0f00-\u109f\u1700-\u17b3\u17b6-\u17ff\u1900-\u1cff"
     "\ua800-\ua82f\ua880-\ua95f\ua980-\ua9ff\uaa00-\uaaff\uabc0-\uabff\U00010a00-\U00010a5f\U00011000-\U00011fff"
 )
-"""Scripts whose signs hang on a letter or make two of them one: a joiner beside such a sign says how."""
+"""Scripts whose signs hang on a letter or make two letters one. A joiner beside such a sign changes its form."""
 _SPACELESS: Final = (
     "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17b3\u17b6-\u17ff\u1950-\u19df\u1a20-\u1aaf\u1b00-\u1bbf"
     "\ua980-\ua9ff\uaa60-\uaadf"
 )
-"""Scripts without spaces between words: what marks a word's end lets a line break there."""
+"""Scripts without spaces between words. An invisible space marks where a line may break."""
 
 _SELECTED: Final = re.compile(
     f"[{_EMOJI}][\ufe0e\ufe0f]."
@@ -74,31 +73,31 @@ _FLAGS: Final = re.compile(
         "".join(chr(0xE0000 + ord(letter)) for letter in flag) + "\U000e007f" for flag in ("gbeng", "gbsct", "gbwls")
     )
 )
-"""The tags that make flags of a black one: England's, Scotland's and Wales's, and there are no others."""
+"""The tags that turn a black flag into England's, Scotland's or Wales's. Unicode has no other such flags."""
 
 _GAP: Final = re.compile(f"([^{_INVISIBLE}])?([{_INVISIBLE}]+)(?=([^{_INVISIBLE}])?)", re.DOTALL)
 _INVISIBLE_ONE: Final = re.compile(f"[{_INVISIBLE}]")
 _RIGHT_TO_LEFT_LETTER: Final = re.compile(f"[{_RIGHT_TO_LEFT}]")
 
 
-def visible(text: str) -> str:
-    """Return the text without the invisible characters that its script does not need. The rest of it stays as it is."""
+def remove_invisible(text: str) -> str:
+    """Return the text without the invisible characters that its script does not need."""
     if text.isascii() or not _INVISIBLE_ONE.search(text):
         return text
     both_ways = _RIGHT_TO_LEFT_LETTER.search(text) is not None
-    return _GAP.sub(partial(_fill, both_ways), text)
+    return _GAP.sub(partial(_replace_gap, both_ways), text)
 
 
-def _fill(both_ways: bool, gap: re.Match[str]) -> str:
-    """Return the visible character before the gap, and what stays of the gap."""
+def _replace_gap(both_ways: bool, gap: re.Match[str]) -> str:
+    """Return the visible character before the gap, and the invisible ones in it that are needed."""
     before, hidden, after = gap[1] or "", gap[2], gap[3] or " "
     tags = _FLAGS.match(hidden) if before == "\U0001f3f4" else None
     flag = tags[0] if tags else ""
-    return before + flag + _needed(before or " ", hidden.removeprefix(flag), after, both_ways)
+    return before + flag + _keep_needed(before or " ", hidden.removeprefix(flag), after, both_ways)
 
 
-def _needed(before: str, hidden: str, after: str, both_ways: bool) -> str:
-    """Return what a script needs of the invisible characters between two: of each kind one, in the kinds' order."""
+def _keep_needed(before: str, hidden: str, after: str, both_ways: bool) -> str:
+    """Return the invisible characters that a script needs between two: one of each kind, in the order of _KINDS."""
     kinds = _KINDS if both_ways else _KINDS[:-1]
     kept = ""
     for character in hidden:
@@ -123,7 +122,7 @@ def _joins(before: str, joiner: str, after: str) -> bool:
 
 
 def _directs(before: str, mark: str, after: str) -> bool:
-    """Return whether a mark of direction can change an order. Between two letters it cannot: they have their own."""
+    """Return whether a mark of direction can change the order. Two letters have an order of their own."""
     return mark in _DIRECTION and not (_is_letter(before) and _is_letter(after))
 
 

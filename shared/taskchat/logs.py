@@ -1,4 +1,4 @@
-"""How the libraries log. Their records can quote what a person wrote, so no library's own words reach the log."""
+"""Configure the loggers of libraries, and log errors. No text of a library reaches the log: it may quote a person."""
 
 import logging
 import traceback
@@ -9,24 +9,14 @@ from aws_lambda_powertools import Logger
 from taskchat.errors import TaskchatError
 from taskchat.settings import SettingsError
 
-SILENT: Final = (
-    "fastmcp",  # a traceback for each failed call, with the arguments; the audit line reports it without them
-    "openai.agents",  # the exception of each failed call of the model; `model failed` reports its kind
-    "sqlalchemy.pool",  # a traceback for each dead connection; one that died in a freeze is usual
-)
-WARNINGS_ONLY: Final = ("mangum",)
-"""It logs every path, and a path is whatever its caller wrote."""
-KIND_AND_PLACE_ONLY: Final = ("mcp",)
-"""Its tracebacks quote arguments, but its errors are reported nowhere else."""
-
 _PLACES: Final = 8
-"""Frames of a traceback that are logged, from the innermost out."""
+"""Frames of a traceback that are logged, the innermost ones."""
 
 logger = Logger()
 
 
 class _KindAndPlace(logging.Handler):
-    """Logs the kind and place of the exception in a record, and none of the record's words."""
+    """Logs the kind and place of the exception in a record, and none of the record's text."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Handle one record. A record without an exception is dropped."""
@@ -34,33 +24,38 @@ class _KindAndPlace(logging.Handler):
             log_unexpected(record.exc_info[1])
 
 
-def log_unexpected(error: Exception, what: str | None = None) -> None:
-    """Log an error's kind, or `what`, and its place. Its text may be a person's and is left out."""
+def log_unexpected(error: Exception, text: str | None = None) -> None:
+    """Log an error's kind, or `text`, and its place. Its own text may be a person's and is left out."""
     places = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
-    logger.error("unexpected error", extra={"error": what or type(error).__name__, "places": places[-_PLACES:]})
+    logger.error("unexpected error", extra={"error": text or type(error).__name__, "places": places[-_PLACES:]})
 
 
 def to_problem(error: Exception) -> TaskchatError:
     """Return the error itself if it is one of ours. Log any other, and return a plain 500 for it."""
     if isinstance(error, TaskchatError):
         return error
-    log_unexpected(error, str(error) if isinstance(error, SettingsError) else None)  # a SettingsError's words are ours
+    log_unexpected(error, str(error) if isinstance(error, SettingsError) else None)  # a SettingsError's text is ours
     return TaskchatError()
 
 
+_HANDLERS: Final = {
+    # It logs a traceback with the arguments of each failed call. The audit line reports the call without them.
+    "fastmcp": logging.NullHandler(),
+    # It logs the exception of each failed call of the model. `model failed` reports its kind.
+    "openai.agents": logging.NullHandler(),
+    # It logs a traceback for each dead connection, and a freeze often ends one.
+    "sqlalchemy.pool": logging.NullHandler(),
+    # Its tracebacks quote arguments, but no other log line reports its errors.
+    "mcp": _KindAndPlace(),
+}
+"""The only handler of each of these libraries."""
+
+
 def configure() -> None:
-    """Keep the libraries' words out of the log. Call it after the libraries were imported: some set up their own."""
-    # A line that cannot be written is lost. Python's own report of that prints the line's values, and can fail too.
+    """Keep the libraries' texts out of the log. Call it after the imports: some libraries add handlers of their own."""
+    # A line that cannot be written is lost. Python's report of such a line prints its values, and can fail too.
     logging.raiseExceptions = False
-    for name in SILENT:
-        _handle_with(name, logging.NullHandler())
-    for name in KIND_AND_PLACE_ONLY:
-        _handle_with(name, _KindAndPlace())
-    for name in WARNINGS_ONLY:
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def _handle_with(name: str, handler: logging.Handler) -> None:
-    library = logging.getLogger(name)
-    library.handlers[:] = [handler]
-    library.propagate = False
+    for name, handler in _HANDLERS.items():
+        logging.getLogger(name).handlers[:] = [handler]
+        logging.getLogger(name).propagate = False
+    logging.getLogger("mangum").setLevel(logging.WARNING)  # below that it logs each path, which is the caller's text

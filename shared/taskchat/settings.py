@@ -1,6 +1,6 @@
-"""The only reader of the environment: every variable the program knows, parsed once.
+"""Read the environment, once, into typed settings. No other module reads it.
 
-`APP_SECRET_ARN` may name one Secrets Manager secret, a JSON object with these same names; it wins over the environment.
+`APP_SECRET_ARN` may name one Secrets Manager secret, a JSON object with the same names. The secret wins.
 """
 
 import json
@@ -17,13 +17,12 @@ S = TypeVar("S", bound=BaseModel)
 
 _ORIGIN: Final = re.compile(r"https?://[a-z0-9.-]+(:[0-9]+)?")
 
-
 MAY_BE_EMPTY: Final = frozenset({"REASONING_EFFORT"})
-"""Variables for which nothing is a value, and another than the default."""
+"""Variables for which the empty value differs from the default."""
 
 
 class SettingsError(RuntimeError):
-    """Raised at start when a variable is missing, does not parse, or must not be so. Names it, never its value."""
+    """Raised at start for a variable that is missing or wrong. It names the variable, never its value."""
 
 
 def _check_url(value: SecretStr) -> SecretStr:
@@ -32,32 +31,32 @@ def _check_url(value: SecretStr) -> SecretStr:
 
 
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_check_url)]
-"""A libpq URL that can work. What is wrong with another is told without its value."""
 
 
-class Settings(BaseModel):
-    """The environment, typed. A variable that is set to nothing counts as not set, but for those of MAY_BE_EMPTY."""
-
+class _Environment(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=str.upper)
 
     database_url: DatabaseUrl
     """Pooled endpoint, runtime role. Neon's connection string works as copied."""
 
+
+class Settings(_Environment):
+    """The variables of both functions. An empty variable counts as not set, except those of MAY_BE_EMPTY."""
+
     openai_api_key: SecretStr = SecretStr("")
     openai_base_url: str | None = None
     model: str = "gpt-6-luna"
-    """With the Chat Completions API, OpenAI lets its current models call no functions unless they do not reason."""
+    """With the Chat Completions API, OpenAI's current models call functions only if they do not reason."""
     model_fallback: str | None = None
     """Tried once, at the same address, when MODEL is down."""
     model_api: Literal["responses", "chat_completions"] = "responses"
     reasoning_effort: Literal["", "none", "low", "medium", "high", "xhigh", "max"] = "low"
-    """How hard the model thinks before it calls a tool or answers; set to nothing, the provider decides. Lists of tasks
-    need little thought, and at OpenAI's own default, medium, each call of a model takes seconds of a turn's few. With
-    the Chat Completions API, OpenAI's current models call functions only with `none`.
+    """How hard the model thinks before it calls a tool or answers. Empty: the provider decides. At OpenAI's default,
+    medium, each call of a model takes seconds of a turn's few.
 
-    Models that do not reason refuse any value. So the default is sent only to a model whose name says that it reasons
-    (`o3`, `gpt-6-luna`), and a value that is set, at the address of another vendor, to whichever MODEL names there.
-    MODEL_FALLBACK gets it only if its name says that it reasons."""
+    Models that do not reason refuse the parameter. The default goes only to a model whose name says that it reasons
+    (`o3`, `gpt-6-luna`). A value that is set also goes to any MODEL at another vendor's address. MODEL_FALLBACK gets it
+    only if its name says that it reasons."""
 
     auth_issuer: str = ""
     auth_audience: str = ""
@@ -66,34 +65,25 @@ class Settings(BaseModel):
     """A static key set, for use where none can be fetched."""
 
     mcp_resource_url: str | None = None
-    """The public URL of the MCP endpoint: the only audience its tokens may have."""
+    """The public URL of the MCP endpoint, and the audience of its tokens."""
 
     cors_origins: frozenset[str] = frozenset()
-    """Origins of other sites whose pages may call the MCP endpoint. The gateway, which has the same list, tells
-    browsers about them; at the chat API it alone does, for there is no cookie that a page could borrow."""
+    """Origins of other sites whose pages may call the MCP endpoint. API Gateway has the same list and answers browsers.
+    The chat API does not check it: no page can borrow a cookie there."""
 
     history_tokens: int = Field(default=12_000, ge=500)
-    """How many tokens of earlier turns the model reads at most. Most conversations never reach it; at
-    this size the history costs about as much as the rest of a long turn, and half of it still holds dozens of turns."""
+    """Tokens of earlier turns that the model reads at most. Few conversations reach it. A history of this size costs
+    about as much as the rest of a long turn, and half of it still holds dozens of turns."""
 
     deletions_per_turn: int = Field(default=10, ge=0)
-    """How many destructive calls one message may make before the person is asked: enough to tidy up, few to redo."""
+    """Destructive calls of one message, before the agent asks: enough to tidy up, few to do again."""
 
+    # 0 is no limit in each of these. docs/limits.md gives the reasons for the defaults.
     turn_burst: int = Field(default=20, ge=0, lt=10**6)
-    """Turns a person may begin at once; 0 for no limit, as in each of these. A person types one or two; a phone that
-    was out of reach sends what it has kept."""
     turns_per_minute: int = Field(default=20, ge=0, lt=10**6)
-    """Turns a person may begin in a minute after that: one every three seconds is about what the model takes for one,
-    and more than anybody reads."""
     mcp_burst: int = Field(default=60, ge=0, lt=10**6)
-    """MCP requests a person's clients may make at once: each tool call is one, and an agent that tidies up a list of
-    fifty begins with three to say hello and read it."""
     mcp_requests_per_minute: int = Field(default=120, ge=0, lt=10**6)
-    """MCP requests in a minute after that: two a second is as fast as a model decides on calls one by one."""
     daily_model_tokens: int = Field(default=1_000_000, ge=0, lt=10**12)
-    """Input and output tokens that the model may cost a person in a day, by UTC. A turn with a tool call takes about
-    3,000, and 25,000 with the longest history: room for forty of the longest and hundreds of usual ones. A turn ends
-    before the call of the model that would begin beyond it; turns at the same time do not see each other's use."""
 
     @field_validator("cors_origins", mode="before")
     @classmethod
@@ -112,17 +102,15 @@ class Settings(BaseModel):
         return value
 
 
-class MigrationSettings(BaseModel):
-    """What `make migrate` reads: the owner's direct URL, and the runtime role to create from DATABASE_URL."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=str.upper)
+class MigrationSettings(_Environment):
+    """The variables of `make migrate`, which creates the role that DATABASE_URL names."""
 
     migration_database_url: DatabaseUrl
-    database_url: DatabaseUrl
+    """Direct endpoint, owner."""
 
 
 def _read_secret(arn: str) -> dict[str, Any]:
-    # boto3 costs a cold start 100 ms or more: only who keeps a secret pays for it.
+    # Imported here: boto3 costs a cold start 100 ms or more, and only a deployment with a secret needs it.
     from aws_lambda_powertools.utilities import parameters
     from aws_lambda_powertools.utilities.parameters.exceptions import GetParameterError, TransformParameterError
 
@@ -135,7 +123,7 @@ def _read_secret(arn: str) -> dict[str, Any]:
     return secret
 
 
-def _environment() -> dict[str, Any]:
+def _read_environment() -> dict[str, Any]:
     values: dict[str, Any] = dict(os.environ)
     if arn := values.get("APP_SECRET_ARN"):
         values |= _read_secret(arn)
@@ -145,18 +133,18 @@ def _environment() -> dict[str, Any]:
 def load(model: type[S]) -> S:
     """Parse the environment into `model`. Raises SettingsError."""
     try:
-        return model.model_validate(_environment())
+        return model.model_validate(_read_environment())
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
         raise SettingsError(f"The environment is incomplete: {problems}") from None
 
 
 def forget_secret() -> None:
-    """Have the next `load` read the secret again, through a new client."""
+    """Make the next `load` read the secret again, with a new client."""
     if known := sys.modules.get("aws_lambda_powertools.utilities.parameters"):
         known.clear_caches()
 
 
 def is_on_lambda() -> bool:
-    """Whether this process is an execution environment, Lambda's own or an emulated one."""
+    """Return whether this process runs on Lambda or in its emulator."""
     return "AWS_LAMBDA_RUNTIME_API" in os.environ

@@ -1,1 +1,1 @@
-"""Between an HTTP request and the rest: gateway events, who is calling, middleware, problem responses."""
+"""HTTP: events of API Gateway, tokens, middleware, problem responses."""

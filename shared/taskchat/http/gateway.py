@@ -1,4 +1,4 @@
-"""Between API Gateway and an ASGI app: events made safe to read, the time a request has, the Lambda handler."""
+"""Turn an ASGI app into a Lambda handler: check API Gateway's event, set the deadline, log and count the invocation."""
 
 import re
 import time
@@ -13,7 +13,7 @@ from aws_lambda_powertools.logging import correlation_paths
 from aws_lambda_powertools.metrics import MetricUnit
 from mangum import Mangum
 from mangum.types import ASGI, LambdaContext, LifespanMode
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AliasPath, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from taskchat import deadline
@@ -22,52 +22,33 @@ from taskchat.http.middleware import SECURITY_HEADERS
 from taskchat.http.problems import problem_response
 
 MAX_SECONDS: Final = 29.0
-"""API Gateway gives up after 30 s, and a person who got no answer cannot know what was done."""
+"""API Gateway gives up after 30 s, and a client without an answer cannot know what was done."""
 
 MARGIN: Final = 1.5
-"""Seconds kept back from the deadline, to store how far the turn came and to answer."""
-
-NAMESPACE: Final = "taskchat"
-"""The metrics' namespace where POWERTOOLS_METRICS_NAMESPACE names none."""
+"""Seconds reserved before the deadline, to store the state of the turn and to answer."""
 
 _HOST: Final = re.compile(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?")
-"""Mangum fails on others. No domain of ours is written otherwise, so that they are as good as none."""
+"""Mangum fails on other values of Host, and no domain of this service has one. They are dropped."""
 
 Handler = Callable[[dict[str, Any], Any], dict[str, Any]]
 
 logger = Logger()
 metrics = Metrics()
-metrics.namespace = metrics.namespace or NAMESPACE
+metrics.namespace = metrics.namespace or "taskchat"  # if POWERTOOLS_METRICS_NAMESPACE is not set
 
 
-def _unicode(text: str) -> str:
+def _check_unicode(text: str) -> str:
     text.encode()  # a UnicodeEncodeError is a ValueError
     return text
 
 
-_Text = Annotated[str, AfterValidator(_unicode)]
+_Text = Annotated[str, AfterValidator(_check_unicode)]
 
 
-class _Part(BaseModel):
-    """A part of an event, in the words of API Gateway; what is not read here is left out."""
+class Event(BaseModel):
+    """The parts of an HTTP API's event (payload 2.0) that the app reads."""
 
     model_config = ConfigDict(alias_generator=to_camel, strict=True)
-
-
-class _Http(_Part):
-    method: _Text
-    path: _Text
-    source_ip: _Text | None = None
-
-
-class _RequestContext(_Part):
-    http: _Http
-    time_epoch: int = Field(default=0, ge=0, lt=2**53)
-    """Milliseconds."""
-
-
-class Event(_Part):
-    """A request as API Gateway's HTTP APIs write it down (payload 2.0), as far as anybody here reads it."""
 
     version: Literal["2.0"]
     raw_query_string: _Text = ""
@@ -75,86 +56,86 @@ class Event(_Part):
     cookies: list[_Text] | None = None
     body: str | None = None
     is_base64_encoded: bool = False
-    request_context: _RequestContext
+    method: _Text = Field(validation_alias=AliasPath("requestContext", "http", "method"))
+    path: _Text = Field(validation_alias=AliasPath("requestContext", "http", "path"))
+    source_ip: _Text | None = Field(None, validation_alias=AliasPath("requestContext", "http", "sourceIp"))
+    time_epoch: int = Field(0, ge=0, lt=2**53, validation_alias=AliasPath("requestContext", "timeEpoch"))
+    """Milliseconds."""
 
-    def readable(self) -> dict[str, Any]:
-        """The event for Mangum, without what it fails on. Raises ValueError when the body is no base64."""
+    def for_mangum(self) -> dict[str, Any]:
+        """Return the event without anything that Mangum fails on. Raises ValueError for a body that is not base64."""
         body = (self.body or "").encode("utf-8", "surrogatepass")
         content = b64decode(body, validate=True) if self.is_base64_encoded else body
         headers = {name.lower(): value for name, value in self.headers.items()}
         headers.pop("x-forwarded-port", None)
         if not _HOST.fullmatch(headers.get("host", "")):
             headers.pop("host", None)
-        readable = {"headers": headers, "body": b64encode(content).decode(), "is_base64_encoded": True}
-        event = self.model_copy(update=readable).model_dump(by_alias=True)
-        # The gateway has decoded the path. Mangum decodes it again, and what was encoded twice would be another path.
-        event["requestContext"]["http"]["path"] = quote(self.request_context.http.path)
-        return event
+        # API Gateway has decoded the path. Mangum decodes it again, and a path that was encoded twice would change.
+        http = {"method": self.method, "path": quote(self.path), "sourceIp": self.source_ip}
+        return {
+            "version": self.version,
+            "rawQueryString": self.raw_query_string,
+            "headers": headers,
+            "cookies": self.cookies,
+            "body": b64encode(content).decode(),
+            "isBase64Encoded": True,
+            "requestContext": {"http": http},
+        }
 
 
 def seconds_left(event: Event, context: LambdaContext) -> float:
-    """How long a request may still take: by Lambda's clock, and by the gateway's, which began before a cold start."""
-    waited = time.time() - event.request_context.time_epoch / 1000
-    # An event that was made by hand bears any time at all.
+    """Return the seconds that a request has left, by Lambda's clock and by API Gateway's, which counts a cold start."""
+    waited = time.time() - event.time_epoch / 1000
+    # An event that was made by hand may hold any time.
     in_gateway = MAX_SECONDS - waited if 0 <= waited <= MAX_SECONDS else MAX_SECONDS
     return min(context.get_remaining_time_in_millis() / 1000, in_gateway)
 
 
-def _answering(app: ASGI, lifespan: LifespanMode) -> Handler:
-    """Return a function that turns an event of API Gateway's HTTP APIs (payload 2.0) into the app's response."""
-    adapter = Mangum(app, lifespan=lifespan, text_mime_types=["application/", "text/"])
-
-    def answer(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-        try:
-            request = Event.model_validate(event)
-            readable = request.readable()
-        except ValueError:
-            return _refusal()
-        with deadline.within(seconds_left(request, context) - MARGIN):
-            return adapter(readable, context)
-
-    return answer
-
-
 def lambda_handler(app: ASGI, lifespan: LifespanMode) -> Handler:
     """Return Lambda's entry point to the app, with a log and metrics for each invocation."""
-    answer = _answering(app, lifespan)
+    adapter = Mangum(app, lifespan=lifespan, text_mime_types=["application/", "text/"])
 
     def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-        _beside(logger.clear_state)
-        _beside(_name_lines, event, context)
-        response = answer(event, context)
-        _beside(_measure, response, context)
-        _beside(metrics.clear_metrics)  # what could not be told is not told with the next request
+        _try(logger.clear_state)
+        _try(_add_ids_to_log, event, context)
+        response = _answer(adapter, event, context)
+        _try(_count, response, context)
+        _try(metrics.clear_metrics)  # metrics that could not be written must not be written with the next request
         return response
 
     return handler
 
 
-def _beside(step: Callable[..., object], *about: Any) -> None:
-    """Take a step that only tells of a request. A failure is logged, if that can be done, and changes nothing."""
+def _answer(adapter: Mangum, event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+    """Return the app's response to an event, or a 400 for an event that no gateway wrote."""
     try:
-        step(*about)
+        request = Event.model_validate(event)
+        mangum_event = request.for_mangum()
+    except ValueError:
+        refusal = problem_response(Malformed())
+        headers = dict(refusal.headers) | {name.lower(): value for name, value in SECURITY_HEADERS.items()}
+        body = bytes(refusal.body).decode()
+        return {"statusCode": refusal.status_code, "headers": headers, "body": body, "isBase64Encoded": False}
+    with deadline.within(seconds_left(request, context) - MARGIN):
+        return adapter(mangum_event, context)
+
+
+def _try(report: Callable[..., object], *arguments: Any) -> None:
+    """Call a function that reports on a request. Log a failure if that is possible; it never changes the answer."""
+    try:
+        report(*arguments)
     except Exception as error:
         with suppress(Exception):
-            logger.error("not told", extra={"reason": type(error).__name__})
+            logger.error("report failed", extra={"reason": type(error).__name__})
 
 
-# Never the event itself, whatever the environment says: it holds its caller's token.
+# Never log the event itself, whatever the environment says: it holds the caller's token.
 @logger.inject_lambda_context(correlation_id_path=correlation_paths.API_GATEWAY_HTTP, clear_state=True, log_event=False)
-def _name_lines(_event: dict[str, Any], _context: LambdaContext) -> None:
-    """Give the log lines of an invocation its ids: the decorator does."""
+def _add_ids_to_log(_event: dict[str, Any], _context: LambdaContext) -> None:
+    """Add the invocation's ids to each log line. The decorator does it."""
 
 
 @metrics.log_metrics(capture_cold_start_metric=True)
-def _measure(response: dict[str, Any], _context: LambdaContext) -> None:
+def _count(response: dict[str, Any], _context: LambdaContext) -> None:
     """Count an invocation by its status. The decorator writes the metrics."""
     metrics.add_metric(name=f"Status{response['statusCode'] // 100}xx", unit=MetricUnit.Count, value=1)
-
-
-def _refusal() -> dict[str, Any]:
-    """What is answered to an event that no gateway wrote."""
-    response = problem_response(Malformed())
-    headers = dict(response.headers) | {name.lower(): value for name, value in SECURITY_HEADERS.items()}
-    body = bytes(response.body).decode()
-    return {"statusCode": response.status_code, "headers": headers, "body": body, "isBase64Encoded": False}

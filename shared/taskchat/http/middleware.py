@@ -1,4 +1,4 @@
-"""What stands in front of an app: headers on every answer, a limit to every body, and whom a browser may speak for."""
+"""Middleware of both apps: headers on each response, a limit to each body, and a check of Host and Origin."""
 
 from typing import Final
 from urllib.parse import urlsplit
@@ -15,50 +15,46 @@ SECURITY_HEADERS: Final = {
     "Strict-Transport-Security": "max-age=63072000; includeSubDomains",
     "X-Content-Type-Options": "nosniff",
 }
-"""On every answer of both doors: kept by no cache, and nothing that a browser would run, frame or guess the type of."""
+"""No cache may keep a response, and no browser may run or frame it, or guess its type."""
 
 JSON: Final = "application/json"
 
 MAX_BODY: Final = 32 * 1024
-"""Bytes of a body at most: the longest message takes half of it in UTF-8, and up to one and a half of it in escapes."""
+"""Bytes of a body at most. The longest message takes half of it in UTF-8, and up to one and a half of it in escapes."""
 
 _DEFAULT_PORTS: Final = {"https": ":443", "http": ":80"}
 
 
 def require_json(headers: Headers) -> None:
-    """Raise UnsupportedMediaType unless the body is declared as JSON, in whatever case and with whatever parameters."""
+    """Raise UnsupportedMediaType unless the body is declared as JSON, in any case and with any parameters."""
     if headers.get("content-type", "").split(";")[0].strip().lower() != JSON:
         raise UnsupportedMediaType
 
 
-class SecurityHeaders:
-    """Puts the security headers on every answer, whoever within gave it. To stand before everything else."""
+def add_security_headers(app: ASGIApp) -> ASGIApp:
+    """Return the app with the security headers on every response. It must be the outermost middleware."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-
-        async def protect(message: Message) -> None:
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_protected(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(SECURITY_HEADERS)
             await send(message)
 
-        await self._app(scope, receive, protect)
+        await app(scope, receive, send_protected)
+
+    return serve
 
 
-class BodyLimit:
-    """Ends a request whose body is too large at the byte that is too many, for whoever reads it."""
+def limit_body(app: ASGIApp) -> ASGIApp:
+    """Return the app with a limit: it raises BodyTooLarge when the app reads more bytes of a body than MAX_BODY.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    Starlette's own limit looks at the declared length too, and would answer 413 in place of 401.
+    """
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request. Raises BodyTooLarge when more is read than may be."""
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         received = 0
 
-        async def count() -> Message:
+        async def receive_within_limit() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
@@ -66,34 +62,29 @@ class BodyLimit:
                 raise BodyTooLarge
             return message
 
-        await self._app(scope, count, send)
+        await app(scope, receive_within_limit, send)
+
+    return serve
 
 
-class OwnAddress:
-    """Lets in who calls the resource by its own name, and of other sites' pages only those that are allowed.
+def check_address(app: ASGIApp, url: str, origins: frozenset[str], public: str) -> ASGIApp:
+    """Return the app for the host in `url`, its own pages and pages of `origins`; for `public` paths, for all pages.
 
-    A page can point a name of its own at a server (DNS rebinding), and the browser takes the two for one site. What
-    gives it away is that name, in Host and Origin. Clients that are no browsers send no Origin.
+    A page can point a name of its own at a server (DNS rebinding), and the browser takes the two for one site. Host and
+    Origin show that name. Clients that are no browsers send no Origin. (FastMCP's check admits localhost.)
     """
+    address = urlsplit(url)
+    port = _DEFAULT_PORTS.get(address.scheme, "")
+    host = address.netloc.lower().removesuffix(port)
+    allowed = origins | {f"{address.scheme}://{host}"}
 
-    def __init__(self, app: ASGIApp, url: str, origins: frozenset[str], public: str) -> None:
-        """`url` is the resource's, `origins` are other sites' that may call it, `public` begins paths that any may."""
-        self._app, self._public = app, public
-        address = urlsplit(url)
-        self._port = _DEFAULT_PORTS.get(address.scheme, "")
-        self._host = self._without_port(address.netloc)
-        self._origins = origins | {f"{address.scheme}://{self._host}"}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request. Raises Misdirected or OriginRefused."""
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             headers = Headers(scope=scope)
-            if [self._without_port(host) for host in headers.getlist("host")] != [self._host]:
+            if [name.lower().removesuffix(port) for name in headers.getlist("host")] != [host]:
                 raise Misdirected
-            if not self._origins.issuperset(headers.getlist("origin")) and not scope["path"].startswith(self._public):
+            if not allowed.issuperset(headers.getlist("origin")) and not scope["path"].startswith(public):
                 raise OriginRefused
-        await self._app(scope, receive, send)
+        await app(scope, receive, send)
 
-    def _without_port(self, host: str) -> str:
-        """The host as names are compared: in lower case, without the port that goes without saying."""
-        return host.lower().removesuffix(self._port)
+    return serve

@@ -1,4 +1,4 @@
-"""Errors as an HTTP caller sees them: problem+json (RFC 9457), for both doors."""
+"""Turn errors into problem+json responses (RFC 9457), in both apps."""
 
 from typing import Final
 
@@ -14,7 +14,7 @@ MEDIA_TYPE: Final = "application/problem+json"
 
 
 def problem_response(error: TaskchatError) -> JSONResponse:
-    """The error as its caller is told: fixed words, and nothing of the exception or the request."""
+    """Return the response to an error: fixed texts, and nothing of the exception or the request."""
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
@@ -24,25 +24,18 @@ def problem_response(error: TaskchatError) -> JSONResponse:
     return JSONResponse(content | error.members, error.status, headers, MEDIA_TYPE)
 
 
-async def tell_routing(_request: Request, error: Exception) -> Response:
-    """The answer to a path or a method that there is not, for an app's exception handlers."""
-    known = isinstance(error, HTTPException) and error.status_code == 405
-    response = problem_response(MethodNotAllowed() if known else NotFound())
+async def answer_routing_error(_request: Request, error: Exception) -> Response:
+    """Return the response to an unknown path or method. It is an exception handler of both apps."""
+    is_method = isinstance(error, HTTPException) and error.status_code == 405
+    response = problem_response(MethodNotAllowed() if is_method else NotFound())
     response.headers.update(getattr(error, "headers", None) or {})  # Allow, with a 405
     return response
 
 
-class ErrorBoundary:
-    """Answers every exception: an expected one in its own words, any other with a plain 500.
+def answer_errors(app: ASGIApp) -> ASGIApp:
+    """Return the app with a problem in place of each exception that it raises before its response begins."""
 
-    Of the latter it logs the kind and the place, never the text, which may be a person's.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request. Raises what was raised after the response had begun."""
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         started = False
 
         async def watch(message: Message) -> None:
@@ -51,8 +44,10 @@ class ErrorBoundary:
             await send(message)
 
         try:
-            await self._app(scope, receive, watch)
+            await app(scope, receive, watch)
         except Exception as error:
             if started or scope["type"] != "http":
                 raise
             await problem_response(to_problem(error))(scope, receive, send)
+
+    return serve

@@ -1,4 +1,4 @@
-"""What the agent is told of tasks. The engine adds what holds for every domain."""
+"""The agent's instructions for tasks. The engine adds the rules that hold for every domain."""
 
 from typing import Final
 

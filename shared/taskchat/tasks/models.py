@@ -10,7 +10,7 @@ from taskchat.database.types import NOW, SafeText, Timestamp
 
 
 class Task(SQLModel, table=True):
-    """Something a person wants done."""
+    """One task of a person."""
 
     __table_args__ = (Index("task_completed_idx", "user_id", "completed", "id"),)
 

@@ -1,7 +1,7 @@
-"""The five tools. The agent calls them in-process, MCP clients over HTTP.
+"""The five tools. The agent calls them in this process, MCP clients over HTTP.
 
-Each tool is a description for the model and one call. `user_id` is resolved on the server and is in no schema: a model
-or a client that sends one is refused. A tool gets it as `reader` or `writer`, and so says which scope it needs.
+The docstring of a tool is its description for the model. The server resolves `user_id`, and no schema has it: a call
+that sends one is refused. With `reader` or `writer`, a tool names the scope that it needs.
 """
 
 from typing import Annotated, Any, Final
@@ -14,20 +14,19 @@ from taskchat.errors import ToolFailure
 from taskchat.tasks import queries as tasks
 from taskchat.tasks.instructions import INSTRUCTIONS
 from taskchat.text import plain_text
-from taskchat.toolcalls.call import session, user_with
+from taskchat.toolcalls.call import get_session, require_scope
 from taskchat.toolcalls.toolset import Toolset
 
 READ: Final = "tasks:read"
 WRITE: Final = "tasks:write"
-"""Scopes of an MCP client's token. Neither holds the other."""
+"""Scopes of an MCP client's token. Neither includes the other."""
 
-reader: Final = user_with(READ)
-writer: Final = user_with(WRITE)
+reader: Final = require_scope(READ)
+writer: Final = require_scope(WRITE)
 
 MAX_TITLE: Final = 200
 MAX_DESCRIPTION: Final = 2_000
 MAX_ID: Final = 2**63 - 1  # bigint
-
 
 Title = Annotated[
     str,
@@ -41,7 +40,7 @@ Description = Annotated[
     plain_text(MAX_DESCRIPTION),
     Field(description="Details, if there are any"),
 ]
-# Strict, as the schema says: lenient parsing would take `true` for task 1, and "no" for false.
+# Strict: lenient parsing would take `true` for task 1, and "no" for false.
 TaskId = Annotated[int, Field(strict=True, ge=1, le=MAX_ID, description="From list_tasks or add_task")]
 Status = Annotated[tasks.Status, Field(description="Which tasks to list")]
 Cursor = Annotated[int | None, Field(strict=True, ge=1, le=MAX_ID, description="next_cursor of the page before")]
@@ -49,7 +48,7 @@ Completed = Annotated[bool | None, Field(strict=True, description="false reopens
 
 
 def _hints(*, read_only: bool = False, destructive: bool = False, idempotent: bool = False) -> dict[str, Any]:
-    """MCP's annotations. No tool reaches beyond the person's own list."""
+    """Return MCP's annotations. No tool reaches beyond the caller's own tasks."""
     return {
         "readOnlyHint": read_only,
         "destructiveHint": destructive,
@@ -58,7 +57,7 @@ def _hints(*, read_only: bool = False, destructive: bool = False, idempotent: bo
     }
 
 
-# In the event loop, not in threads: a call's transaction lives on the process's one connection.
+# In the event loop, not in threads: the process has one connection.
 @tool(annotations=_hints(), run_in_thread=False)
 def add_task(
     title: Title,
@@ -66,7 +65,7 @@ def add_task(
     user_id: str = Depends(writer),
 ) -> tasks.TaskView:
     """Add one task to the list. To add several, call once for each."""
-    return tasks.add(session(), user_id, title, description)
+    return tasks.add(get_session(), user_id, title, description)
 
 
 @tool(annotations=_hints(read_only=True, idempotent=True), run_in_thread=False)
@@ -76,7 +75,7 @@ def list_tasks(
     user_id: str = Depends(reader),
 ) -> tasks.TaskPage:
     """List tasks in order of id, a page at a time. Use it to find the id of a task the person names by its words."""
-    return tasks.page(session(), user_id, status, cursor)
+    return tasks.read_page(get_session(), user_id, status, cursor)
 
 
 @tool(annotations=_hints(idempotent=True), run_in_thread=False)
@@ -85,7 +84,7 @@ def complete_task(
     user_id: str = Depends(writer),
 ) -> tasks.TaskView:
     """Mark one task as done. It stays on the list as completed."""
-    return tasks.change(session(), user_id, task_id, completed=True)
+    return tasks.change(get_session(), user_id, task_id, completed=True)
 
 
 @tool(annotations=_hints(destructive=True), run_in_thread=False)
@@ -94,7 +93,7 @@ def delete_task(
     user_id: str = Depends(writer),
 ) -> tasks.TaskView:
     """Delete one task for good. Only when the person wants it gone, not when it is done."""
-    return tasks.remove(session(), user_id, task_id)
+    return tasks.remove(get_session(), user_id, task_id)
 
 
 @tool(annotations=_hints(destructive=True, idempotent=True), run_in_thread=False)
@@ -110,7 +109,7 @@ def update_task(
     changes = {name: value for name, value in values.items() if value is not None}
     if not changes:
         raise ToolFailure("Say what to change: title, description or completed.")
-    return tasks.change(session(), user_id, task_id, **changes)
+    return tasks.change(get_session(), user_id, task_id, **changes)
 
 
 toolset: Final = Toolset(

@@ -1,1 +1,1 @@
-"""Tool calls: on whose behalf, in which transaction, with which record and audit line."""
+"""Tool calls: the caller, the transaction, the record and the audit line of each."""

@@ -1,4 +1,4 @@
-"""The audit line: one log record for each tool call, with no text that a person or a model has written."""
+"""Write the audit line: one log line for each tool call, without any text of a person or a model."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -6,10 +6,10 @@ from typing import Any, Final
 from aws_lambda_powertools import Logger
 
 SCHEMA: Final = "taskchat.audit/1"
-"""Version of the audit line: a field may be added under it, never changed or taken away.
+"""Version of the audit line. A field may be added to a version, but never changed or removed.
 
 `outcome` is `ok` or `error`, as in the call's record, or `unknown`: the database did not answer the commit, and could
-not be asked again in time. The call may have taken effect and have a record. If the process learns later how it ended,
+not be asked again in time. The call may have taken effect and have a record. If the process learns the outcome later,
 it writes a second line with the same `call_id`.
 """
 
@@ -17,7 +17,7 @@ logger = Logger()
 
 
 def describe(tool: str, arguments: Mapping[str, Any], properties: dict[str, Any] | None) -> dict[str, Any]:
-    """What may be logged of a call: no name that the caller made up, and no argument that can carry a person's text."""
+    """Return what may be logged of a call: no name that the caller made up, and no argument that can hold a text."""
     if properties is None:
         return {"tool": "unknown", "tool_arguments": {}}
     impersonal = [name for name in properties if _is_impersonal(arguments.get(name), properties[name])]
@@ -25,13 +25,13 @@ def describe(tool: str, arguments: Mapping[str, Any], properties: dict[str, Any]
 
 
 def _is_impersonal(value: Any, schema: dict[str, Any]) -> bool:
-    """Numbers, truth values, and the choices that the schema itself names."""
+    """Return whether the value is a number, a boolean, or a choice that the schema lists."""
     kinds = {kind.get("type") for kind in schema.get("anyOf", [schema])}
     return value in schema.get("enum", ()) or (isinstance(value, int | float) and "string" not in kinds)
 
 
 def report(record: Mapping[str, Any], described: dict[str, Any]) -> None:
-    """Write the audit line of a call: its record's ids and outcome, and what `describe` lets through."""
+    """Write the audit line of a call from its record and from what `describe` returned."""
     logger.info(
         "tool call",
         extra={

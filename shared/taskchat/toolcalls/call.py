@@ -1,5 +1,6 @@
-"""On whose behalf a tool is called, in which turn and with which scopes, and the transaction it runs in."""
+"""Hold the context of the running tool call: its caller, its turn, its scopes and its transaction."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,13 +16,9 @@ from taskchat.toolcalls.models import ToolCall
 from taskchat.toolcalls.record import UnsettledCall
 
 
-def _no_guard(_session: Session) -> None:
-    """A call outside any turn has no lease to lose."""
-
-
 @dataclass(frozen=True)
-class Call:
-    """On whose behalf a tool is called, and where the call belongs. Never chosen by a model or a client."""
+class CallContext:
+    """The caller and the turn of one tool call. No model and no client chooses any of it."""
 
     user_id: str
     door: Literal["chat", "mcp"]
@@ -30,30 +27,30 @@ class Call:
     position: int = 0
     conversation_id: UUID | None = None
     scopes: frozenset[str] | None = None
-    """The scopes of an MCP client's token. None for a person who chats: they may do everything."""
-    guard: Callable[[Session], None] = _no_guard
-    """Run first in the call's transaction: raises when the turn has lost its lease."""
+    """The scopes of an MCP client's token. None in a turn, which may call every tool."""
+    check_lease: Callable[[Session], None] | None = None
+    """Runs first in the call's transaction, and raises if the turn has lost its lease. None outside a turn."""
     refusal: str | None = None
-    """Why the call must not reach its tool, in a plain sentence."""
+    """A plain sentence for the model. A call that has one does not reach its tool."""
     records: list[ToolCall] = field(default_factory=list)
-    """Where the committed record goes, for the answer. Holds those of the turn's earlier calls."""
+    """Records of the turn's calls so far. The call adds its own."""
     unsettled: list[UnsettledCall] = field(default_factory=list)
-    """Where a call is put when its outcome could not be found out."""
-    max_destructive: int | None = None
-    """How many destructive calls the turn may make. None for an MCP client, which decides on each call by itself."""
+    """Calls whose outcome could not be found out. The call adds itself if it is one."""
+    max_destructive: float = math.inf
+    """How many destructive calls the turn may make. An MCP client decides on each call by itself."""
 
 
-current_call: ContextVar[Call] = ContextVar("call")
+current_call: ContextVar[CallContext] = ContextVar("call")
 open_session: ContextVar[Callable[[], Session]] = ContextVar("open_session")
 
 
-def user_with(scope: str) -> Callable[[], str]:
-    """Return a dependency that gives a tool the caller's user id, if the caller has the scope.
+def require_scope(scope: str) -> Callable[[], str]:
+    """Return a dependency that gives a tool the caller's user id.
 
-    It raises Unauthenticated outside a call, and ToolFailure when the scope is missing.
+    It raises Unauthenticated outside a call, and ToolFailure if the caller does not have the scope.
     """
 
-    def user_id() -> str:
+    def read_user_id() -> str:
         call = current_call.get(None)
         if call is None:
             raise Unauthenticated
@@ -61,21 +58,21 @@ def user_with(scope: str) -> Callable[[], str]:
             raise ToolFailure(f"Insufficient scope: this tool needs {scope}.")
         return call.user_id
 
-    return user_id
+    return read_user_id
 
 
-def session() -> Session:
-    """The transaction of the running call, begun at first use.
+def get_session() -> Session:
+    """Return the session of the running call, and begin its transaction at the first use.
 
-    Not sooner: FastMCP gives way to other requests while it looks the tool up, and a transaction that is open then
-    could hold a lock for which the next request blocks the whole loop. From here to the commit nothing gives way.
+    FastMCP lets other requests run while it looks the tool up. A transaction that is open by then could hold a lock for
+    which the next request blocks the whole event loop. From here to the commit, no other request runs.
     """
     return open_session.get()()
 
 
 @contextmanager
-def calling(call: Call) -> Iterator[Call]:
-    """Name the call that the tool invocation inside the block is."""
+def calling(call: CallContext) -> Iterator[CallContext]:
+    """Set the context of the tool call in the block."""
     token = current_call.set(call)
     try:
         yield call
@@ -83,9 +80,9 @@ def calling(call: Call) -> Iterator[Call]:
         current_call.reset(token)
 
 
-def call_from_token() -> Call:
-    """The call of an MCP client: person and scopes are its verified token's. Raises Unauthenticated."""
+def context_from_token() -> CallContext:
+    """Return the context of an MCP client's call, from its verified token. Raises Unauthenticated."""
     token = get_access_token()
     if token is None or not token.subject:
         raise Unauthenticated
-    return Call(token.subject, "mcp", turn_id=uuid4(), call_id=uuid4().hex, scopes=frozenset(token.scopes))
+    return CallContext(token.subject, "mcp", turn_id=uuid4(), call_id=uuid4().hex, scopes=frozenset(token.scopes))

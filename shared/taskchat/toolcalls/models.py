@@ -29,7 +29,7 @@ class ToolCall(SQLModel, table=True):
     position: int
     """The call's place in its turn, from 0."""
     conversation_id: UUID | None = None
-    """None for a call through the MCP door."""
+    """None for a call of an MCP client."""
     door: str = Field(sa_type=SafeText)
     tool: str = Field(sa_type=SafeText)
     arguments: dict[str, Any] = Field(sa_type=SafeJson)

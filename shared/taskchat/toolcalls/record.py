@@ -1,4 +1,4 @@
-"""The record of a tool call, and what to do when the database does not answer the commit that keeps it."""
+"""Store the record of a tool call, and find out its outcome after a commit that the database did not answer."""
 
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -18,9 +18,9 @@ _READ_RECORD: Final = select(TOOL_CALL).where(
     TOOL_CALL.c.call_id == bindparam("of_call"),
 )
 
-_NOT_TAKEN: Final = "Not done: the connection to the database broke. Nothing was changed. Make the call once more."
+_NOT_DONE: Final = "Not done: the connection to the database broke. Nothing was changed. Make the call once more."
 _MAY_BE_DONE: Final = (
-    "The database did not answer: this may have been done, or may not. Look whether it was before you repeat it."
+    "The database did not answer: this may have been done, or may not. Check that before you repeat it."
 )
 
 Outcome = Literal["ok", "error"]
@@ -32,22 +32,22 @@ class UnsettledCall:
     """A call whose commit the database did not answer."""
 
     record: Record
-    """As it would be if the commit took effect."""
+    """The record as the commit would have stored it."""
     described: dict[str, Any]
-    """What may be logged of it."""
+    """What may be logged of the call."""
 
     @property
-    def told(self) -> str:
-        """What a client is told for as long as nothing else is known. A failed call has failed in any case."""
+    def text_for_client(self) -> str:
+        """Return the client's text while the outcome is unknown. A failed call has failed in any case."""
         return self.record["result"]["error"] if self.record["outcome"] == "error" else _MAY_BE_DONE
 
     def settle(self, session: Session) -> Record:
-        """Make certain how the call ended, and return its record. The transaction must commit for that to hold.
+        """Return the record of the call, and store a failed one if it has none. The caller must commit.
 
-        To look for the record would not do: the database may still be at work on the commit. The insert of another
-        record under the same key waits for that. Then it finds the first one, or takes its place for good.
+        A select is not enough: Postgres may still work on the first commit. An insert with the same key waits for it.
+        Then it finds the first record, or takes its place, and the first commit can no longer succeed.
         """
-        failed = {"outcome": "error", "result": {"error": _NOT_TAKEN}} if self.record["outcome"] == "ok" else {}
+        failed = {"outcome": "error", "result": {"error": _NOT_DONE}} if self.record["outcome"] == "ok" else {}
         session.execute(_STORE_RECORD_ONCE, self.record | failed)
         key = {"of_user": self.record["user_id"], "of_turn": self.record["turn_id"], "of_call": self.record["call_id"]}
         return dict(session.execute(_READ_RECORD, key).mappings().one())

@@ -1,4 +1,4 @@
-"""The domain as the engine sees it. The engine knows no tool, table or word of it but through this object."""
+"""Describe a domain to the engine, which knows its tools through this object only."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,19 +12,19 @@ from taskchat.toolcalls.middleware import AuditMiddleware
 
 @dataclass(frozen=True)
 class Toolset:
-    """A domain: its tools, what a model and a client are told of them, and what limits them."""
+    """The tools of a domain, with the texts for models and clients, and the scopes."""
 
     name: str
-    """Of the MCP server and of the agent."""
+    """Name of the MCP server and of the agent."""
     summary: str
     """One sentence for MCP clients."""
     instructions: str
-    """What the agent is told of the domain. The engine adds what holds for every domain."""
+    """The agent's instructions for the domain. The engine adds the rules that hold for every domain."""
     tools: tuple[Callable[..., Any], ...]
     scopes: tuple[str, ...]
-    """Scopes that an MCP client's token may have. A person who chats has all of them."""
+    """Scopes of an MCP client's token. The chat API needs none."""
     destructive: frozenset[str] = frozenset()
-    """Names of the tools that destroy something. One message may make only DELETIONS_PER_TURN such calls."""
+    """Names of the tools of which one message may make DELETIONS_PER_TURN calls at most."""
 
     def create_server(self, database: Callable[[], Database]) -> FastMCP:
         """Return an MCP server with the tools. It calls `database` for the transaction of each tool call."""
