@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
@@ -10,11 +11,11 @@ from uuid import uuid4
 import openai
 import psycopg
 import pytest
-from agents import ModelSettings, ModelTracing, OpenAIChatCompletionsModel, OpenAIResponsesModel
+from agents import ModelSettings, ModelTracing, OpenAIChatCompletionsModel, OpenAIResponsesModel, UserError
 from agents.models.interface import Model
 from openai.types.shared import Reasoning
 
-from chat.model import ModelClient, ResponsesModel
+from chat.model import ProviderModel
 from chat.model_input import build_input
 from dev.standin_model.client import StandIn
 from dev.standin_model.server import create_app
@@ -113,6 +114,7 @@ SETTINGS = [
         extra_body={"i": [1, None]},
     ),
 ]
+VENDOR_MODELS: dict[str, Any] = {"responses": OpenAIResponsesModel, "chat_completions": OpenAIChatCompletionsModel}
 REASONED: list[Any] = [
     {"role": "user", "content": [{"type": "input_text", "text": "add milk"}]},
     {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "x"},
@@ -122,53 +124,63 @@ REASONED: list[Any] = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "reasoning", "effort", "sampling", "extras"])
-@pytest.mark.parametrize("kind", [OpenAIResponsesModel, OpenAIChatCompletionsModel])
+@pytest.mark.parametrize("api", VENDOR_MODELS)
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "streamed"])
 def test_the_model_is_sent_what_the_vendor_s_client_would_send(
-    wiretap: tuple[Wiretap, str], kind: type[Model], settings: ModelSettings
+    wiretap: tuple[Wiretap, str], api: str, settings: ModelSettings, is_streamed: bool
 ) -> None:
-    """Header by header and byte by byte, though ours leaves out the walks over it. Two things differ: the order of the
-    fields, and that ours asks for answers that are not packed."""
+    """The request is the same, header by header and byte by byte, but for the order of the fields and two headers.
+
+    Ours asks for unpacked answers. The vendor's asks its own client for the stream by a header.
+    """
     tap, url = wiretap
-    ours = ModelClient(
-        Settings(DATABASE_URL="postgresql://u:p@localhost/d", OPENAI_API_KEY="sk-any", OPENAI_BASE_URL=url)
-    )
-    theirs = openai.AsyncOpenAI(api_key="sk-any", base_url=url, max_retries=0)
-    responses = kind is OpenAIResponsesModel
-    inputs = [build_input(history()[:1], history()[1])] + ([REASONED] if responses else [])
-    for client, model in ((ours, ResponsesModel if responses else kind), (theirs, kind)):
+    known: Any = {"DATABASE_URL": "postgresql://u:p@localhost/d", "OPENAI_API_KEY": "sk-any", "OPENAI_BASE_URL": url}
+    ours = ProviderModel(Settings(**known, MODEL="stand-in", MODEL_API=api))
+    client = openai.AsyncOpenAI(api_key="sk-any", base_url=url, max_retries=0)
+    theirs = VENDOR_MODELS[api](model="stand-in", openai_client=client)
+    if api == "chat_completions":
+        settings = replace(settings, response_include=None)
+    inputs = [build_input(history()[:1], history()[1])] + ([REASONED] if api == "responses" else [])
+    for model in (ours, theirs):
         for given in inputs:
-            run(_ask(model(model="stand-in", openai_client=client), given, settings))
-        run(client.close())
+            run(_ask(model, given, settings, is_streamed=is_streamed))
+    run(ours.close())
+    run(client.close())
     half = len(tap.heard) // 2
     assert half == len(inputs)
     for (*our_head, our_body), (*their_head, their_body) in zip(tap.heard[:half], tap.heard[half:], strict=True):
-        assert our_head == [their_head[0], their_head[1] | {b"accept-encoding": b"identity"}]
+        their_headers = {name: value for name, value in their_head[1].items() if name != b"x-stainless-raw-response"}
+        assert our_head == [their_head[0], their_headers | {b"accept-encoding": b"identity"}]
         assert len(our_body) == len(their_body)
         assert _fields(our_body) == _fields(their_body)
+
+
+def test_a_setting_that_would_be_ignored_is_refused(wiretap: tuple[Wiretap, str]) -> None:
+    """The model sends nothing when the agent asks for more than it knows."""
+    tap, url = wiretap
+    known: Any = {"DATABASE_URL": "postgresql://u:p@localhost/d", "OPENAI_API_KEY": "sk-any", "OPENAI_BASE_URL": url}
+    with pytest.raises(UserError, match="verbosity"):
+        run(_ask(ProviderModel(Settings(**known)), [], ModelSettings(verbosity="low"), is_streamed=False))
+    assert tap.heard == []
 
 
 def _fields(body: bytes) -> dict[str, str]:
     return {name: dump(value) for name, value in json.loads(body).items()}
 
 
-async def _ask(model: Model, given: list[Any], settings: ModelSettings) -> None:
+async def _ask(model: Model, given: list[Any], settings: ModelSettings, *, is_streamed: bool) -> None:
     from chat.agent import _adapt
     from chat.app import process
 
     listed = [tool.to_mcp_tool() for tool in await process.tools.list_tools()]
     tools: Any = [_adapt(tool.name, str(tool.description), tool.input_schema) for tool in listed]
-    await model.get_response(
-        "Be brief.",
-        given,
-        settings,
-        tools,
-        None,
-        [],
-        ModelTracing.DISABLED,
-        previous_response_id=None,
-        conversation_id=None,
-        prompt=None,
-    )
+    known: Any = ("Be brief.", given, settings, tools, None, [], ModelTracing.DISABLED)
+    state: Any = dict.fromkeys(("previous_response_id", "conversation_id", "prompt"))
+    if not is_streamed:
+        await model.get_response(*known, **state)
+        return
+    async for _ in model.stream_response(*known, **state):
+        pass
 
 
 @BOTH_WIRES

@@ -16,7 +16,6 @@ from agents import (
     ModelRefusalError,
     ModelResponse,
     ModelSettings,
-    OpenAIChatCompletionsModel,
     RunConfig,
     RunContextWrapper,
     RunHooks,
@@ -37,7 +36,7 @@ from openai.types.responses import ResponseFunctionToolCall
 from chat.answers import MAX_CALLS as MAX_CALLS
 from chat.arguments import MAX_ARGUMENTS as MAX_ARGUMENTS  # beside the other bounds of a turn
 from chat.arguments import parse_arguments
-from chat.model import ModelClient, ResponsesModel
+from chat.model import ProviderModel
 from chat.model_input import compose, output_of
 from chat.reasoning import effort, reasons
 from chat.usage import MAX_OUTPUT_TOKENS, Usage
@@ -226,16 +225,15 @@ class ChatAgent:
         self.tools = tools
         if not settings.openai_api_key.get_secret_value():
             raise SettingsError("OPENAI_API_KEY is not set.")
-        self._client = ModelClient(settings)
-        responses = settings.model_api == "responses"
-        kind = ResponsesModel if responses else OpenAIChatCompletionsModel
+        self._model = ProviderModel(settings)
         self._agent: Agent[Run] = Agent(
             name=toolset.name,
             instructions=f"{toolset.instructions}\n{RULES}",
-            model=kind(model=settings.model, openai_client=self._client),
+            model=self._model,
             model_settings=_model_settings(settings),
         )
-        self._has_cache_key = responses  # other vendors' Chat Completions may refuse the parameter
+        # Other vendors' Chat Completions may refuse the parameter.
+        self._has_cache_key = settings.model_api == "responses" or settings.openai_base_url is None
 
     async def execute(self, run: Run, items: list[TResponseInputItem]) -> str:
         """Let the agent work until it answers. What it did and what it cost is in `run`, whatever happens then.
@@ -270,7 +268,7 @@ class ChatAgent:
 
     async def close(self) -> None:
         """Close the connections to the model."""
-        await self._client.close()
+        await self._model.close()
 
     async def list_tools(self) -> None:
         """List them, once."""

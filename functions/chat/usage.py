@@ -1,14 +1,17 @@
 """Count what the models cost a turn: as a provider tells where that makes sense, and by length where it does not."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
 
+import httpx2
+import openai
 from pydantic_core import to_json
 
+from chat.answers import field
 from taskchat.conversations.history import CHARACTERS_PER_TOKEN
 
 MAX_OUTPUT_TOKENS: Final = 8_000
@@ -18,6 +21,8 @@ has. A provider that tells of more makes no sense."""
 ADDED_TOKENS: Final = 2_000
 """Tokens that a provider may add to a request: instructions of its own for the use of tools, and marks around messages.
 Beyond these a request has at most one token for each of its bytes."""
+
+_NOT_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 
 _WRITTEN: Final = frozenset({"text", "content", "refusal", "name", "arguments", "encrypted_content"})
 """Fields of an answer that hold what the model wrote, by either API's names; the last is its reasoning."""
@@ -59,7 +64,7 @@ class Usage:
             return self.estimate(body)
         self.input_tokens += read
         details = ("input_tokens_details", "prompt_tokens_details")
-        cached = sum(_number(_field(told, name), "cached_tokens") for name in details)
+        cached = sum(_number(field(told, name), "cached_tokens") for name in details)
         self.cached_tokens += cached if cached <= read else 0
 
     def _add_output(self, told: Any, answer: Any) -> None:
@@ -72,12 +77,8 @@ class Usage:
 
 def _number(part: Any, *names: str) -> int:
     """Return the first of the fields that is a whole number above zero, or 0."""
-    found = [_field(part, name) for name in names]
+    found = [field(part, name) for name in names]
     return next((value for value in found if type(value) is int and value > 0), 0)  # a bool is an int, too
-
-
-def _field(part: Any, name: str) -> Any:
-    return part.get(name) if isinstance(part, dict) else getattr(part, name, None)
 
 
 def _tokens(part: Any) -> int:
@@ -114,3 +115,29 @@ def counting(usage: Usage) -> Iterator[None]:
 def current() -> Usage:
     """Return what the running block of `counting` counts in, or a count that is thrown away."""
     return _usage.get() or Usage()
+
+
+@contextmanager
+def charging(body: Body) -> Iterator[Callable[[Body], Body]]:
+    """Count the cost of a request: as its answer tells when that is given to the function, else by the length.
+
+    The function returns the answer with the name of the model that was asked.
+    """
+    usage = current()
+
+    def charge(answer: Body) -> Body:
+        usage.add(body, answer.get("usage"), answer.get("output") or answer.get("choices"))
+        return answer | {"model": body["model"]}
+
+    try:
+        yield charge
+    except BaseException as error:  # a cancelled request too: the model may be at work on it
+        if _may_cost(error):
+            usage.estimate(body)
+        raise
+
+
+def _may_cost(error: BaseException) -> bool:
+    """Tell if the provider may charge for a request that has no answer: it was sent, and not refused."""
+    is_unsent = isinstance(error, ValueError | TypeError) or isinstance(error.__cause__, _NOT_SENT)
+    return not is_unsent and not isinstance(error, openai.APIStatusError)
