@@ -293,7 +293,7 @@ def test_a_request_that_cannot_be_written_is_not_sent(
     assert provider.heard == []
     lines = logs()
     assert [line["estimated_tokens"] for line in lines if line["message"] == "turn interrupted"] == [0]
-    assert [line["error"] for line in lines if line["message"] == "unexpected error"] == ["TypeError"]
+    assert [line["error"] for line in lines if line["message"] == "unexpected error"] == ["UnicodeEncodeError"]
     assert [line for line in lines if "trying again" in line["message"]] == []
 
 
