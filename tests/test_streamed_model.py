@@ -271,6 +271,15 @@ class TestAProvider:
         assert usage.estimated_tokens > 0
 
 
+@BOTH_APIS
+def test_a_request_that_cannot_be_written_is_not_sent(provider: RawProvider, model_api: str) -> None:
+    """The program's own fault is no fault of the model: no other try is made, and nothing is charged."""
+    usage = Usage()
+    with counting(usage), pytest.raises(UnicodeEncodeError):
+        run(collect(model_at(provider.url, model_api, OPENAI_API_KEY="ké"), 30, []))
+    assert (provider.heard, usage.tokens) == ([], 0)
+
+
 def test_the_bounds_leave_room_for_the_longest_answer() -> None:
     """8,000 tokens, each in an event of 300 bytes as OpenAI writes it, and the text four times more at the end."""
     assert 8_000 * 300 + 4 * 8_000 * 10 < MAX_STREAM_BYTES

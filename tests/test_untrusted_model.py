@@ -216,7 +216,7 @@ class TestSize:
 
     def test_arguments_too_long_are_not_taken(self, alice: Person, standin: StandIn, rows: Rows) -> None:
         """Refused as what is no JSON is: kept without them, and the answer can be returned and replayed."""
-        from chat.agent import MAX_ARGUMENTS
+        from chat.arguments import MAX_ARGUMENTS
 
         calls = [call("add_task", title="x" * size) for size in (MAX_ARGUMENTS, MAX_ARGUMENTS - 100, 90_000, 90_000)]
         standin.fault("call", calls=calls, match="hello")

@@ -11,9 +11,8 @@ from agents import AgentOutputSchemaBase, Handoff, ModelResponse, ModelSettings,
 from agents.items import TResponseStreamEvent
 from agents.models.interface import Model, ModelTracing
 from agents.version import __version__
-from openai import APIConnectionError, APIError, APIStatusError, AsyncOpenAI, AsyncStream, RequestOptions
+from openai import APIConnectionError, APIError, AsyncOpenAI, AsyncStream, RequestOptions
 from openai.types.responses import Response, ResponseCompletedEvent
-from openai.types.responses.response_prompt_param import ResponsePromptParam
 
 from chat import chat_completions_api, responses_api
 from chat.answers import Json, read_answer, to_model_response, used_fields
@@ -26,7 +25,7 @@ from taskchat import deadline
 from taskchat.settings import Settings
 
 MAX_EVENTS: Final = 20_000
-"""Events of a streamed answer: twice as many as the tokens that a model may write, and as many again at its ends."""
+"""Events of a streamed answer: more than two for each token that a model may write."""
 
 _APIS: Final[dict[str, Any]] = {"responses": responses_api, "chat_completions": chat_completions_api}
 
@@ -46,48 +45,20 @@ class ProviderModel(Model):
             http_client=model_http_client(),
         )
 
-    async def get_response(
-        self,
-        system_instructions: str | None,
-        input: str | list[TResponseInputItem],
-        model_settings: ModelSettings,
-        tools: list[Tool],
-        output_schema: AgentOutputSchemaBase | None,
-        handoffs: list[Handoff],
-        tracing: ModelTracing,
-        *,
-        previous_response_id: str | None,
-        conversation_id: str | None,
-        prompt: ResponsePromptParam | None,
-    ) -> ModelResponse:
+    async def get_response(self, *arguments: Any, **state: Any) -> ModelResponse:
         """Return the model's whole answer. Raises ModelFailed or OutOfTime, and UserError for what it cannot send."""
-        _refuse(output_schema, handoffs, previous_response_id, conversation_id, prompt)
-        call = ModelCall(self._client, self._name, system_instructions, input, model_settings, tools, is_streamed=False)
-        answer = await self._ask(partial(self._fetch, _options(model_settings)), build_body(self._api, call))
+        call = self._call(*arguments, **state, is_streamed=False)
+        answer = await self._ask(partial(self._fetch, _options(call)), build_body(self._api, call))
         return to_model_response(self._api.output_items(answer))
 
-    async def stream_response(
-        self,
-        system_instructions: str | None,
-        input: str | list[TResponseInputItem],
-        model_settings: ModelSettings,
-        tools: list[Tool],
-        output_schema: AgentOutputSchemaBase | None,
-        handoffs: list[Handoff],
-        tracing: ModelTracing,
-        *,
-        previous_response_id: str | None,
-        conversation_id: str | None,
-        prompt: ResponsePromptParam | None,
-    ) -> AsyncIterator[TResponseStreamEvent]:
+    async def stream_response(self, *arguments: Any, **state: Any) -> AsyncIterator[TResponseStreamEvent]:
         """Yield the model's text as it comes, and in the end the whole answer, checked as any other.
 
-        Raises what get_response raises. A call is tried again, or the fallback asked, only before the first event.
+        Raises the errors of get_response. A call is tried again, or the fallback asked, only before the first event.
         """
-        _refuse(output_schema, handoffs, previous_response_id, conversation_id, prompt)
-        call = ModelCall(self._client, self._name, system_instructions, input, model_settings, tools, is_streamed=True)
-        options, body = _options(model_settings), build_body(self._api, call)
-        events = await self._ask(lambda body: _start(self._stream(options, body)), body)
+        call = self._call(*arguments, **state, is_streamed=True)
+        options = _options(call)
+        events = await self._ask(lambda body: _start(self._stream(options, body)), build_body(self._api, call))
         async with aclosing(events):
             async for event in events:
                 yield event
@@ -95,6 +66,24 @@ class ProviderModel(Model):
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
+
+    def _call(
+        self,
+        system_instructions: str | None,
+        input: str | list[TResponseInputItem],
+        model_settings: ModelSettings,
+        tools: list[Tool],
+        output_schema: AgentOutputSchemaBase | None,
+        handoffs: list[Handoff],
+        tracing: ModelTracing,
+        *,
+        is_streamed: bool,
+        **state: Any,
+    ) -> ModelCall:
+        """Return the call that the SDK asks for by the interface's parameters. `state` is kept by other providers."""
+        if output_schema or handoffs or any(state.values()):
+            raise UserError("Output types, handoffs, prompts and stored conversations are not supported.")
+        return ModelCall(self._client, self._name, system_instructions, input, model_settings, tools, is_streamed)
 
     async def _ask(self, attempt: Any, body: Body) -> Any:
         fallback = partial(for_fallback, body, self._fallback) if self._fallback else None
@@ -118,22 +107,23 @@ class ProviderModel(Model):
         yield ResponseCompletedEvent.model_construct(type="response.completed", response=response, sequence_number=0)
 
     async def _events(self, options: RequestOptions, body: Body) -> AsyncGenerator[Json]:
-        """Send the request and yield the events of its answer. Raises a fault of the model."""
+        """Send the request and yield the events of its answer. Raises the errors of `FAULTS`."""
         kind, number = AsyncStream[object], 0
-        try:
-            async with await self._client.post(
-                self._api.PATH, body=body, cast_to=object, options=options, stream=True, stream_cls=kind
-            ) as stream:
+        stream = await self._client.post(
+            self._api.PATH, body=body, cast_to=object, options=options, stream=True, stream_cls=kind
+        )
+        async with stream:
+            try:
                 async for event in stream:
                     number += 1
                     if number > MAX_EVENTS:
                         raise AnswerTooLong
                     if isinstance(event, dict):
                         yield event
-        except (APIStatusError, APIConnectionError):
-            raise
-        except (APIError, ValueError, RecursionError) as error:  # an error in the stream, or an event that is no JSON
-            raise AnswerUnreadable from error
+            except APIConnectionError:
+                raise
+            except (APIError, ValueError, RecursionError) as error:  # an error event, or one that is no JSON
+                raise AnswerUnreadable from error
 
 
 async def _start(events: AsyncGenerator[TResponseStreamEvent]) -> AsyncGenerator[TResponseStreamEvent]:
@@ -157,11 +147,5 @@ async def _in_time(
                 raise to_failure(error) from error
 
 
-def _options(settings: ModelSettings) -> RequestOptions:
-    return {"headers": settings.extra_headers or {}, "params": settings.extra_query or {}}
-
-
-def _refuse(*unsupported: Any) -> None:
-    """Raise UserError for features of the SDK that this program does not use: output types, handoffs, stored state."""
-    if any(unsupported):
-        raise UserError("Output types, handoffs, stored conversations and prompts are not supported.")
+def _options(call: ModelCall) -> RequestOptions:
+    return {"headers": call.settings.extra_headers or {}, "params": call.settings.extra_query or {}}
