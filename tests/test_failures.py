@@ -53,7 +53,7 @@ def rows_of_the_table() -> list[Row]:
 
 TABLE = rows_of_the_table()
 every_row = pytest.mark.parametrize("row", TABLE, ids=[re.sub(r"\W+", "-", row.what) for row in TABLE])
-both_wires = pytest.mark.parametrize("model_api", ["responses", "chat_completions"], indirect=True)
+both_apis = pytest.mark.parametrize("model_api", ["responses", "chat_completions"], indirect=True)
 
 IN_ITS_OWN_WORDS = "the refusal, as it is"
 
@@ -75,10 +75,10 @@ def stored_for(person: Person, rows: Rows) -> list[str]:
     return [word for kind, word in words.items() if kinds[kind]]
 
 
-@both_wires
+@both_apis
 @every_row
 def test_the_table_is_true(alice: Person, standin: StandIn, rows: Rows, row: Row) -> None:
-    """Status, words and what is stored are those of the row, on both wires."""
+    """Status, words and what is stored are those of the row, on both APIs."""
     row.set(standin)
     answer = alice.say("add buy milk", seconds=2.5 if row.fault == "hang" else 30)
     assert answer.status == row.status
@@ -147,10 +147,10 @@ class TestTheFallback:
         monkeypatch.setenv("MODEL_FALLBACK", "second-choice")
         forget()
 
-    @both_wires
+    @both_apis
     @pytest.mark.parametrize("fault", ["server_error", "unavailable", "disconnect", "rate_limit", "malformed_body"])
     def test_it_answers_when_the_first_does_not(self, alice: Person, standin: StandIn, fault: str) -> None:
-        """After the first model's tries are used up, on both wires."""
+        """After the first model's tries are used up, on both APIs."""
         standin.fault(fault, match="add buy milk", times=3)
         assert alice.say("add buy milk").status == 200
         assert [r["body"]["model"] for r in standin.requests()][:4] == ["stand-in"] * 3 + ["second-choice"]
@@ -185,7 +185,7 @@ class TestAFirstModelThatDrips:
             forget()
             yield running
 
-    @both_wires
+    @both_apis
     @pytest.mark.parametrize("what", ["a dripped body", "a dripped head", "a dripped error", "chunks of a byte"])
     def test_it_does_not_use_up_the_time(self, alice: Person, provider: RawProvider, what: str) -> None:
         """Its share bounds the whole exchange."""
@@ -193,7 +193,7 @@ class TestAFirstModelThatDrips:
         assert alice.say("add buy milk", seconds=4).status == 200
         assert [body["model"] for body in provider.heard] == ["stand-in", "second-choice"]
 
-    @both_wires
+    @both_apis
     def test_nor_do_several_tries(self, alice: Person, provider: RawProvider) -> None:
         """All of them together leave the fallback half of the time, not half of what each one leaves."""
         heard_at: list[float] = []
@@ -224,7 +224,7 @@ class TestAFirstModelThatDrips:
         assert (line["model"], line["requests"]) == ("second-choice", 1)
         assert line["estimated_tokens"] > 500
 
-    @both_wires
+    @both_apis
     def test_without_a_fallback_the_deadline_ends_it(
         self, alice: Person, provider: RawProvider, monkeypatch: pytest.MonkeyPatch
     ) -> None:

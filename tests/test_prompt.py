@@ -26,7 +26,7 @@ from tests.conftest import Person, run, serving
 
 Rows = psycopg.Connection[dict[str, Any]]
 Body = dict[str, Any]
-BOTH_WIRES = pytest.mark.parametrize("model_api", ["responses", "chat_completions"], indirect=True)
+BOTH_APIS = pytest.mark.parametrize("model_api", ["responses", "chat_completions"], indirect=True)
 
 MAX_FIXED_TOKENS = 900
 """Of tools and instructions together, which every request pays for, counted as the stand-in model does."""
@@ -183,7 +183,7 @@ async def _ask(model: Model, given: list[Any], settings: ModelSettings, *, is_st
         pass
 
 
-@BOTH_WIRES
+@BOTH_APIS
 def test_what_all_requests_have_in_common_comes_first(alice: Person, bob: Person, standin: StandIn) -> None:
     """Tools and instructions are the same bytes for everybody, in any zone and turn; what was said comes last."""
     for person, zone, message in ((alice, "Europe/Paris", "add milk"), (bob, "Asia/Tokyo", "what is left?")):
@@ -198,7 +198,7 @@ def test_what_all_requests_have_in_common_comes_first(alice: Person, bob: Person
         assert message not in fixed(body)
 
 
-@BOTH_WIRES
+@BOTH_APIS
 def test_tools_and_instructions_are_short(alice: Person, standin: StandIn) -> None:
     """By the stand-in's measure of four characters to a token; a real tokenizer (o200k_base) counts a little less."""
     alice.say("hello")
@@ -224,7 +224,7 @@ TALK = [
 ]
 
 
-@BOTH_WIRES
+@BOTH_APIS
 def test_each_turn_s_requests_begin_with_the_last_turn_s(alice: Person, standin: StandIn) -> None:
     """Item by item and byte by byte: what the model read while it worked is what it reads of it later."""
     standin.fault("malformed_arguments", match="hello")

@@ -20,7 +20,7 @@ from tests.privacy import Watch
 Rows = psycopg.Connection[dict[str, Any]]
 Json = dict[str, Any]
 WORDS = "my divorce lawyer is Jane Roe"
-BOTH_WIRES = pytest.mark.parametrize("model_api", ["responses", "chat_completions"], indirect=True)
+BOTH_APIS = pytest.mark.parametrize("model_api", ["responses", "chat_completions"], indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -117,7 +117,7 @@ ODD_IDS: dict[str, Any] = {
 }
 
 
-@BOTH_WIRES
+@BOTH_APIS
 class TestIds:
     """A call has an id that is ours, whatever the model wrote there."""
 
@@ -198,7 +198,7 @@ ODD_ANSWERS = {
 }
 
 
-@BOTH_WIRES
+@BOTH_APIS
 @pytest.mark.parametrize("answer", ODD_ANSWERS)
 def test_an_answer_of_another_shape_is_none(alice: Person, provider: Provider, answer: str) -> None:
     """Whatever it holds, the turn has failed, and the next one is taken."""
@@ -232,7 +232,7 @@ ODD_USAGES: dict[str, Any] = {
 }
 
 
-@BOTH_WIRES
+@BOTH_APIS
 @pytest.mark.parametrize("usage", ODD_USAGES)
 def test_usage_that_makes_no_sense_fails_nothing(
     alice: Person, provider: Provider, rows: Rows, usage: str, model_api: str
@@ -248,7 +248,7 @@ def test_usage_that_makes_no_sense_fails_nothing(
 DEPTHS = [65, 400, 500, 1_000, 10_000, 100_000]
 
 
-@BOTH_WIRES
+@BOTH_APIS
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_arguments_of_any_depth_are_a_failed_call(
     alice: Person, provider: Provider, depth: int, model_api: str
@@ -267,7 +267,7 @@ def test_arguments_of_any_depth_are_a_failed_call(
     assert arguments_sent(provider.heard[1]) == arguments_sent(provider.heard[-1]) == [{}, {}]
 
 
-@BOTH_WIRES
+@BOTH_APIS
 @pytest.mark.parametrize(
     ("status", "media_type"), [(200, "text/html"), (200, "text/event-stream"), (200, None), (204, None)]
 )
@@ -297,7 +297,7 @@ def test_a_request_that_cannot_be_written_is_not_sent(
     assert [line for line in lines if "trying again" in line["message"]] == []
 
 
-@BOTH_WIRES
+@BOTH_APIS
 def test_cookies_do_not_tie_turns_together(alice: Person, bob: Person, provider: Provider) -> None:
     """What a provider sets for one person's request it does not get back, from them or from the next."""
     provider.answers = [response(api=os.environ["MODEL_API"])]
@@ -311,7 +311,7 @@ ODD_NAMES = ["multi_tool_use.parallel", "functions.add_task", "add task", "é", 
 
 
 @pytest.mark.parametrize("model", ["stand-in", "gpt-6-luna"])
-@BOTH_WIRES
+@BOTH_APIS
 class TestNames:
     """A tool that there is not may have any name, and providers refuse some of them for ever after."""
 
@@ -333,7 +333,7 @@ class TestNames:
         assert named_calls(live) == named_calls(replayed) == [(made["call_id"], "unnamed")]
 
 
-@BOTH_WIRES
+@BOTH_APIS
 def test_an_unknown_tool_s_arguments_are_kept(alice: Person, provider: Provider, rows: Rows, model_api: str) -> None:
     """What the model wanted is on record, storable; later turns read it as this one did."""
     wanted = function_call("c", "send_email", json.dumps({"to": "bob\0", "n": [1, {"a": None}]}))
@@ -380,7 +380,7 @@ def efforts(standin: StandIn) -> list[Any]:
 class TestEffort:
     """REASONING_EFFORT reaches the models that take it, on both APIs, and no other."""
 
-    @BOTH_WIRES
+    @BOTH_APIS
     @pytest.mark.parametrize("model", ["stand-in", "gpt-6-luna"])
     @pytest.mark.parametrize("effort", ["none", "low", "medium", "high", "xhigh", "max"])
     def test_it_is_in_each_request(
@@ -395,7 +395,7 @@ class TestEffort:
         assert alice.say("what is left?", first.json["conversation_id"]).status == 200
         assert efforts(standin) == [{"effort": effort} if model_api == "responses" else effort] * 4
 
-    @BOTH_WIRES
+    @BOTH_APIS
     @pytest.mark.parametrize(("model", "sent"), [("gpt-6-luna", "low"), ("openai/o3", "low"), ("stand-in", None)])
     def test_without_it_models_that_reason_think_little(
         self, alice: Person, standin: StandIn, monkeypatch: pytest.MonkeyPatch, model_api: str, model: str, sent: Any
@@ -406,7 +406,7 @@ class TestEffort:
         assert alice.say("hello").status == 200
         assert efforts(standin) == [{"effort": sent} if sent and model_api == "responses" else sent]
 
-    @BOTH_WIRES
+    @BOTH_APIS
     def test_set_to_nothing_it_is_left_to_the_provider(
         self, alice: Person, standin: StandIn, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -417,7 +417,7 @@ class TestEffort:
         assert alice.say("hello").status == 200
         assert efforts(standin) == [None]
 
-    @BOTH_WIRES
+    @BOTH_APIS
     @pytest.mark.parametrize(("fallback", "takes_it"), [("gpt-4.1", False), ("gpt-5-mini", True)])
     def test_a_fallback_gets_it_if_it_reasons(
         self,
