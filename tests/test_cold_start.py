@@ -280,7 +280,7 @@ class TestSnapshot:
             assert len({str(one[what]) for one in [*restored, told["before"]]}) == 3
 
     def test_the_first_request_imports_next_to_nothing(self, told: dict[str, Any]) -> None:
-        """FastMCP imports one module at the first call of a tool, and asyncio one for its threads; all else is there."""
+        """FastMCP imports one module at the first call of a tool, asyncio one for its threads; the rest is there."""
         assert all(one["modules"] <= 2 for one in (told["started"], *told["restored"]))
 
     def test_settings_are_read_again(self, told: dict[str, Any], server: Postgres, pooler: PgBouncer) -> None:
