@@ -48,7 +48,7 @@ class Watch:
         """Wrap the functions that begin and end the parts of a turn."""
         from chat import agent, turn
         from chat.agent import ChatAgent
-        from chat.model import ModelClient
+        from chat.model import ProviderModel
         from taskchat.http.auth import Verifier
 
         self._seen: dict[str, list[tuple[float, float]]] = {}
@@ -57,7 +57,7 @@ class Watch:
             (turn.TurnRunner, "run"),
             (turn.TurnRunner, "_finish"),
             (ChatAgent, "execute"),
-            (ModelClient, "ask"),
+            (ProviderModel, "get_response"),
             (agent, "_call_tool"),
         ):
             self._wrap(owner, name)
@@ -89,7 +89,7 @@ class Watch:
         began = time.perf_counter()
         turn()
         whole, seen = (began, time.perf_counter()), self._seen
-        [first, second], [executed], [finished] = seen["ask"], seen["execute"], seen["_finish"]
+        [first, second], [executed], [finished] = seen["get_response"], seen["execute"], seen["_finish"]
         [token], [tool], [ran] = seen["verify"], seen["_call_tool"], seen["run"]
         last = executed[1], finished[1]
         found = zip(SPANS, (whole, token, (ran[0], finished[0]), first, tool, second, last), strict=True)

@@ -47,7 +47,7 @@ def _freeze(app: Any) -> dict[str, Any]:
     process = app.process
     fresh = {"settings": process.settings, "engine": process.database.engine, "verifier": process.verifier}
     if hasattr(process, "turns"):
-        fresh["model client"] = process.turns.agent._client
+        fresh["model"] = process.turns.agent._model
     watched = {name: weakref.ref(made) for name, made in fresh.items()}
     fresh.clear()
     for hook, arguments, named in reversed(hooks.get_before_snapshot()):

@@ -31,7 +31,7 @@ MOST_MEMORY = 300 * 2**20
 SECONDS = 12
 """Time of a request: enough for an answer without a bound to take more memory than there may be."""
 SHORT = 2.5
-"""Time of a request that lasts to its end. It keeps 1.5 of it back, to store how far it came and to answer."""
+"""Time of a request that lasts to its end. It keeps 1.5 s of it to store its progress and to answer."""
 
 APIS = ["responses", "chat_completions"]
 EACH = [(what, "responses") for what in OF_BYTES] + [(what, api) for what in OF_JSON for api in APIS]
@@ -39,32 +39,32 @@ EACH = [(what, "responses") for what in OF_BYTES] + [(what, api) for what in OF_
 
 @pytest.fixture(scope="session")
 def database_url(server: Postgres) -> str:
-    """Postgres itself: it is the model that differs."""
+    """Return the URL of Postgres itself: only the model differs here."""
     return server.app_url
 
 
 @pytest.fixture
 def provider() -> Iterator[RawProvider]:
-    """The provider of the model."""
+    """Serve the provider of the model."""
     with raw_provider.running() as running:
         yield running
 
 
 @dataclass(frozen=True)
 class Attack:
-    """A process of its own that is asked while its model answers as it likes."""
+    """A process of its own, and a model that answers in any way."""
 
     environment: Environment
     provider: RawProvider
     client: Caller
 
     def ask(self, message: str, key: str, conversation_id: str | None = None, seconds: float = 30) -> Response:
-        """One turn."""
+        """Run one turn."""
         body = {"message": message, "conversation_id": conversation_id}
         return self.environment.ask(self.client.request(body, key), seconds=seconds).answer
 
     def check_the_turn_is_intact(self, failed: Response) -> None:
-        """With its key it is done, and it is followed by another."""
+        """A request with its key finishes the turn, and another turn follows."""
         self.provider.shapes = [well]
         again = self.ask("hello", "k")
         assert (again.status, again.json["turn_id"]) == (200, failed.json["turn_id"])
@@ -75,7 +75,7 @@ class Attack:
 def attack(
     warm_zygote: Zygote, database_url: str, running_model: Any, issuer: Issuer, model_api: str, provider: RawProvider
 ) -> Iterator[Attack]:
-    """A new process for somebody new."""
+    """Start a process for a new user."""
     known = variables(database_url, running_model, issuer, model_api) | {"OPENAI_BASE_URL": provider.url}
     fleet = Fleet(warm_zygote, known)
     with fleet.cold() as environment:
@@ -83,13 +83,13 @@ def attack(
 
 
 def check_memory(attack: Attack) -> None:
-    """At its highest it was within bounds."""
+    """Check that its highest memory is within the bound."""
     assert attack.environment.peak_memory < MOST_MEMORY, f"{attack.environment.peak_memory / 2**20:.0f} MB"
 
 
 @pytest.mark.parametrize(("what", "model_api"), EACH, indirect=["model_api"])
 def test_no_answer_costs_more_than_it_may(attack: Attack, rows: Rows, what: str) -> None:
-    """Neither memory nor time, and the turn can be taken up again."""
+    """The answer takes neither more memory nor more time than allowed, and the turn can be resumed."""
     answers: list[Response] = []
     attack.provider.shapes = [SHAPES[what]]
     seconds = SHORT if what in LASTING else SECONDS
@@ -107,7 +107,7 @@ def test_no_answer_costs_more_than_it_may(attack: Attack, rows: Rows, what: str)
 def test_nor_does_one_that_comes_through_a_proxy(
     warm_zygote: Zygote, database_url: str, running_model: Any, issuer: Issuer, provider: RawProvider
 ) -> None:
-    """HTTP_PROXY of the environment is used as by any client, and the bound is around what it sends."""
+    """The client uses HTTP_PROXY as usual, and the bound also holds for answers through the proxy."""
     known = variables(database_url, running_model, issuer) | {"OPENAI_BASE_URL": "http://model.invalid/v1"}
     known |= {"HTTP_PROXY": provider.url.removesuffix("/v1"), "NO_PROXY": "", "no_proxy": ""}
     with Fleet(warm_zygote, known).cold() as environment:
@@ -122,7 +122,7 @@ def test_nor_does_one_that_comes_through_a_proxy(
 
 @pytest.mark.parametrize("model_api", APIS, indirect=True)
 def test_nor_does_any_made_by_chance(attack: Attack, model_api: str, tell: Callable[[str], None]) -> None:
-    """One process for all, as a warm environment: each answer, time and the highest memory are checked."""
+    """One process takes all answers, as a warm environment: time and highest memory are checked after each."""
     chance, statuses = random.Random(f"{SEED} {model_api}"), []  # noqa: S311 (no secret)
     for number in range(BY_CHANCE):
         attack.provider.shapes = [any_shape(chance)]

@@ -269,7 +269,7 @@ class TestSnapshot:
         assert told["before"]["connected"] == 1
 
     def test_nothing_that_must_be_fresh_is_in_it(self, told: dict[str, Any]) -> None:
-        """No connection, no setting, no key, no client."""
+        """No connection, no setting, no key, no model client."""
         assert told["held"] == {"alive": [], "sockets": 0}
 
     def test_each_that_starts_from_it_is_ready_and_its_own(self, told: dict[str, Any]) -> None:
@@ -280,8 +280,8 @@ class TestSnapshot:
             assert len({str(one[what]) for one in [*restored, told["before"]]}) == 3
 
     def test_the_first_request_imports_next_to_nothing(self, told: dict[str, Any]) -> None:
-        """FastMCP imports one module at the first call of a tool; all else is there."""
-        assert all(one["modules"] <= 1 for one in (told["started"], *told["restored"]))
+        """FastMCP imports one module at the first call of a tool, asyncio one for its threads; the rest is there."""
+        assert all(one["modules"] <= 2 for one in (told["started"], *told["restored"]))
 
     def test_settings_are_read_again(self, told: dict[str, Any], server: Postgres, pooler: PgBouncer) -> None:
         """An address that has changed since the snapshot was taken, or a password, is the one that is used."""

@@ -1,4 +1,4 @@
-"""docs/failures.md, row by row: what a failing model costs, and what the person is told."""
+"""Test docs/failures.md row by row: the status of a failing model, the text for the caller, and the rows that stay."""
 
 import re
 import time
@@ -23,7 +23,7 @@ Rows = psycopg.Connection[dict[str, Any]]
 CELL = r"([^|]+)"
 ROW = re.compile(rf"\| {CELL} \| `(\w+)`( once)? \| (\d+) \| {CELL} \| {CELL} \|")
 NOT_OF_THE_LIST = {"slow", "say", "call"}
-"""Faults that are no failures: they let a test choose what the model does."""
+"""Faults that are no failures: with them a test chooses the model's answer."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Row:
     told: str
 
     def set(self, standin: StandIn) -> None:
-        """Make the model fail in this way: once, or for longer than anybody tries."""
+        """Make the model fail in this way: once, or more often than any call is tried."""
         standin.fault(self.fault, match="add buy milk", times=1 if self.once else None)
 
 
 def rows_of_the_table() -> list[Row]:
-    """The table as it stands in the document."""
+    """Return the table of the document."""
     text = (ROOT / "docs/failures.md").read_text().split("## The database")[0]
     return [
         Row(what, fault, bool(once), int(status), stored.split(", "), told)
@@ -53,19 +53,19 @@ def rows_of_the_table() -> list[Row]:
 
 TABLE = rows_of_the_table()
 every_row = pytest.mark.parametrize("row", TABLE, ids=[re.sub(r"\W+", "-", row.what) for row in TABLE])
-both_wires = pytest.mark.parametrize("model_api", ["responses", "chat_completions"], indirect=True)
+both_apis = pytest.mark.parametrize("model_api", ["responses", "chat_completions"], indirect=True)
 
 IN_ITS_OWN_WORDS = "the refusal, as it is"
 
 
 @pytest.fixture(scope="session")
 def database_url(server: Postgres, pooler: PgBouncer) -> str:
-    """Through the pooler, as in production: what fails here is the model."""
+    """Return the pooler's URL, as in production: only the model fails here."""
     return pooler.url(server.app_url)
 
 
 def stored_for(person: Person, rows: Rows) -> list[str]:
-    """What is in Postgres of a person's only turn, in the words of the table."""
+    """Return the rows in Postgres of a user's only turn, in the words of the table."""
     both = (
         "select role as kind from message where user_id = %s union all select outcome from tool_call where user_id = %s"
     )
@@ -75,10 +75,10 @@ def stored_for(person: Person, rows: Rows) -> list[str]:
     return [word for kind, word in words.items() if kinds[kind]]
 
 
-@both_wires
+@both_apis
 @every_row
 def test_the_table_is_true(alice: Person, standin: StandIn, rows: Rows, row: Row) -> None:
-    """Status, words and what is stored are those of the row, on both wires."""
+    """Status, text and stored rows are those of the row, on both APIs."""
     row.set(standin)
     answer = alice.say("add buy milk", seconds=2.5 if row.fault == "hang" else 30)
     assert answer.status == row.status
@@ -89,7 +89,7 @@ def test_the_table_is_true(alice: Person, standin: StandIn, rows: Rows, row: Row
 
 @every_row
 def test_the_turn_can_be_taken_up_again(alice: Person, standin: StandIn, rows: Rows, row: Row) -> None:
-    """Once the model is well, the same key gives the reply; the message is there once, the task once."""
+    """Once the model is healthy, the same key gives the reply; message and task are there once."""
     row.set(standin)
     alice.say("add buy milk", key="k", seconds=2.5 if row.fault == "hang" else 30)
     standin.reset()
@@ -104,7 +104,7 @@ def test_the_turn_can_be_taken_up_again(alice: Person, standin: StandIn, rows: R
 
 @every_row
 def test_the_next_message_is_taken(alice: Person, standin: StandIn, row: Row) -> None:
-    """Whatever became of a turn, its conversation goes on, and its history is whole."""
+    """The conversation goes on, and its history is whole."""
     row.set(standin)
     first = alice.say("add buy milk", seconds=2.5 if row.fault == "hang" else 30).json
     standin.reset()
@@ -112,12 +112,12 @@ def test_the_next_message_is_taken(alice: Person, standin: StandIn, row: Row) ->
 
 
 def test_every_fault_of_the_stand_in_is_in_the_table() -> None:
-    """A way to fail that is not in the table is a way nobody has thought about."""
+    """The table holds each fault that the stand-in model has."""
     assert {row.fault for row in TABLE} == set(FAULTS) - NOT_OF_THE_LIST
 
 
 def test_a_rate_limit_s_time_is_passed_on(alice: Person, standin: StandIn) -> None:
-    """More time than the request has: the person gets it as Retry-After, and at once."""
+    """It is more time than the request has: the caller gets it as Retry-After, at once."""
     standin.fault("rate_limit", match="add buy milk", times=None, retry_after=50)
     answer = alice.say("add buy milk")
     assert (answer.status, answer.headers["retry-after"]) == (502, "50")
@@ -125,7 +125,7 @@ def test_a_rate_limit_s_time_is_passed_on(alice: Person, standin: StandIn) -> No
 
 
 def test_the_calls_that_took_effect_are_told(alice: Person, standin: StandIn, rows: Rows) -> None:
-    """A model that fails after its tool ran: 502 with ids and the call, which is also on record."""
+    """A model that fails after its tool ran gives 502 with ids and the call, which is also on record."""
     standin.fault("server_error", match="add buy milk", times=None, after_calls=1)
     answer = alice.say("add buy milk", key="k")
     assert answer.status == 502
@@ -147,55 +147,55 @@ class TestTheFallback:
         monkeypatch.setenv("MODEL_FALLBACK", "second-choice")
         forget()
 
-    @both_wires
+    @both_apis
     @pytest.mark.parametrize("fault", ["server_error", "unavailable", "disconnect", "rate_limit", "malformed_body"])
     def test_it_answers_when_the_first_does_not(self, alice: Person, standin: StandIn, fault: str) -> None:
-        """After the first model's tries are used up, on both wires."""
+        """It is asked after the first model's tries are used up, on both APIs."""
         standin.fault(fault, match="add buy milk", times=3)
         assert alice.say("add buy milk").status == 200
         assert [r["body"]["model"] for r in standin.requests()][:4] == ["stand-in"] * 3 + ["second-choice"]
 
     def test_it_is_tried_once(self, alice: Person, standin: StandIn) -> None:
-        """When it is down too, that is that."""
+        """When it is down too, the turn fails."""
         standin.fault("server_error", match="add buy milk", times=None)
         assert alice.say("add buy milk").status == 502
         assert [r["body"]["model"] for r in standin.requests()] == ["stand-in"] * 3 + ["second-choice"]
 
     def test_it_is_not_for_requests_that_are_wrong(self, alice: Person, standin: StandIn) -> None:
-        """What the first model refuses, the second is not asked."""
+        """The second model does not get a request that the first one refuses."""
         standin.fault("context_length_exceeded", match="add buy milk", times=None)
         assert alice.say("add buy milk").status == 502
         assert len(standin.requests()) == 1
 
     def test_a_first_model_that_hangs_leaves_time_for_it(self, alice: Person, standin: StandIn) -> None:
-        """Half of the time is kept."""
+        """The fallback has half of the time."""
         standin.fault("hang", match="add buy milk", seconds=40)
         assert alice.say("add buy milk", seconds=4).status == 200
 
 
 class TestAFirstModelThatDrips:
-    """The fallback's time is its own, whatever the first model does with each of its tries."""
+    """The fallback has its own time, whatever the first model does in each of its tries."""
 
     @pytest.fixture
     def provider(self, environment: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[RawProvider]:
-        """The provider of both models."""
+        """Serve the provider of both models."""
         with raw_provider.running() as running:
             monkeypatch.setenv("OPENAI_BASE_URL", running.url)
             monkeypatch.setenv("MODEL_FALLBACK", "second-choice")
             forget()
             yield running
 
-    @both_wires
+    @both_apis
     @pytest.mark.parametrize("what", ["a dripped body", "a dripped head", "a dripped error", "chunks of a byte"])
     def test_it_does_not_use_up_the_time(self, alice: Person, provider: RawProvider, what: str) -> None:
-        """Its share bounds the whole exchange."""
+        """The first model's share bounds its whole exchange."""
         provider.shapes = [SHAPES[what], well]
         assert alice.say("add buy milk", seconds=4).status == 200
         assert [body["model"] for body in provider.heard] == ["stand-in", "second-choice"]
 
-    @both_wires
+    @both_apis
     def test_nor_do_several_tries(self, alice: Person, provider: RawProvider) -> None:
-        """All of them together leave the fallback half of the time, not half of what each one leaves."""
+        """They leave the fallback half of the time together, not half of the rest each."""
         heard_at: list[float] = []
 
         def marked(shape: Shape) -> Shape:
@@ -217,18 +217,18 @@ class TestAFirstModelThatDrips:
         assert heard_at[-1] - began < 3, "half of 4 s, and what the turn itself takes"
 
     def test_the_time_that_it_took_is_charged(self, alice: Person, provider: RawProvider, logs: Logs) -> None:
-        """A model that was given up may have its price, as one that hangs."""
+        """A model that ran out of time may have its price, like one that hangs."""
         provider.shapes = [SHAPES["a dripped body"], well]
         assert alice.say("add buy milk", seconds=4).status == 200
         (line,) = [line for line in logs() if line["message"] == "turn finished"]
         assert (line["model"], line["requests"]) == ("second-choice", 1)
         assert line["estimated_tokens"] > 500
 
-    @both_wires
+    @both_apis
     def test_without_a_fallback_the_deadline_ends_it(
         self, alice: Person, provider: RawProvider, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """504, as for a model that hangs."""
+        """The answer is 504, as for a model that hangs."""
         monkeypatch.delenv("MODEL_FALLBACK")
         forget()
         provider.shapes = [SHAPES["a dripped body"]]
@@ -238,10 +238,10 @@ class TestAFirstModelThatDrips:
 
 
 class TestTheDeadline:
-    """The whole request has one."""
+    """The whole request has a deadline."""
 
     def test_a_hanging_model_is_given_up(self, alice: Person, standin: StandIn) -> None:
-        """504 with the turn's ids, and the turn can be finished with its key."""
+        """The answer is 504 with the turn's ids, and a request with its key finishes the turn."""
         standin.fault("hang", match="add buy milk", seconds=40)
         answer = alice.say("add buy milk", key="k", seconds=3)
         assert answer.status == 504
@@ -249,7 +249,7 @@ class TestTheDeadline:
         assert alice.say("add buy milk", key="k").status == 200
 
     def test_no_tool_starts_past_it(self, alice: Person, standin: StandIn, rows: Rows) -> None:
-        """A model that answers too late moves nothing."""
+        """A model that answers too late changes nothing."""
         standin.fault("slow", match="add buy milk", seconds=3)
         assert alice.say("add buy milk", seconds=2.5).status == 504
         assert rows.execute("select from task where user_id = %s", [alice.id]).fetchall() == []
@@ -275,7 +275,7 @@ def test_a_reply_that_cannot_be_stored_is_mended(alice: Person, standin: StandIn
 
 
 def test_failures_are_logged_without_words(alice: Person, standin: StandIn, logs: Logs) -> None:
-    """An operator reads what failed; nobody reads what was said."""
+    """An operator reads the kind of fault, and no log line holds the user's text."""
     standin.fault("server_error", match="zanzibarquux", times=None)
     alice.say("add zanzibarquux")
     written = logs()

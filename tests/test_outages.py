@@ -468,16 +468,16 @@ class TestThroughThePooler:
         self, alice: Person, pooler: PgBouncer, rows: Rows
     ) -> None:
         """Between two steps of a turn no connection is held, so there is none to lose."""
-        from chat.model import ModelClient
+        from chat.model import ProviderModel
 
-        real = ModelClient.ask
+        real = ProviderModel.get_response
 
-        async def restart_first(client: ModelClient, *arguments: Any) -> Any:
+        async def restart_first(*arguments: Any, **named: Any) -> Any:
             pooler.restart()
-            return await real(client, *arguments)
+            return await real(*arguments, **named)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ModelClient, "ask", restart_first)
+            patch.setattr(ProviderModel, "get_response", restart_first)
             answer = alice.say(DO)
         assert answer.status == 200
         check_done_once(alice, rows, answer.json)

@@ -1,7 +1,8 @@
-"""What the model is sent: the same bytes in front for everybody, what is new behind, and no more than it needs."""
+"""Test the requests to the model: the same bytes first for all users, new text last, and no more than needed."""
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
@@ -10,11 +11,11 @@ from uuid import uuid4
 import openai
 import psycopg
 import pytest
-from agents import ModelSettings, ModelTracing, OpenAIChatCompletionsModel, OpenAIResponsesModel
+from agents import ModelSettings, ModelTracing, OpenAIChatCompletionsModel, OpenAIResponsesModel, UserError
 from agents.models.interface import Model
 from openai.types.shared import Reasoning
 
-from chat.model import ModelClient, ResponsesModel
+from chat.model import ProviderModel
 from chat.model_input import build_input
 from dev.standin_model.client import StandIn
 from dev.standin_model.server import create_app
@@ -25,43 +26,43 @@ from tests.conftest import Person, run, serving
 
 Rows = psycopg.Connection[dict[str, Any]]
 Body = dict[str, Any]
-BOTH_WIRES = pytest.mark.parametrize("model_api", ["responses", "chat_completions"], indirect=True)
+BOTH_APIS = pytest.mark.parametrize("model_api", ["responses", "chat_completions"], indirect=True)
 
 MAX_FIXED_TOKENS = 900
-"""Of tools and instructions together, which every request pays for, counted as the stand-in model does."""
+"""Tokens of tools and instructions together, which every request pays for, counted as the stand-in model does."""
 
 
 def dump(value: Any) -> str:
-    """JSON as it travels: the order of the keys counts."""
+    """Return JSON as it is sent: the order of the keys counts."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def items(body: Body) -> list[Body]:
-    """What a request says after its tools and instructions."""
+    """Return the items of a request behind its tools and instructions."""
     found: list[Body] = body["input"] if "input" in body else body["messages"][1:]
     return found
 
 
 def fixed(body: Body) -> str:
-    """Tools and instructions of a request, in the order in which a provider's cache reads them."""
+    """Return tools and instructions of a request, in the order in which a provider's cache reads them."""
     return dump(body["tools"]) + (body["instructions"] if "input" in body else body["messages"][0]["content"])
 
 
 def bodies(standin: StandIn, match: str | None = None) -> list[Body]:
-    """The requests the model had."""
+    """Return the bodies of the requests to the model."""
     return [request["body"] for request in standin.requests(match)]
 
 
-class Wiretap:
-    """The stand-in model, with each request kept as its bytes came over the wire."""
+class Recorder:
+    """The stand-in model, with the bytes of each request kept."""
 
     def __init__(self) -> None:
         self._app = create_app()
         self.heard: list[tuple[str, dict[bytes, bytes], bytes]] = []
-        """Address, headers and body of each."""
+        """Address, headers and body of each request."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """An ASGI application."""
+        """Answer one request, as an ASGI application."""
         body = b""
 
         async def listen() -> Any:
@@ -77,15 +78,15 @@ class Wiretap:
 
 
 @pytest.fixture
-def wiretap() -> Iterator[tuple[Wiretap, str]]:
-    """A wiretap and its address."""
-    tap = Wiretap()
-    with serving(tap) as url:
-        yield tap, f"{url}/v1"
+def recorder() -> Iterator[tuple[Recorder, str]]:
+    """Serve a recorder, and return it with its address."""
+    recorder = Recorder()
+    with serving(recorder) as url:
+        yield recorder, f"{url}/v1"
 
 
 def history() -> list[Turn]:
-    """Turns with all that a turn can hold: text in any script, calls of each outcome, no reply."""
+    """Return turns with all that a turn can hold: text in any script, calls of each outcome, no reply."""
 
     def call(number: int, **fields: Any) -> ToolCall:
         known = {"user_id": "u", "turn_id": uuid4(), "position": number, "door": "chat", "duration_ms": 1.0}
@@ -113,6 +114,7 @@ SETTINGS = [
         extra_body={"i": [1, None]},
     ),
 ]
+VENDOR_MODELS: dict[str, Any] = {"responses": OpenAIResponsesModel, "chat_completions": OpenAIChatCompletionsModel}
 REASONED: list[Any] = [
     {"role": "user", "content": [{"type": "input_text", "text": "add milk"}]},
     {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "x"},
@@ -122,58 +124,70 @@ REASONED: list[Any] = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "reasoning", "effort", "sampling", "extras"])
-@pytest.mark.parametrize("kind", [OpenAIResponsesModel, OpenAIChatCompletionsModel])
+@pytest.mark.parametrize("api", VENDOR_MODELS)
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "streamed"])
 def test_the_model_is_sent_what_the_vendor_s_client_would_send(
-    wiretap: tuple[Wiretap, str], kind: type[Model], settings: ModelSettings
+    recorder: tuple[Recorder, str], api: str, settings: ModelSettings, is_streamed: bool
 ) -> None:
-    """Header by header and byte by byte, though ours leaves out the walks over it. Two things differ: the order of the
-    fields, and that ours asks for answers that are not packed."""
-    tap, url = wiretap
-    ours = ModelClient(
-        Settings(DATABASE_URL="postgresql://u:p@localhost/d", OPENAI_API_KEY="sk-any", OPENAI_BASE_URL=url)
-    )
-    theirs = openai.AsyncOpenAI(api_key="sk-any", base_url=url, max_retries=0)
-    responses = kind is OpenAIResponsesModel
-    inputs = [build_input(history()[:1], history()[1])] + ([REASONED] if responses else [])
-    for client, model in ((ours, ResponsesModel if responses else kind), (theirs, kind)):
+    """The request is the same, header by header and byte by byte, but for the order of the fields and two headers.
+
+    Ours asks for unpacked answers. The vendor's asks its own client for the stream by a header.
+    """
+    recorded, url = recorder
+    known: Any = {"DATABASE_URL": "postgresql://u:p@localhost/d", "OPENAI_API_KEY": "sk-any", "OPENAI_BASE_URL": url}
+    ours = ProviderModel(Settings(**known, MODEL="stand-in", MODEL_API=api))
+    client = openai.AsyncOpenAI(api_key="sk-any", base_url=url, max_retries=0)
+    theirs = VENDOR_MODELS[api](model="stand-in", openai_client=client)
+    if api == "chat_completions":
+        settings = replace(settings, response_include=None)
+    inputs = [build_input(history()[:1], history()[1])] + ([REASONED] if api == "responses" else [])
+    for model in (ours, theirs):
         for given in inputs:
-            run(_ask(model(model="stand-in", openai_client=client), given, settings))
-        run(client.close())
-    half = len(tap.heard) // 2
+            run(_ask(model, given, settings, is_streamed=is_streamed))
+    run(ours.close())
+    run(client.close())
+    half = len(recorded.heard) // 2
     assert half == len(inputs)
-    for (*our_head, our_body), (*their_head, their_body) in zip(tap.heard[:half], tap.heard[half:], strict=True):
-        assert our_head == [their_head[0], their_head[1] | {b"accept-encoding": b"identity"}]
+    for (*our_head, our_body), (*their_head, their_body) in zip(
+        recorded.heard[:half], recorded.heard[half:], strict=True
+    ):
+        their_headers = {name: value for name, value in their_head[1].items() if name != b"x-stainless-raw-response"}
+        assert our_head == [their_head[0], their_headers | {b"accept-encoding": b"identity"}]
         assert len(our_body) == len(their_body)
         assert _fields(our_body) == _fields(their_body)
+
+
+def test_a_setting_that_would_be_ignored_is_refused(recorder: tuple[Recorder, str]) -> None:
+    """The model sends no request when the agent sets what it does not know."""
+    recorded, url = recorder
+    known: Any = {"DATABASE_URL": "postgresql://u:p@localhost/d", "OPENAI_API_KEY": "sk-any", "OPENAI_BASE_URL": url}
+    with pytest.raises(UserError, match="verbosity"):
+        run(_ask(ProviderModel(Settings(**known)), [], ModelSettings(verbosity="low"), is_streamed=False))
+    assert recorded.heard == []
 
 
 def _fields(body: bytes) -> dict[str, str]:
     return {name: dump(value) for name, value in json.loads(body).items()}
 
 
-async def _ask(model: Model, given: list[Any], settings: ModelSettings) -> None:
+async def _ask(model: Model, given: list[Any], settings: ModelSettings, *, is_streamed: bool) -> None:
     from chat.agent import _adapt
     from chat.app import process
 
     listed = [tool.to_mcp_tool() for tool in await process.tools.list_tools()]
     tools: Any = [_adapt(tool.name, str(tool.description), tool.input_schema) for tool in listed]
-    await model.get_response(
-        "Be brief.",
-        given,
-        settings,
-        tools,
-        None,
-        [],
-        ModelTracing.DISABLED,
-        previous_response_id=None,
-        conversation_id=None,
-        prompt=None,
-    )
+    known: Any = ("Be brief.", given, settings, tools, None, [], ModelTracing.DISABLED)
+    state: Any = dict.fromkeys(("previous_response_id", "conversation_id", "prompt"))
+    if not is_streamed:
+        await model.get_response(*known, **state)
+        return
+    async for _ in model.stream_response(*known, **state):
+        pass
 
 
-@BOTH_WIRES
+@BOTH_APIS
 def test_what_all_requests_have_in_common_comes_first(alice: Person, bob: Person, standin: StandIn) -> None:
-    """Tools and instructions are the same bytes for everybody, in any zone and turn; what was said comes last."""
+    """Tools and instructions are the same bytes for all users, zones and turns; the message comes last."""
     for person, zone, message in ((alice, "Europe/Paris", "add milk"), (bob, "Asia/Tokyo", "what is left?")):
         assert person.post({"message": message, "timezone": zone}).status == 200
     sent = bodies(standin)
@@ -186,16 +200,16 @@ def test_what_all_requests_have_in_common_comes_first(alice: Person, bob: Person
         assert message not in fixed(body)
 
 
-@BOTH_WIRES
+@BOTH_APIS
 def test_tools_and_instructions_are_short(alice: Person, standin: StandIn) -> None:
-    """By the stand-in's measure of four characters to a token; a real tokenizer (o200k_base) counts a little less."""
+    """The stand-in counts four characters as a token; a real tokenizer (o200k_base) counts a little less."""
     alice.say("hello")
     (body,) = bodies(standin)
     assert len(fixed(body)) / 4 < MAX_FIXED_TOKENS
 
 
 def test_a_conversation_has_a_cache_of_its_own(alice: Person, standin: StandIn) -> None:
-    """All of its requests bear one key, and no other conversation's does."""
+    """All requests of a conversation have one key, and those of another conversation another."""
     first, second = (alice.say("add milk").json["conversation_id"] for _ in range(2))
     alice.say("add bread", first)
     assert [body["prompt_cache_key"] for body in bodies(standin)] == [first] * 2 + [second] * 2 + [first] * 2
@@ -212,9 +226,9 @@ TALK = [
 ]
 
 
-@BOTH_WIRES
+@BOTH_APIS
 def test_each_turn_s_requests_begin_with_the_last_turn_s(alice: Person, standin: StandIn) -> None:
-    """Item by item and byte by byte: what the model read while it worked is what it reads of it later."""
+    """Later turns read each item as this turn did, byte by byte."""
     standin.fault("malformed_arguments", match="hello")
     standin.fault("extra_arguments", match="rename", user_id="somebody")
     standin.fault("wrong_arguments", match="what is left?")
@@ -244,7 +258,7 @@ def test_over_sixty_turns_nine_tenths_of_the_input_are_cached(
     model_api: str,
     model: str,
 ) -> None:
-    """Cuts of the history included, of which there are some; and with a model whose reasoning ends with the turn."""
+    """The turns include several cuts of the history, and a model whose reasoning ends with the turn."""
     monkeypatch.setenv("MODEL", model)
     monkeypatch.setenv("HISTORY_TOKENS", "2000")
     conversation_id, task_id, starts = None, 0, set()

@@ -1,4 +1,4 @@
-"""The model's provider is not trusted either: whatever its HTTP answers hold, nothing leaks, breaks or follows it."""
+"""Test that the model's provider is not trusted: no HTTP answer of it leaks, breaks or is followed anywhere."""
 
 import json
 import os
@@ -20,27 +20,27 @@ from tests.privacy import Watch
 Rows = psycopg.Connection[dict[str, Any]]
 Json = dict[str, Any]
 WORDS = "my divorce lawyer is Jane Roe"
-BOTH_WIRES = pytest.mark.parametrize("model_api", ["responses", "chat_completions"], indirect=True)
+BOTH_APIS = pytest.mark.parametrize("model_api", ["responses", "chat_completions"], indirect=True)
 
 
 @pytest.fixture(scope="session")
 def database_url(server: Postgres, pooler: PgBouncer) -> str:
-    """Through the pooler, as in production: what is odd here is the provider."""
+    """Return the pooler's URL, as in production: only the provider is unusual here."""
     return pooler.url(server.app_url)
 
 
 class Provider:
-    """An HTTP server that gives the answers it was handed, in their order, and the last one for ever."""
+    """An HTTP server that gives its answers in their order, and the last one forever."""
 
     def __init__(self) -> None:
         self.answers: list[Response] = []
         self.heard: list[Json] = []
         """The bodies of the requests."""
         self.cookies: list[str | None] = []
-        """What came with each that an earlier answer had set."""
+        """The cookie header of each request."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """An ASGI application."""
+        """Answer one request, as an ASGI application."""
         if scope["type"] == "http":
             request = Request(scope, receive)
             self.heard.append(await request.json())
@@ -51,7 +51,7 @@ class Provider:
 
 @pytest.fixture
 def provider(environment: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Provider]:
-    """The provider that the environment's model is at."""
+    """Serve a provider at the address of the environment's model."""
     provider = Provider()
     with serving(provider) as url:
         monkeypatch.setenv("OPENAI_BASE_URL", f"{url}/v1")
@@ -60,12 +60,12 @@ def provider(environment: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pro
 
 
 def function_call(call_id: Any, name: str = "list_tasks", arguments: str = "{}") -> Json:
-    """One call of a tool, as the item of a response."""
+    """Return one tool call, as the item of a response."""
     return {"type": "function_call", "id": "fc", "call_id": call_id, "name": name, "arguments": arguments}
 
 
 def response(*items: Json, api: str = "responses", usage: Any = None) -> Response:
-    """An answer on either wire: what is called, or else a word at the end."""
+    """Return an answer of either API: the calls, or a word at the end."""
     if api == "chat_completions":
         return _completion(items, usage)
     text = {"type": "output_text", "text": "Done.", "annotations": []}
@@ -91,7 +91,7 @@ def _json(content: Json) -> Response:
 
 
 def arguments_sent(body: Json) -> list[Json]:
-    """The arguments of each call in a request."""
+    """Return the arguments of each call in a request."""
     if "input" in body:
         return [json.loads(item["arguments"]) for item in body["input"] if item.get("type") == "function_call"]
     calls = [call for message in body["messages"] for call in message.get("tool_calls") or ()]
@@ -99,7 +99,7 @@ def arguments_sent(body: Json) -> list[Json]:
 
 
 def named_calls(body: Json) -> list[tuple[str, str]]:
-    """Id and name of each call in a request, on either wire."""
+    """Return id and name of each call in a request of either API."""
     if "input" in body:
         return [(item["call_id"], item["name"]) for item in body["input"] if item.get("type") == "function_call"]
     calls = [call for message in body["messages"] for call in message.get("tool_calls") or ()]
@@ -117,13 +117,13 @@ ODD_IDS: dict[str, Any] = {
 }
 
 
-@BOTH_WIRES
+@BOTH_APIS
 class TestIds:
-    """A call has an id that is ours, whatever the model wrote there."""
+    """Each call gets an id of ours, whatever id the model wrote."""
 
     @pytest.mark.parametrize("what", ODD_IDS)
     def test_an_odd_one(self, what: str, alice: Person, provider: Provider, model_api: str) -> None:
-        """The turn is answered, and so is the next; providers get back what they take."""
+        """This turn and the next are answered, and providers get ids that they accept."""
         given = function_call(ODD_IDS[what])
         provider.answers = [response(given, given, api=model_api), response(api=model_api)]
         answer = alice.say("hello")
@@ -137,7 +137,7 @@ class TestIds:
     def test_no_word_in_it_is_logged(
         self, alice: Person, provider: Provider, logs: Logs, watch: Watch, model_api: str
     ) -> None:
-        """Nor stored, nor told: a model may put a person's words anywhere."""
+        """Nothing of it is stored or sent either: a model may put a user's words anywhere."""
         watch.know_texts([WORDS])
         provider.answers = [response(function_call(WORDS), api=model_api), response(api=model_api)]
         answer = alice.say(f"hello, {WORDS}")
@@ -158,7 +158,7 @@ class TestIds:
 def test_codes_of_errors_are_logged_if_they_are_known(
     alice: Person, provider: Provider, logs: Logs, watch: Watch, body: Json, told: str
 ) -> None:
-    """Any other is the provider's own text."""
+    """Any other code is the provider's own text."""
     watch.know_texts([WORDS])
     provider.answers = [JSONResponse(body, 400)]
     assert alice.say(f"hello, {WORDS}").status == 502
@@ -167,7 +167,7 @@ def test_codes_of_errors_are_logged_if_they_are_known(
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_not_followed(alice: Person, provider: Provider, standin: StandIn, status: int) -> None:
-    """A model that is well waits at the other address, and hears nothing of the conversation."""
+    """A healthy model waits at the other address, and no request reaches it."""
     provider.answers = [RedirectResponse(f"{standin.base_url}/responses", status)]
     assert alice.say("hello").status == 502
     assert len(provider.heard) == 1
@@ -198,10 +198,10 @@ ODD_ANSWERS = {
 }
 
 
-@BOTH_WIRES
+@BOTH_APIS
 @pytest.mark.parametrize("answer", ODD_ANSWERS)
 def test_an_answer_of_another_shape_is_none(alice: Person, provider: Provider, answer: str) -> None:
-    """Whatever it holds, the turn has failed, and the next one is taken."""
+    """The turn fails, and the next one succeeds."""
     provider.answers = [Response(ODD_ANSWERS[answer], media_type="application/json")]
     refused = alice.say("hello")
     assert refused.status == 502
@@ -211,7 +211,7 @@ def test_an_answer_of_another_shape_is_none(alice: Person, provider: Provider, a
 
 
 def usage_of(number: Any) -> Json:
-    """The number as that of all tokens, by both APIs' names."""
+    """Return a usage with this number of tokens, by both APIs' names."""
     kinds = ("input", "prompt", "output", "completion", "total")
     return {f"{kind}_tokens": number for kind in kinds}
 
@@ -232,12 +232,12 @@ ODD_USAGES: dict[str, Any] = {
 }
 
 
-@BOTH_WIRES
+@BOTH_APIS
 @pytest.mark.parametrize("usage", ODD_USAGES)
 def test_usage_that_makes_no_sense_fails_nothing(
     alice: Person, provider: Provider, rows: Rows, usage: str, model_api: str
 ) -> None:
-    """The turn is answered, and counted about as it is long: nobody is locked out, and nobody's turns are free."""
+    """The turn is answered, and its cost is estimated: no user is locked out, and no turn is free."""
     provider.answers = [response(function_call("c"), api=model_api, usage=ODD_USAGES[usage])]
     provider.answers.append(response(api=model_api, usage=ODD_USAGES[usage]))
     assert alice.say("hello").status == 200
@@ -248,12 +248,12 @@ def test_usage_that_makes_no_sense_fails_nothing(
 DEPTHS = [65, 400, 500, 1_000, 10_000, 100_000]
 
 
-@BOTH_WIRES
+@BOTH_APIS
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_arguments_of_any_depth_are_a_failed_call(
     alice: Person, provider: Provider, depth: int, model_api: str
 ) -> None:
-    """Of a tool that there is, and of one that there is not; now, in a turn that is taken up again, and in the next."""
+    """The tool may exist or not; the call fails now, in a resumed turn, and in the next turn."""
     deep = '{"title": ' + "[" * depth + "]" * depth + "}"
     calls = [function_call("c", name, deep) for name in ("add_task", "no_such_tool")]
     provider.answers = [response(*calls, api=model_api), Response("", 400)]
@@ -267,14 +267,14 @@ def test_arguments_of_any_depth_are_a_failed_call(
     assert arguments_sent(provider.heard[1]) == arguments_sent(provider.heard[-1]) == [{}, {}]
 
 
-@BOTH_WIRES
+@BOTH_APIS
 @pytest.mark.parametrize(
     ("status", "media_type"), [(200, "text/html"), (200, "text/event-stream"), (200, None), (204, None)]
 )
 def test_an_answer_that_is_no_json_is_asked_for_again(
     alice: Person, provider: Provider, logs: Logs, status: int, media_type: str | None
 ) -> None:
-    """Whatever type it says it has; each try may have its price, which nobody told."""
+    """The content type does not matter; each try may have a price that the provider did not tell."""
     provider.answers = [Response("<p>welcome</p>" if status == 200 else "", status, media_type=media_type)]
     assert alice.say("hello").status == 502
     assert len(provider.heard) == 3
@@ -286,20 +286,20 @@ def test_an_answer_that_is_no_json_is_asked_for_again(
 def test_a_request_that_cannot_be_written_is_not_sent(
     alice: Person, provider: Provider, logs: Logs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It costs nothing, no other try is made, and the operator is told where."""
+    """It costs nothing, it is not retried, and the log tells the operator what failed."""
     monkeypatch.setenv("OPENAI_API_KEY", "ké")
     forget()
     assert alice.say("hello").status == 502
     assert provider.heard == []
     lines = logs()
     assert [line["estimated_tokens"] for line in lines if line["message"] == "turn interrupted"] == [0]
-    assert [line["error"] for line in lines if line["message"] == "unexpected error"] == ["TypeError"]
+    assert [line["error"] for line in lines if line["message"] == "unexpected error"] == ["UnicodeEncodeError"]
     assert [line for line in lines if "trying again" in line["message"]] == []
 
 
-@BOTH_WIRES
+@BOTH_APIS
 def test_cookies_do_not_tie_turns_together(alice: Person, bob: Person, provider: Provider) -> None:
-    """What a provider sets for one person's request it does not get back, from them or from the next."""
+    """No later request brings back a cookie that the provider has set, of this user or another."""
     provider.answers = [response(api=os.environ["MODEL_API"])]
     provider.answers[0].set_cookie("seen", "before")
     for person in (alice, bob, alice):
@@ -311,15 +311,15 @@ ODD_NAMES = ["multi_tool_use.parallel", "functions.add_task", "add task", "é", 
 
 
 @pytest.mark.parametrize("model", ["stand-in", "gpt-6-luna"])
-@BOTH_WIRES
+@BOTH_APIS
 class TestNames:
-    """A tool that there is not may have any name, and providers refuse some of them for ever after."""
+    """A call of an unknown tool may have any name, and providers refuse some names in later requests."""
 
     @pytest.mark.parametrize("name", ODD_NAMES)
     def test_an_odd_one_is_not_sent_back(
         self, alice: Person, provider: Provider, monkeypatch: pytest.MonkeyPatch, model_api: str, model: str, name: str
     ) -> None:
-        """Neither in its own turn nor in the next, by the same bytes in both; the record tells what was asked for."""
+        """Its own turn and the next send the same replacement; the record keeps the name that the model wrote."""
         monkeypatch.setenv("MODEL", model)
         forget()
         reasoning = [{"type": "reasoning", "id": "rs", "summary": [], "encrypted_content": "x"}]
@@ -333,9 +333,9 @@ class TestNames:
         assert named_calls(live) == named_calls(replayed) == [(made["call_id"], "unnamed")]
 
 
-@BOTH_WIRES
+@BOTH_APIS
 def test_an_unknown_tool_s_arguments_are_kept(alice: Person, provider: Provider, rows: Rows, model_api: str) -> None:
-    """What the model wanted is on record, storable; later turns read it as this one did."""
+    """The record holds the arguments as Postgres can store them, and later turns send them as this one did."""
     wanted = function_call("c", "send_email", json.dumps({"to": "bob\0", "n": [1, {"a": None}]}))
     provider.answers = [response(wanted, wanted | {"name": "call_bob"}, api=model_api), response(api=model_api)]
     answer = alice.say("hello").json
@@ -364,7 +364,7 @@ LIMITS = {"max_output_tokens", "max_tokens", "max_completion_tokens"}
 def test_no_answer_may_be_endless(
     alice: Person, standin: StandIn, monkeypatch: pytest.MonkeyPatch, model: str, name: str
 ) -> None:
-    """Each request bears a limit, by the one name that its provider knows."""
+    """Each request has a limit, by the one name that its provider knows."""
     monkeypatch.setenv("MODEL", model)
     forget()
     assert alice.say("add milk").status == 200
@@ -372,7 +372,7 @@ def test_no_answer_may_be_endless(
 
 
 def efforts(standin: StandIn) -> list[Any]:
-    """The effort in each request, by either API's name, or None where there is none."""
+    """Return the effort of each request, by either API's name, or None."""
     bodies = [request["body"] for request in standin.requests()]
     return [body["reasoning"] if "reasoning" in body else body.get("reasoning_effort") for body in bodies]
 
@@ -380,13 +380,13 @@ def efforts(standin: StandIn) -> list[Any]:
 class TestEffort:
     """REASONING_EFFORT reaches the models that take it, on both APIs, and no other."""
 
-    @BOTH_WIRES
+    @BOTH_APIS
     @pytest.mark.parametrize("model", ["stand-in", "gpt-6-luna"])
     @pytest.mark.parametrize("effort", ["none", "low", "medium", "high", "xhigh", "max"])
     def test_it_is_in_each_request(
         self, alice: Person, standin: StandIn, monkeypatch: pytest.MonkeyPatch, model_api: str, model: str, effort: str
     ) -> None:
-        """Of a turn that calls a tool, and of the next."""
+        """Requests of a turn with a tool call have it, and those of the next turn."""
         monkeypatch.setenv("MODEL", model)
         monkeypatch.setenv("REASONING_EFFORT", effort)
         forget()
@@ -395,18 +395,18 @@ class TestEffort:
         assert alice.say("what is left?", first.json["conversation_id"]).status == 200
         assert efforts(standin) == [{"effort": effort} if model_api == "responses" else effort] * 4
 
-    @BOTH_WIRES
+    @BOTH_APIS
     @pytest.mark.parametrize(("model", "sent"), [("gpt-6-luna", "low"), ("openai/o3", "low"), ("stand-in", None)])
     def test_without_it_models_that_reason_think_little(
         self, alice: Person, standin: StandIn, monkeypatch: pytest.MonkeyPatch, model_api: str, model: str, sent: Any
     ) -> None:
-        """Low. A model of another name might refuse the parameter."""
+        """The effort is low. A model of another name might refuse the parameter."""
         monkeypatch.setenv("MODEL", model)
         forget()
         assert alice.say("hello").status == 200
         assert efforts(standin) == [{"effort": sent} if sent and model_api == "responses" else sent]
 
-    @BOTH_WIRES
+    @BOTH_APIS
     def test_set_to_nothing_it_is_left_to_the_provider(
         self, alice: Person, standin: StandIn, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -417,7 +417,7 @@ class TestEffort:
         assert alice.say("hello").status == 200
         assert efforts(standin) == [None]
 
-    @BOTH_WIRES
+    @BOTH_APIS
     @pytest.mark.parametrize(("fallback", "takes_it"), [("gpt-4.1", False), ("gpt-5-mini", True)])
     def test_a_fallback_gets_it_if_it_reasons(
         self,
@@ -441,7 +441,7 @@ class TestEffort:
         ("model", "sent"), [("gpt-4.1", None), ("gpt-5-chat-latest", None), ("gpt-6-luna", "high")]
     )
     def test_at_openai_s_own_address_a_name_tells_all(self, model: str, sent: str | None) -> None:
-        """The template always sets an effort, and whoever uses a model that does not reason need not know of it."""
+        """The template always sets an effort; a user of a model that does not reason need not know of it."""
         from chat.reasoning import effort
 
         given = effort(Settings(DATABASE_URL="postgresql://u:p@localhost/d", MODEL=model, REASONING_EFFORT="high"))

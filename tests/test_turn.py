@@ -189,7 +189,7 @@ def adding(number: int) -> list[dict[str, Any]]:
 
 def test_an_answer_with_more_calls_than_a_turn_may_make_is_refused(alice: Person, standin: StandIn, rows: Rows) -> None:
     """Nothing of it is done: a part of it would be of no use to anybody."""
-    from chat.agent import MAX_CALLS
+    from chat.answers import MAX_CALLS
 
     standin.fault("call", calls=adding(MAX_CALLS + 1), match="hello")
     answer = alice.say("hello")
@@ -199,7 +199,7 @@ def test_an_answer_with_more_calls_than_a_turn_may_make_is_refused(alice: Person
 
 def test_a_turn_full_of_calls_comes_to_an_end(alice: Person, standin: StandIn, rows: Rows) -> None:
     """So many calls are made and no more, and all that were made are told."""
-    from chat.agent import MAX_CALLS
+    from chat.answers import MAX_CALLS
 
     standin.fault("call", calls=adding(MAX_CALLS - 10), match="hello", times=2)
     answer = alice.say("hello")

@@ -1,6 +1,6 @@
-"""The agent: what it is told, the model behind it, and its five tools, called in-process.
+"""Run the SDK's agent: its instructions, its model, and the tools that it calls in-process.
 
-It holds no session, no engine and no SQL: all it can do is call the tool server on behalf of the turn it runs in.
+The agent holds no session, no engine and no SQL: it can only call the tool server on behalf of its turn.
 """
 
 from copy import copy
@@ -16,7 +16,6 @@ from agents import (
     ModelRefusalError,
     ModelResponse,
     ModelSettings,
-    OpenAIChatCompletionsModel,
     RunConfig,
     RunContextWrapper,
     RunHooks,
@@ -34,10 +33,9 @@ from fastmcp import FastMCP
 from mcp_types import Tool
 from openai.types.responses import ResponseFunctionToolCall
 
-from chat.answers import MAX_CALLS as MAX_CALLS
-from chat.arguments import MAX_ARGUMENTS as MAX_ARGUMENTS  # beside the other bounds of a turn
+from chat.answers import MAX_CALLS
 from chat.arguments import parse_arguments
-from chat.model import ModelClient, ResponsesModel
+from chat.model import ProviderModel
 from chat.model_input import compose, output_of
 from chat.reasoning import effort, reasons
 from chat.usage import MAX_OUTPUT_TOKENS, Usage
@@ -62,23 +60,23 @@ RULES: Final = """\
 Use it for words such as today; do not mention it.
 
 Answer in the person's language, in one to three short sentences."""
-"""Rules for every domain, behind the toolset's own instructions."""
+"""Rules for every domain, after the toolset's own instructions."""
 
 MAX_MODEL_CALLS: Final = 12
 """Model calls in one turn: enough for a long request done step by step, few enough that a loop ends in time."""
 
 MAX_TURN_TOKENS: Final = 200_000
-"""Tokens that a turn may cost before the model is asked no more: eight of the longest usual ones, a fifth of a day."""
+"""Tokens after which a turn makes no more model calls: eight of the longest usual turns, a fifth of a day's tokens."""
 
 MAX_TOOL_OUTPUT: Final = 100_000
-"""Characters that tools tell the model in one turn, before one call more: six full pages of a list. Each further call
-of the model reads all of them again."""
+"""Characters of tool output after which a turn makes no more tool calls: six full pages of a list. Each further call of
+the model reads all of them again."""
 
 MAX_REPLY: Final = 20_000
-"""Characters of a reply: what no person reads on, and far below the 6 MB that Lambda can return."""
+"""Characters of a reply: more than a person reads, and far below the 6 MB that Lambda can return."""
 
-_MOST_READ: Final = 2 * MAX_REPLY
-"""Characters that are read of a reply, some of which are invisible: to clean a megabyte takes a second."""
+_MAX_CLEANED: Final = 2 * MAX_REPLY
+"""Characters of a reply that are cleaned of invisible ones: to clean a megabyte takes a second."""
 
 _MADE_BEFORE: Final = (
     "Not done again: this same call was made before the message was interrupted, and its result stands above. "
@@ -87,35 +85,35 @@ _MADE_BEFORE: Final = (
 
 _ENDLESS: Final = "The model did not come to an end."
 
-# The SDK's own tracing starts a thread that calls its vendor, whoever serves the model, and stalls in a frozen sandbox.
-# A provider with nobody to tell makes neither that nor a client for it.
+# The SDK's own tracing starts a thread that calls its vendor, even if another one serves the model. The thread stalls
+# in a frozen environment. A trace provider without processors starts no thread and makes no client.
 set_trace_provider(DefaultTraceProvider())
 set_tracing_disabled(True)
 
 
 @dataclass
 class Run:
-    """What a tool call must know of the turn it is made in. The model sees nothing of it."""
+    """What a tool call must know of its turn. The model sees none of it."""
 
     tools: FastMCP
     lease: Lease
     calls: list[ToolCall]
     max_destructive: int
-    """How many destructive calls the turn may make, counting those of an earlier attempt at it."""
+    """Destructive calls that the turn may make, those of an earlier attempt included."""
     left: DayLeft
-    """What the turn may cost."""
+    """Tokens that the turn may cost."""
     unsettled: list[UnsettledCall] = field(default_factory=list)
-    """Calls of which it is unknown whether they took effect."""
+    """Calls whose outcome is unknown."""
     resumed: int = 0
-    """How many of the calls were made by earlier attempts, which were interrupted."""
+    """Number of the calls that earlier, interrupted attempts made."""
     failure: TaskchatError | None = field(default=None)
-    """What ended the turn inside a tool call. The SDK would pass it on as one of its own."""
+    """The error that ended the turn inside a tool call. The SDK would wrap it in one of its own."""
     usage: Usage = field(default_factory=Usage)
     asked: dict[str, str] = field(default_factory=dict)
     """The arguments of the calls in the model's latest answer, by their ids."""
 
     def check(self) -> None:
-        """Raise why the model may not be asked once more: what ended the turn, TooManyRequests, or ModelFailed."""
+        """Raise when the turn may make no more model calls: its failure, TooManyRequests, or ModelFailed."""
         if self.failure:
             raise self.failure
         self.left.check(self.usage.tokens)
@@ -123,21 +121,21 @@ class Run:
             raise ModelFailed(_ENDLESS)
 
 
-class _BetweenCalls(RunHooks[Run]):
-    """What is done before and after each call of the model."""
+class _ModelCallHooks(RunHooks[Run]):
+    """Checks the turn before each model call, and keeps its tool calls' arguments after it."""
 
     async def on_llm_start(self, context: RunContextWrapper[Run], *_: Any) -> None:
-        """End a turn that has come far enough."""
+        """End a turn that may make no more model calls."""
         context.context.check()
 
     async def on_llm_end(self, context: RunContextWrapper[Run], _agent: Agent[Run], response: ModelResponse) -> None:
-        """Keep the arguments of calls, which the SDK does not hand on where there is no such tool."""
+        """Keep the arguments of calls: the SDK does not pass on those of an unknown tool."""
         calls = [item for item in response.output if isinstance(item, ResponseFunctionToolCall)]
         context.context.asked = {call.call_id: call.arguments for call in calls}
 
 
 async def _call_tool(run: Run, name: str, call_id: str, raw_arguments: str, *, is_reading: bool = False) -> str:
-    """Make one call on the tool server and return what the model is told of it."""
+    """Make one call on the tool server, and return its output for the model."""
     arguments = parse_arguments(raw_arguments)
     call = CallContext(
         user_id=run.lease.user_id,
@@ -166,7 +164,7 @@ async def _call_tool(run: Run, name: str, call_id: str, raw_arguments: str, *, i
 
 
 def _refusal(run: Run, arguments: dict[str, Any] | None) -> str | None:
-    """Why a call must not reach its tool, if it must not."""
+    """Return why a call must not reach its tool, or None."""
     if arguments is None:
         return "The arguments are not a JSON object, or too long."
     if sum(len(output_of(call)) for call in run.calls) >= MAX_TOOL_OUTPUT:
@@ -175,9 +173,9 @@ def _refusal(run: Run, arguments: dict[str, Any] | None) -> str | None:
 
 
 def _refusal_to_repeat(run: Run, name: str, arguments: dict[str, Any] | None) -> str | None:
-    """Why a call of a resumed turn is held off, if an earlier attempt has made it and the model was not told so yet.
+    """Return why a call of a resumed turn is refused: an earlier attempt made it, and the model does not know that yet.
 
-    The model is told by a refusal in an earlier answer: of two such calls in one answer, both are held off.
+    The model learns it by a refusal in an earlier answer: of two such calls in one answer, both are refused.
     """
     wanted = make_storable(arguments)
     for place, call in reversed(list(enumerate(run.calls))):
@@ -190,7 +188,7 @@ def _refusal_to_repeat(run: Run, name: str, arguments: dict[str, Any] | None) ->
 
 
 async def _report_unknown_tool(args: ToolErrorFormatterArgs[Any]) -> str | None:
-    """Keep a call of a tool that is not there like any other that failed."""
+    """Record a call of an unknown tool like any other that failed."""
     if args.kind != "tool_not_found":
         return None
     run: Run = args.run_context.context
@@ -215,43 +213,42 @@ _RUN_CONFIG: Final = RunConfig(
     tool_not_found_behavior="return_error_to_model",
     tool_error_formatter=_report_unknown_tool,
 )
-"""What every run has in common. Runs copy it: making one resolves its annotations anew, a tenth of a turn's CPU."""
+"""Settings of every run. Runs copy it: to make one resolves its annotations anew, a tenth of a turn's CPU."""
 
 
 class ChatAgent:
-    """The agent of this process: the same instructions and tools in front of every request."""
+    """The agent of this process: all turns share its instructions, tools and model."""
 
     def __init__(self, settings: Settings, toolset: Toolset, tools: FastMCP) -> None:
-        """Open the model's one HTTP client, and list no tools yet. Raises SettingsError."""
+        """Make the model's HTTP client, and list no tools yet. Raises SettingsError."""
         self.tools = tools
         if not settings.openai_api_key.get_secret_value():
             raise SettingsError("OPENAI_API_KEY is not set.")
-        self._client = ModelClient(settings)
-        responses = settings.model_api == "responses"
-        kind = ResponsesModel if responses else OpenAIChatCompletionsModel
+        self._model = ProviderModel(settings)
         self._agent: Agent[Run] = Agent(
             name=toolset.name,
             instructions=f"{toolset.instructions}\n{RULES}",
-            model=kind(model=settings.model, openai_client=self._client),
+            model=self._model,
             model_settings=_model_settings(settings),
         )
-        self._has_cache_key = responses  # other vendors' Chat Completions may refuse the parameter
+        # Other vendors' Chat Completions may refuse the parameter.
+        self._has_cache_key = settings.model_api == "responses" or settings.openai_base_url is None
 
     async def execute(self, run: Run, items: list[TResponseInputItem]) -> str:
-        """Let the agent work until it answers. What it did and what it cost is in `run`, whatever happens then.
+        """Run the agent, and return its reply. `run` holds its calls and its cost, also after an error.
 
-        Raises ModelFailed, or what a tool call ended the turn with: DatabaseUnavailable, LeaseLost, OutOfTime.
+        Raises ModelFailed, OutOfTime, or the error of a tool call that ended the turn: DatabaseUnavailable, LeaseLost.
         """
         await self.list_tools()
-        said = max(index for index, item in enumerate(items) if item.get("role") == "user")
-        config = self._configure(run, items[:said])
+        message = max(index for index, item in enumerate(items) if item.get("role") == "user")
+        config = self._configure(run, items[:message])
         try:
             result = await Runner.run(
                 self._agent,
-                items[said:],
+                items[message:],
                 context=run,
                 max_turns=MAX_MODEL_CALLS,
-                hooks=_BetweenCalls(),
+                hooks=_ModelCallHooks(),
                 run_config=config,
             )
         except ModelRefusalError as refusal:  # an answer too, and the person should read it
@@ -262,7 +259,7 @@ class ChatAgent:
             raise
         except Exception as error:
             if run.failure is None and (isinstance(error, UserError) or not isinstance(error, AgentsException)):
-                to_problem(error)  # neither the SDK nor we foresaw it: the operator should know where it came from
+                to_problem(error)  # not foreseen: this logs for the operator where it came from
             raise run.failure or ModelFailed("The model's answer could not be read.") from error
         if run.failure:
             raise run.failure
@@ -270,10 +267,10 @@ class ChatAgent:
 
     async def close(self) -> None:
         """Close the connections to the model."""
-        await self._client.close()
+        await self._model.close()
 
     async def list_tools(self) -> None:
-        """List them, once."""
+        """List the tools of the tool server, once."""
         if self._agent.tools:
             return
         tools = [tool.to_mcp_tool() for tool in await self.tools.list_tools()]
@@ -292,23 +289,20 @@ class ChatAgent:
 
 
 def _readable(reply: str) -> str:
-    """Return the model's words as Postgres can hold them, without what a person would not see.
-
-    Raises ModelFailed if nothing is left.
-    """
-    text = remove_invisible(str(make_storable(reply[:_MOST_READ]))).strip()[:MAX_REPLY]
+    """Return the reply as Postgres can hold it, without invisible characters. Raises ModelFailed if nothing is left."""
+    text = remove_invisible(str(make_storable(reply[:_MAX_CLEANED]))).strip()[:MAX_REPLY]
     if not text:
         raise ModelFailed("The model answered nothing.")
     return text
 
 
 def _model_settings(settings: Settings) -> ModelSettings:
-    """Nothing is kept by the provider, no answer is endless; reasoning goes back and forth encrypted inside a run."""
-    given = ModelSettings(store=False, reasoning=effort(settings))
+    """Return the settings of each call: nothing is stored, answers are bounded, reasoning comes back encrypted."""
+    common = ModelSettings(store=False, reasoning=effort(settings))
     if settings.model_api == "responses":
         include: Any = ["reasoning.encrypted_content"] if reasons(settings.model) else None
-        return replace(given, max_tokens=MAX_OUTPUT_TOKENS, response_include=include)
-    # The SDK knows the limit by the name that other vendors know; OpenAI's newer models refuse that one.
+        return replace(common, max_tokens=MAX_OUTPUT_TOKENS, response_include=include)
+    # The SDK sends the limit as max_tokens, which other vendors know and newer models of OpenAI refuse.
     if settings.openai_base_url is None or reasons(settings.model):
-        return replace(given, extra_args={"max_completion_tokens": MAX_OUTPUT_TOKENS})
-    return replace(given, max_tokens=MAX_OUTPUT_TOKENS)
+        return replace(common, extra_args={"max_completion_tokens": MAX_OUTPUT_TOKENS})
+    return replace(common, max_tokens=MAX_OUTPUT_TOKENS)

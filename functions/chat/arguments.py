@@ -4,18 +4,18 @@ import json
 from typing import Any, Final
 
 MAX_ARGUMENTS: Final = 32 * 1024
-"""Bytes of a call's arguments: the longest texts of a tool take less, with every letter escaped. All calls of a turn
-together stay far below what Lambda can return."""
+"""Bytes of a call's arguments. The longest texts of a tool take less, however their letters are escaped, and the
+arguments of all calls of a turn are far below what Lambda can return."""
 
 MAX_DEPTH: Final = 64
-"""Nesting of a call's arguments. No tool needs three levels, and what is nested too deeply cannot be written down."""
+"""Levels of a call's arguments. No tool needs three, and JSON that is nested too deeply cannot be encoded."""
 
 NO_ARGUMENTS: Final = "null"
-"""JSON text that stands for arguments that cannot be read. It is no object, so the call fails."""
+"""JSON text that replaces arguments that cannot be read. It is no object, so the call fails."""
 
 
 def parse_arguments(text: str) -> dict[str, Any] | None:
-    """Return the arguments of a call, or None if they are no JSON object, or one that is too long or too deep."""
+    """Return the arguments of a call, or None for no JSON object, or one that is too long or too deep."""
     if len(text.encode(errors="surrogatepass")) > MAX_ARGUMENTS:
         return None
     try:
@@ -26,7 +26,7 @@ def parse_arguments(text: str) -> dict[str, Any] | None:
 
 
 def readable_arguments(text: str) -> str:
-    """Return the text, or NO_ARGUMENTS: the SDK parses it too, and fails at a depth that ours only refuses."""
+    """Return the text, or NO_ARGUMENTS for one that cannot be parsed: the SDK parses it too, and its run would end."""
     return NO_ARGUMENTS if parse_arguments(text) is None else text
 
 

@@ -1,4 +1,4 @@
-"""What the model reads of a turn: history, message and calls as input items, the same bytes whenever they are built."""
+"""Build the model's input from history, message and calls. The same turn always gives the same bytes."""
 
 import re
 from typing import Any, Final
@@ -14,16 +14,16 @@ from taskchat.text import as_data, as_json, make_storable
 from taskchat.toolcalls.models import ToolCall
 
 UNNAMED: Final = "unnamed"
-"""Stands for the name of a tool that a model left out: there is no such tool, and that is what the model is told."""
+"""Name in place of one that the model left out or that providers refuse. No tool has it, and the model is told so."""
 
 _TOOL_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,63}")
-"""Names that providers take in what they are sent. They take one letter more, but a name of 64 may have been cut."""
+"""Names that providers accept in a request. They accept 64 letters, but a name of 64 may have been cut."""
 
 
 def build_input(history: list[Turn], turn: Turn) -> list[TResponseInputItem]:
-    """The turn as the model reads it: what was, then what the person says now, then the calls already made for it.
+    """Return the history, then the message of this turn, then the calls that the turn has made before.
 
-    Each part is the same bytes whenever it is built, so that a provider's prompt cache keeps hitting.
+    Each part always gives the same bytes, so that a provider's prompt cache recognises them.
     """
     return [item for past in [*history, turn] for item in _items(past)]
 
@@ -47,27 +47,27 @@ def _exchange(call_id: str, tool: str, arguments: dict[str, Any], output: str) -
 def compose(history: list[TResponseInputItem], data: CallModelData[Any]) -> ModelInputData:
     """Return the input of a model call: the history, which the SDK need not carry, and then the turn so far.
 
-    The turn has the form in which later ones read it again, so that their requests begin with this one and a provider's
-    prompt cache knows it: each call has its output behind it, and no ids that end with the run. Where the model reasons
-    these stay, for its reasoning is tied to them.
+    The turn has the form in which later turns read it: each call has its output behind it, and no id of this run. Later
+    requests then begin with this one, and a provider's prompt cache recognises it. Ids stay where the model reasons,
+    because its reasoning is tied to them.
     """
-    items: list[Any] = [_named(item) for item in data.model_data.input]
+    items: list[Any] = [_with_sendable_name(item) for item in data.model_data.input]
     if not any(item.get("type") == "reasoning" for item in items):
         outputs = {item["call_id"]: item["output"] for item in items if item.get("type") == "function_call_output"}
-        items = [settled for item in items for settled in _settled(item, outputs)]
+        items = [part for item in items for part in _with_output(item, outputs)]
     return ModelInputData([*history, *items], data.model_data.instructions)
 
 
-def _named(item: Any) -> Any:
+def _with_sendable_name(item: Any) -> Any:
     return item | {"name": _sendable(item["name"])} if item.get("type") == "function_call" else item
 
 
 def _sendable(tool: str) -> str:
-    """The tool's name, or another that no tool has: a provider takes no odd one back, be it its own model's."""
+    """Return the tool's name, or UNNAMED for one that a provider would refuse, though its own model wrote it."""
     return tool if _TOOL_NAME.fullmatch(tool) else UNNAMED
 
 
-def _settled(item: Any, outputs: dict[str, str]) -> list[Any]:
+def _with_output(item: Any, outputs: dict[str, str]) -> list[Any]:
     if item.get("type") == "function_call":
         arguments = make_storable(parse_arguments(item["arguments"]) or {})
         return _exchange(item["call_id"], item["name"], arguments, outputs[item["call_id"]])
@@ -75,14 +75,14 @@ def _settled(item: Any, outputs: dict[str, str]) -> list[Any]:
 
 
 def output_of(call: ToolCall) -> str:
-    """What the model is told of a call: our own sentence for one that failed, else the data, marked as such."""
+    """Return the output of a call for the model: a fixed sentence for one that failed, else its data between marks."""
     if call.outcome == "error" and "error" in call.result:  # else it was shortened
         return str(call.result["error"])
     return f"<tool_data>{as_data(call.result)}</tool_data>"
 
 
 def _in_context(turn: Turn) -> str:
-    """The person's words under the moment and place they were said at."""
+    """Return the message under a line with its time and place."""
     zone = turn.timezone or "UTC"
     said_at = turn.said_at.astimezone(ZoneInfo(zone))
     return f"[context: {said_at:%A %Y-%m-%d %H:%M}, {zone}]\n{remove_invisible(turn.message)}"

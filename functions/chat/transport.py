@@ -1,6 +1,6 @@
-"""Make the HTTP client that speaks to the model: no answer that it reads is longer than a bound, packed or endless.
+"""Make the HTTP client that sends requests to the model, and bound every answer that it reads.
 
-The bound is on the stream itself: no code that reads an answer of this client, ours or the vendor's, goes past it.
+The bound is on the stream itself, so that it holds for all code that reads an answer, ours or the vendor's.
 """
 
 import asyncio
@@ -14,28 +14,37 @@ import openai
 MAX_ANSWER_BYTES: Final = 2**20
 """Bytes of an answer: thirty times what a model may write in one, with as much room for what repeats the request."""
 
+MAX_STREAM_BYTES: Final = 2**22
+"""Bytes of a streamed answer, which puts each token in an event of its own: 8,000 events of 500 bytes."""
+
 MAX_ERROR_BYTES: Final = 2**14
-"""Bytes that are read of an answer with an error status: the error's code is all that is used of them."""
+"""Bytes that are read of an answer with an error status: only the error's code is used."""
+
+EVENT_STREAM: Final = "text/event-stream"
 
 _USED_HEADERS: Final = ("content-type", "retry-after", "retry-after-ms", "x-request-id")
 
 
-class AnswerTooLong(ValueError):
+class AnswerUnreadable(Exception):
+    """Raised when a model's answer is packed, is not JSON, or breaks off."""
+
+
+class AnswerTooLong(AnswerUnreadable):
     """Raised when an answer is longer, or has more parts, than any answer may."""
 
 
 class _NoCookies(CookieJar):
-    """Keeps nothing: a jar would tie people's turns together, and grow with every answer."""
+    """Keeps no cookie: a jar would tie the turns of different users together, and grow with every answer."""
 
     def extract_cookies(self, response: Any, request: Any) -> None:
-        """Leave the cookies where they are."""
+        """Ignore the cookies of a response."""
 
 
 class _BoundedStream(httpx2.AsyncByteStream):
-    """The body of an answer up to so many bytes. What is beyond them is cut off, or raises AnswerTooLong."""
+    """Passes on an answer's body up to a number of bytes, then ends it or raises AnswerTooLong."""
 
-    def __init__(self, stream: httpx2.AsyncByteStream, most: int, *, is_cut: bool) -> None:
-        self._stream, self._left, self._is_cut = stream, most, is_cut
+    def __init__(self, stream: httpx2.AsyncByteStream, max_bytes: int, *, is_cut: bool) -> None:
+        self._stream, self._left, self._is_cut = stream, max_bytes, is_cut
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         parts = aiter(self._stream)
@@ -47,7 +56,7 @@ class _BoundedStream(httpx2.AsyncByteStream):
                     raise AnswerTooLong
                 if self._left < 0:
                     return
-                await asyncio.sleep(0)  # a timeout ends a coroutine only where it waits, and parts may be a byte long
+                await asyncio.sleep(0)  # a timeout takes effect only at an await, and parts may be one byte long
         finally:
             if isinstance(parts, AsyncGenerator):
                 await parts.aclose()
@@ -58,28 +67,34 @@ class _BoundedStream(httpx2.AsyncByteStream):
 
 
 def model_http_client() -> httpx2.AsyncClient:
-    """Return the vendor's HTTP client, which asks for unpacked answers and bounds each one. Proxies work as usual."""
+    """Return an HTTP client that asks for unpacked answers and bounds each one. It uses proxies as usual."""
     return openai.DefaultAsyncHttpxClient(
         headers={"Accept-Encoding": "identity"},
         cookies=_NoCookies(),
         event_hooks={"response": [_bound]},
-        # A redirect would hand the conversation to an address that nobody has configured.
+        # A redirect would send the conversation to an address that is not configured.
         follow_redirects=False,
     )
 
 
 async def _bound(response: httpx2.Response) -> None:
-    """Bound the body that is still to be read. Raises ValueError for an answer that is packed: none was asked for."""
+    """Bound a body before it is read. Raises AnswerUnreadable for a packed answer: none was asked for."""
     is_packed = response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity")
     if is_packed and response.is_success:
-        raise ValueError("the answer is packed")
+        raise AnswerUnreadable
     response.headers = httpx2.Headers(_used(response.headers))
-    most = MAX_ANSWER_BYTES if response.is_success else 0 if is_packed else MAX_ERROR_BYTES
     if isinstance(response.stream, httpx2.AsyncByteStream):
-        response.stream = _BoundedStream(response.stream, most, is_cut=not response.is_success)
+        max_bytes = _max_bytes(response, is_packed=is_packed)
+        response.stream = _BoundedStream(response.stream, max_bytes, is_cut=not response.is_success)
+
+
+def _max_bytes(response: httpx2.Response, *, is_packed: bool) -> int:
+    if not response.is_success:
+        return 0 if is_packed else MAX_ERROR_BYTES
+    return MAX_STREAM_BYTES if response.headers.get("content-type") == EVENT_STREAM else MAX_ANSWER_BYTES
 
 
 def _used(headers: httpx2.Headers) -> dict[str, str]:
-    """Return the headers that are used. The type comes without a charset, which may name a decompressor of Python's."""
+    """Return the headers that are used. The type loses its charset, which may name a decompressor of Python's."""
     used = {name: headers[name] for name in _USED_HEADERS if name in headers}
     return used | ({"content-type": used["content-type"].split(";")[0]} if "content-type" in used else {})

@@ -1,7 +1,7 @@
-"""One turn, in its order: receive, fetch history, build input, persist the message, run the agent, persist, return.
+"""Run one turn in its order: receive, fetch history, build input, persist message, run agent, persist reply, return.
 
-Two short transactions with the model between them: while it thinks, no connection and no lock is held.
-A commit that the database did not answer is looked up as soon as it can be reached, and the turn goes on from there.
+The model is called between two short transactions: while it works, no connection and no lock is held.
+After a commit without an answer, the turn looks up what the database holds, and goes on from there.
 """
 
 import asyncio
@@ -27,24 +27,24 @@ from taskchat.limits import DayLeft, Limits
 from taskchat.logs import to_problem
 from taskchat.toolcalls.models import ToolCall
 
-LAST_WORDS: Final = 1.0
-"""Seconds in which an interrupted turn may still give its lease back: less than the margin."""
+RELEASE_SECONDS: Final = 1.0
+"""Seconds in which an interrupted turn may still release its lease: less than the margin."""
 
 STOPPING_RETRY_AFTER: Final = 2
-"""Seconds that a caller is asked to wait when the server stops: another one may be there at once."""
+"""Seconds that a caller is asked to wait when the server stops: another server may be there at once."""
 
-SETTLING: Final = 3.0
-"""Seconds in which a turn may find out whether its beginning or its reply was committed."""
+LOOKUP_SECONDS: Final = 3.0
+"""Seconds in which a turn may look up if its beginning or its reply was committed."""
 
 SCHEMA: Final = "taskchat.usage/1"
-"""Version of the line that ends each attempt at a turn: a field may be added under it, never changed or taken away."""
+"""Version of the log line that ends each attempt at a turn. It covers new fields, but no changed or removed one."""
 
 logger = Logger()
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The outcome of a turn. `replayed` tells that it had been done before."""
+class TurnResult:
+    """The response of a turn. `replayed` tells that an earlier request did the turn."""
 
     response: ChatResponse
     replayed: bool
@@ -52,7 +52,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class TurnRunner:
-    """What every turn needs and no turn changes."""
+    """Runs turns. It holds what all turns share, and no turn changes it."""
 
     database: Database
     agent: ChatAgent
@@ -60,51 +60,51 @@ class TurnRunner:
     deletions_per_turn: int
     limits: Limits
 
-    async def run(self, user_id: str, turn_id: UUID, request: Request) -> Answer:
-        """Do the turn before the deadline, once, however often it is asked for.
+    async def run(self, user_id: str, turn_id: UUID, request: Request) -> TurnResult:
+        """Run the turn once, before the deadline, however often it is requested.
 
-        Raises any TaskchatError. Once the message is known to be stored, it tells conversation, turn and calls.
+        Raises any TaskchatError. Once the message is known to be stored, the error names conversation, turn and calls.
         """
         if deadline.remaining() <= 0:
             raise OutOfTime
         begun, left = await self._begin(user_id, turn_id, request)
         if isinstance(begun, Finished):
-            return Answer(_response(begun.conversation_id, begun.turn, begun.turn.calls), replayed=True)
-        # The commit has persisted the message. From here on no connection is held but by a tool call and by the reply.
+            return TurnResult(_response(begun.conversation_id, begun.turn, begun.turn.calls), replayed=True)
+        # The commit has persisted the message. From here on only a tool call and the reply hold a connection.
         calls = list(begun.turn.calls)
         run = Run(self.agent.tools, begun.lease, calls, self.deletions_per_turn, left, resumed=len(calls))
         return await self._finish(begun, run, request)
 
     async def _begin(self, user_id: str, turn_id: UUID, request: Request) -> tuple[Begun | Finished, DayLeft]:
-        own: list[Lease] = []
+        leases: list[Lease] = []
         try:
             with self.database.transaction(user_id) as session:
-                # Before all else, here as at the end: whoever holds a conversation waits for nobody's allowance.
+                # First, here as at the end: a turn that holds a conversation must not wait for a row of the limits.
                 left = self.limits.spend(session, user_id)
-                begun = self._take_lease(session, user_id, turn_id, request, own)
+                begun = self._take_lease(session, user_id, turn_id, request, leases)
         except CommitOutcomeUnknown:
-            begun = await self._begin_again(request, own)
+            begun = await self._begin_again(request, leases)
         return begun, left
 
-    async def _begin_again(self, request: Request, own: list[Lease]) -> Begun | Finished:
-        """Begin a turn whose beginning or reply was committed or not. Its allowance was spent the first time."""
+    async def _begin_again(self, request: Request, leases: list[Lease]) -> Begun | Finished:
+        """Begin a turn again whose commit had no answer. Its allowance was spent the first time."""
 
         def attempt() -> Begun | Finished:
-            with self.database.transaction(own[0].user_id) as session:
-                return self._take_lease(session, own[0].user_id, own[0].turn_id, request, own)
+            with self.database.transaction(leases[0].user_id) as session:
+                return self._take_lease(session, leases[0].user_id, leases[0].turn_id, request, leases)
 
-        return await retry_while_away(attempt, SETTLING)
+        return await retry_while_away(attempt, LOOKUP_SECONDS)
 
     def _take_lease(
-        self, session: Session, user_id: str, turn_id: UUID, request: Request, own: list[Lease]
+        self, session: Session, user_id: str, turn_id: UUID, request: Request, leases: list[Lease]
     ) -> Begun | Finished:
-        """Begin the turn, and add its lease to those that this process may hold."""
-        begun = conversations.begin(session, user_id, turn_id, request, self.history_tokens, own)
+        """Begin the turn, and add its lease to those that this turn may hold."""
+        begun = conversations.begin(session, user_id, turn_id, request, self.history_tokens, leases)
         if isinstance(begun, Begun):
-            own.append(begun.lease)
+            leases.append(begun.lease)
         return begun
 
-    async def _finish(self, begun: Begun, run: Run, request: Request) -> Answer:
+    async def _finish(self, begun: Begun, run: Run, request: Request) -> TurnResult:
         try:
             if deadline.remaining() <= 0:
                 raise OutOfTime
@@ -116,11 +116,11 @@ class TurnRunner:
             problem = _problem(error)
             await self._interrupt(run, problem)
             raise problem from error if error is not problem else error.__cause__
-        logger.info("turn finished", extra=_account(run))
-        return Answer(_response(run.lease.conversation_id, turn, run.calls), replayed=False)
+        logger.info("turn finished", extra=_log_fields(run))
+        return TurnResult(_response(run.lease.conversation_id, turn, run.calls), replayed=False)
 
     async def _store(self, begun: Begun, run: Run, reply: str, request: Request) -> Turn:
-        """Store the reply, and return the turn as it is then."""
+        """Store the reply, and return the turn with it."""
         try:
             self._commit_reply(begun, run, reply)
         except CommitOutcomeUnknown:
@@ -129,7 +129,7 @@ class TurnRunner:
                 run.calls = again.turn.calls
                 return again.turn
             run.lease = again.lease
-            if len(again.turn.calls) != len(run.calls):  # another attempt went on meanwhile: the reply is not its own
+            if len(again.turn.calls) != len(run.calls):  # another attempt made calls that this reply knows nothing of
                 raise LeaseLost(retry_after=1) from None
             self._commit_reply(again, run, reply)
         return replace(begun.turn, reply=reply)
@@ -140,22 +140,22 @@ class TurnRunner:
             conversations.finish(session, begun, reply, asdict(run.usage))
 
     async def _interrupt(self, run: Run, problem: TaskchatError) -> None:
-        """Let the next turn in, and note how far this one came: with its key it can be taken up again."""
-        what = {"problem": problem.slug, "detail": problem.detail}
-        logger.warning("turn interrupted", extra=_account(run) | what)
+        """Release the lease, and record how far the turn came: a request with its key goes on from there."""
+        failure = {"problem": problem.slug, "detail": problem.detail}
+        logger.warning("turn interrupted", extra=_log_fields(run) | failure)
         try:
-            with deadline.within(LAST_WORDS):
-                await retry_while_away(lambda: self._release(run), LAST_WORDS)
-        except TaskchatError as failure:  # the lease is another's by now, or will be: it has an expiry
-            logger.warning("lease not released", extra={"problem": failure.slug})
+            with deadline.within(RELEASE_SECONDS):
+                await retry_while_away(lambda: self._release(run), RELEASE_SECONDS)
+        except TaskchatError as error:  # another turn has the lease by now, or will have it when it expires
+            logger.warning("lease not released", extra={"problem": error.slug})
         problem.members |= _progress(run)
 
     def _release(self, run: Run) -> None:
-        """Settle what the turn has done, and give its lease back."""
+        """Look up the outcome of unsettled calls, and release the lease."""
         with self.database.transaction(run.lease.user_id) as session:
             self.limits.record(session, run.lease.user_id, run.usage.tokens)
             settled = [(call, call.settle(session)["outcome"]) for call in run.unsettled]
-            # Read again: if this attempt has lost its lease, another one may have made calls.
+            # Read again: after this attempt lost its lease, another one may have made calls.
             calls = conversations.recorded_calls(session, run.lease)
             if not run.unsettled:
                 run.calls = calls
@@ -166,7 +166,7 @@ class TurnRunner:
 
 
 def _problem(error: Exception | asyncio.CancelledError) -> TaskchatError:
-    """Return what ended the turn. A server that stops cancels the turns that it will not wait for any longer."""
+    """Return the problem that ended the turn. A server that stops cancels the turns that take too long."""
     if isinstance(error, asyncio.CancelledError):
         return Unavailable(retry_after=STOPPING_RETRY_AFTER)
     return OutOfTime() if isinstance(error, TimeoutError) else to_problem(error)
@@ -181,8 +181,8 @@ def _response(conversation_id: UUID, turn: Turn, calls: list[ToolCall]) -> ChatR
     )
 
 
-def _account(run: Run) -> dict[str, object]:
-    """For the log: whose turn it was, and what this attempt at it cost."""
+def _log_fields(run: Run) -> dict[str, object]:
+    """Return the log fields of a turn: its user, its ids, and the cost of this attempt."""
     return {
         "schema": SCHEMA,
         "turn_id": str(run.lease.turn_id),
@@ -193,7 +193,7 @@ def _account(run: Run) -> dict[str, object]:
 
 
 def _progress(run: Run) -> dict[str, object]:
-    """How far the turn came. Says nothing of its calls while it is unknown whether one of them took effect."""
+    """Return how far the turn came, without its calls while the outcome of one is unknown."""
     ids = {"conversation_id": str(run.lease.conversation_id), "turn_id": str(run.lease.turn_id)}
     if run.unsettled:
         return dict(ids)

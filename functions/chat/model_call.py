@@ -1,0 +1,72 @@
+"""Describe one call of the model as the SDK asks for it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeAlias, cast
+
+from agents import ModelSettings, Tool, TResponseInputItem, UserError
+from openai import AsyncOpenAI, Omit
+from openai.types.responses import ResponseOutputItem, ResponseRefusalDeltaEvent, ResponseTextDeltaEvent
+from pydantic import BaseModel
+
+Body = dict[str, Any]
+TextDelta: TypeAlias = ResponseTextDeltaEvent | ResponseRefusalDeltaEvent
+
+READ_ELSEWHERE: Final = frozenset(
+    {"tool_choice", "reasoning", "response_include", "include_usage", "timeout"}
+    | {"extra_args", "extra_body", "extra_headers", "extra_query"}
+)
+"""Settings of the SDK that are no parameter of a request by themselves."""
+
+
+@dataclass(frozen=True)
+class ModelCall:
+    """One call of the model."""
+
+    client: AsyncOpenAI
+    model: str
+    instructions: str | None
+    input: str | list[TResponseInputItem]
+    settings: ModelSettings
+    tools: list[Tool]
+    is_streamed: bool
+
+
+class StreamReader(Protocol):
+    """Reads the events of one streamed answer."""
+
+    def deltas(self, event: Body) -> Iterator[TextDelta]:
+        """Read an event, and yield its text. Raises AnswerUnreadable."""
+
+    def answer(self) -> Body:
+        """Return the answer as it would come without a stream. Raises AnswerUnreadable when it broke off."""
+
+
+class Api(Protocol):
+    """One of the two APIs: the modules `responses_api` and `chat_completions_api`."""
+
+    PATH: str
+    SETTINGS: dict[str, str]
+    """The parameter of a request for each setting of the SDK that has one."""
+    StreamReader: type[StreamReader]
+
+    def build_body(self, call: ModelCall) -> Body:
+        """Return the parameters that only this API has."""
+
+    def output_items(self, answer: Body) -> list[ResponseOutputItem]:
+        """Return the items of an answer. Raises ModelFailed for an incomplete one."""
+
+
+def build_body(api: Api, call: ModelCall) -> Body:
+    """Return the body of a request. Raises UserError for a setting that would be ignored."""
+    settings = {name: value for name, value in vars(call.settings).items() if value is not None}
+    if unknown := settings.keys() - api.SETTINGS.keys() - READ_ELSEWHERE:
+        raise UserError(f"The model does not send these settings: {', '.join(sorted(unknown))}")
+    same = {parameter: settings.get(name) for name, parameter in api.SETTINGS.items()}
+    body = {"model": call.model, **api.build_body(call), **same, "stream": call.is_streamed or None}
+    given = {name: _plain(value) for name, value in body.items() if value is not None and not isinstance(value, Omit)}
+    return given | (call.settings.extra_args or {}) | cast(Body, call.settings.extra_body or {})
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
