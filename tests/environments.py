@@ -1,6 +1,6 @@
 """Execution environments as processes of their own: a pytest plugin for tests that kill, freeze and race them.
 
-crash, stateful and load tests -> environments -> zygote -> points
+crash, stateful and load tests -> environments -> fork_server -> points
                                -> truth
 """
 
@@ -29,7 +29,7 @@ from testing.callers import Caller
 from testing.gateway import Response
 from tests.conftest import ROOT, variables
 from tests.crash_points import Trap
-from tests.privacy import Watch
+from tests.privacy import LogSearch
 
 PATIENCE = 60
 """Seconds to wait for an environment: longer than any request may take."""
@@ -54,8 +54,8 @@ class Outcome:
 class Environment:
     """One process that handles one request at a time, as an execution environment does."""
 
-    def __init__(self, zygote: "Zygote", pid: int, channel: socket.socket) -> None:
-        self._zygote, self.pid, self._channel, self._read = zygote, pid, channel, b""
+    def __init__(self, fork_server: "ForkServer", pid: int, channel: socket.socket) -> None:
+        self._fork_server, self.pid, self._channel, self._read = fork_server, pid, channel, b""
         self.peak_memory = 0
         """The most bytes that it had at any moment until its latest answer."""
 
@@ -86,15 +86,15 @@ class Environment:
 
     def freeze(self) -> None:
         """Stop it wherever it is."""
-        self._zygote.signal(self.pid, signal.SIGSTOP)
+        self._fork_server.signal(self.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Let it go on from where it was stopped."""
-        self._zygote.signal(self.pid, signal.SIGCONT)
+        self._fork_server.signal(self.pid, signal.SIGCONT)
 
     def kill(self) -> None:
         """End it at once, if it has not ended."""
-        self._zygote.signal(self.pid, signal.SIGKILL)
+        self._fork_server.signal(self.pid, signal.SIGKILL)
         self._channel.close()
 
     def _told(self) -> dict[str, Any] | None:
@@ -114,10 +114,10 @@ class Environment:
 
     def _await_trap(self) -> None:
         """Its own signal comes a moment after its word: send it one more, which is waited for."""
-        self._zygote.await_trap(self.pid)
+        self._fork_server.await_trap(self.pid)
 
 
-class Zygote:
+class ForkServer:
     """The process that environments are forked from, and the one that may send them signals."""
 
     def __init__(self, control: socket.socket, log: int) -> None:
@@ -157,7 +157,7 @@ class Zygote:
             answer = b""
             while not answer.endswith(b"\n"):
                 more = self._control.recv(1 << 16)
-                assert more, "the zygote has ended"
+                assert more, "the fork_server has ended"
                 answer += more
         told: dict[str, Any] = json.loads(answer)
         assert "error" not in told, told["error"]
@@ -165,7 +165,7 @@ class Zygote:
 
 
 @pytest.fixture(scope="session")
-def zygote(watch: Watch) -> Iterator[Zygote]:
+def fork_server(log_search: LogSearch) -> Iterator[ForkServer]:
     """Where environments come from."""
     ours, theirs = socket.socketpair()
     ours.settimeout(PATIENCE)
@@ -183,31 +183,31 @@ def zygote(watch: Watch) -> Iterator[Zygote]:
         )
         theirs.close()
         try:
-            yield Zygote(ours, log.fileno())
+            yield ForkServer(ours, log.fileno())
         finally:
             ours.close()
             processes.stop(process, patience=5)
             log.seek(0)
-            watch.note(log.read().decode(errors="replace"))
+            log_search.add_output(log.read().decode(errors="replace"))
 
 
 class Fleet:
     """Execution environments of one deployment: all with the same variables."""
 
-    def __init__(self, zygote: Zygote, variables: dict[str, str]) -> None:
-        self._zygote, self._variables = zygote, variables
+    def __init__(self, fork_server: ForkServer, variables: dict[str, str]) -> None:
+        self._fork_server, self._variables = fork_server, variables
         self._started: list[Environment] = []
 
     def start(self) -> Environment:
         """A cold environment."""
-        environment = self._zygote.start(self._variables)
+        environment = self._fork_server.start(self._variables)
         self._started.append(environment)
         return environment
 
     @contextlib.contextmanager
     def cold(self) -> Iterator[Environment]:
         """A cold environment that is gone after the block."""
-        environment = self._zygote.start(self._variables)
+        environment = self._fork_server.start(self._variables)
         try:
             yield environment
         finally:
@@ -220,18 +220,20 @@ class Fleet:
 
 
 @pytest.fixture(scope="session")
-def warm_zygote(zygote: Zygote, server: Postgres, running_model: StandIn, issuer: Issuer) -> Zygote:
+def warm_fork_server(fork_server: ForkServer, server: Postgres, running_model: StandIn, issuer: Issuer) -> ForkServer:
     """Where environments come from, once it has done everything a first time."""
     client = Caller.new(issuer)
     for model_api in ("responses", "chat_completions"):
         known = variables(server.app_url, running_model, issuer, model_api)
-        zygote.warm(known, client.request({"message": "Add milk, then finish it and delete it"}))
-    return zygote
+        fork_server.warm(known, client.request({"message": "Add milk, then finish it and delete it"}))
+    return fork_server
 
 
 @pytest.fixture
-def fleet(warm_zygote: Zygote, database_url: str, standin: StandIn, issuer: Issuer, model_api: str) -> Iterator[Fleet]:
+def fleet(
+    warm_fork_server: ForkServer, database_url: str, standin: StandIn, issuer: Issuer, model_api: str
+) -> Iterator[Fleet]:
     """A deployment: over the test's database URL and model API."""
-    fleet = Fleet(warm_zygote, variables(database_url, standin, issuer, model_api))
+    fleet = Fleet(warm_fork_server, variables(database_url, standin, issuer, model_api))
     yield fleet
     fleet.stop()

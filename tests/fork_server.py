@@ -62,10 +62,10 @@ def _warm(environment: Json, event: Json) -> Json:
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)  # or Mangum would make one, and what an import makes is never collected
     from chat.app import handler
-    from tests.conftest import forget
+    from tests.conftest import reset_processes
 
     response = invoke(handler, event)
-    forget()
+    reset_processes()
     loop.run_until_complete(loop.shutdown_default_executor())
     for _ in processes.attempts(10):  # the HTTP client's helper thread hears of its end only in the loop
         loop.run_until_complete(asyncio.sleep(0))

@@ -32,8 +32,8 @@ from taskchat.http import auth
 from taskchat.settings import Settings
 from testing.callers import RESOURCE
 from testing.gateway import Handler, Response, event, invoke
-from tests.conftest import ROOT, forget, run, serving
-from tests.tally import tell_at_the_end
+from tests.conftest import ROOT, reset_processes, run, serving
+from tests.tally import report_at_end
 from tests.test_mcp_door import METADATA, STATELESS, TOOLS, McpClient
 from tests.test_node import broken_machine
 
@@ -168,7 +168,7 @@ def better(
         )
         for row in database.execute(sql.SQL("select count(*) as n from {}").format(sql.Identifier(table)))
     )
-    tell_at_the_end(request.config, f"Better Auth {VERSIONS['better-auth']}, with its OAuth provider: {counts}")
+    report_at_end(request.config, f"Better Auth {VERSIONS['better-auth']}, with its OAuth provider: {counts}")
 
 
 @pytest.fixture(scope="session")
@@ -218,7 +218,7 @@ def pair(environment: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[Better
         monkeypatch.setenv("AUTH_AUDIENCE", server.url)
         monkeypatch.setenv("AUTH_JWKS_URL", f"{server.url}/api/auth/jwks")
         monkeypatch.setenv("AUTH_JWKS_JSON", "")
-        forget()
+        reset_processes()
         return Doors(process.app, handler)
 
     return pair
@@ -342,7 +342,7 @@ class TestRotation:
         old = member.token
         better.age_keys(timedelta(hours=1))
         new = member.token
-        forget()
+        reset_processes()
         assert [say(member, token).status for token in (old, new)] == [200, 200]
 
     def test_several_at_once(self, member: Member, better: BetterAuth) -> None:

@@ -30,7 +30,7 @@ from tests.clocks import DatabaseClock
 from tests.conftest import Person, variables
 from tests.crash_points import Trap
 from tests.db_assertions import Rows
-from tests.environments import Environment, Fleet, Zygote
+from tests.environments import Environment, Fleet, ForkServer
 
 MINUTES_OFF = [timedelta(minutes=minutes) for minutes in (-10, -2, 2, 10)]
 MESSAGE = "Add buy milk"
@@ -130,7 +130,7 @@ class TestLeases:
         assert clock.lease_left(client.id) == 0
 
 
-def limited(fleet_of: Zygote, url: str, standin: StandIn, issuer: Issuer, tokens: int) -> Fleet:
+def limited(fleet_of: ForkServer, url: str, standin: StandIn, issuer: Issuer, tokens: int) -> Fleet:
     """A deployment in which a person may use so many model tokens a day."""
     return Fleet(fleet_of, variables(url, standin, issuer) | {"DAILY_MODEL_TOKENS": str(tokens)})
 
@@ -153,13 +153,13 @@ class TestTheDay:
 
     @pytest.fixture
     def deployment(
-        self, warm_zygote: Zygote, database_url: str, standin: StandIn, issuer: Issuer
+        self, warm_fork_server: ForkServer, database_url: str, standin: StandIn, issuer: Issuer
     ) -> Iterator[Callable[[int], Environment]]:
         """Start an environment with a limit."""
         fleets: list[Fleet] = []
 
         def start(tokens: int) -> Environment:
-            fleets.append(limited(warm_zygote, database_url, standin, issuer, tokens))
+            fleets.append(limited(warm_fork_server, database_url, standin, issuer, tokens))
             return fleets[-1].start()
 
         yield start

@@ -69,8 +69,8 @@ def test_a_hanging_model_leaves_an_honest_answer_and_a_turn_to_finish(
 
 @pytest.mark.skipif("CI" not in os.environ, reason="waits for the real deadline: set CI to run it")
 def test_the_answer_comes_before_the_gateway_gives_up(
-    fleet: Fleet, standin: StandIn, rows: Rows, issuer: Issuer, tell: Callable[[str], None]
+    fleet: Fleet, standin: StandIn, rows: Rows, issuer: Issuer, report: Callable[[str], None]
 ) -> None:
     """With all the time that Lambda and the gateway give: before 29 seconds."""
     waited = check_hanging(fleet, standin, rows, Caller.new(issuer), calls=1, seconds=30)
-    tell(f"The model hung for 40 s: 504 after {waited:.1f} s, and the retry finished the turn")
+    report(f"The model hung for 40 s: 504 after {waited:.1f} s, and the retry finished the turn")

@@ -30,7 +30,7 @@ from dev.processes import StartupError
 from dev.tokens import Issuer
 
 if TYPE_CHECKING:
-    from tests.privacy import Watch
+    from tests.privacy import LogSearch
 
 ROOT = Path(__file__).parent.parent
 GONE_SECONDS = 15
@@ -346,11 +346,11 @@ def development(directory: Path) -> Iterator[Development]:
 
 
 @pytest.fixture(scope="module")
-def running_development(watch: "Watch") -> Iterator[Development]:
+def running_development(log_search: "LogSearch") -> Iterator[Development]:
     """One for all tests that only talk to it."""
     with tempfile.TemporaryDirectory(prefix="taskchat-test-") as name, development(Path(name)) as running:
         yield running
-        watch.note((Path(name) / "server.log").read_text())
+        log_search.add_output((Path(name) / "server.log").read_text())
 
 
 def test_curl_line_works_as_printed(running_development: Development) -> None:

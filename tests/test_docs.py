@@ -17,7 +17,7 @@ from dev import client, proof
 from dev.inspector import Inspector
 from dev.postgres import Postgres
 from tests.conftest import ROOT, Person, serving
-from tests.privacy import Watch
+from tests.privacy import LogSearch
 from tests.test_dev import ENVIRONMENT, Development, development
 from tests.test_hostile import MCP_BODIES, MCP_HEADERS, MCP_PATHS
 from tests.test_migrations import Empty
@@ -129,11 +129,11 @@ def test_the_migrate_command_makes_the_schema_and_the_role(server: Postgres, tmp
 
 
 @pytest.fixture(scope="module")
-def running(watch: Watch) -> Iterator[Development]:
+def running(log_search: LogSearch) -> Iterator[Development]:
     """A `make dev` in another terminal."""
     with tempfile.TemporaryDirectory(prefix="taskchat-test-") as name, development(Path(name)) as server:
         yield server
-        watch.note((Path(name) / "server.log").read_text())
+        log_search.add_output((Path(name) / "server.log").read_text())
 
 
 def test_the_chat_command_works_as_it_stands(running: Development, tmp_path: Path) -> None:

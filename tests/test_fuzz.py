@@ -33,8 +33,8 @@ from schemathesis.specs.openapi.checks import (
 from dev.postgres import Postgres
 from testing.callers import AUTH, RESOURCE
 from testing.gateway import Handler, LambdaContext, event
-from tests.conftest import Person, forget, serving
-from tests.tally import tell_at_the_end
+from tests.conftest import Person, reset_processes, serving
+from tests.tally import report_at_end
 from tests.test_docs import mcp_statuses
 from tests.test_guards import EXPECTED
 
@@ -85,14 +85,14 @@ def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
     yield tally
     for name, statuses in tally.items():
         found = ", ".join(f"{status} {count} times" for status, count in sorted(statuses.items()))
-        tell_at_the_end(request.config, f"{name}: {statuses.total()} cases with seed {SEED}: {found}")
+        report_at_end(request.config, f"{name}: {statuses.total()} cases with seed {SEED}: {found}")
 
 
 @pytest.fixture
 def bob(bob: Person) -> Person:
     """Somebody else, who has a secret."""
     assert bob.say(f"Add {SECRET}").json["tool_calls"][0]["outcome"] == "ok"
-    forget()  # a server runs in a loop of its own, where connections of this one are of no use
+    reset_processes()  # a server runs in a loop of its own, where connections of this one are of no use
     return bob
 
 

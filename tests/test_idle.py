@@ -21,9 +21,9 @@ from taskchat.database.engine import CONNECT_TIMEOUT, RECYCLE_AFTER
 from testing.callers import Caller
 from tests import db_assertions as truth
 from tests import proxy
-from tests.conftest import Person, forget, variables
+from tests.conftest import Person, reset_processes, variables
 from tests.db_assertions import Rows
-from tests.environments import Environment, Fleet, Zygote
+from tests.environments import Environment, Fleet, ForkServer
 from tests.proxy import Proxy
 from tests.test_auth import listening
 
@@ -74,9 +74,9 @@ def client(issuer: Issuer) -> Caller:
 
 
 @pytest.fixture
-def idle(warm_zygote: Zygote, wires: Wires, reached: dict[str, str], client: Caller) -> Iterator[Environment]:
+def idle(warm_fork_server: ForkServer, wires: Wires, reached: dict[str, str], client: Caller) -> Iterator[Environment]:
     """An environment that has done a turn, and is frozen."""
-    fleet = Fleet(warm_zygote, reached)
+    fleet = Fleet(warm_fork_server, reached)
     environment = fleet.start()
     assert environment.ask(client.request({"message": "hello"})).answer.status == 200
     environment.freeze()
@@ -124,7 +124,7 @@ def test_a_database_connection_of_a_while_ago_is_not_even_tried(
         assert alice.say("hello", authorization=token).status == 200
         assert time.monotonic() - began < CONNECT_TIMEOUT
     finally:
-        forget()
+        reset_processes()
 
 
 def test_model_connections_are_not_kept_for_long() -> None:

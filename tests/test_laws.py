@@ -151,10 +151,10 @@ class TestStateless:
 
     def test_a_new_environment_goes_on_where_the_old_one_ended(self, alice: Person) -> None:
         """The database alone is enough: with everything in memory dropped, the conversation continues."""
-        from tests.conftest import forget
+        from tests.conftest import reset_processes
 
         first = alice.say("Add buy milk").json
-        forget()
+        reset_processes()
         second = alice.say("What did I just say?", first["conversation_id"]).json
         assert "Add buy milk" in second["response"]
 
@@ -257,9 +257,9 @@ def _in_a_loop_of_its_own(function: Any) -> None:
     try:
         function()
     finally:
-        from tests.conftest import forget
+        from tests.conftest import reset_processes
 
-        forget()
+        reset_processes()
         loop.close()
 
 

@@ -26,8 +26,8 @@ from testing.gateway import Response
 from tests import db_assertions as truth
 from tests.conftest import variables
 from tests.db_assertions import Rows
-from tests.environments import Environment, Fleet, Zygote
-from tests.tally import tell_at_the_end
+from tests.environments import Environment, Fleet, ForkServer
+from tests.tally import report_at_end
 
 ENVIRONMENTS = 16
 """Processes that serve at once, each one request at a time. More than the pooler has connections."""
@@ -117,7 +117,7 @@ def _mark(client: Caller) -> str:
 
 @pytest.fixture(scope="module")
 def load(
-    warm_zygote: Zygote,
+    warm_fork_server: ForkServer,
     server: Postgres,
     pooler: PgBouncer,
     running_model: StandIn,
@@ -126,12 +126,12 @@ def load(
     request: pytest.FixtureRequest,
 ) -> Iterator[Load]:
     """The load, once all of it is answered."""
-    fleet = Fleet(warm_zygote, variables(pooler.url(server.app_url), running_model, issuer))
+    fleet = Fleet(warm_fork_server, variables(pooler.url(server.app_url), running_model, issuer))
     with truth.watched(rows):
         load = Load(fleet, rows, issuer)
         load.run()
         counts = ", ".join(f"{number} {status}" for status, number in sorted(load.statuses.items()))
-        tell_at_the_end(
+        report_at_end(
             request.config,
             f"{TURNS * COPIES} requests, {CONVERSATIONS} conversations, {PEOPLE} people, {ENVIRONMENTS} processes,"
             f" {SERVER_CONNECTIONS} server connections: {counts} (LOAD_SEED={SEED})",

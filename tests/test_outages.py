@@ -23,12 +23,12 @@ from taskchat.conversations.turns import turn_id_for
 from testing.gateway import Response
 from tests import db_assertions as truth
 from tests import proxy
-from tests.conftest import Logs, Person, databases, forget
+from tests.conftest import Logs, Person, databases, reset_processes
 from tests.proxy import Proxy
 from tests.test_mcp_door import McpClient
 
 Rows = psycopg.Connection[dict[str, Any]]
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 DO = "add buy milk and call mum, then finish the milk"
 EFFECTS = ["insert buy milk", "insert call mum", "update buy milk"]
 COMMITS = range(1, 7)
@@ -378,7 +378,7 @@ class TestAWireThatIsCutAtAnyByte:
         wire.light()
         wire.reset()
 
-    def test_a_turn_happens_once(self, cuts: Cuts, tell: Tell, request: pytest.FixtureRequest) -> None:
+    def test_a_turn_happens_once(self, cuts: Cuts, report: Report, request: pytest.FixtureRequest) -> None:
         """Its answer is true, or silent where nobody can know; with its key it is finished at once, and replayed."""
         for side, place in list(cuts.places(lambda person: person.say(DO))):
             person, dark = cuts.prepare(side, place)
@@ -387,7 +387,7 @@ class TestAWireThatIsCutAtAnyByte:
             except AssertionError as error:
                 raise AssertionError(f"{side} {place}, dark for {dark} s, CUT_SEED={SEED}: {error}") from error
         counts = ", ".join(f"{number} {what}" for what, number in sorted(cuts.counts.items()))
-        tell(f"Turns over a wire cut at any byte ({request.node.callspec.id}): {counts} (CUT_SEED={SEED})")
+        report(f"Turns over a wire cut at any byte ({request.node.callspec.id}): {counts} (CUT_SEED={SEED})")
 
     def _turn(self, cuts: Cuts, person: Person) -> None:
         mark = cuts.mark()
@@ -413,7 +413,7 @@ class TestAWireThatIsCutAtAnyByte:
         assert json.dumps(told, sort_keys=True) == json.dumps(recorded, sort_keys=True)
         return None
 
-    def test_an_mcp_call_is_told_as_it_was(self, cuts: Cuts, tell: Tell, request: pytest.FixtureRequest) -> None:
+    def test_an_mcp_call_is_told_as_it_was(self, cuts: Cuts, report: Report, request: pytest.FixtureRequest) -> None:
         """Done and told so, not done and told so, or told that nobody can know."""
         add = {"name": "add_task", "arguments": {"title": "buy milk"}}
         for side, place in list(cuts.places(lambda person: McpClient(person.mcp_token).request("tools/call", **add))):
@@ -426,7 +426,7 @@ class TestAWireThatIsCutAtAnyByte:
             except AssertionError as error:
                 raise AssertionError(f"{side} {place}, dark for {dark} s, CUT_SEED={SEED}: {error}") from error
         counts = ", ".join(f"{number} {what}" for what, number in sorted(cuts.counts.items()))
-        tell(f"MCP calls over a wire cut at any byte ({request.node.callspec.id}): {counts} (CUT_SEED={SEED})")
+        report(f"MCP calls over a wire cut at any byte ({request.node.callspec.id}): {counts} (CUT_SEED={SEED})")
 
     def _check_call(self, cuts: Cuts, person: Person, answer: Response) -> None:
         result = answer.json["result"]
@@ -490,7 +490,7 @@ def test_the_server_goes_away_before_any_statement(alice: Person, rows: Rows) ->
     statuses = []
     for nth in range(1, 60):
         person = Person(f"{alice.id[:20]}{nth}", alice.issuer)
-        forget()
+        reset_processes()
         statements = 0
 
         def cut(*_: Any, nth: int = nth) -> None:

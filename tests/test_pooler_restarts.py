@@ -28,7 +28,7 @@ from testing.gateway import Response
 from tests import db_assertions as truth
 from tests.conftest import variables
 from tests.db_assertions import Rows
-from tests.environments import Environment, Fleet, Zygote
+from tests.environments import Environment, Fleet, ForkServer
 
 TURNS, ENVIRONMENTS, SERVER_CONNECTIONS, RESTARTS = 50, 12, 5, 6
 ENOUGH = 60
@@ -82,10 +82,10 @@ class Turns:
 
 @pytest.fixture
 def turns(
-    warm_zygote: Zygote, server: Postgres, own_pooler: PgBouncer, standin: StandIn, issuer: Issuer, rows: Rows
+    warm_fork_server: ForkServer, server: Postgres, own_pooler: PgBouncer, standin: StandIn, issuer: Issuer, rows: Rows
 ) -> Iterator[Turns]:
     """Turns that are to be taken."""
-    fleet, idle = Fleet(warm_zygote, variables(own_pooler.url(server.app_url), standin, issuer)), SimpleQueue()
+    fleet, idle = Fleet(warm_fork_server, variables(own_pooler.url(server.app_url), standin, issuer)), SimpleQueue()
     for _ in range(ENVIRONMENTS):
         idle.put(fleet.start())
     with truth.watched(rows):
@@ -115,13 +115,13 @@ def test_every_turn_is_done_once(
     disturb: Callable[[PgBouncer], None],
     turns: Turns,
     own_pooler: PgBouncer,
-    warm_zygote: Zygote,
+    warm_fork_server: ForkServer,
     rows: Rows,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
     request: pytest.FixtureRequest,
 ) -> None:
     """The pooler is disturbed each time that a few of them have ended."""
-    logged_before = warm_zygote.log_size()  # what environments were killed at, in other tests, may be half a line
+    logged_before = warm_fork_server.log_size()  # what environments were killed at, in other tests, may be half a line
     with ThreadPoolExecutor(ENVIRONMENTS) as pool:
         asked = {pool.submit(turns.take, client): client for client in turns.clients}
         for number in range(RESTARTS):
@@ -132,9 +132,9 @@ def test_every_turn_is_done_once(
         truth.check_turn(rows, client.id, MESSAGE, answer)
         # A call whose commit did not reach the server is made once more, behind the calls that were asked for with it.
         assert sorted(truth.effects(rows, client.id)) == EFFECTS
-    assert calls_without_line(warm_zygote.logged(since=logged_before), answers) == set()
+    assert calls_without_line(warm_fork_server.logged(since=logged_before), answers) == set()
     told = f"first answers {dict(turns.first)}, later ones {dict(turns.again)}"
-    tell(f"{TURNS} turns, pooler disturbed {RESTARTS} times ({request.node.callspec.id}): {told}")
+    report(f"{TURNS} turns, pooler disturbed {RESTARTS} times ({request.node.callspec.id}): {told}")
 
 
 def _wait_for(asked: set[Future[Response]], number: int) -> None:

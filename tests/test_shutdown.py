@@ -32,7 +32,7 @@ from tests.test_crash import SEVERAL, Story
 from tests.test_dev import GONE_SECONDS, Development, development
 
 if TYPE_CHECKING:
-    from tests.privacy import Watch
+    from tests.privacy import LogSearch
 
 MESSAGE = "Add buy milk, then finish the milk"
 TOOLS = ["add_task", "list_tasks", "complete_task"]
@@ -74,11 +74,11 @@ def model_of(running: Development) -> StandIn:
 
 
 @pytest.fixture
-def directory(watch: "Watch") -> Iterator[Path]:
+def directory(log_search: "LogSearch") -> Iterator[Path]:
     """A directory for its data, outside pytest's own."""
     with tempfile.TemporaryDirectory(prefix="taskchat-test-") as name:
         yield Path(name)
-        watch.note((Path(name) / "server.log").read_text())
+        log_search.add_output((Path(name) / "server.log").read_text())
 
 
 def ask_and_hang(running: Development, pool: ThreadPoolExecutor) -> "Future[Answer]":
