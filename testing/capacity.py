@@ -1,4 +1,4 @@
-"""What a load needs of each part, and what a million turns cost: the tables of docs/scaling.md, from stated numbers.
+"""Compute the resources that a load needs and the cost of a million turns: the tables of docs/scaling.md.
 
 `python -m testing.capacity` prints the tables. To try your own numbers, change the ones here.
 """
@@ -15,14 +15,14 @@ LOADS: Final = (10, 1_000, 100_000)
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn with one tool call, as it loads each part."""
+    """Hold the load of one turn with one tool call on each part."""
 
     seconds: float = 5.0
-    """How long it takes, on average; all but some hundredths of it is the model's time. A slow one takes 12."""
+    """Its average duration. All but some hundredths of a second is the model's time. A slow turn takes 12."""
     transactions: int = 3
     """Begin, tool call, finish."""
     holding_ms: float = 12.0
-    """How long these hold a server connection, together: 8 ms, and a roundtrip of the network in each."""
+    """Time for which these hold a server connection, together: 8 ms, and a network roundtrip in each."""
     database_cpu_ms: float = 3.0
     """CPU of Postgres."""
     database_bytes: int = 1_300
@@ -32,14 +32,14 @@ class Turn:
     input_tokens: int = 3_000
     """Of two model calls: instructions, tools and a short history, twice."""
     cached_tokens: int = 1_500
-    """How many of these a provider has in its cache: providers keep nothing shorter than about a thousand tokens."""
+    """Input tokens in the provider's cache. Providers cache no prompt shorter than about a thousand tokens."""
     output_tokens: int = 300
     """A call, an answer, and a little reasoning."""
 
 
 @dataclass(frozen=True)
 class Prices:
-    """US dollars, us-east-1, without free tiers or discounts."""
+    """Hold prices in US dollars, in us-east-1, without free tiers or discounts."""
 
     gb_second: float = 0.0000166667
     million_invocations: float = 0.20
@@ -54,65 +54,65 @@ class Prices:
 
 
 MEMORY_GB: Final = 1.0
-"""The template's MemorySize: a function that waits for the model is billed for all of it."""
+"""The template's MemorySize. Lambda bills all of it while a function waits for the model."""
 
 UTILISATION: Final = 0.3
-"""Of the database's CPU, on average over a day: what is paid for beyond that waits for the peaks."""
+"""Average use of the database's CPU over a day. The rest is paid for and waits for the peaks."""
 
 CONNECTIONS_OF_CU: Final = {0.25: 104, 1: 419, 2: 839, 4: 1_678, 8: 3_357, 9: 4_000}
-"""max_connections by Neon's compute size, the largest for all beyond it."""
+"""max_connections by Neon's compute size. Larger sizes have the last value."""
 
 POOL_SHARE: Final = 0.9
-"""Of max_connections, what one role's pool for one database may use."""
+"""Share of max_connections that one role's pool for one database may use."""
 
 CLIENT_CONNECTIONS: Final = 10_000
-"""That Neon's pooler takes for one compute."""
+"""Client connections that Neon's pooler takes for one compute."""
 
 ENVIRONMENTS: Final = 1_000
-"""That an account may run at once, all functions of a region together, until it asks for more."""
+"""Environments that an account may run at once, all functions of a region together, without a raised quota."""
 
 ENVIRONMENTS_PER_SECOND: Final = 100
-"""That one function may add: a thousand in ten seconds."""
+"""Environments that Lambda may add for one function: a thousand in ten seconds."""
 
 THROTTLE: Final = 20
 """The template's ThrottlingRate, per second."""
 
 TOKENS_PER_MINUTE: Final = 2_000_000
-"""That a vendor's second tier gives for a small model: the first has 500,000, the last 180 million."""
+"""Limit of a vendor's second tier for a small model. The first tier has 500,000, the last 180 million."""
 
 
 def per_second(per_minute: float) -> float:
-    """Turns per second."""
+    """Return the turns per second."""
     return per_minute / 60
 
 
 def busy(rate: float, seconds: float) -> float:
-    """How many are at work on average when `rate` per second come, each for `seconds`: Little's law."""
+    """Return the average number at work when `rate` per second arrive, each for `seconds`: Little's law."""
     return rate * seconds
 
 
 def peak(average: float) -> int:
-    """As many as are hardly ever exceeded when people come independently of each other: three deviations more."""
+    """Return the average plus three standard deviations: independent arrivals hardly ever exceed it."""
     return math.ceil(average + 3 * math.sqrt(average))
 
 
 def pool(max_connections: int) -> int:
-    """Server connections of the pooler for one role and database."""
+    """Return the pooler's server connections for one role and database."""
     return int(POOL_SHARE * max_connections)
 
 
 def throughput(clients: int, thinking: float, holding: float, servers: int) -> float:
-    """Turns per second of `clients` that each think, then hold a server; no more than the servers can bear."""
+    """Return the turns per second of `clients` that each think, then hold a server. The servers limit them."""
     return min(clients / (thinking + holding), servers / holding)
 
 
 def waiting(clients: int, thinking: float, holding: float, servers: int) -> float:
-    """How many of the clients wait for a server on average, once there are too few servers."""
+    """Return the average number of clients that wait for a server, once there are too few servers."""
     return max(0.0, clients - throughput(clients, thinking, holding, servers) * (thinking + holding))
 
 
 def load_table(turn: Turn) -> Iterator[str]:
-    """What each load needs, with the limit that it meets by default; bold is what exceeds it."""
+    """Yield the rows of the table of needs, with each default limit. A value above its limit is bold."""
     yield "| Turns per minute | " + " | ".join(f"{load:,}" for load in LOADS) + " | by default at most |"
     yield "|---|" + "---:|" * len(LOADS) + "---|"
     for name, need, limit, unit in _NEEDS:
@@ -167,7 +167,7 @@ def _cell(value: float, limit: float) -> str:
 
 
 def cost_table(turn: Turn, prices: Prices) -> Iterator[str]:
-    """What a million turns cost, part by part."""
+    """Yield the rows of the table of costs."""
     yield "| A million turns | dollars | because |"
     yield "|---|---:|---|"
     costs = list(_costs(turn, prices))
@@ -195,7 +195,7 @@ def _costs(turn: Turn, prices: Prices) -> Iterator[tuple[str, float, str]]:
 
 
 def tables() -> dict[str, str]:
-    """The tables of docs/scaling.md as they must stand there."""
+    """Return the tables of docs/scaling.md."""
     return {"load": "\n".join(load_table(Turn())), "cost": "\n".join(cost_table(Turn(), Prices()))}
 
 

@@ -1,7 +1,8 @@
-"""What Postgres did for each statement of the program: its plan, as it was executed, for whom it was executed.
+"""Read the plan of each statement that Postgres executed for the program.
 
-The server's own auto_explain writes the plans down, those of foreign keys among them: of the statements as the program
-sends them, with their values, under the runtime role and with row-level security. Nothing is copied or asked again.
+The server's own auto_explain writes the plans to its log: of the statements as the program sends them, with their
+values, under the runtime role and with row-level security. The plans of foreign keys' checks are among them. Nothing
+runs a second time.
 """
 
 import contextlib
@@ -24,19 +25,19 @@ import taskchat
 from dev.postgres import APP, Postgres
 
 MOST_DISCARDED: Final = 2
-"""Rows that a scan may read and throw away: a conversation that turns out to be taken, and a little more."""
+"""Rows that a scan may read and discard, such as a conversation that has a lease."""
 
 MOST_ROWS: Final = 500
-"""Rows that a scan may give: a history has at most 200 messages, whatever a person has written."""
+"""Rows that a scan may return. A history has at most 200 messages."""
 
 SETTINGS: Final = {
     "session_preload_libraries": "auto_explain",
     "auto_explain.log_min_duration": "0",
     "auto_explain.log_analyze": "on",
     "auto_explain.log_buffers": "on",
-    "auto_explain.log_timing": "off",  # of each node, which would cost more than the statement
+    "auto_explain.log_timing": "off",  # the time of each node costs more than the statement
     "auto_explain.log_format": "json",
-    "auto_explain.log_nested_statements": "on",  # what a foreign key looks up
+    "auto_explain.log_nested_statements": "on",  # the checks of foreign keys
 }
 _INDEX_SCANS: Final = {"Index Scan", "Index Only Scan", "Bitmap Index Scan"}
 _OTHER_SCANS: Final = {"Seq Scan", "Sample Scan", "Tid Scan", "Tid Range Scan"}
@@ -48,7 +49,7 @@ _ENTRY: Final = re.compile(r"LOG:  duration: ([0-9.]+) ms  plan:$")
 
 
 def _statements() -> Iterator[tuple[str, Any]]:
-    """Each statement with the name that its module gives it. What a module imports is another's."""
+    """Yield each statement of the program with its module's name for it. Skip imported names."""
     for found in pkgutil.walk_packages(taskchat.__path__, "taskchat."):
         module = importlib.import_module(found.name)
         defined = set(re.findall(r"^(\w+)(?:: Final.*)? =", inspect.getsource(module), re.MULTILINE))
@@ -58,12 +59,12 @@ def _statements() -> Iterator[tuple[str, Any]]:
 
 
 STATEMENTS: Final = dict(_statements())
-"""Every statement that a module of the program has, by its name."""
+"""Every statement in a module of the program, by name."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One execution of one statement."""
+    """Hold one execution of one statement."""
 
     text: str
     """The statement, with ? for each value."""
@@ -72,22 +73,22 @@ class Plan:
 
     @property
     def pages(self) -> int:
-        """Pages of tables and indexes that were looked at, in memory or not."""
+        """Return the pages of tables and indexes that the statement looked at, in memory or not."""
         return int(self.root["Shared Hit Blocks"] + self.root["Shared Read Blocks"])
 
     @property
     def indexes(self) -> set[str]:
-        """The indexes in use."""
+        """Return the indexes that the statement used."""
         found = {node["Index Name"] for node in self._nodes if "Index Name" in node}
         return found.union(*(node.get("Conflict Arbiter Indexes", ()) for node in self._nodes))
 
     @property
     def touches_tables(self) -> bool:
-        """Whether it reads or writes a table of the program's."""
+        """Return whether the statement reads or writes a table of the program."""
         return any(node.get("Relation Name") in SQLModel.metadata.tables for node in self._nodes)
 
     def faults(self, first_columns: dict[str, str]) -> list[str]:
-        """What would make it slower as tables grow. `first_columns` are those of all indexes."""
+        """Return each reason why the statement gets slower as tables grow. `first_columns` are those of all indexes."""
         scans = [node for node in self._nodes if node.get("Relation Name", "") in {*SQLModel.metadata.tables, ""}]
         faults = [fault for node in scans for fault in _faults(node)]
         ownerless = sorted(index for index in self.indexes if first_columns.get(index) != "user_id")
@@ -111,16 +112,16 @@ def _faults(node: dict[str, Any]) -> Iterator[str]:
     if kind in _INDEX_SCANS and "(user_id = " not in node.get("Index Cond", ""):
         yield f"{where} is not searched by the owner"
     if node.get("Rows Removed by Filter", 0) > MOST_DISCARDED:
-        yield f"{node['Rows Removed by Filter']:.0f} rows of {where} are read and thrown away"
+        yield f"{node['Rows Removed by Filter']:.0f} rows of {where} are read and discarded"
     if kind in _INDEX_SCANS and node["Actual Rows"] * node["Actual Loops"] > MOST_ROWS:
         yield f"{node['Actual Rows'] * node['Actual Loops']:.0f} rows of {where} are read"
 
 
 class Recorder:
-    """Reads what auto_explain writes into the server's log."""
+    """Read the plans that auto_explain writes to the server's log."""
 
     def __init__(self, postgres: Postgres) -> None:
-        """Switch it on for connections of the runtime role that are made from now on."""
+        """Switch auto_explain on for later connections of the runtime role."""
         self._log = postgres.log
         with psycopg.connect(postgres.superuser_url, autocommit=True) as database:
             for name, value in SETTINGS.items():
@@ -129,11 +130,11 @@ class Recorder:
         self.skip()
 
     def skip(self) -> None:
-        """Forget what was executed until now."""
+        """Skip the statements executed until now."""
         self._at = self._log.stat().st_size
 
     def read(self) -> list[Plan]:
-        """What was executed since it was read last, and touched a table of the program's."""
+        """Return the plans of statements on the program's tables, executed since the last read."""
         with self._log.open("rb") as log:
             log.seek(self._at)
             written = log.read()
@@ -151,15 +152,15 @@ def _parse(lines: list[str]) -> Iterator[Plan]:
 
 
 def _bare(text: str) -> str:
-    """The statement with ? for each value, however the driver writes that."""
+    """Return the statement with ? for each value. Drivers write values in two ways."""
     return re.sub(r"\$\d+|%s", "?", text)
 
 
 @contextlib.contextmanager
 def naming() -> Iterator[dict[str, str]]:
-    """The names of the statements that run inside the block, by their texts.
+    """Give the names of the statements that run inside the block, by their texts.
 
-    A statement that is built upon another goes by what it does to which table.
+    A statement that the program builds on another is named by its kind and table.
     """
     names: dict[str, str] = {}
     current = ""

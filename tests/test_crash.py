@@ -22,7 +22,7 @@ from dev.tokens import Issuer
 from testing.callers import Caller
 from testing.gateway import Response
 from tests import db_assertions as truth
-from tests.crash_points import STATEMENT, WIRE, Trap
+from tests.crash_points import SOCKET, STATEMENT, Trap
 from tests.db_assertions import Rows
 from tests.environments import Environment, Fleet, Outcome
 
@@ -211,7 +211,7 @@ class Exploration:
                 self.labels[number] = first.trapped
 
     def __str__(self) -> str:
-        points = "on the wire" if self.level == WIRE else "in the turn"
+        points = "at the socket" if self.level == SOCKET else "in the turn"
         return (
             f"{self.scenario.title}: killed at each of {len(self.labels)} points {points}, {self.runs} runs,"
             f" {self.refusals} refused while leased"
@@ -227,8 +227,8 @@ HERE = [
 IN_CI = [
     ("direct", "responses", STATEMENT, [SEVERAL, DELETE, FAILING]),
     ("pooled", "chat_completions", STATEMENT, [SEVERAL, LATER]),
-    ("direct", "responses", WIRE, [ONE]),
-    ("pooled", "responses", WIRE, [SEVERAL]),
+    ("direct", "responses", SOCKET, [ONE]),
+    ("pooled", "responses", SOCKET, [SEVERAL]),
 ]
 EXPLORED = [
     pytest.param(*ways, scenario, id="-".join((*ways, scenario.message.replace(" ", "_"))))

@@ -23,7 +23,7 @@ from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from testing.callers import Caller
 from testing.gateway import Response
-from tests import db_assertions as truth
+from tests import db_assertions
 from tests.conftest import variables
 from tests.db_assertions import Rows
 from tests.environments import Environment, Fleet, ForkServer
@@ -106,7 +106,7 @@ class Load:
 
     def _wait_until_free(self, asked: Asked) -> None:
         for _ in processes.attempts(PATIENCE):
-            if truth.lease(self.rows, asked.client.id, asked.conversation_id) is None:
+            if db_assertions.lease(self.rows, asked.client.id, asked.conversation_id) is None:
                 return
 
 
@@ -127,7 +127,7 @@ def load(
 ) -> Iterator[Load]:
     """The load, once all of it is answered."""
     fleet = Fleet(warm_fork_server, variables(pooler.url(server.app_url), running_model, issuer))
-    with truth.watched(rows):
+    with db_assertions.watched(rows):
         load = Load(fleet, rows, issuer)
         load.run()
         counts = ", ".join(f"{number} {status}" for status, number in sorted(load.statuses.items()))
@@ -148,12 +148,12 @@ def test_every_accepted_turn_ran_once(load: Load) -> None:
 def test_none_was_lost(load: Load) -> None:
     """Each message is stored with its answer, its calls and its effect, once."""
     for asked in load.asked:
-        truth.check_turn(load.rows, asked.client.id, asked.message, asked.answers[0])
+        db_assertions.check_turn(load.rows, asked.client.id, asked.message, asked.answers[0])
         assert [call["tool"] for call in asked.answers[0].json["tool_calls"]] == ["add_task", "list_tasks"]
     for client in load.clients:
         wanted = [f"insert {asked.mark}" for asked in load.asked if asked.client is client]
-        begun = [effect for effect in truth.effects(load.rows, client.id) if "begin" in effect]
-        assert sorted(truth.effects(load.rows, client.id)) == sorted(wanted + begun)
+        begun = [effect for effect in db_assertions.effects(load.rows, client.id) if "begin" in effect]
+        assert sorted(db_assertions.effects(load.rows, client.id)) == sorted(wanted + begun)
         assert len(begun) == CONVERSATIONS // PEOPLE
 
 

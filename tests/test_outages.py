@@ -21,8 +21,7 @@ from dev.postgres import Postgres
 from dev.tokens import Issuer
 from taskchat.conversations.turns import turn_id_for
 from testing.gateway import Response
-from tests import db_assertions as truth
-from tests import proxy
+from tests import db_assertions, proxy
 from tests.conftest import Logs, Person, databases, reset_processes
 from tests.proxy import Proxy
 from tests.test_mcp_door import McpClient
@@ -147,7 +146,7 @@ class TestThroughTheWire:
         first = alice.say(DO, key="k", seconds=8)
         assert (wire.lost, first.status) == (1, 503)
         assert first.headers["retry-after"]
-        recorded = truth.calls(rows, alice.id, str(turn_id_for(alice.id, "k")))
+        recorded = db_assertions.calls(rows, alice.id, str(turn_id_for(alice.id, "k")))
         if 1 < nth < len(COMMITS):  # the call in question took effect, and nobody could know
             assert first.json.keys() >= {"conversation_id", "turn_id"}
             assert "tool_calls" not in first.json
@@ -167,7 +166,7 @@ class TestThroughTheWire:
         with at_the_line("turn interrupted", wire.light):
             answer = alice.say(DO, key="k")
         assert (wire.lost, answer.status) == (1, 503)
-        recorded = truth.calls(rows, alice.id, answer.json["turn_id"])
+        recorded = db_assertions.calls(rows, alice.id, answer.json["turn_id"])
         assert [call["tool"] for call in recorded] == ["add_task", "add_task"]
         assert json.dumps(answer.json["tool_calls"], sort_keys=True) == json.dumps(recorded, sort_keys=True)
         lines = [(line["call_id"], line["outcome"]) for line in lines_of_calls(logs)]
@@ -191,11 +190,11 @@ class TestThroughTheWire:
             event.listen(database.engine, "commit", cut)
         answer = alice.say("add buy milk", key="k")
         assert (wire.lost, answer.status) == (1, 200)
-        truth.check_turn(rows, alice.id, "add buy milk", answer)
+        db_assertions.check_turn(rows, alice.id, "add buy milk", answer)
         assert [call["outcome"] for call in answer.json["tool_calls"]] == ["error", "ok"]
         assert "Nothing was changed" in answer.json["tool_calls"][0]["result"]["error"]
         assert [line["outcome"] for line in lines_of_calls(logs)] == ["error", "ok"]
-        assert truth.tasks(rows, alice.id) == [("buy milk", False)]
+        assert db_assertions.tasks(rows, alice.id) == [("buy milk", False)]
 
     @pytest.mark.parametrize("dark", [0.0, 0.3])
     def test_a_failed_call_s_commit_is_lost(
@@ -205,7 +204,7 @@ class TestThroughTheWire:
         self.lose(wire, 2, dark)
         answer = alice.say("finish 987654321, then add buy milk", key="k")
         assert (wire.lost, answer.status) == (1, 200)
-        truth.check_turn(rows, alice.id, "finish 987654321, then add buy milk", answer)
+        db_assertions.check_turn(rows, alice.id, "finish 987654321, then add buy milk", answer)
         assert [call["outcome"] for call in answer.json["tool_calls"]] == ["error", "ok"]
         check_told(rows, lines_of_calls(logs), alice)
 
@@ -218,7 +217,7 @@ class TestThroughTheWire:
         result = McpClient(alice.mcp_token).call("add_task", title="buy milk")
         assert (wire.lost, result.get("isError", False)) == (1, False), result
         assert result["structuredContent"]["title"] == "buy milk"
-        assert truth.tasks(rows, alice.id) == [("buy milk", False)]
+        assert db_assertions.tasks(rows, alice.id) == [("buy milk", False)]
         assert [line["outcome"] for line in lines_of_calls(logs)] == ["ok"]
 
     def test_an_mcp_call_s_commit_is_lost_and_the_database_stays_away(
@@ -252,7 +251,7 @@ class TestThroughTheWire:
         self.lose(wire, 1, 0.3)
         answer = alice.say("add buy milk", key="k")
         assert (wire.lost, answer.status) == (1, 200)
-        assert truth.lease(rows, alice.id, answer.json["conversation_id"]) is None
+        assert db_assertions.lease(rows, alice.id, answer.json["conversation_id"]) is None
         assert alice.say("what is left?", answer.json["conversation_id"]).status == 200
 
     def test_a_database_that_sleeps_is_waited_for(self, alice: Person, wire: Proxy) -> None:
@@ -307,7 +306,7 @@ class Cuts:
 
     def prepare(self, side: str, place: int) -> tuple[Person, float]:
         """Set the trap for somebody new; give them, and for how long the database is away then."""
-        truth.settle(self.rows)
+        db_assertions.settle(self.rows)
         self.wire.light()
         for database in databases():
             database.close()
@@ -324,13 +323,13 @@ class Cuts:
 
     def check(self, person: Person, mark: int) -> None:
         """Each effect has its record, and each record its line among those since the mark."""
-        truth.settle(self.rows)
+        db_assertions.settle(self.rows)
         kept = self.rows.execute(
             "select tool, outcome, result from tool_call where user_id = %s order by turn_id, position", [person.id]
         ).fetchall()
         wanted = {"add_task": "insert", "complete_task": "update"}
         effects = [f"{wanted[row['tool']]} {row['result']['title']}" for row in kept if _has_effect(row)]
-        assert truth.effects(self.rows, person.id) == effects
+        assert db_assertions.effects(self.rows, person.id) == effects
         check_told(self.rows, lines_of_calls(self.logs)[mark:], person)
 
     def mark(self) -> int:
@@ -373,7 +372,7 @@ class TestAWireThatIsCutAtAnyByte:
     @pytest.fixture
     def cuts(self, wire: Proxy, rows: Rows, logs: Logs, issuer: Issuer) -> Iterator[Cuts]:
         """The wire and what is known beside it."""
-        with truth.watched(rows):
+        with db_assertions.watched(rows):
             yield Cuts(wire, rows, logs, issuer, random.Random(SEED))  # noqa: S311
         wire.light()
         wire.reset()
@@ -398,17 +397,19 @@ class TestAWireThatIsCutAtAnyByte:
         cuts.wire.light()  # as it is when the person has waited for as long as Retry-After says
         second = person.say(DO, key="k")
         assert second.status == 200, f"first {first.body}, then {second.body}"
-        truth.check_turn(cuts.rows, person.id, DO, second)
-        assert sorted(truth.effects(cuts.rows, person.id)) == EFFECTS  # a call made once more may come after another
+        db_assertions.check_turn(cuts.rows, person.id, DO, second)
+        assert (
+            sorted(db_assertions.effects(cuts.rows, person.id)) == EFFECTS
+        )  # a call made once more may come after another
         assert (person.say(DO, key="k").body, cuts.wire.lost) == (second.body, 1)
         cuts.check(person, mark)
 
     def _check_first(self, cuts: Cuts, person: Person, first: Response) -> None:
         """What it says of calls is what is recorded, exactly."""
         if first.status == 200:
-            return truth.check_turn(cuts.rows, person.id, DO, first)
+            return db_assertions.check_turn(cuts.rows, person.id, DO, first)
         assert first.status == 503, first.body
-        recorded = truth.calls(cuts.rows, person.id, str(turn_id_for(person.id, "k")))
+        recorded = db_assertions.calls(cuts.rows, person.id, str(turn_id_for(person.id, "k")))
         told = first.json.get("tool_calls", recorded)
         assert json.dumps(told, sort_keys=True) == json.dumps(recorded, sort_keys=True)
         return None
@@ -431,7 +432,7 @@ class TestAWireThatIsCutAtAnyByte:
     def _check_call(self, cuts: Cuts, person: Person, answer: Response) -> None:
         result = answer.json["result"]
         text = result["content"][0]["text"]
-        done = [("buy milk", False)] == truth.tasks(cuts.rows, person.id)
+        done = [("buy milk", False)] == db_assertions.tasks(cuts.rows, person.id)
         cuts.counts["told as failed" if result.get("isError") else "told as done"] += 1
         if "may have been done" not in text:
             assert done is not result.get("isError", False), text

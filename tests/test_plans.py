@@ -288,4 +288,4 @@ def test_what_belongs_to_a_deleted_conversation_is_found_by_index(grown: Postgre
     deleted = recorder.read()
     assert set().union(*(plan.indexes for plan in deleted)) == {"conversation_pkey", "message_pkey", "tool_call_pkey"}
     faults = {fault for plan in deleted for fault in plan.faults(recorder.first_columns)}
-    assert {fault for fault in faults if "thrown away" not in fault} == set()
+    assert {fault for fault in faults if "discarded" not in fault} == set()

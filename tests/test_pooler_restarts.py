@@ -25,7 +25,7 @@ from taskchat.conversations.lease import LEASE_GRACE
 from taskchat.http.gateway import MAX_SECONDS
 from testing.callers import Caller
 from testing.gateway import Response
-from tests import db_assertions as truth
+from tests import db_assertions
 from tests.conftest import variables
 from tests.db_assertions import Rows
 from tests.environments import Environment, Fleet, ForkServer
@@ -77,7 +77,7 @@ class Turns:
             [client.id],
         ).fetchone()
         assert held is None or (held["left"] or 0) <= MAX_SECONDS + LEASE_GRACE
-        truth.let_leases_run_out(self.rows, client.id)
+        db_assertions.let_leases_run_out(self.rows, client.id)
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def turns(
     fleet, idle = Fleet(warm_fork_server, variables(own_pooler.url(server.app_url), standin, issuer)), SimpleQueue()
     for _ in range(ENVIRONMENTS):
         idle.put(fleet.start())
-    with truth.watched(rows):
+    with db_assertions.watched(rows):
         yield Turns(rows, [Caller.new(issuer) for _ in range(TURNS)], idle)
     fleet.stop()
 
@@ -129,9 +129,9 @@ def test_every_turn_is_done_once(
             disturb(own_pooler)
         answers = {client: done.result() for done, client in asked.items()}
     for client, answer in answers.items():
-        truth.check_turn(rows, client.id, MESSAGE, answer)
+        db_assertions.check_turn(rows, client.id, MESSAGE, answer)
         # A call whose commit did not reach the server is made once more, behind the calls that were asked for with it.
-        assert sorted(truth.effects(rows, client.id)) == EFFECTS
+        assert sorted(db_assertions.effects(rows, client.id)) == EFFECTS
     assert calls_without_line(warm_fork_server.logged(since=logged_before), answers) == set()
     told = f"first answers {dict(turns.first)}, later ones {dict(turns.again)}"
     report(f"{TURNS} turns, pooler disturbed {RESTARTS} times ({request.node.callspec.id}): {told}")

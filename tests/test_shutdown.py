@@ -24,7 +24,7 @@ import pytest
 from dev import client
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
-from tests import db_assertions as truth
+from tests import db_assertions
 from tests.crash_points import Trap
 from tests.db_assertions import Rows
 from tests.environments import Fleet
@@ -139,7 +139,7 @@ class TestAnEnvironment:
     @pytest.fixture(autouse=True)
     def watched(self, rows: Rows) -> Iterator[None]:
         """The database notes every effect by itself."""
-        with truth.watched(rows):
+        with db_assertions.watched(rows):
             yield
 
     @pytest.mark.parametrize(
