@@ -85,7 +85,7 @@ class TestLeases:
         again = fleet.start()
         refused = again.ask(request).answer
         assert (refused.status, refused.headers["retry-after"]) == (409, "2")
-        clock.go_on(timedelta(seconds=MAX_LEASE))
+        clock.advance(timedelta(seconds=MAX_LEASE))
         db_assertions.check_turn(rows, client.id, MESSAGE, again.ask(request).answer)
         assert db_assertions.effects(rows, client.id) == MESSAGE.effects
 
@@ -97,7 +97,7 @@ class TestLeases:
         request = client.request({"message": MESSAGE}, "key")
         zombie = fleet.start()
         assert zombie.ask(request, Trap.freeze(1, "model: sent")).trapped
-        clock.go_on(timedelta(seconds=MAX_LEASE))
+        clock.advance(timedelta(seconds=MAX_LEASE))
         done = fleet.start().ask(request).answer
         zombie.thaw()
         late = zombie.outcome().answer
@@ -112,7 +112,7 @@ class TestLeases:
         client, environment = Caller.new(issuer), fleet.start()
         request = client.request({"message": MESSAGE}, "key")
         assert environment.ask(request, Trap.freeze(1, "model: sent")).trapped
-        clock.go_on(timedelta(minutes=10))
+        clock.advance(timedelta(minutes=10))
         environment.thaw()
         late = environment.outcome().answer
         assert (late.status, late.headers["retry-after"]) == (409, "1")
@@ -125,7 +125,7 @@ class TestLeases:
         """The lease lasts longer by as much, and the turn still releases it."""
         client, environment = Caller.new(issuer), fleet.start()
         assert environment.ask(client.request({"message": MESSAGE}), Trap.freeze(1, "model: sent")).trapped
-        clock.go_on(timedelta(minutes=-10))
+        clock.advance(timedelta(minutes=-10))
         assert 600 < clock.lease_left(client.id) <= 600 + MAX_SECONDS + LEASE_GRACE
         environment.thaw()
         db_assertions.check_turn(rows, client.id, MESSAGE, environment.outcome().answer)
