@@ -20,7 +20,7 @@ from tests.conftest import ROOT, Person, serving
 from tests.privacy import LogSearch
 from tests.test_dev import ENVIRONMENT, Development, development
 from tests.test_hostile import MCP_BODIES, MCP_HEADERS, MCP_PATHS
-from tests.test_migrations import Empty
+from tests.test_migrations import EmptyDatabase
 
 README = (ROOT / "README.md").read_text()
 PAGES = ("README.md", "CHANGELOG.md", "SECURITY.md", "CONTRIBUTING.md")
@@ -118,7 +118,7 @@ def test_make_deploy_asks_for_an_environment_that_is_configured(tmp_path: Path) 
 
 def test_the_migrate_command_makes_the_schema_and_the_role(server: Postgres, tmp_path: Path) -> None:
     """With the URLs of a database in place of the two that hold dots for what only a person knows."""
-    empty = Empty(server)
+    empty = EmptyDatabase(server)
     command = command_for("migrate")
     assert len(re.findall(r'"postgresql://[^"]*…[^"]*"', command)) == 2
     for name, url in (("MIGRATION_DATABASE_URL", empty.owner_url), ("DATABASE_URL", empty.app_url)):
