@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile
+from types import ModuleType
 from typing import Any, Final
 
 import psycopg
@@ -48,9 +49,9 @@ join pg_attribute a on a.attrelid = i.indexrelid and a.attnum = 1
 _ENTRY: Final = re.compile(r"LOG:  duration: ([0-9.]+) ms  plan:$")
 
 
-def _statements() -> Iterator[tuple[str, Any]]:
-    """Yield each statement of the program with its module's name for it. Skip imported names."""
-    for found in pkgutil.walk_packages(taskchat.__path__, "taskchat."):
+def statements_of(package: ModuleType) -> Iterator[tuple[str, Any]]:
+    """Yield each statement in the package's modules with its name. Skip imported names."""
+    for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         module = importlib.import_module(found.name)
         defined = set(re.findall(r"^(\w+)(?:: Final.*)? =", inspect.getsource(module), re.MULTILINE))
         for name, value in vars(module).items():
@@ -58,7 +59,7 @@ def _statements() -> Iterator[tuple[str, Any]]:
                 yield f"{found.name.rpartition('.')[2]}.{name}", value
 
 
-STATEMENTS: Final = dict(_statements())
+STATEMENTS: Final = dict(statements_of(taskchat))
 """Every statement in a module of the program, by name."""
 
 

@@ -40,14 +40,16 @@ T = TypeVar("T")
 Logs = Callable[[], list[dict[str, Any]]]
 ROOT = Path(__file__).parent.parent
 
-pytest_plugins = ["tests.privacy", "tests.tally", "tests.environments"]
+# Powertools reads these when taskchat makes its logger. The plugins below import taskchat.
+os.environ["POWERTOOLS_SERVICE_NAME"] = "taskchat"
+os.environ["POWERTOOLS_METRICS_NAMESPACE"] = "taskchat"
+
+pytest_plugins = ["tests.privacy", "tests.tally", "tests.environments", "tests.large_tables"]
 
 
 def pytest_configure() -> None:
-    """Set the service's name, which Powertools reads when a logger is made, and an event loop."""
-    os.environ["POWERTOOLS_SERVICE_NAME"] = "taskchat"
-    os.environ["POWERTOOLS_METRICS_NAMESPACE"] = "taskchat"
-    asyncio.set_event_loop(asyncio.new_event_loop())  # Mangum asks for one when a handler is imported
+    """Set an event loop: Mangum asks for one when a handler is imported."""
+    asyncio.set_event_loop(asyncio.new_event_loop())
 
 
 LONG = (
