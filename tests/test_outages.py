@@ -1,5 +1,6 @@
 """Postgres is down, fails, comes back or sleeps: the client gets a true answer, and nothing happens twice."""
 
+import itertools
 import json
 import logging
 import os
@@ -82,6 +83,18 @@ def when_logged(message: str, do: Callable[[], None]) -> Iterator[None]:
         logging.getLogger(logger.name).removeHandler(watcher)
 
 
+def before_commit(nth: int, do: Callable[[], None]) -> None:
+    """Call `do` before the program sends the nth commit from now."""
+    commits = itertools.count(1)
+
+    def count(_connection: Any) -> None:
+        if next(commits) == nth:
+            do()
+
+    for database in databases():
+        event.listen(database.engine, "commit", count)
+
+
 class TestThroughAProxy:
     """A proxy between program and Postgres loses answers, cuts connections or delays."""
 
@@ -107,16 +120,11 @@ class TestThroughAProxy:
 
     def lose_commit(self, proxy: Proxy, nth: int, outage: float = 0.0) -> None:
         """Lose the answer to the nth commit from now, and then refuse connections for a while."""
-        commits = 0
 
-        def count(_connection: Any) -> None:
-            nonlocal commits
-            commits += 1
-            if commits == nth:
-                proxy.lose_answer_to, proxy.refuse_for = b"commit", outage
+        def lose() -> None:
+            proxy.lose_answer_to, proxy.refuse_for = b"commit", outage
 
-        for database in databases():
-            event.listen(database.engine, "commit", count)
+        before_commit(nth, lose)
 
     @pytest.mark.parametrize("outage", [0.0, 0.3])
     @pytest.mark.parametrize("nth", COMMITS)
@@ -173,16 +181,11 @@ class TestThroughAProxy:
         self, alice: Person, proxy: Proxy, rows: Rows, logs: Logs
     ) -> None:
         """The failed call keeps its position, and the model makes the call once more."""
-        commits = 0
 
-        def cut(_connection: Any) -> None:
-            nonlocal commits
-            commits += 1
-            if commits == 2:
-                proxy.cut_sent = proxy.sent + 3
+        def cut() -> None:
+            proxy.cut_sent = proxy.sent + 3
 
-        for database in databases():
-            event.listen(database.engine, "commit", cut)
+        before_commit(2, cut)
         answer = alice.say(ADD, key="k")
         assert (proxy.lost, answer.status) == (1, 200)
         db_assertions.check_turn(rows, alice.id, ADD, answer)
