@@ -1,4 +1,4 @@
-"""Signed requests of a caller, as API Gateway hands them to a function."""
+"""Sign a caller's requests, and make them events of API Gateway."""
 
 import json
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ def identity(issuer: Issuer) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Caller:
-    """A user and the issuer of their tokens."""
+    """Hold a user and the issuer of their tokens."""
 
     id: str
     issuer: Issuer

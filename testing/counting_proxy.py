@@ -1,4 +1,4 @@
-"""A proxy before the database that counts how often the client waits, and can cut the connection at any byte."""
+"""Forward bytes to the database, count the roundtrips, and cut the connection at any byte."""
 
 import contextlib
 import select
@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 QUIET = 0.02
-"""Seconds without a byte from the client after which it counts as waiting. It never pauses inside a message."""
+"""Seconds without a byte from the client, after which it counts as waiting. It never pauses inside a message."""
 
 
 class CountingProxy:
-    """Pass bytes on. An answer waits until the client has sent all it has, so that timing does not change the count."""
+    """Forward bytes. Delay an answer until the client has sent all it has, so that timing does not change the count."""
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)

@@ -1,4 +1,4 @@
-"""API Gateway as a handler sees it: an HTTP API event (payload 2.0), and the response to it."""
+"""Make API Gateway's events (HTTP API, payload 2.0), and read a handler's responses."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ Handler = Callable[[dict[str, Any], Any], dict[str, Any]]
 
 
 class LambdaContext:
-    """The context of one invocation, with a remaining time that the caller sets."""
+    """Give the context of one invocation, with a remaining time that the caller sets."""
 
     function_name = "taskchat"
     function_version = "1"
@@ -33,7 +33,7 @@ class LambdaContext:
 
 @dataclass(frozen=True)
 class Response:
-    """A response as the client gets it."""
+    """Hold a response as the client gets it."""
 
     status: int
     headers: dict[str, str]

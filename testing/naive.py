@@ -1,4 +1,4 @@
-"""The imports of a service that does the same without care for its start-up time."""
+"""Name the imports of a service that does the same without any care for its start-up time."""
 
 from typing import Final
 

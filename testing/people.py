@@ -1,6 +1,6 @@
-"""Store users with conversations and tasks, many within seconds, so that turns are measured among their rows.
+"""Store many users with conversations and rows of the domain, for tests and measurements of large tables.
 
-An id is derived from the user's number, so that the measuring code knows it.
+A user's number determines their ids, so that the caller knows them.
 """
 
 import hashlib
@@ -11,23 +11,25 @@ from uuid import UUID
 
 import psycopg
 
+from testing import tasks
+
 TURNS: Final = 25
-"""Turns of each ordinary user, with two messages and one tool call each."""
+"""Turns of each ordinary user. Each has two messages and one tool call."""
 
 TURNS_PER_CONVERSATION: Final = 10
 
-TASKS: Final = 10
-"""Tasks of each ordinary user, every other one completed."""
+ROWS: Final = 10
+"""Rows of the domain of each ordinary user."""
 
 BUSY: Final = 0
-"""The number of the user with LONG messages in one conversation, and LONG tasks."""
+"""The number of the user who has LONG messages in one conversation, and LONG rows of the domain."""
 
 LONG: Final = 10_000
 
 CHUNK: Final = 10_000
-"""Users stored by one statement. The progress is printed after each."""
+"""Users stored in one statement. `say` gets the progress after each."""
 
-# `u` is a user's number, `t` the number of one of the user's turns or tasks.
+# `u` is a user's number, `t` the number of one of their turns or rows.
 _PEOPLE: Final = "generate_series(%(first)s::int, %(last)s - 1) u, lateral (select md5('user' || u) as user_id) p"
 _TURNS: Final = f"{_PEOPLE}, generate_series(0, %(turns)s - 1) t"
 _CONVERSATION: Final = "md5(user_id || (t / %(per)s))::uuid"
@@ -42,13 +44,9 @@ _STORE: Final = {
     f" from {_TURNS}, generate_series(0, 1) r",
     "tool_call": "insert into tool_call (user_id, turn_id, call_id, position, conversation_id, door, tool, arguments,"
     " outcome, result, duration_ms, created_at)"
-    f" select user_id, md5(user_id || 'turn' || t)::uuid, 'call_' || t, 0, {_CONVERSATION}, 'chat', 'add_task',"
-    ' \'{"title": "call number"}\', \'ok\', \'{"id": 17, "title": "call number", "description": "", "completed": false,'
-    ' "created_at": "2026-11-01T10:00:00Z", "updated_at": "2026-11-01T10:00:00Z"}\', 1,'
+    f" select user_id, md5(user_id || 'turn' || t)::uuid, 'call_' || t, 0, {_CONVERSATION}, 'chat', {tasks.CALL}, 1,"
     f" now() - interval '400 days' + t * interval '1 day' from {_TURNS}",
-    "task": "insert into task (user_id, title, description, completed)"
-    f" select user_id, 'Call number ' || t, 'after lunch', t %% 2 = 1"
-    f" from {_PEOPLE}, generate_series(0, %(tasks)s - 1) t",
+    "rows of the domain": f"{tasks.ROWS} from {_PEOPLE}, generate_series(0, %(rows)s - 1) t",
     "allowance": "insert into allowance (user_id, door, full_at, day, model_tokens)"
     f" select user_id, door, now(), current_date, 3000 from {_PEOPLE}, unnest(array['chat', 'mcp']) door",
 }
@@ -60,7 +58,10 @@ def user_id(number: int) -> str:
 
 
 def conversation_id(number: int) -> UUID:
-    """Return the id of a user's first conversation: TURNS_PER_CONVERSATION turns, or LONG messages of the busy user."""
+    """Return the id of the user's first conversation:
+
+    TURNS_PER_CONVERSATION turns, or the busy user's LONG messages.
+    """
     return _md5(f"{user_id(number)}0")
 
 
@@ -69,10 +70,10 @@ def _md5(text: str) -> UUID:
 
 
 def store(superuser_url: str, first: int, last: int, say: Callable[[str], None] = lambda _: None) -> None:
-    """Store the users with the numbers from `first` to before `last`, and pass the progress to `say`."""
-    usual = {"turns": TURNS, "per": TURNS_PER_CONVERSATION, "tasks": TASKS}
+    """Store the users with the numbers from `first` to before `last`, and call `say` with the progress."""
+    usual = {"turns": TURNS, "per": TURNS_PER_CONVERSATION, "rows": ROWS}
     if first == BUSY:
-        _store(superuser_url, {"first": 0, "last": 1, "turns": LONG // 2, "per": LONG // 2, "tasks": LONG})
+        _store(superuser_url, {"first": 0, "last": 1, "turns": LONG // 2, "per": LONG // 2, "rows": LONG})
         first += 1
     for at in range(first, last, CHUNK):
         _store(superuser_url, {"first": at, "last": min(at + CHUNK, last), **usual})

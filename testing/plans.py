@@ -1,7 +1,8 @@
 """Read the plan of each statement that Postgres executed for the program.
 
-The server's auto_explain logs the plans, also those of foreign keys. They belong to the statements as the program sends
-them: with their values, under the runtime role and with row-level security.
+The server's own auto_explain writes the plans to its log: of the statements as the program sends them, with their
+values, under the runtime role and with row-level security. The plans of foreign keys' checks are among them. Nothing
+runs a second time.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile
+from types import ModuleType
 from typing import Any, Final
 
 import psycopg
@@ -24,19 +26,19 @@ import taskchat
 from dev.postgres import APP, Postgres
 
 MOST_DISCARDED: Final = 2
-"""Rows that a scan may read and discard: a conversation with a lease, and a little more."""
+"""Rows that a scan may read and discard, such as a conversation that has a lease."""
 
 MOST_ROWS: Final = 500
-"""Rows that a scan may return. The query of a history reads at most 200, whatever a user has stored."""
+"""Rows that a scan may return. A history has at most 200 messages."""
 
 SETTINGS: Final = {
     "session_preload_libraries": "auto_explain",
     "auto_explain.log_min_duration": "0",
     "auto_explain.log_analyze": "on",
     "auto_explain.log_buffers": "on",
-    "auto_explain.log_timing": "off",  # timing each node would cost more than the statement
+    "auto_explain.log_timing": "off",  # the time of each node costs more than the statement
     "auto_explain.log_format": "json",
-    "auto_explain.log_nested_statements": "on",  # the lookups of foreign keys
+    "auto_explain.log_nested_statements": "on",  # the checks of foreign keys
 }
 _INDEX_SCANS: Final = {"Index Scan", "Index Only Scan", "Bitmap Index Scan"}
 _OTHER_SCANS: Final = {"Seq Scan", "Sample Scan", "Tid Scan", "Tid Range Scan"}
@@ -47,9 +49,9 @@ join pg_attribute a on a.attrelid = i.indexrelid and a.attnum = 1
 _ENTRY: Final = re.compile(r"LOG:  duration: ([0-9.]+) ms  plan:$")
 
 
-def _statements() -> Iterator[tuple[str, Any]]:
-    """Yield each statement under its module's name for it. Skip what a module imports."""
-    for found in pkgutil.walk_packages(taskchat.__path__, "taskchat."):
+def statements_of(package: ModuleType) -> Iterator[tuple[str, Any]]:
+    """Yield each statement in the package's modules with its name. Skip imported names."""
+    for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         module = importlib.import_module(found.name)
         defined = set(re.findall(r"^(\w+)(?:: Final.*)? =", inspect.getsource(module), re.MULTILINE))
         for name, value in vars(module).items():
@@ -57,13 +59,13 @@ def _statements() -> Iterator[tuple[str, Any]]:
                 yield f"{found.name.rpartition('.')[2]}.{name}", value
 
 
-STATEMENTS: Final = dict(_statements())
-"""Every statement of the program's modules, by name."""
+STATEMENTS: Final = dict(statements_of(taskchat))
+"""Every statement in a module of the program, by name."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One execution of one statement."""
+    """Hold one execution of one statement."""
 
     text: str
     """The statement, with ? for each value."""
@@ -72,22 +74,22 @@ class Plan:
 
     @property
     def pages(self) -> int:
-        """Return the number of pages of tables and indexes that were read, from memory or not."""
+        """Return the pages of tables and indexes that the statement looked at, in memory or not."""
         return int(self.root["Shared Hit Blocks"] + self.root["Shared Read Blocks"])
 
     @property
     def indexes(self) -> set[str]:
-        """Return the indexes in use."""
+        """Return the indexes that the statement used."""
         found = {node["Index Name"] for node in self._nodes if "Index Name" in node}
         return found.union(*(node.get("Conflict Arbiter Indexes", ()) for node in self._nodes))
 
     @property
     def touches_tables(self) -> bool:
-        """Return True if the plan reads or writes a table of the program."""
+        """Return whether the statement reads or writes a table of the program."""
         return any(node.get("Relation Name") in SQLModel.metadata.tables for node in self._nodes)
 
     def faults(self, first_columns: dict[str, str]) -> list[str]:
-        """Return what makes the plan slower as tables grow. `first_columns` names the first column of each index."""
+        """Return each reason why the statement gets slower as tables grow. `first_columns` are those of all indexes."""
         scans = [node for node in self._nodes if node.get("Relation Name", "") in {*SQLModel.metadata.tables, ""}]
         faults = [fault for node in scans for fault in _faults(node)]
         ownerless = sorted(index for index in self.indexes if first_columns.get(index) != "user_id")
@@ -117,10 +119,10 @@ def _faults(node: dict[str, Any]) -> Iterator[str]:
 
 
 class Recorder:
-    """Reads the plans that auto_explain writes into the server's log."""
+    """Read the plans that auto_explain writes to the server's log."""
 
     def __init__(self, postgres: Postgres) -> None:
-        """Turn auto_explain on for new connections of the runtime role."""
+        """Switch auto_explain on for later connections of the runtime role."""
         self._log = postgres.log
         with psycopg.connect(postgres.superuser_url, autocommit=True) as database:
             for name, value in SETTINGS.items():
@@ -129,11 +131,11 @@ class Recorder:
         self.skip()
 
     def skip(self) -> None:
-        """Skip the plans in the log until now."""
+        """Skip the statements executed until now."""
         self._at = self._log.stat().st_size
 
     def read(self) -> list[Plan]:
-        """Return the plans since the last read that touch a table of the program."""
+        """Return the plans of statements on the program's tables, executed since the last read."""
         with self._log.open("rb") as log:
             log.seek(self._at)
             written = log.read()
@@ -151,15 +153,15 @@ def _parse(lines: list[str]) -> Iterator[Plan]:
 
 
 def _bare(text: str) -> str:
-    """Return the statement with ? for each value, in place of the driver's own placeholder."""
+    """Return the statement with ? for each value. Drivers write values in two ways."""
     return re.sub(r"\$\d+|%s", "?", text)
 
 
 @contextlib.contextmanager
 def naming() -> Iterator[dict[str, str]]:
-    """Collect the names of the statements that run inside the block, by their texts.
+    """Give the names of the statements that run inside the block, by their texts.
 
-    A statement without a name of its own is named after its verb and its table.
+    A statement that the program builds on another is named by its kind and table.
     """
     names: dict[str, str] = {}
     current = ""

@@ -1,8 +1,8 @@
-"""A database clock that a test sets: minutes from the program's own, or to any moment.
+"""Give the database a clock that a test can set.
 
-The program asks Postgres for the time as `clock_timestamp()`, and names no schema. A function of that name stands
-before Postgres's own one in the search path of the program's role, so the program runs as it ships. The path takes
-effect in sessions that begin later; a change of the time takes effect at once.
+The program reads the time with `clock_timestamp()`, without a schema. A function of that name in the schema `skewed`
+comes before Postgres's own one in the search path of the program's role, so the program runs unchanged. The search path
+takes effect in sessions that begin later. A change of the time takes effect at once.
 """
 
 from collections.abc import Iterator
@@ -26,31 +26,31 @@ _LOOK_AS_BEFORE = sql.SQL("alter role {} in database {} reset search_path")
 
 @dataclass
 class DatabaseClock:
-    """The time that Postgres tells the program."""
+    """Set and read the time that Postgres gives to the program."""
 
     rows: Rows
-    """A connection of the superuser, which sees the true time."""
+    """A connection of the superuser, which reads the real time."""
 
     def differ_by(self, offset: timedelta) -> None:
-        """Be so far ahead of the program's clock, or behind it."""
+        """Set the clock ahead of the program's clock by this offset, or behind it."""
         self.rows.execute(_FUNCTION.format(sql.Literal(f"{offset.total_seconds()} seconds")))
 
     def show(self, moment: datetime) -> None:
-        """Be at this moment now, and go on from there."""
+        """Set the clock to this moment. It runs on from there."""
         self.differ_by(moment - datetime.now(UTC))
 
-    def go_on(self, time: timedelta) -> None:
-        """Go on by so much at once."""
+    def advance(self, time: timedelta) -> None:
+        """Set the clock forward by this time."""
         self.show(self.now() + time)
 
     def now(self) -> datetime:
-        """Return what the clock shows."""
+        """Return the clock's time."""
         (moment,) = self._row("select skewed.clock_timestamp() as now").values()
         assert isinstance(moment, datetime)
         return moment
 
     def lease_left(self, user_id: str) -> float:
-        """Return for how many seconds the lease on the person's only conversation still holds, by this clock."""
+        """Return the seconds left, by this clock, of the lease on the user's only conversation."""
         held = self._row(
             "select extract(epoch from lease_until - skewed.clock_timestamp())::float as seconds"
             " from conversation where user_id = %s",
@@ -66,7 +66,7 @@ class DatabaseClock:
 
 @contextmanager
 def running(rows: Rows) -> Iterator[DatabaseClock]:
-    """Give the database a clock that can be set, until the end of the context. Sessions begun before keep theirs."""
+    """Give the database such a clock until the end of the context. Earlier sessions keep the real time."""
     names = sql.Identifier(APP), sql.Identifier(rows.info.dbname)
     rows.execute("create schema skewed")
     rows.execute("grant usage on schema skewed to public")

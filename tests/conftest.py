@@ -1,4 +1,7 @@
-"""Real parts for every test: Postgres, PgBouncer with TLS and SCRAM, the stand-in model over HTTP, signed tokens."""
+"""Provide real parts to every test:
+
+Postgres, PgBouncer with TLS and SCRAM, the stand-in model over HTTP, signed tokens.
+"""
 
 import asyncio
 import io
@@ -31,31 +34,33 @@ from testing.gateway import Response, invoke
 
 if TYPE_CHECKING:
     from taskchat.database.transaction import Database
-    from tests.privacy import Watch
+    from tests.privacy import LogSearch
 
 T = TypeVar("T")
 Logs = Callable[[], list[dict[str, Any]]]
 ROOT = Path(__file__).parent.parent
 
-pytest_plugins = ["tests.privacy", "tests.tally", "tests.environments"]
+# Powertools reads these when taskchat makes its logger. The plugins below import taskchat.
+os.environ["POWERTOOLS_SERVICE_NAME"] = "taskchat"
+os.environ["POWERTOOLS_METRICS_NAMESPACE"] = "taskchat"
+
+pytest_plugins = ["tests.privacy", "tests.tally", "tests.environments", "tests.large_tables"]
 
 
 def pytest_configure() -> None:
-    """Name the service before anything is imported: Powertools reads that when a logger is made. And set the loop."""
-    os.environ["POWERTOOLS_SERVICE_NAME"] = "taskchat"
-    os.environ["POWERTOOLS_METRICS_NAMESPACE"] = "taskchat"
-    asyncio.set_event_loop(asyncio.new_event_loop())  # Mangum asks for one when a handler is imported
+    """Set an event loop: Mangum asks for one when a handler is imported."""
+    asyncio.set_event_loop(asyncio.new_event_loop())
 
 
 LONG = (
     *("test_crash", "test_outages", "test_any_answer", "test_stateful", "test_pooler_restarts", "test_deadline"),
     *("test_dev", "test_shutdown", "test_limits", "test_failures", "test_clocks", "test_cold_start"),
 )
-"""Files that take a minute or more, the longest first: a worker that began one last would keep the others waiting."""
+"""Files that take a minute or more, the longest first. Begun last, one of them would keep the run waiting."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the long files. Within one, the order stays."""
+    """Run the long files first. Keep the order within a file."""
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
@@ -68,7 +73,7 @@ def migrate(owner_url: str, app_url: str, *command: str) -> subprocess.Completed
 
 @pytest.fixture(scope="session", autouse=True)
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """The one event loop of the process, as in an execution environment: Mangum takes whatever is current."""
+    """Provide the process's one event loop. Mangum uses the current one, as on Lambda."""
     loop = asyncio.get_event_loop()
     yield loop
     asyncio.set_event_loop(None)
@@ -76,24 +81,24 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """The coroutine's result. Not `asyncio.run`, which would leave the process without a loop."""
+    """Run the coroutine in the current loop. `asyncio.run` would leave the process without a loop."""
     return asyncio.get_event_loop().run_until_complete(coroutine)
 
 
 @pytest.fixture(scope="session")
-def server(watch: "Watch") -> Iterator[Postgres]:
-    """An embedded Postgres with the schema in place."""
+def server(log_search: "LogSearch") -> Iterator[Postgres]:
+    """Run an embedded Postgres with the schema in place."""
     with postgres.temporary() as running:
-        watch.secrets.update(running.passwords.values())
+        log_search.secrets.update(running.passwords.values())
         done = migrate(running.owner_url, running.app_url)
         assert done.returncode == 0, done.stderr
         yield running
-        watch.know_people(running.superuser_url)
+        log_search.add_texts_from(running.superuser_url)
 
 
 @pytest.fixture(scope="session")
 def pooler(request: pytest.FixtureRequest, server: Postgres) -> Iterator[pgbouncer.PgBouncer]:
-    """PgBouncer before it, in transaction mode. Not to be had without the Debian package; CI must have it."""
+    """Run PgBouncer in transaction mode. Without the Debian package the tests are skipped, except in CI."""
     if not shutil.which("pgbouncer", path=pgbouncer.PATH) and "CI" not in os.environ:
         pytest.skip("PgBouncer is not installed (apt-get install pgbouncer)")
     with pgbouncer.running(server) as running:
@@ -103,18 +108,18 @@ def pooler(request: pytest.FixtureRequest, server: Postgres) -> Iterator[pgbounc
 
 
 def _keep_log(config: pytest.Config, pooler: pgbouncer.PgBouncer) -> None:
-    """Copy the pooler's log to where it outlives the run, and tell the place at its end."""
-    from tests.tally import tell_at_the_end  # a plugin: pytest imports it first
+    """Copy the pooler's log to a place that outlives the run, and print the place at the end."""
+    from tests.tally import report_at_end  # a plugin: pytest imports it first
 
     kept = ROOT / ".dev" / "test-logs" / f"pgbouncer-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}.log"
     kept.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(pooler.log, kept)
-    tell_at_the_end(config, f"a test failed: the pooler's log is kept in {kept.relative_to(ROOT)}")
+    report_at_end(config, f"a test failed: the pooler's log is kept in {kept.relative_to(ROOT)}")
 
 
 @pytest.fixture(scope="session", params=["direct", "pooled"])
 def database_url(request: pytest.FixtureRequest, server: Postgres) -> str:
-    """The runtime role's URL, to Postgres itself and through the pooler."""
+    """Give the runtime role's URL, once to Postgres directly and once to the pooler."""
     if request.param == "direct":
         return server.app_url
     pooler: pgbouncer.PgBouncer = request.getfixturevalue("pooler")
@@ -123,14 +128,14 @@ def database_url(request: pytest.FixtureRequest, server: Postgres) -> str:
 
 @pytest.fixture(scope="session")
 def rows(server: Postgres) -> Iterator[psycopg.Connection[dict[str, Any]]]:
-    """The database as its superuser sees it, through a driver that is not ours."""
+    """Connect as Postgres's superuser, with psycopg, which the program does not use."""
     with psycopg.connect(server.superuser_url, autocommit=True, row_factory=dict_row) as connection:
         yield connection
 
 
 @pytest.fixture(scope="session")
 def console_url(server: Postgres, rows: psycopg.Connection[dict[str, Any]]) -> str:
-    """The URL of a role as Neon's console makes them: the policies do not bind it."""
+    """Give the URL of a role like those of Neon's console, which policies do not bind."""
     rows.execute("create role console login bypassrls password 'x'")
     rows.execute("grant pg_read_all_data, pg_write_all_data to console")
     return f"postgresql://console:x@{server.host}:{server.port}/taskchat?sslmode=disable"
@@ -138,20 +143,20 @@ def console_url(server: Postgres, rows: psycopg.Connection[dict[str, Any]]) -> s
 
 @pytest.fixture(scope="session")
 def issuer() -> Issuer:
-    """Who signs the tokens."""
+    """Make an issuer of tokens."""
     return Issuer.new()
 
 
 @pytest.fixture(scope="session")
 def running_model() -> Iterator[StandIn]:
-    """The stand-in model, over HTTP."""
+    """Run the stand-in model over HTTP."""
     with model.running() as running:
         yield running
 
 
 @pytest.fixture
 def standin(running_model: StandIn) -> Iterator[StandIn]:
-    """The stand-in model with nothing remembered from the test before."""
+    """Reset the stand-in model before and after the test."""
     running_model.reset()
     yield running_model
     running_model.reset()
@@ -159,12 +164,12 @@ def standin(running_model: StandIn) -> Iterator[StandIn]:
 
 @pytest.fixture(params=["responses"])
 def model_api(request: pytest.FixtureRequest) -> str:
-    """The wire the model is spoken to by. Tests of the turn take both."""
+    """Name the model API. Tests of the turn run with both."""
     return str(request.param)
 
 
 def variables(database_url: str, standin: StandIn, issuer: Issuer, model_api: str = "responses") -> dict[str, str]:
-    """The variables of an execution environment, as the template sets them."""
+    """Return the environment variables of a function, as the template sets them."""
     return {
         "DATABASE_URL": database_url,
         "OPENAI_API_KEY": "sk-stand-in",
@@ -172,7 +177,7 @@ def variables(database_url: str, standin: StandIn, issuer: Issuer, model_api: st
         "MODEL": "stand-in",
         "MODEL_API": model_api,
         **identity(issuer),
-        # On, so that every turn does what it does in production, and out of reach: some tests send hundreds.
+        # The limits are on, as in production, but too high to reach: some tests send hundreds of requests.
         "TURN_BURST": "999999",
         "TURNS_PER_MINUTE": "999999",
         "DAILY_MODEL_TOKENS": "999999999999",
@@ -185,21 +190,21 @@ def variables(database_url: str, standin: StandIn, issuer: Issuer, model_api: st
 def environment(
     monkeypatch: pytest.MonkeyPatch, database_url: str, standin: StandIn, issuer: Issuer, model_api: str
 ) -> Iterator[None]:
-    """A fresh execution environment."""
+    """Set the environment variables, and drop what the processes hold after the test."""
     for name, value in variables(database_url, standin, issuer, model_api).items():
         monkeypatch.setenv(name, value)
     yield
-    forget()
+    reset_processes()
 
 
-def forget() -> None:
-    """Drop what outlives an invocation, as a new execution environment would start without it."""
+def reset_processes() -> None:
+    """Close and drop what a process keeps between invocations, as if it were new."""
     for module in filter(None, map(sys.modules.get, ("chat.app", "mcp_tools.app"))):
         module.process.reset()
 
 
 def databases() -> "list[Database]":
-    """The database of each function: in this process there are two, on Lambda one."""
+    """Return the database of each function. On Lambda each process has one of them; here one process has both."""
     from chat.app import process as chat
     from mcp_tools.app import process as mcp_tools
 
@@ -208,7 +213,7 @@ def databases() -> "list[Database]":
 
 @contextmanager
 def serving(app: Any) -> Iterator[str]:
-    """The app behind a real HTTP server on this machine; gives its address."""
+    """Serve the app with a real HTTP server on this machine, and give its address."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(app, lifespan="on", ws="none", log_config=None))
         thread = Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -221,7 +226,7 @@ def serving(app: Any) -> Iterator[str]:
 
 
 class Person(Caller):
-    """A caller who sends requests to the real handler of this process."""
+    """Send a caller's requests to the real handler in this process."""
 
     def post(self, body: Any, *, key: str | None = None, seconds: float = 30, **headers: str) -> Response:
         """Post to the chat route. Bytes are sent as they are, any other body as JSON."""
@@ -230,13 +235,13 @@ class Person(Caller):
         return invoke(handler, self.request(body, key, **headers), seconds=seconds)
 
     def say(self, message: str, conversation_id: str | None = None, **options: Any) -> Response:
-        """One turn."""
+        """Take one turn."""
         return self.post({"message": message, "conversation_id": conversation_id}, **options)
 
 
 @pytest.fixture
 def logs(environment: None) -> Iterator[Logs]:
-    """What has been logged since the test began, parsed: every line must be JSON."""
+    """Give a function that returns the lines logged since the test began. Each line must be JSON."""
     from taskchat.toolcalls.audit_log import logger
 
     handler = logger.registered_handler
@@ -249,11 +254,11 @@ def logs(environment: None) -> Iterator[Logs]:
 
 @pytest.fixture
 def alice(environment: None, issuer: Issuer) -> Person:
-    """A person new to the service."""
+    """Return a user that the service does not know yet."""
     return Person(uuid4().hex, issuer)
 
 
 @pytest.fixture
 def bob(environment: None, issuer: Issuer) -> Person:
-    """Another one."""
+    """Return a second such user."""
     return Person(uuid4().hex, issuer)

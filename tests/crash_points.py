@@ -1,8 +1,8 @@
-"""The points of a request at which a process may be killed or frozen, and the trap that does it there.
+"""Number the points of a request at which a test may kill or freeze its process, and send the signal there.
 
-A point lies where a request has come, before and after every statement and every commit, before and after each piece
-sent to the model, after the first piece of its answer, and where the handler has its answer but has not returned it.
-On the wire there are more: around each piece sent to the database, and after the first piece read from it.
+The points: the request's arrival; before and after every statement and every commit; before and after each piece sent
+to the model; after each piece read from it; and the moment at which the handler has its answer but has not returned it.
+The level SOCKET adds points around each piece sent to the database, and after each piece read from it.
 """
 
 import os
@@ -18,12 +18,12 @@ from sqlalchemy import Engine, event
 from sqlalchemy.engine.default import DefaultDialect
 
 STATEMENT: Final = "statement"
-WIRE: Final = "wire"
+SOCKET: Final = "socket"
 
 
 @dataclass(frozen=True)
 class Trap:
-    """A signal that a process sends to itself at a point: at the n-th, or at the n-th whose label has `on` in it."""
+    """Describe a signal that the process sends itself: at the n-th point, or at the n-th whose label contains `on`."""
 
     number: signal.Signals
     at: int
@@ -32,43 +32,45 @@ class Trap:
 
     @classmethod
     def kill(cls, at: int, on: str = "", level: str = STATEMENT) -> "Trap":
-        """Die there, without a word to anybody."""
+        """Kill the process there."""
         return cls(signal.SIGKILL, at, on, level)
 
     @classmethod
     def freeze(cls, at: int, on: str = "", level: str = STATEMENT) -> "Trap":
-        """Stop there, as an execution environment does between two invocations, until somebody goes on."""
+        """Stop the process there, as Lambda does between two invocations, until it is resumed."""
         return cls(signal.SIGSTOP, at, on, level)
 
 
-class Points:
-    """Counts the points of a request, and springs the trap."""
+class CrashPoints:
+    """Count the points of a request, and send the signal at the trap's point."""
 
     def __init__(self, report: Callable[[dict[str, Any]], None]) -> None:
-        """`report` tells the test where the trap was sprung, before it is."""
+        """Count in this process. `report` gets the label of the trap's point before the signal."""
         self._report = report
         self._model_port = urlsplit(os.environ["OPENAI_BASE_URL"]).port
         self._trap: Trap | None = None
         self._level = STATEMENT
         self._left = 0
         self.passed: list[str] | None = None
-        """The labels of this request's points; None between two requests."""
+        """The labels of this request's points so far. None between two requests."""
 
     def begin(self, trap: Trap | None) -> None:
-        """Count from here."""
+        """Begin to count, with this trap."""
         self._trap, self.passed = trap, []
         self._level, self._left = (trap.level, trap.at) if trap else (STATEMENT, 0)
-        self.reach("request: come")
+        self.reach("request: arrived")
 
     def end(self) -> list[str]:
-        """Count no more. The labels passed."""
+        """Stop counting, and return the labels of the points passed."""
         self.reach("answer: ready")
         passed, self.passed = self.passed or [], None
         return passed
 
     def reach(self, label: str) -> None:
-        """Be at a point."""
-        if self.passed is None or (self.passed and self.passed[-1] == label):  # how an answer is cut up is chance
+        """Pass a point. Send the signal if the trap is here."""
+        if self.passed is None or (
+            self.passed and self.passed[-1] == label
+        ):  # the number of pieces of an answer varies
             return
         self.passed.append(label)
         if self._trap is None or self._trap.on not in label:
@@ -79,7 +81,7 @@ class Points:
             os.kill(os.getpid(), self._trap.number)
 
     def install(self) -> None:
-        """Watch SQLAlchemy and every socket of this process."""
+        """Listen to SQLAlchemy and to every socket of this process."""
         event.listen(Engine, "before_cursor_execute", lambda *args: self.reach(f"before {_brief(args[2])}"))
         event.listen(Engine, "after_cursor_execute", lambda *args: self.reach(f"after {_brief(args[2])}"))
         for name in ("do_commit", "do_rollback"):
@@ -114,7 +116,7 @@ class Points:
         setattr(owner, name, watched)
 
     def _peer(self, sock: socket.socket) -> str | None:
-        """Who is at the other end, if that counts now."""
+        """Return "model" or "database" when the socket is connected to one that this trap counts."""
         if self.passed is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
             return None
         try:
@@ -123,9 +125,9 @@ class Points:
             return None
         if port == self._model_port:
             return "model"
-        return "database" if self._level == WIRE else None
+        return "database" if self._level == SOCKET else None
 
 
 def _brief(statement: str) -> str:
-    """The first words of a statement, enough to know it by."""
+    """Return the first words of a statement."""
     return " ".join(statement.split()[:3])[:40]

@@ -1,9 +1,10 @@
-"""`python -m tests.fork_server FD`: forks execution environments, fast and from a clean process.
+"""`python -m tests.fork_server FD`: fork execution environments, fast and from a clean process.
 
-It has imported and exercised everything, and then let go of it: it has no thread, no event loop and no connection, so
-each child starts as a cold environment does and shares nothing with another. (pytest's own process has threads.)
+The process has imported everything and taken a turn. Then it has dropped its threads, its event loop and its
+connections. So each child starts as a cold environment does, and shares nothing with another. (pytest's own process has
+threads.)
 
-It speaks JSON over the socket it is given, one question at a time: `warm`, `start` (with the child's own socket passed
+The process answers one JSON question at a time over its socket: `warm`, `start` (which passes the child's socket
 along), `signal`, `await`. It ends with its parent, and its children end with it.
 """
 
@@ -21,14 +22,14 @@ from typing import Any
 
 from dev import processes
 from testing.gateway import Handler, invoke
-from tests.crash_points import Points, Trap
+from tests.crash_points import CrashPoints, Trap
 
 Json = dict[str, Any]
 LARGEST = 1 << 20
 
 
 def main() -> None:
-    """Answer questions until the other side is gone."""
+    """Answer questions until the other end closes the socket."""
     control = socket.socket(fileno=int(sys.argv[1]))
     processes.leave_with_parent(signal.SIGKILL)
     children: set[int] = set()
@@ -57,17 +58,17 @@ def _answer(question: Json, descriptors: list[int], children: set[int], control:
 
 
 def _warm(environment: Json, event: Json) -> Json:
-    """Do one turn, so that what is built at first use is built, and drop all that must not be inherited."""
+    """Take one turn, which builds what is built at first use, and drop what a child must not inherit."""
     os.environ.update(environment)
     loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)  # or Mangum would make one, and what an import makes is never collected
+    asyncio.set_event_loop(loop)  # else Mangum makes a loop at import, which nothing closes
     from chat.app import handler
-    from tests.conftest import forget
+    from tests.conftest import reset_processes
 
     response = invoke(handler, event)
-    forget()
+    reset_processes()
     loop.run_until_complete(loop.shutdown_default_executor())
-    for _ in processes.attempts(10):  # the HTTP client's helper thread hears of its end only in the loop
+    for _ in processes.attempts(10):  # the HTTP client's helper thread ends only while the loop runs
         loop.run_until_complete(asyncio.sleep(0))
         if threading.active_count() == 1:
             break
@@ -83,7 +84,7 @@ def _warm(environment: Json, event: Json) -> Json:
 
 
 def _sockets() -> int:
-    """How many sockets this process holds, where the system tells."""
+    """Return the number of this process's sockets, or 1 on a system without /proc."""
     if not os.path.isdir("/proc/self/fd"):
         return 1
     links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
@@ -105,7 +106,7 @@ def _start(environment: Json, descriptor: int, children: set[int], control: sock
 
 
 def _living(children: set[int]) -> set[int]:
-    """The children that have not ended: only to these may a signal go, for another's number can be used again."""
+    """Return the children that have not ended. Another process may get the id of a child that has ended."""
     for child in list(children):
         if os.waitpid(child, os.WNOHANG)[0]:
             children.remove(child)
@@ -113,7 +114,7 @@ def _living(children: set[int]) -> set[int]:
 
 
 def _signal(child: int, number: signal.Signals, children: set[int]) -> Json:
-    """Send the signal, and return once a stop or an end has come to be. `ended` if it had before."""
+    """Send the signal, and return when the child has stopped or ended. `ended` says that it had ended before."""
     if child not in _living(children):
         return {"ended": True}
     os.kill(child, number)
@@ -126,49 +127,49 @@ def _signal(child: int, number: signal.Signals, children: set[int]) -> Json:
 
 
 def _await(child: int, children: set[int]) -> Json:
-    """Return once a child that is about to stop or to end by itself has."""
+    """Return when a child that gets a signal from itself has stopped or ended."""
     if child in children and not os.WIFSTOPPED(os.waitpid(child, os.WUNTRACED)[1]):
         children.remove(child)
     return {}
 
 
 def _serve(environment: Json, channel: socket.socket) -> None:
-    """Be an execution environment: one request at a time, until nobody asks any more."""
+    """Handle one request at a time, as an execution environment, until the socket closes."""
     processes.leave_with_parent(signal.SIGKILL)
     os.environ.update(environment)
     asyncio.set_event_loop(asyncio.new_event_loop())
 
-    def tell(answer: Json) -> None:
+    def send(answer: Json) -> None:
         channel.sendall(json.dumps(answer).encode() + b"\n")
 
-    points = Points(tell)
-    points.install()
+    crash_points = CrashPoints(send)
+    crash_points.install()
     with channel.makefile("rb") as questions:
         for line in questions:
             try:
-                tell(_handle(json.loads(line), points))
+                send(_handle(json.loads(line), crash_points))
             except Exception:
-                tell({"error": traceback.format_exc()})
+                send({"error": traceback.format_exc()})
 
 
-def _handle(question: Json, points: Points) -> Json:
+def _handle(question: Json, crash_points: CrashPoints) -> Json:
     trap = question["trap"]
     handler = _route(question["event"])
-    points.begin(trap and Trap(signal.Signals(trap["number"]), trap["at"], trap["on"], trap["level"]))
+    crash_points.begin(trap and Trap(signal.Signals(trap["number"]), trap["at"], trap["on"], trap["level"]))
     response = invoke(handler, question["event"], seconds=question["seconds"])
-    passed = points.end()
-    told = {"status": response.status, "headers": response.headers, "body": response.body, "passed": passed}
-    return told | {"peak_memory": _peak_memory()}
+    passed = crash_points.end()
+    answer = {"status": response.status, "headers": response.headers, "body": response.body, "passed": passed}
+    return answer | {"peak_memory": _peak_memory()}
 
 
 def _peak_memory() -> int:
-    """Return the most bytes of memory that this process has had at once. Linux counts in KiB, macOS in bytes."""
+    """Return the peak memory of this process in bytes. Linux counts in KiB, macOS in bytes."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 
 
 def _route(event: Json) -> Handler:
-    """The function that the gateway would hand the event to."""
+    """Return the handler of the function that the gateway would call."""
     if event["rawPath"] == "/mcp":
         from mcp_tools.app import handler
     else:

@@ -1,8 +1,8 @@
-"""Nothing secret and no word of a person is logged, in any test: a pytest plugin that reads all that the tests made
-the program write, as CloudWatch would get it, and fails the run when it finds a person or a secret in there.
+"""Search all logs of the test run for secrets and for users' texts: a pytest plugin.
 
-It knows a secret by its form or by name, and people's words from the database that they were kept in. Fixtures hand in
-the latter, and what processes of their own wrote, through `watch`.
+The plugin collects what the program writes in every test, as CloudWatch would get it. It fails the run when it finds a
+secret or a user's text. It knows a secret by its form or by its value. It reads the users' texts from the test
+databases before they are dropped. A fixture that starts a process gives that process's output to `log_search`.
 """
 
 import json
@@ -18,16 +18,17 @@ from typing import Any, Final
 import psycopg
 import pytest
 from aws_lambda_powertools.logging.formatter import LambdaPowertoolsFormatter
-from psycopg.rows import scalar_row
+from psycopg import sql
+from psycopg.rows import scalar_row, tuple_row
 
 ROOT: Final = Path(__file__).parent.parent
 
 SHORTEST: Final = 8
-"""Characters of a text that is looked for. Shorter ones ("milk") are found in any log by chance."""
+"""Minimum length of a text to search for. Shorter texts ("milk") occur in any log by chance."""
 LONGEST: Final = 24
-"""Characters of its beginning and of its end that are enough to know a text by: a log may have cut it."""
+"""Characters of a text's beginning and end to search for. A log may have cut the text."""
 LONGEST_ERROR: Final = 300
-"""Characters of an internal error's end that are shown."""
+"""Characters to show from the end of an internal error."""
 
 FORMS: Final = {
     "a token": re.compile(r"eyJ[\w-]{10,}\.[\w-]{10,}"),
@@ -37,65 +38,69 @@ FORMS: Final = {
     "an API key": re.compile(r"\bsk-[\w-]{8,}"),
     "a private key": re.compile("PRIVATE KEY-----"),
 }
-"""What secrets look like, whoever's they are."""
+"""Patterns of secrets."""
 
-WORDS_OF_PEOPLE: Final = (
-    "select content from message",
-    "select title from conversation",
-    "select title from task",
-    "select description from task",
-    "select tool from tool_call",
-    "select value #>> '{}' from tool_call, jsonb_path_query(arguments::jsonb, 'strict $.**') value"
-    " where jsonb_typeof(value) = 'string' and value #>> '{}' <> user_id",
-    "select value #>> '{}' from tool_call, jsonb_path_query(result::jsonb, 'strict $.**.title') value",
-    "select value #>> '{}' from tool_call, jsonb_path_query(result::jsonb, 'strict $.**.description') value",
+TEXTS_OF_USERS: Final = (
+    sql.SQL("select content from message"),
+    sql.SQL("select title from conversation"),
+    sql.SQL("select tool from tool_call"),
+    sql.SQL(
+        "select value #>> '{{}}' from tool_call, jsonb_path_query(arguments::jsonb, 'strict $.**') value"
+        " where jsonb_typeof(value) = 'string' and value #>> '{{}}' <> user_id"
+    ).format(),
 )
-"""All columns that hold what somebody wrote, or could: a model may name a tool in a person's words. One's own id is
-no such word. A result's other fields are numbers, times and the program's own words."""
+"""Queries for the users' texts in the engine's tables. A model may use a user's text as the name of a tool."""
+
+COLUMNS_OF_DOMAIN: Final = """
+select table_name, column_name from information_schema.columns
+where table_schema = 'public' and data_type in ('text', 'character varying') and column_name <> 'user_id'
+and table_name not in ('conversation', 'message', 'tool_call', 'allowance', 'alembic_version')
+"""
+"""The text columns of all other tables. A tool's result has their texts under the columns' names."""
 
 
 @dataclass(frozen=True)
-class Search:
-    """How many lines were searched, for how much, and what was found."""
+class SearchResult:
+    """Hold the result of one search."""
 
     lines: int
     texts: int
     secrets: int
     leaks: list[str]
-    """In words: what stands in the lines that may not, and since which test."""
+    """One sentence for each leak: the test, the kind of leak and the log line."""
 
 
 @dataclass
-class Watch:
-    """What was written, and what may not stand in it."""
+class LogSearch:
+    """Collect log lines, and the texts and secrets to search for."""
 
-    during: str = "collection"
-    """The test that runs."""
+    test: str = "collection"
+    """The test that is running."""
     lines: dict[str, str] = field(default_factory=dict)
-    """Each line with the test that it was first written in."""
+    """Each line, with the first test that wrote it."""
     secrets: set[str] = field(default_factory=set)
     texts: set[str] = field(default_factory=set)
 
-    def note(self, output: str) -> None:
-        """Take lines of output."""
+    def add_output(self, output: str) -> None:
+        """Add lines of output."""
         for line in output.splitlines():
-            self.lines.setdefault(line, self.during)
+            self.lines.setdefault(line, self.test)
 
-    def know_texts(self, texts: Iterable[str]) -> None:
-        """Remember people's words, as they are and as JSON writes them."""
+    def add_texts(self, texts: Iterable[str]) -> None:
+        """Add users' texts, in their own form and in JSON's."""
         for text in texts:
             for form in (text.strip(), json.dumps(text.strip())[1:-1]):
                 self.texts |= {end for end in (form[:LONGEST], form[-LONGEST:]) if len(end.strip()) >= SHORTEST}
 
-    def know_people(self, superuser_url: str) -> None:
-        """Read what people wrote from a database that is about to go."""
+    def add_texts_from(self, superuser_url: str) -> None:
+        """Add all users' texts of a database that is about to be dropped."""
         with psycopg.connect(superuser_url, row_factory=scalar_row) as connection:
-            for query in WORDS_OF_PEOPLE:
-                self.know_texts(connection.execute(query))
+            for query in _queries(connection):
+                self.add_texts(connection.execute(query))
 
-    def search(self) -> Search:
-        """Look through all of it."""
-        return Search(len(self.lines), len(self.texts), len(self.secrets), list(self._leaks()))
+    def search(self) -> SearchResult:
+        """Search all lines for all texts and secrets."""
+        return SearchResult(len(self.lines), len(self.texts), len(self.secrets), list(self._leaks()))
 
     def _leaks(self) -> Iterator[str]:
         sought = _by_beginning(text for text in self.texts if text not in _vocabulary())
@@ -109,8 +114,18 @@ class Watch:
         return next((name for name, form in FORMS.items() if form.search(line)), None)
 
 
+def _queries(connection: psycopg.Connection[Any]) -> Iterator[sql.Composable]:
+    """Yield the queries for all users' texts in this database."""
+    yield from TEXTS_OF_USERS
+    column_of = sql.SQL("select {} from {}")
+    result = sql.SQL("select value #>> '{{}}' from tool_call, jsonb_path_query(result::jsonb, {}) value")
+    for table, column in connection.cursor(row_factory=tuple_row).execute(COLUMNS_OF_DOMAIN).fetchall():
+        yield column_of.format(sql.Identifier(column), sql.Identifier(table))
+        yield result.format(sql.Literal(f"strict $.**.{column}"))
+
+
 def _by_beginning(texts: Iterable[str]) -> dict[str, list[str]]:
-    """The texts by their first characters, so that a line is walked once and not once per text."""
+    """Group the texts by their first characters, so that the search reads each line once."""
     sought = defaultdict(list)
     for text in texts:
         sought[text[:SHORTEST]].append(text)
@@ -121,95 +136,95 @@ def _text(line: str, sought: dict[str, list[str]]) -> str | None:
     for start in range(len(line) - SHORTEST + 1):
         for text in sought.get(line[start : start + SHORTEST], ()):
             if line.startswith(text, start):
-                return f"a person's words ({text!r})"
+                return f"a user's text ({text!r})"
     return None
 
 
 @cache
 def _vocabulary() -> str:
-    """The program's own text: a person who writes a name that stands in it is not known by that."""
+    """Return the program's own source text. A user's text that occurs in it is not a leak."""
     sources = [*ROOT.glob("shared/taskchat/**/*.py"), *ROOT.glob("functions/*/*.py")]
     return "\n".join(path.read_text() for path in sources)
 
 
-class _Runtime(logging.Handler):
-    """The Lambda runtime's own handler: all that reaches the root logger, tracebacks included."""
+class _RuntimeHandler(logging.Handler):
+    """Stand for the Lambda runtime's handler: get each record of the root logger, with tracebacks."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, log_search: LogSearch) -> None:
         super().__init__(logging.INFO)
-        self._watch = watch
+        self._watch = log_search
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take what would be written. The tests' own servers stand where the gateway is, which logs elsewhere."""
+        """Add the record. Skip uvicorn's records: it stands for the gateway, which logs elsewhere."""
         if not record.name.startswith("uvicorn"):
-            self._watch.note(self.format(record))
+            self._watch.add_output(self.format(record))
 
 
-_WATCH = pytest.StashKey[Watch]()
-_FOUND = pytest.StashKey[list[Search]]()
+_LOG_SEARCH = pytest.StashKey[LogSearch]()
+_FOUND = pytest.StashKey[list[SearchResult]]()
 
 
 @dataclass(frozen=True)
 class _InternalErrors:
-    """Fail the run, also when it was a worker that had one: it may have lost a report."""
+    """Fail the run after an internal error of pytest, also in a worker: a report may be lost."""
 
     config: pytest.Config
 
     def pytest_internalerror(self, excrepr: object) -> None:
-        """Keep it for the end."""
-        self.config.stash[_FOUND].append(Search(0, 0, 0, [f"an internal error: {excrepr}"[-LONGEST_ERROR:]]))
+        """Keep the error until the end of the run."""
+        self.config.stash[_FOUND].append(SearchResult(0, 0, 0, [f"an internal error: {excrepr}"[-LONGEST_ERROR:]]))
 
 
 def is_worker(config: pytest.Config) -> bool:
-    """Whether this process runs a share of the tests, for another that reports on all of them."""
+    """Return whether this process is a worker of pytest-xdist."""
     return hasattr(config, "workeroutput")
 
 
 @pytest.fixture(scope="session")
-def watch(pytestconfig: pytest.Config) -> Watch:
-    """Where to hand in what a process of its own wrote, and to name what may not stand anywhere."""
-    return pytestconfig.stash[_WATCH]
+def log_search(pytestconfig: pytest.Config) -> LogSearch:
+    """Give the log search of this run, so that a test can add output, texts and secrets."""
+    return pytestconfig.stash[_LOG_SEARCH]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Begin to listen, at the level that Lambda logs at."""
-    watch = config.stash[_WATCH] = Watch()
+    """Begin to collect, at the log level that Lambda uses."""
+    log_search = config.stash[_LOG_SEARCH] = LogSearch()
     config.stash[_FOUND] = []
     config.pluginmanager.register(_InternalErrors(config))
     root = logging.getLogger()
-    root.addHandler(_Runtime(watch))
+    root.addHandler(_RuntimeHandler(log_search))
     root.setLevel(logging.INFO)
     formatted = LambdaPowertoolsFormatter.format
 
     def noted(self: LambdaPowertoolsFormatter, record: logging.LogRecord) -> str:
         line = formatted(self, record)
-        watch.note(line)
+        log_search.add_output(line)
         return line
 
-    LambdaPowertoolsFormatter.format = noted  # wherever a test has its handler write to
+    LambdaPowertoolsFormatter.format = noted  # on the class: a test may replace a handler's stream
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Know which test runs."""
-    item.config.stash[_WATCH].during = item.nodeid
+    """Remember which test runs."""
+    item.config.stash[_LOG_SEARCH].test = item.nodeid
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Take what was printed: metrics are."""
+    """Add what the test printed, such as metrics."""
     report = yield
-    item.config.stash[_WATCH].note(report.capstdout + "\n" + report.capstderr)
+    item.config.stash[_LOG_SEARCH].add_output(report.capstdout + "\n" + report.capstderr)
     return report
 
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)
 def pytest_report_to_serializable() -> Generator[None, Any, Any]:
-    """Have a worker's reports arrive, whatever a test wrote: its channel takes no lone surrogate."""
+    """Escape lone surrogates in a worker's report: the workers' channel cannot send them."""
     return sendable((yield))
 
 
 def sendable(value: Any) -> Any:
-    """The value with every lone surrogate in its texts spelled out."""
+    """Return the value with every lone surrogate escaped."""
     if isinstance(value, str):
         return value.encode(errors="backslashreplace").decode()
     if isinstance(value, dict):
@@ -218,9 +233,9 @@ def sendable(value: Any) -> Any:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Search all of it, and fail the run when something is found. One of several workers leaves that to the run's."""
+    """Search, and fail the run when there is a leak. A worker sends its result to the main process."""
     config = session.config
-    config.stash[_FOUND].append(config.stash[_WATCH].search())
+    config.stash[_FOUND].append(config.stash[_LOG_SEARCH].search())
     if is_worker(config):
         config.workeroutput["searches"] = [sendable(asdict(search)) for search in config.stash[_FOUND]]
     elif any(search.leaks for search in config.stash[_FOUND]) and session.exitstatus == pytest.ExitCode.OK:
@@ -229,18 +244,18 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Take what a worker found. One that brings nothing has crashed, and may have logged anything."""
-    silent = Search(0, 0, 0, [f"{node.gateway.id} did not tell what it logged"])
-    found = [Search(**search) for search in getattr(node, "workeroutput", {}).get("searches", [])]
+    """Add a worker's results. A worker without results has crashed, which counts as a leak."""
+    silent = SearchResult(0, 0, 0, [f"{node.gateway.id} did not report what it logged"])
+    found = [SearchResult(**search) for search in getattr(node, "workeroutput", {}).get("searches", [])]
     node.config.stash[_FOUND].extend(found or [silent])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how much was searched for how much, and what was found."""
+    """Print how much was searched, and each leak."""
     found = terminalreporter.config.stash[_FOUND]
     lines, texts, secrets = (sum(getattr(search, name) for search in found) for name in ("lines", "texts", "secrets"))
     leaks = [leak for search in found for leak in search.leaks]
-    searched = f"{lines} log lines searched for {texts} texts of people, {secrets}"
+    searched = f"{lines} log lines searched for {texts} texts of users, {secrets}"
     terminalreporter.section("what was logged")
     terminalreporter.write_line(f"{searched} known secrets and {len(FORMS)} forms of secrets: {len(leaks)} found")
     for leak in leaks:

@@ -1,7 +1,7 @@
-"""Find where shipped code uses a private name of a dependency: by its syntax trees, and by the classes it derives from.
+"""Find where shipped code uses a private name of a dependency, in its syntax trees and in the classes it derives from.
 
-The search sees names as they are written. It cannot see a name that is computed, nor a change made through a local
-variable to an attribute that looks public.
+The search finds names that are written out. It does not find a computed name, nor a change through a local variable to
+an attribute that looks public.
 """
 
 import ast
@@ -22,7 +22,7 @@ OWN: Final = frozenset({"taskchat", "chat", "mcp_tools"})
 """Packages of this repository."""
 
 INTERNAL: Final = ("pg8000.core.",)
-"""Modules that their vendor does not document, so that each name in them counts as private."""
+"""Modules without documentation by their vendor. Each name in them counts as private."""
 
 HOOKS: Final = frozenset({"sys.meta_path", "sys.path_hooks"})
 """Names of the standard library that change how every package is imported."""
@@ -30,7 +30,7 @@ HOOKS: Final = frozenset({"sys.meta_path", "sys.path_hooks"})
 BY_TEXT: Final = frozenset(
     {"getattr", "setattr", "delattr", "hasattr", "import_module", "__import__", "attrgetter", "methodcaller"}
 )
-"""Functions that take a name as a text."""
+"""Functions that take an attribute's name as a string."""
 
 OF_NAMED_TUPLES: Final = frozenset({"_asdict", "_fields", "_make", "_replace"})
 """Names that Python documents in spite of the underscore."""
@@ -60,7 +60,7 @@ OF_PYTHON: Final = frozenset(name for kind in _KINDS for name in dir(kind) if na
 
 @dataclass(frozen=True, order=True)
 class Use:
-    """A private name, and the file that uses it."""
+    """Hold a private name, and the file that uses it."""
 
     file: str
     name: str
@@ -68,7 +68,7 @@ class Use:
 
 
 def is_private(name: str) -> bool:
-    """Return whether the name begins with an underscore and is none that Python documents."""
+    """Return whether the name begins with an underscore and Python does not document it."""
     if name.startswith("__") and name.endswith("__"):
         return name not in OF_PYTHON | OF_SQLALCHEMY
     return name.startswith("_") and name != "_" and name not in OF_NAMED_TUPLES
@@ -119,14 +119,14 @@ def owners(kind: Any) -> dict[str, str]:
 
 
 def _stored(kind: type) -> set[str]:
-    """Return the attributes that the methods of a class set, by their bytecode: some classes hide where they stand."""
+    """Return the attributes that the methods of a class set, by their bytecode: some classes do not declare them."""
     methods = [inspect.unwrap(each) for each in vars(kind).values() if isinstance(each, FunctionType)]
     return {str(step.argval) for method in methods for step in get_instructions(method) if step.opname == "STORE_ATTR"}
 
 
 @dataclass
 class Module:
-    """A module of ours, parsed."""
+    """Hold a parsed module of this repository."""
 
     name: str
     file: str
@@ -141,7 +141,7 @@ class Module:
 
     @cached_property
     def imports(self) -> dict[str, str]:
-        """Return what each imported name stands for, by its dotted name."""
+        """Return the dotted name of each imported name."""
         known: dict[str, str] = {}
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Import):
@@ -171,7 +171,10 @@ def _is_own(dotted: str) -> bool:
 
 
 def _is_changeable(dotted: str) -> bool:
-    """Return whether code may set an attribute there without a row: on its own, and on the documented `logging`."""
+    """Return whether code may set an attribute there without a row:
+
+    in our own packages, and in the standard library.
+    """
     root = dotted.split(".")[0]
     return root in OWN or (root in sys.stdlib_module_names and root not in ("sys", "builtins"))
 
@@ -188,10 +191,10 @@ def _resolve(dotted: str) -> Any:
 
 
 class Search:
-    """Searches modules of ours for private names of others."""
+    """Search modules of this repository for private names of dependencies."""
 
     def __init__(self, modules: list[Module]) -> None:
-        """Search these modules. They know each other's classes."""
+        """Search these modules. Classes may derive from classes of another of these modules."""
         self._modules = {module.name: module for module in modules}
 
     def uses(self) -> set[Use]:
@@ -240,7 +243,7 @@ class Search:
         return foreign, own
 
     def _names(self, module: Module, kind: ast.ClassDef) -> tuple[dict[str, str], set[str]]:
-        """Return the private names of a class of ours: those of its foreign bases, and those that are ours."""
+        """Return the private names of one of our classes: those of its foreign bases, and its own."""
         foreign: dict[str, str] = {}
         own = _defined(kind)
         for base in kind.bases:
@@ -262,7 +265,7 @@ class Search:
 
 
 def _imported(node: ast.AST) -> Iterator[str]:
-    """Yield the private and internal names that an import statement brings."""
+    """Yield the private and internal names in an import statement."""
     names: list[str] = []
     if isinstance(node, ast.Import):
         names = [each.name for each in node.names]
@@ -274,7 +277,7 @@ def _imported(node: ast.AST) -> Iterator[str]:
 
 
 def _by_text(module: Module, node: ast.AST) -> Iterator[str]:
-    """Yield private names that stand in a text, and what `setattr` changes in something imported."""
+    """Yield private names in strings, and names that `setattr` changes in an imported object."""
     if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
         inside = ast.unparse(node.value)
         if (inside.startswith("vars(") or inside.endswith(".__dict__")) and is_private(str(node.slice.value)):

@@ -1,4 +1,4 @@
-"""A wire between program and database that can be cut where a test says."""
+"""Forward bytes between program and server, and fail where a test says."""
 
 import contextlib
 import select
@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
-STEP = 0.05  # seconds between looks at whether the test is over
+STEP = 0.05  # seconds between checks for the end of the test
 
 
 class Proxy:
-    """Passes bytes on, until it is told to lose an answer, to refuse or to dawdle."""
+    """Forward bytes. On request lose an answer, cut a connection, refuse connections or delay answers."""
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
@@ -21,47 +21,47 @@ class Proxy:
         self._threads: list[threading.Thread] = []
         self.port: int = self._listener.getsockname()[1]
         self.lose_answer_to: bytes | None = None
-        """Bytes of a request: the next time they come by, they reach the server and its answer reaches nobody."""
+        """Bytes of a request. The next request with these bytes reaches the server, and its answer is lost."""
         self.connect_delay = 0.0
-        """Seconds that a connection takes to be made, as when the database has to wake."""
+        """Seconds by which each connection is delayed, as when the database wakes from sleep."""
         self.answer_delay = 0.0
-        """Seconds by which each answer is late."""
+        """Seconds by which each answer is delayed."""
         self.lost = 0
         self._forgotten = self._opened = 0
-        self._is_told = True
-        self.said, self.heard = 0, 0
-        """Bytes that the program sent, and that it was answered, since the last reset."""
-        self.cut_saying: int | None = None
-        self.cut_hearing: int | None = None
-        """Bytes of the program's, or of its answers, after which the wire is cut: once, counted from the last reset."""
-        self.dark = 0.0
-        """Seconds for which nobody can connect after a loss or a cut."""
-        self._dark_until = 0.0
+        self._closes = True
+        self.sent, self.received = 0, 0
+        """Bytes that the program sent and received since the last reset."""
+        self.cut_sent: int | None = None
+        self.cut_received: int | None = None
+        """Bytes in one direction, since the last reset, after which the proxy cuts the connection once."""
+        self.refuse_for = 0.0
+        """Seconds for which the proxy refuses connections after a loss or a cut."""
+        self._refusing_until = 0.0
 
-    def forget_connections(self, *, tell: bool) -> None:
-        """Carry nothing more on the connections there are: close them, or tell neither end, as a firewall does."""
-        self._is_told = tell
+    def abandon_connections(self, *, close: bool) -> None:
+        """Forward nothing more on the open connections. Close them, or keep both ends open as a firewall does."""
+        self._closes = close
         self._forgotten = self._opened
 
     def url(self, direct: str) -> str:
-        """The same database, through this wire."""
+        """Return the same URL with this proxy's port."""
         return direct.replace(f":{urlsplit(direct).port}/", f":{self.port}/")
 
     def reset(self) -> None:
-        """Count from here, with nothing to go wrong."""
-        self.lost, self.said, self.heard = 0, 0, 0
-        self.lose_answer_to, self.cut_saying, self.cut_hearing, self.dark = None, None, None, 0.0
+        """Count from zero, and let nothing fail."""
+        self.lost, self.sent, self.received = 0, 0, 0
+        self.lose_answer_to, self.cut_sent, self.cut_received, self.refuse_for = None, None, None, 0.0
 
-    def light(self) -> None:
-        """Let everybody connect again."""
-        self._dark_until = 0.0
+    def accept_again(self) -> None:
+        """Accept connections from now on."""
+        self._refusing_until = 0.0
 
     def start(self) -> None:
-        """Accept connections from now on."""
+        """Begin to listen."""
         self._run(self._accept)
 
     def stop(self) -> None:
-        """Cut everything."""
+        """Close all connections."""
         self._over.set()
         for thread in self._threads:
             thread.join()
@@ -76,7 +76,7 @@ class Proxy:
         while not self._over.is_set():
             if select.select([self._listener], [], [], STEP)[0]:
                 client = self._listener.accept()[0]
-                if time.monotonic() < self._dark_until:
+                if time.monotonic() < self._refusing_until:
                     client.close()
                 else:
                     self._run(self._pass_on, client)
@@ -85,7 +85,7 @@ class Proxy:
         self._opened += 1
         number = self._opened
         time.sleep(self.connect_delay)
-        # Either end may hang up at any moment: that is what this wire is for.
+        # Either end may close the connection at any moment.
         with contextlib.suppress(OSError), client, socket.create_connection(self._target) as server:
             while not self._over.is_set():
                 for source in select.select([client, server], [], [], STEP)[0]:
@@ -104,24 +104,24 @@ class Proxy:
                         server.recv(65536)  # the server has done it
                         return self._lose()
                 if number <= self._forgotten:
-                    self._over.wait(0 if self._is_told else None)
+                    self._over.wait(0 if self._closes else None)
                     return
 
     def _measure(self, data: bytes, *, is_answer: bool) -> bytes:
-        """Count the data, and return what of it gets through."""
-        before, most = (self.heard, self.cut_hearing) if is_answer else (self.said, self.cut_saying)
+        """Count the data, and return the part before the cut."""
+        before, most = (self.received, self.cut_received) if is_answer else (self.sent, self.cut_sent)
         if most is not None and before + len(data) > most:
-            self.cut_hearing, self.cut_saying = None, None
+            self.cut_received, self.cut_sent = None, None
             data = data[: most - before]
         if is_answer:
-            self.heard += len(data)
+            self.received += len(data)
         else:
-            self.said += len(data)
+            self.sent += len(data)
         return data
 
     def _lose(self) -> None:
-        """Begin the time in which nobody can connect."""
-        self._dark_until = time.monotonic() + self.dark
+        """Count a lost answer, and refuse connections from now on for `refuse_for` seconds."""
+        self._refusing_until = time.monotonic() + self.refuse_for
         self.lost += 1
 
     def _is_to_be_lost(self, data: bytes) -> bool:
@@ -133,7 +133,7 @@ class Proxy:
 
 @contextlib.contextmanager
 def running(url: str) -> Iterator[Proxy]:
-    """A wire to the database of the URL."""
+    """Run a proxy to the server of the URL."""
     parts = urlsplit(url)
     proxy = Proxy(str(parts.hostname), int(parts.port or 5432))
     proxy.start()

@@ -1,10 +1,10 @@
-"""`python -m tests.snapshot PACKAGE`: one of the functions' packages, as Lambda runs it, without SnapStart and with it.
+"""`python -m tests.snapshot PACKAGE`: run one function's package as Lambda does, with SnapStart and without it.
 
-It reads an event and the variables that change while the snapshot lies there. The snapshot is this process itself: what
-is started from it is forked, twice; and once without one. It tells what the snapshot holds, and what each of the three
-then does and has.
+The program reads an event, and the variables that change between snapshot and restore. This process is the snapshot:
+each fork of it is an environment restored from it, twice; one more fork runs without a snapshot. The program prints the
+state of the snapshot, and the answer and state of the three forks.
 
-A fork shares the event loop's descriptors, where a snapshot copies them; so each child gets a loop of its own.
+A fork shares the event loop's descriptors, which a snapshot copies. So each child gets its own loop.
 """
 
 import asyncio
@@ -25,12 +25,12 @@ from testing.gateway import LambdaContext
 
 
 def main() -> None:
-    """Start, be frozen, and be restored twice."""
+    """Start, run the hooks before a snapshot, and restore twice."""
     app = import_module(f"{sys.argv[1]}.app")  # its last line gets the process ready: AWS_LAMBDA_RUNTIME_API is set
     asked = json.loads(sys.stdin.readline())
-    told = {"before": _state(app), "started": _fork(app, asked, _started), "held": _freeze(app)}
-    told["restored"] = [_fork(app, asked, _restored) for _ in range(2)]
-    sys.stdout.write(json.dumps(told))
+    report = {"before": _state(app), "started": _fork(app, asked, _started), "held": _freeze(app)}
+    report["restored"] = [_fork(app, asked, _restored) for _ in range(2)]
+    sys.stdout.write(json.dumps(report))
 
 
 def _state(app: Any) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def _state(app: Any) -> dict[str, Any]:
 
 
 def _freeze(app: Any) -> dict[str, Any]:
-    """Run the hooks as the runtime does before it takes a snapshot. What is still alive of what must be fresh?"""
+    """Run the hooks before a snapshot as the runtime does, and return which objects that must be fresh are alive."""
     process = app.process
     fresh = {"settings": process.settings, "engine": process.database.engine, "verifier": process.verifier}
     if hasattr(process, "turns"):
@@ -58,7 +58,7 @@ def _freeze(app: Any) -> dict[str, Any]:
 
 
 def _connections() -> int:
-    """How many connections to others this process has (Linux)."""
+    """Return the number of this process's TCP connections (Linux)."""
     links = [os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd") if _is_link(name)]
     own = {f"socket:[{line.split()[9]}]" for line in open("/proc/self/net/tcp").readlines()[1:]}
     return sum(link in own for link in links)
@@ -70,23 +70,23 @@ def _is_link(name: str) -> bool:
 
 def _fork(app: Any, asked: dict[str, Any], live: Callable[[Any, dict[str, Any]], dict[str, Any]]) -> Any:
     reading, writing = os.pipe()
-    as_it_lies_there = random.getstate()
+    state_in_snapshot = random.getstate()
     child = os.fork()
     if child == 0:
-        random.setstate(as_it_lies_there)  # Python seeds anew in a fork; nothing does in what a snapshot is copied to
+        random.setstate(state_in_snapshot)  # Python seeds anew in a fork, but not in a restored snapshot
         os.close(reading)
         asyncio.set_event_loop(asyncio.new_event_loop())
         os.write(writing, json.dumps(live(app, asked)).encode())
         os._exit(0)
     os.close(writing)
     with open(reading) as pipe:
-        told = pipe.read()
+        report = pipe.read()
     os.waitpid(child, 0)
-    return json.loads(told)
+    return json.loads(report)
 
 
 def _restored(app: Any, asked: dict[str, Any]) -> dict[str, Any]:
-    """Run the hooks as the runtime does after it has restored a snapshot, and answer."""
+    """Run the hooks after a restore as the runtime does, and answer."""
     os.environ.update(asked["environment"])
     for hook, arguments, named in hooks.get_after_restore():
         hook(*arguments, **named)
@@ -95,7 +95,7 @@ def _restored(app: Any, asked: dict[str, Any]) -> dict[str, Any]:
 
 def _started(app: Any, asked: dict[str, Any]) -> dict[str, Any]:
     """Answer a first request."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # its log
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the log
     modules = len(sys.modules)
     status = app.handler(asked["event"], LambdaContext())["statusCode"]
     return {"status": status, "modules": len(sys.modules) - modules}

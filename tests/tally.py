@@ -1,4 +1,4 @@
-"""A pytest plugin: tests say how much they tried, and the end of the run shows it, also when everything passed."""
+"""Show at the end of the run how much the tests tried, also when all passed: a pytest plugin."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,31 +12,31 @@ _TALLY = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture
-def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Say how much was tried: shown at the end of the run, also when everything passed."""
-    return partial(tell_at_the_end, request.config)
+def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Give a function that adds a line to the end of the run's output."""
+    return partial(report_at_end, request.config)
 
 
-def tell_at_the_end(config: pytest.Config, line: str) -> None:
-    """The same, for a fixture that lives longer than a test."""
+def report_at_end(config: pytest.Config, line: str) -> None:
+    """Add a line to the end of the run's output, from a fixture that outlives its test."""
     config.stash.setdefault(_TALLY, []).append(line)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Hand over what the tests of one of several workers told."""
+    """Send a worker's lines to the main process."""
     if is_worker(session.config):
         session.config.workeroutput["tally"] = sendable(session.config.stash.get(_TALLY, []))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Take it."""
+    """Add a worker's lines."""
     for line in getattr(node, "workeroutput", {}).get("tally", []):
-        tell_at_the_end(node.config, line)
+        report_at_end(node.config, line)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Show what the tests told."""
+    """Print all lines."""
     told = terminalreporter.config.stash.get(_TALLY, [])
     if told:
         terminalreporter.section("what was tried")

@@ -20,7 +20,7 @@ from testing.callers import Caller
 from testing.gateway import Response
 from tests import raw_provider
 from tests.conftest import variables
-from tests.environments import Environment, Fleet, Zygote
+from tests.environments import Environment, Fleet, ForkServer
 from tests.raw_provider import LASTING, OF_BYTES, OF_JSON, SHAPES, RawProvider, any_shape, seconds_of, well
 
 Rows = psycopg.Connection[dict[str, Any]]
@@ -73,11 +73,16 @@ class Attack:
 
 @pytest.fixture
 def attack(
-    warm_zygote: Zygote, database_url: str, running_model: Any, issuer: Issuer, model_api: str, provider: RawProvider
+    warm_fork_server: ForkServer,
+    database_url: str,
+    running_model: Any,
+    issuer: Issuer,
+    model_api: str,
+    provider: RawProvider,
 ) -> Iterator[Attack]:
     """Start a process for a new user."""
     known = variables(database_url, running_model, issuer, model_api) | {"OPENAI_BASE_URL": provider.url}
-    fleet = Fleet(warm_zygote, known)
+    fleet = Fleet(warm_fork_server, known)
     with fleet.cold() as environment:
         yield Attack(environment, provider, Caller.new(issuer))
 
@@ -105,12 +110,12 @@ def test_no_answer_costs_more_than_it_may(attack: Attack, rows: Rows, what: str)
 
 
 def test_nor_does_one_that_comes_through_a_proxy(
-    warm_zygote: Zygote, database_url: str, running_model: Any, issuer: Issuer, provider: RawProvider
+    warm_fork_server: ForkServer, database_url: str, running_model: Any, issuer: Issuer, provider: RawProvider
 ) -> None:
     """The client uses HTTP_PROXY as usual, and the bound also holds for answers through the proxy."""
     known = variables(database_url, running_model, issuer) | {"OPENAI_BASE_URL": "http://model.invalid/v1"}
     known |= {"HTTP_PROXY": provider.url.removesuffix("/v1"), "NO_PROXY": "", "no_proxy": ""}
-    with Fleet(warm_zygote, known).cold() as environment:
+    with Fleet(warm_fork_server, known).cold() as environment:
         attack = Attack(environment, provider, Caller.new(issuer))
         for what in ("a gigabyte in gzip", "an endless body", "an endless error"):
             provider.shapes = [SHAPES[what]]
@@ -121,8 +126,8 @@ def test_nor_does_one_that_comes_through_a_proxy(
 
 
 @pytest.mark.parametrize("model_api", APIS, indirect=True)
-def test_nor_does_any_made_by_chance(attack: Attack, model_api: str, tell: Callable[[str], None]) -> None:
-    """One process takes all answers, as a warm environment: time and highest memory are checked after each."""
+def test_nor_does_any_made_by_chance(attack: Attack, model_api: str, report: Callable[[str], None]) -> None:
+    """One process for all, as a warm environment: each answer, time and the highest memory are checked."""
     chance, statuses = random.Random(f"{SEED} {model_api}"), []  # noqa: S311 (no secret)
     for number in range(BY_CHANCE):
         attack.provider.shapes = [any_shape(chance)]
@@ -137,4 +142,4 @@ def test_nor_does_any_made_by_chance(attack: Attack, model_api: str, tell: Calla
     assert attack.ask("hello", "well").status == 200
     told = {status: statuses.count(status) for status in sorted(set(statuses))}
     most = attack.environment.peak_memory >> 20
-    tell(f"{BY_CHANCE} answers by chance by {model_api}, seed {SEED}: {told}, at most {most} MB")
+    report(f"{BY_CHANCE} answers by chance by {model_api}, seed {SEED}: {told}, at most {most} MB")

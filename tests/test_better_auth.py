@@ -1,4 +1,4 @@
-"""A real Better Auth, configured as docs/auth.md says: its tokens open the door they are for, and no other."""
+"""A real Better Auth, configured as docs/auth.md says, issues tokens. Each token is valid at one endpoint only."""
 
 import base64
 import contextlib
@@ -32,32 +32,33 @@ from taskchat.http import auth
 from taskchat.settings import Settings
 from testing.callers import RESOURCE
 from testing.gateway import Handler, Response, event, invoke
-from tests.conftest import ROOT, forget, run, serving
-from tests.tally import tell_at_the_end
+from tests.conftest import ROOT, reset_processes, run, serving
+from tests.domain import example
+from tests.tally import report_at_end
 from tests.test_mcp_door import METADATA, STATELESS, TOOLS, McpClient
 from tests.test_node import broken_machine
 
 Rows = psycopg.Connection[dict[str, Any]]
 
-CALLBACK = "http://127.0.0.1:9/callback"  # nobody listens there: a test reads the code off the address
+CALLBACK = "http://127.0.0.1:9/callback"  # no server listens there: the test reads the code from the URL
 SCOPES = "tasks:read tasks:write offline_access"
 VERSIONS: dict[str, str] = json.loads((better_auth.HERE / "package.json").read_text())["dependencies"]
 CONFIGURATION = better_auth.CONFIGURATION.read_text()
 OPENID = CONFIGURATION.replace('scopes: ["tasks:read"', 'scopes: ["openid", "tasks:read"')
-"""With the one mistake that people who know OpenID Connect are likely to make."""
+"""The configuration with the one mistake that users of OpenID Connect are likely to make."""
 BARE = re.sub(r"        (issuer|definePayload): .*\n", "", CONFIGURATION)
-"""With what Better Auth does when it isn't told better."""
+"""The configuration with Better Auth's own defaults for issuer and payload."""
 
 
 @pytest.fixture(scope="session")
 def database_url(server: Postgres) -> str:
-    """Postgres itself: who calls does not depend on the way to it."""
+    """Give Postgres's own URL: authentication does not depend on the connection."""
     return server.app_url
 
 
 @dataclass(frozen=True)
 class BetterAuth:
-    """A Better Auth that runs, and its database as an administrator sees it."""
+    """Hold a running Better Auth, and its database as an administrator sees it."""
 
     url: str
     database: Rows
@@ -68,69 +69,69 @@ class BetterAuth:
         url = path if "://" in path else self.url + path
         return httpx2.request(method, url, headers=headers, timeout=30, **options)
 
-    def sign_up(self) -> "Member":
-        """Somebody new."""
-        words = {"name": "Al", "email": f"{uuid4().hex}@example.com", "password": secrets.token_hex(8)}
-        answer = self.ask("POST", "/api/auth/sign-up/email", json=words)
+    def sign_up(self) -> "Account":
+        """Make a new account."""
+        credentials = {"name": "Al", "email": f"{uuid4().hex}@example.com", "password": secrets.token_hex(8)}
+        answer = self.ask("POST", "/api/auth/sign-up/email", json=credentials)
         assert answer.status_code == 200, answer.text
-        return Member(self, answer.json()["user"]["id"], answer.headers["set-auth-token"], words)
+        return Account(self, answer.json()["user"]["id"], answer.headers["set-auth-token"], credentials)
 
     @property
     def keys(self) -> list[str]:
-        """The ids of the keys it publishes."""
+        """Return the ids of the published keys."""
         return [key["kid"] for key in self.ask("GET", "/api/auth/jwks").json()["keys"]]
 
     def age_keys(self, by: timedelta) -> None:
-        """Let the time of the keys that sign be over, and so much more time pass."""
+        """Let the signing keys be expired for this long."""
         self.database.execute('update jwks set "expiresAt" = now() - %s::interval', [by])
 
 
 @dataclass(frozen=True)
-class Member:
-    """Somebody with an account, and a session in which they are signed in."""
+class Account:
+    """Hold an account and a session of it."""
 
     server: BetterAuth
     id: str
     session: str
-    words: dict[str, str]
+    credentials: dict[str, str]
 
-    def sign_in(self) -> "Member":
-        """The same person in another session."""
-        answer = self.server.ask("POST", "/api/auth/sign-in/email", json=self.words)
+    def sign_in(self) -> "Account":
+        """Return the same account in another session."""
+        answer = self.server.ask("POST", "/api/auth/sign-in/email", json=self.credentials)
         assert answer.status_code == 200, answer.text
-        return Member(self.server, answer.json()["user"]["id"], answer.headers["set-auth-token"], self.words)
+        return Account(self.server, answer.json()["user"]["id"], answer.headers["set-auth-token"], self.credentials)
 
     def sign_out(self) -> None:
         """End the session."""
         assert self.server.ask("POST", "/api/auth/sign-out", session=self.session).json() == {"success": True}
 
-    def ask_for_token(self) -> httpx2.Response:
-        """What the server says to a wish for a token for the chat API."""
+    def request_token(self) -> httpx2.Response:
+        """Request a token for the chat API."""
         return self.server.ask("GET", "/api/auth/token", session=self.session)
 
     @property
     def token(self) -> str:
-        """A fresh token for the chat API."""
-        return str(self.ask_for_token().json()["token"])
+        """Return a fresh token for the chat API."""
+        return str(self.request_token().json()["token"])
 
 
-def say(member: Member, token: str, message: str = "Add buy milk", user_id: str = "") -> Response:
-    """One turn in their chat, or in that of the person named, with the given token."""
+def say(account: Account, token: str, message: str = example.add("buy milk"), user_id: str = "") -> Response:
+    """Take one turn with this token at the account's path, or at the path of `user_id`."""
     from chat.app import handler
 
     headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
     body = json.dumps({"message": message, "conversation_id": None}).encode()
-    return invoke(handler, event("POST", f"/api/{user_id or member.id}/chat", headers=headers, body=body))
+    return invoke(handler, event("POST", f"/api/{user_id or account.id}/chat", headers=headers, body=body))
 
 
 def parts(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Header and claims, as they stand there."""
+    """Return a token's header and claims without a check."""
     return jwt.get_unverified_header(token), jwt.decode(token, options={"verify_signature": False})
 
 
 @pytest.fixture(scope="session")
 def make_database(server: Postgres) -> Iterator[Callable[[str], tuple[str, Rows]]]:
-    """What makes a database of its own on the tests' Postgres: its URL, and a connection to look into it."""
+    """Give a function that makes a database on the tests' Postgres. It returns the URL and a connection."""
     opened: list[Rows] = []
 
     def make(name: str) -> tuple[str, Rows]:
@@ -151,7 +152,7 @@ def better(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[BetterAuth]:
-    """Better Auth with the configuration of the documentation, installed and started where the machine's Node fails."""
+    """Run Better Auth with the documented configuration, installed and started where the machine's Node fails."""
     url, database = make_database("better_auth")
     with contextlib.ExitStack() as stack:
         with broken_machine(tmp_path_factory.mktemp("machine")):
@@ -160,7 +161,7 @@ def better(
     counts = ", ".join(
         f"{row['n']} {what}"
         for what, table in (
-            ("people", "user"),
+            ("users", "user"),
             ("sessions", "session"),
             ("OAuth clients", "oauthClient"),
             ("consents", "oauthConsent"),
@@ -168,12 +169,12 @@ def better(
         )
         for row in database.execute(sql.SQL("select count(*) as n from {}").format(sql.Identifier(table)))
     )
-    tell_at_the_end(request.config, f"Better Auth {VERSIONS['better-auth']}, with its OAuth provider: {counts}")
+    report_at_end(request.config, f"Better Auth {VERSIONS['better-auth']}, with its OAuth provider: {counts}")
 
 
 @pytest.fixture(scope="session")
 def better_openid(make_database: Callable[[str], tuple[str, Rows]]) -> Iterator[BetterAuth]:
-    """Better Auth as an OpenID provider besides."""
+    """Run Better Auth as an OpenID provider too."""
     url, database = make_database("better_auth_openid")
     assert OPENID != CONFIGURATION
     with better_auth.running(url, RESOURCE, OPENID) as address:
@@ -182,7 +183,7 @@ def better_openid(make_database: Callable[[str], tuple[str, Rows]]) -> Iterator[
 
 @pytest.fixture(scope="session")
 def better_bare(make_database: Callable[[str], tuple[str, Rows]]) -> Iterator[BetterAuth]:
-    """Better Auth with its own notion of an issuer and of what belongs in a token."""
+    """Run Better Auth with its own defaults for issuer and payload."""
     url, database = make_database("better_auth_bare")
     assert len(BARE.splitlines()) == len(CONFIGURATION.splitlines()) - 2
     with better_auth.running(url, RESOURCE, BARE) as address:
@@ -190,55 +191,59 @@ def better_bare(make_database: Callable[[str], tuple[str, Rows]]) -> Iterator[Be
 
 
 @dataclass(frozen=True)
-class Doors:
-    """Both handlers, paired with one Better Auth."""
+class Endpoints:
+    """Hold both handlers, configured for one Better Auth."""
 
     mcp_app: ASGIApp
     mcp: Handler
 
     def call(self, token: str, tool: str, **arguments: Any) -> dict[str, Any]:
-        """The result of a tool call at the MCP door."""
+        """Return the result of a tool call at the MCP endpoint."""
         result: dict[str, Any] = McpClient(token, STATELESS).result(
             "tools/call", handler=self.mcp, name=tool, arguments=arguments
         )
         return result
 
+    def add(self, token: str, text: str) -> dict[str, Any]:
+        """Add a row at the MCP endpoint, and return the call's result."""
+        return self.call(token, example.add_tool, **example.call_add(text)["arguments"])
+
     def status(self, token: str) -> int:
-        """How the MCP door answers whoever has this token."""
+        """Return the MCP endpoint's status for this token."""
         return McpClient(token, STATELESS).request("tools/list", handler=self.mcp).status
 
 
 @pytest.fixture
-def pair(environment: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[BetterAuth], Doors]:
-    """What pairs the handlers with a Better Auth, by the variables that the documentation names."""
+def configure(environment: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[BetterAuth], Endpoints]:
+    """Give a function that configures the handlers for a Better Auth, with the documented variables."""
     from mcp_tools.app import handler, process
 
-    def pair(server: BetterAuth) -> Doors:
+    def configure(server: BetterAuth) -> Endpoints:
         monkeypatch.setenv("AUTH_ISSUER", server.url)
         monkeypatch.setenv("AUTH_AUDIENCE", server.url)
         monkeypatch.setenv("AUTH_JWKS_URL", f"{server.url}/api/auth/jwks")
         monkeypatch.setenv("AUTH_JWKS_JSON", "")
-        forget()
-        return Doors(process.app, handler)
+        reset_processes()
+        return Endpoints(process.app, handler)
 
-    return pair
-
-
-@pytest.fixture
-def doors(pair: Callable[[BetterAuth], Doors], better: BetterAuth) -> Doors:
-    """Both handlers, paired as the documentation says."""
-    return pair(better)
+    return configure
 
 
 @pytest.fixture
-def member(doors: Doors, better: BetterAuth) -> Member:
-    """Somebody who has just signed up."""
+def endpoints(configure: Callable[[BetterAuth], Endpoints], better: BetterAuth) -> Endpoints:
+    """Return both handlers, configured as the documentation says."""
+    return configure(better)
+
+
+@pytest.fixture
+def account(endpoints: Endpoints, better: BetterAuth) -> Account:
+    """Sign up a new account."""
     return better.sign_up()
 
 
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[timedelta], None]:
-    """What moves the clock on by which tokens are judged."""
+    """Give a function that moves the clock that judges tokens."""
 
     def move(by: timedelta) -> None:
         class Later(datetime):
@@ -252,131 +257,143 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[timedelta], None]:
 
 
 class TestChat:
-    """Sign up, sign in, take a token, chat, sign out."""
+    """A user signs up, signs in, gets a token, chats and signs out."""
 
-    def test_sign_up_and_chat(self, member: Member, rows: Rows) -> None:
-        """What a new person says is done, and is theirs."""
-        answer = say(member, member.token)
+    def test_a_new_account_can_chat(self, account: Account, rows: Rows) -> None:
+        """The effect belongs to the new user."""
+        answer = say(account, account.token)
         assert (answer.status, [call["outcome"] for call in answer.json["tool_calls"]]) == (200, ["ok"])
-        kept = rows.execute("select title from task where user_id = %s", [member.id]).fetchall()
-        assert [row["title"] for row in kept] == ["buy milk"]
+        assert example.rows_of(rows, account.id) == [example.row("buy milk")]
 
-    def test_sign_in_and_go_on(self, member: Member) -> None:
-        """In another session they are the same person, with the same tasks."""
-        assert say(member, member.token).status == 200
-        again = member.sign_in()
-        assert (again.id, again.session != member.session) == (member.id, True)
-        assert "buy milk" in say(again, again.token, "what is left?").json["response"]
+    def test_a_second_session_is_the_same_user(self, account: Account) -> None:
+        """The user finds the same rows."""
+        assert say(account, account.token).status == 200
+        again = account.sign_in()
+        assert (again.id, again.session != account.session) == (account.id, True)
+        assert "buy milk" in say(again, again.token, example.show()).json["response"]
 
-    def test_the_shape_of_a_token(self, member: Member, better: BetterAuth) -> None:
-        """No typ, no name, no address; 15 minutes; an id that can stand in a path; issuer and audience the base URL."""
-        header, claims = parts(member.token)
+    def test_a_chat_token_has_exactly_these_claims(self, account: Account, better: BetterAuth) -> None:
+        """It has no typ, name or address, and lives 15 minutes.
+
+        Its subject fits a path, and iss and aud are the base URL.
+        """
+        header, claims = parts(account.token)
         assert (set(header), header["alg"], header["kid"] in better.keys) == ({"alg", "kid"}, "EdDSA", True)
         assert claims.keys() == {"sub", "iss", "aud", "iat", "exp"}
         assert (claims["iss"], claims["aud"], claims["exp"] - claims["iat"]) == (better.url, better.url, 900)
-        assert claims["sub"] == member.id
-        assert re.fullmatch(r"[A-Za-z0-9]{32}", member.id)
+        assert claims["sub"] == account.id
+        assert re.fullmatch(r"[A-Za-z0-9]{32}", account.id)
 
-    def test_another_s_path(self, member: Member, better: BetterAuth, rows: Rows) -> None:
-        """403, and nothing is written for anybody."""
+    def test_another_users_path_gets_a_403(self, account: Account, better: BetterAuth, rows: Rows) -> None:
+        """No row is written for either user."""
         other = better.sign_up()
-        assert say(member, member.token, user_id=other.id).status == 403
-        found = rows.execute("select from message where user_id = any(%s)", [[member.id, other.id]])
+        assert say(account, account.token, user_id=other.id).status == 403
+        found = rows.execute("select from message where user_id = any(%s)", [[account.id, other.id]])
         assert found.fetchall() == []
 
-    def test_a_changed_token(self, member: Member, better: BetterAuth) -> None:
-        """Another's id, a longer life, or one bit of the signature."""
-        other, token = better.sign_up(), member.token
+    def test_a_changed_chat_token_is_refused(self, account: Account, better: BetterAuth) -> None:
+        """The changes are another user's id, a longer life, and one bit of the signature."""
+        other, token = better.sign_up(), account.token
         header, claims, signature = token.split(".")
         for change in ({"sub": other.id}, {"exp": parts(token)[1]["exp"] + 60}):
             forged = base64.urlsafe_b64encode(json.dumps(parts(token)[1] | change).encode()).rstrip(b"=").decode()
             assert say(other, f"{header}.{forged}.{signature}").status == 401
-            assert say(member, f"{header}.{forged}.{signature}").status == 401
+            assert say(account, f"{header}.{forged}.{signature}").status == 401
         flipped = ("B" if signature[0] == "A" else "A") + signature[1:]
-        assert say(member, f"{header}.{claims}.{flipped}").status == 401
-        assert say(member, token).status == 200
+        assert say(account, f"{header}.{claims}.{flipped}").status == 401
+        assert say(account, token).status == 200
 
-    def test_sign_out(self, member: Member, later: Callable[[timedelta], None]) -> None:
-        """No new token can be had; the one there is ends by itself, a quarter of an hour after it was made."""
-        token = member.token
-        member.sign_out()
-        assert member.ask_for_token().status_code == 401
-        assert say(member, token).status == 200
+    def test_a_token_outlives_its_session_by_its_own_life(
+        self, account: Account, later: Callable[[timedelta], None]
+    ) -> None:
+        """After signing out no new token is issued, and the old one ends 15 minutes after its issue."""
+        token = account.token
+        account.sign_out()
+        assert account.request_token().status_code == 401
+        assert say(account, token).status == 200
         later(timedelta(minutes=14))
-        assert say(member, token).status == 200
+        assert say(account, token).status == 200
         later(timedelta(minutes=15, seconds=auth.LEEWAY + 1))
-        assert say(member, token).status == 401
+        assert say(account, token).status == 401
 
-    def test_a_session_is_no_token(self, member: Member, doors: Doors) -> None:
-        """What signs in at Better Auth opens neither door, with its signature or without."""
-        for session in (member.session, member.session.split(".")[0]):
-            assert (say(member, session).status, doors.status(session)) == (401, 401)
+    def test_a_session_is_no_token(self, account: Account, endpoints: Endpoints) -> None:
+        """The session's token, with its signature or without, is valid at no endpoint."""
+        for session in (account.session, account.session.split(".")[0]):
+            assert (say(account, session).status, endpoints.status(session)) == (401, 401)
 
-    def test_a_token_is_no_session(self, member: Member, better: BetterAuth) -> None:
-        """Who got hold of a token cannot make others of it: with its life it is over."""
-        assert better.ask("GET", "/api/auth/token", session=member.token).status_code == 401
+    def test_a_token_is_no_session(self, account: Account, better: BetterAuth) -> None:
+        """A stolen token cannot get others: its life is the limit."""
+        assert better.ask("GET", "/api/auth/token", session=account.token).status_code == 401
 
 
 class TestRotation:
-    """Keys come and go while people chat."""
+    """Keys change while users chat."""
 
     @pytest.fixture(autouse=True)
     def no_cooldown(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """As if the last look at the key set were long past: it is that nearly always."""
+        """Let the last fetch of the key set be long ago, as it nearly always is."""
         monkeypatch.setattr(auth, "KEY_SET_COOLDOWN", 0)
 
-    def test_a_new_key(self, member: Member, better: BetterAuth, later: Callable[[timedelta], None]) -> None:
-        """Its tokens are believed at once, and those of the old key until they expire."""
-        old = member.token
-        assert say(member, old).status == 200
+    def test_tokens_of_a_new_key_are_accepted_at_once(
+        self, account: Account, better: BetterAuth, later: Callable[[timedelta], None]
+    ) -> None:
+        """Tokens of the old key stay valid until they expire."""
+        old = account.token
+        assert say(account, old).status == 200
         better.age_keys(timedelta(0))
-        new = member.token
+        new = account.token
         assert parts(new)[0]["kid"] != parts(old)[0]["kid"]
         assert {parts(token)[0]["kid"] for token in (old, new)} <= set(better.keys)
-        assert [say(member, token).status for token in (new, old)] == [200, 200]
+        assert [say(account, token).status for token in (new, old)] == [200, 200]
         later(timedelta(minutes=15, seconds=auth.LEEWAY + 1))
-        assert [say(member, token).status for token in (new, old)] == [401, 401]
+        assert [say(account, token).status for token in (new, old)] == [401, 401]
 
-    def test_a_cold_start_after_it(self, member: Member, better: BetterAuth) -> None:
-        """An environment that has never seen the old key believes its tokens too."""
-        old = member.token
+    def test_a_new_environment_accepts_tokens_of_the_old_key(self, account: Account, better: BetterAuth) -> None:
+        """The environment has never fetched the old key alone."""
+        old = account.token
         better.age_keys(timedelta(hours=1))
-        new = member.token
-        forget()
-        assert [say(member, token).status for token in (old, new)] == [200, 200]
+        new = account.token
+        reset_processes()
+        assert [say(account, token).status for token in (old, new)] == [200, 200]
 
-    def test_several_at_once(self, member: Member, better: BetterAuth) -> None:
-        """Requests in parallel make Better Auth mint a key each: whichever signed is believed."""
+    def test_parallel_requests_for_tokens_work_with_their_several_keys(
+        self, account: Account, better: BetterAuth
+    ) -> None:
+        """Better Auth makes a key for each parallel request, and tokens of each key are valid."""
         better.age_keys(timedelta(0))
         before = set(better.keys)
         with ThreadPoolExecutor(8) as pool:
-            tokens = [answer.json()["token"] for answer in pool.map(lambda _: member.ask_for_token(), range(8))]
+            tokens = [answer.json()["token"] for answer in pool.map(lambda _: account.request_token(), range(8))]
         assert {parts(token)[0]["kid"] for token in tokens} <= set(better.keys) - before
-        assert [say(member, token).status for token in tokens] == [200] * 8
+        assert [say(account, token).status for token in tokens] == [200] * 8
 
-    def test_after_its_grace(self, member: Member, better: BetterAuth, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Better Auth stops publishing a key a day after its last signature, and it is believed no longer."""
-        old = member.token
-        assert say(member, old).status == 200
+    def test_a_key_is_refused_after_its_grace_period(
+        self, account: Account, better: BetterAuth, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Better Auth stops publishing a key a day after its last signature."""
+        old = account.token
+        assert say(account, old).status == 200
         better.age_keys(timedelta(days=1, seconds=1))
-        new = member.token
+        new = account.token
         assert parts(old)[0]["kid"] not in better.keys
         monkeypatch.setattr(auth, "KEY_SET_TTL", -1)  # what is cached is old
-        assert [say(member, token).status for token in (old, new)] == [401, 200]
+        assert [say(account, token).status for token in (old, new)] == [401, 200]
 
-    def test_a_key_that_leaked(self, member: Member, better: BetterAuth, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Deleted from the table, it is believed no longer than a cached key set lives; people go on with a new one."""
-        old = member.token
-        assert say(member, old).status == 200
+    def test_a_deleted_key_is_refused_when_the_cached_key_set_expires(
+        self, account: Account, better: BetterAuth, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An operator deletes a leaked key from the table, and users continue with a new one."""
+        old = account.token
+        assert say(account, old).status == 200
         better.database.execute("delete from jwks where id = %s", [parts(old)[0]["kid"]])
-        new = member.token
+        new = account.token
         monkeypatch.setattr(auth, "KEY_SET_TTL", -1)
-        assert [say(member, token).status for token in (old, new)] == [401, 200]
+        assert [say(account, token).status for token in (old, new)] == [401, 200]
 
 
 @dataclass(frozen=True)
 class OAuthClient:
-    """An MCP client as it looks to Better Auth: registered by itself, a public client with PKCE."""
+    """Hold an MCP client: registered by itself, public, with PKCE."""
 
     server: BetterAuth
     id: str = ""
@@ -384,7 +401,7 @@ class OAuthClient:
 
     @classmethod
     def register(cls, server: BetterAuth) -> "OAuthClient":
-        """As any program can that finds the address."""
+        """Register a client. Any program that knows the address can."""
         metadata = {
             "client_name": "test",
             "redirect_uris": [CALLBACK],
@@ -396,8 +413,8 @@ class OAuthClient:
         assert answer.status_code == 201, answer.text
         return cls(server, answer.json()["client_id"])
 
-    def authorize(self, member: Member, scope: str, resource: str | None, granted: str | None = None) -> str:
-        """The code, after the person has agreed to the scopes, or to those `granted` of them."""
+    def authorize(self, account: Account, scope: str, resource: str | None, granted: str | None = None) -> str:
+        """Return the code after the user has agreed to the scopes, or to the `granted` ones."""
         challenge = base64.urlsafe_b64encode(hashlib.sha256(self.verifier.encode()).digest()).rstrip(b"=")
         asked = {
             "response_type": "code",
@@ -408,46 +425,46 @@ class OAuthClient:
             "code_challenge": challenge.decode(),
             "code_challenge_method": "S256",
         } | ({"resource": resource} if resource else {})
-        answer = self.server.ask("GET", "/api/auth/oauth2/authorize", session=member.session, params=asked)
-        return agree(member, answer, granted)["code"]
+        answer = self.server.ask("GET", "/api/auth/oauth2/authorize", session=account.session, params=asked)
+        return agree(account, answer, granted)["code"]
 
     def exchange(self, code: str, **parameters: str) -> httpx2.Response:
-        """What the token endpoint says to the code."""
+        """Exchange the code at the token endpoint."""
         usual = {"grant_type": "authorization_code", "code": code, "redirect_uri": CALLBACK}
-        return self.ask_for_tokens(**usual, code_verifier=self.verifier, **parameters)
+        return self.request_tokens(**usual, code_verifier=self.verifier, **parameters)
 
-    def ask_for_tokens(self, **parameters: str) -> httpx2.Response:
-        """What the token endpoint says."""
+    def request_tokens(self, **parameters: str) -> httpx2.Response:
+        """Send a request to the token endpoint."""
         return self.server.ask("POST", "/api/auth/oauth2/token", data={"client_id": self.id} | parameters)
 
-    def tokens(self, member: Member, scope: str = SCOPES, granted: str | None = None) -> dict[str, Any]:
-        """The whole way, for the MCP door."""
-        answer = self.exchange(self.authorize(member, scope, RESOURCE, granted), resource=RESOURCE)
+    def tokens(self, account: Account, scope: str = SCOPES, granted: str | None = None) -> dict[str, Any]:
+        """Authorize and exchange, for the MCP endpoint."""
+        answer = self.exchange(self.authorize(account, scope, RESOURCE, granted), resource=RESOURCE)
         assert answer.status_code == 200, answer.text
         found: dict[str, Any] = answer.json()
         return found
 
 
-def agree(member: Member, answer: httpx2.Response, granted: str | None = None) -> dict[str, str]:
-    """Do what the consent page does, and give what the client is then sent."""
+def agree(account: Account, answer: httpx2.Response, granted: str | None = None) -> dict[str, str]:
+    """Agree as the consent page does, and return the parameters that the client gets."""
     page = urlsplit(answer.headers["location"])
     assert page.path == "/consent", page
     body = {"accept": True, "oauth_query": page.query} | ({"scope": granted} if granted else {})
-    agreed = member.server.ask("POST", "/api/auth/oauth2/consent", session=member.session, json=body)
+    agreed = account.server.ask("POST", "/api/auth/oauth2/consent", session=account.session, json=body)
     return {name: values[0] for name, values in parse_qs(urlsplit(agreed.headers["location"]).query).items()}
 
 
 class TestOAuth:
-    """The OAuth provider's access tokens, for the MCP door."""
+    """The OAuth provider issues access tokens for the MCP endpoint."""
 
     @pytest.fixture
-    def client(self, doors: Doors, better: BetterAuth) -> OAuthClient:
-        """A client that has registered itself."""
+    def client(self, endpoints: Endpoints, better: BetterAuth) -> OAuthClient:
+        """Register a client."""
         return OAuthClient.register(better)
 
-    def test_the_way_there(self, doors: Doors, better: BetterAuth) -> None:
-        """From the door's metadata to the server's: its issuer is ours, and it speaks of our scopes and of PKCE."""
-        resource = invoke(doors.mcp, event("GET", METADATA)).json
+    def test_metadata_leads_a_client_to_the_auth_server(self, endpoints: Endpoints, better: BetterAuth) -> None:
+        """The MCP endpoint names the issuer, whose metadata has our scopes and PKCE."""
+        resource = invoke(endpoints.mcp, event("GET", METADATA)).json
         (issuer,) = resource["authorization_servers"]
         metadata = better.ask("GET", f"{issuer}/.well-known/oauth-authorization-server").json()
         assert metadata["issuer"] == issuer == better.url
@@ -455,95 +472,114 @@ class TestOAuth:
         assert metadata["code_challenge_methods_supported"] == ["S256"]
         assert metadata["jwks_uri"] == f"{better.url}/api/auth/jwks"
 
-    def test_the_shape_of_a_token(self, client: OAuthClient, member: Member, better: BetterAuth) -> None:
-        """Type at+jwt, for exactly this resource, 15 minutes, with the client and its scopes."""
-        header, claims = parts(client.tokens(member)["access_token"])
+    def test_an_access_token_has_exactly_these_claims(
+        self, client: OAuthClient, account: Account, better: BetterAuth
+    ) -> None:
+        """It has the type at+jwt, exactly this resource, 15 minutes, the client and its scopes."""
+        header, claims = parts(client.tokens(account)["access_token"])
         assert (set(header), header["typ"], header["alg"]) == ({"alg", "kid", "typ"}, "at+jwt", "EdDSA")
         assert claims.keys() == {"sub", "iss", "aud", "iat", "exp", "jti", "sid", "scope", "client_id", "azp"}
-        assert (claims["iss"], claims["aud"], claims["sub"]) == (better.url, RESOURCE, member.id)
+        assert (claims["iss"], claims["aud"], claims["sub"]) == (better.url, RESOURCE, account.id)
         assert (claims["client_id"], claims["azp"], claims["scope"]) == (client.id, client.id, SCOPES)
         assert claims["exp"] - claims["iat"] == 900
 
-    def test_it_opens_the_mcp_door(self, client: OAuthClient, member: Member, doors: Doors, rows: Rows) -> None:
-        """Tools are listed and called, for the person who agreed; and their chat sees what was done."""
-        token = client.tokens(member)["access_token"]
-        listed = McpClient(token, STATELESS).result("tools/list", handler=doors.mcp)["tools"]
+    def test_an_access_token_is_valid_at_the_mcp_endpoint(
+        self, client: OAuthClient, account: Account, endpoints: Endpoints, rows: Rows
+    ) -> None:
+        """The client lists and calls tools for the user who agreed, and the user's chat sees the effects."""
+        token = client.tokens(account)["access_token"]
+        listed = McpClient(token, STATELESS).result("tools/list", handler=endpoints.mcp)["tools"]
         assert {tool["name"] for tool in listed} == TOOLS
-        assert doors.call(token, "add_task", title="buy milk")["structuredContent"]["title"] == "buy milk"
-        kept = rows.execute("select door, outcome from tool_call where user_id = %s", [member.id]).fetchall()
+        assert endpoints.add(token, "buy milk")["structuredContent"][example.text] == "buy milk"
+        kept = rows.execute("select door, outcome from tool_call where user_id = %s", [account.id]).fetchall()
         assert kept == [{"door": "mcp", "outcome": "ok"}]
-        assert "buy milk" in say(member, member.token, "what is left?").json["response"]
+        assert "buy milk" in say(account, account.token, example.show()).json["response"]
 
-    def test_each_token_opens_one_door(self, client: OAuthClient, member: Member, doors: Doors) -> None:
-        """The same person, issuer and key: what is for one door is nothing at the other."""
-        access, chat = client.tokens(member)["access_token"], member.token
+    def test_each_token_is_valid_at_one_endpoint_only(
+        self, client: OAuthClient, account: Account, endpoints: Endpoints
+    ) -> None:
+        """User, issuer and key are the same for both tokens."""
+        access, chat = client.tokens(account)["access_token"], account.token
         assert parts(access)[0]["kid"] == parts(chat)[0]["kid"]
-        assert (doors.status(access), say(member, access).status) == (200, 401)
-        assert (doors.status(chat), say(member, chat).status) == (401, 200)
+        assert (endpoints.status(access), say(account, access).status) == (200, 401)
+        assert (endpoints.status(chat), say(account, chat).status) == (401, 200)
 
-    def test_a_person_may_grant_less(self, client: OAuthClient, member: Member, doors: Doors) -> None:
-        """Who is asked for both scopes and agrees to reading has given that."""
-        token = client.tokens(member, granted="tasks:read")["access_token"]
+    def test_a_user_may_grant_less(self, client: OAuthClient, account: Account, endpoints: Endpoints) -> None:
+        """The client asks for both scopes, and the user agrees to reading only."""
+        token = client.tokens(account, granted="tasks:read")["access_token"]
         assert parts(token)[1]["scope"] == "tasks:read"
-        assert doors.call(token, "list_tasks")["structuredContent"]["tasks"] == []
-        refused = doors.call(token, "add_task", title="x")
+        assert example.listed(endpoints.call(token, example.list_tool)["structuredContent"]) == []
+        refused = endpoints.add(token, "x")
         assert (refused["isError"], refused["content"][0]["text"]) == (
             True,
             "Insufficient scope: this tool needs tasks:write.",
         )
 
-    def test_a_refreshed_token(self, client: OAuthClient, member: Member, doors: Doors) -> None:
-        """offline_access lets a client go on after 15 minutes; the refresh token itself opens nothing."""
-        refresh = client.tokens(member)["refresh_token"]
-        answer = client.ask_for_tokens(grant_type="refresh_token", refresh_token=refresh, resource=RESOURCE)
-        assert doors.status(answer.json()["access_token"]) == 200
-        assert (doors.status(refresh), say(member, refresh).status) == (401, 401)
+    def test_a_refresh_token_gets_new_access_tokens(
+        self, client: OAuthClient, account: Account, endpoints: Endpoints
+    ) -> None:
+        """offline_access lets a client continue after 15 minutes. The refresh token itself is valid at no endpoint."""
+        refresh = client.tokens(account)["refresh_token"]
+        answer = client.request_tokens(grant_type="refresh_token", refresh_token=refresh, resource=RESOURCE)
+        assert endpoints.status(answer.json()["access_token"]) == 200
+        assert (endpoints.status(refresh), say(account, refresh).status) == (401, 401)
 
-    def test_what_ends_it(self, client: OAuthClient, member: Member, doors: Doors) -> None:
-        """Signing out does not: what a person agreed to goes on. Revoking the refresh token does."""
-        refresh = client.tokens(member)["refresh_token"]
-        member.sign_out()
-        answer = client.ask_for_tokens(grant_type="refresh_token", refresh_token=refresh, resource=RESOURCE)
-        assert doors.status(answer.json()["access_token"]) == 200
+    def test_revoking_the_refresh_token_ends_the_access(
+        self, client: OAuthClient, account: Account, endpoints: Endpoints
+    ) -> None:
+        """Signing out does not end it, because the user's agreement goes on."""
+        refresh = client.tokens(account)["refresh_token"]
+        account.sign_out()
+        answer = client.request_tokens(grant_type="refresh_token", refresh_token=refresh, resource=RESOURCE)
+        assert endpoints.status(answer.json()["access_token"]) == 200
         refresh = answer.json()["refresh_token"]
         revoked = {"client_id": client.id, "token": refresh, "token_type_hint": "refresh_token"}
         assert client.server.ask("POST", "/api/auth/oauth2/revoke", data=revoked).status_code == 200
-        answer = client.ask_for_tokens(grant_type="refresh_token", refresh_token=refresh, resource=RESOURCE)
+        answer = client.request_tokens(grant_type="refresh_token", refresh_token=refresh, resource=RESOURCE)
         assert (answer.status_code, answer.json()["error"]) == (400, "invalid_grant")
 
-    def test_a_new_key(
-        self, client: OAuthClient, member: Member, doors: Doors, better: BetterAuth, monkeypatch: pytest.MonkeyPatch
+    def test_access_tokens_of_a_new_key_are_accepted_at_once(
+        self,
+        client: OAuthClient,
+        account: Account,
+        endpoints: Endpoints,
+        better: BetterAuth,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """This door looks keys up as the other does."""
+        """The MCP endpoint fetches keys as the chat endpoint does."""
         monkeypatch.setattr(auth, "KEY_SET_COOLDOWN", 0)
-        old = client.tokens(member)["access_token"]
-        assert doors.status(old) == 200
+        old = client.tokens(account)["access_token"]
+        assert endpoints.status(old) == 200
         better.age_keys(timedelta(0))
-        new = OAuthClient.register(better).tokens(member)["access_token"]
+        new = OAuthClient.register(better).tokens(account)["access_token"]
         assert parts(new)[0]["kid"] != parts(old)[0]["kid"]
-        assert [doors.status(token) for token in (new, old)] == [200, 200]
+        assert [endpoints.status(token) for token in (new, old)] == [200, 200]
 
-    def test_a_changed_token(self, client: OAuthClient, member: Member, doors: Doors) -> None:
-        """More scopes than were granted, or another type."""
-        token = client.tokens(member, granted="tasks:read")["access_token"]
+    def test_a_changed_access_token_is_refused(
+        self, client: OAuthClient, account: Account, endpoints: Endpoints
+    ) -> None:
+        """The changes are more scopes than were granted, and another type."""
+        token = client.tokens(account, granted="tasks:read")["access_token"]
         header, claims = parts(token)
         for forged in ((header, claims | {"scope": SCOPES}), (header | {"typ": "JWT"}, claims)):
             encoded = [base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode() for part in forged]
-            assert doors.status(".".join([*encoded, token.split(".")[2]])) == 401
+            assert endpoints.status(".".join([*encoded, token.split(".")[2]])) == 401
 
-    def test_a_client_that_names_no_resource(self, client: OAuthClient, member: Member, doors: Doors) -> None:
-        """It gets a token that only Better Auth can read, and that opens nothing."""
-        token = client.exchange(client.authorize(member, SCOPES, None)).json()["access_token"]
+    def test_a_token_without_a_resource_is_refused(
+        self, client: OAuthClient, account: Account, endpoints: Endpoints
+    ) -> None:
+        """The client gets an opaque token that only Better Auth can read."""
+        token = client.exchange(client.authorize(account, SCOPES, None)).json()["access_token"]
         assert "." not in token
-        assert (doors.status(token), say(member, token).status) == (401, 401)
+        assert (endpoints.status(token), say(account, token).status) == (401, 401)
 
-    def test_another_resource(self, client: OAuthClient, member: Member) -> None:
-        """Better Auth makes no tokens for an address it was not told of: the chat API's is one."""
+    def test_better_auth_issues_no_token_for_another_resource(self, client: OAuthClient, account: Account) -> None:
+        """The chat API's address is no resource either."""
         for resource in ("https://other.example.com/mcp", client.server.url):
             answer = client.server.ask(
                 "GET",
                 "/api/auth/oauth2/authorize",
-                session=member.session,
+                session=account.session,
                 params={
                     **{"response_type": "code", "client_id": client.id, "redirect_uri": CALLBACK, "scope": SCOPES},
                     **{"state": "s", "code_challenge": secrets.token_urlsafe(32), "code_challenge_method": "S256"},
@@ -553,37 +589,36 @@ class TestOAuth:
             told = parse_qs(urlsplit(answer.headers["location"]).query)
             assert (told["error"], "code" in told) == (["invalid_target"], False)
 
-    def test_a_client_for_itself(self, client: OAuthClient) -> None:
-        """No token without a person: its subject would be the client."""
-        answer = client.ask_for_tokens(grant_type="client_credentials", scope="tasks:read", resource=RESOURCE)
+    def test_a_client_gets_no_token_without_a_user(self, client: OAuthClient) -> None:
+        """Its subject would be the client."""
+        answer = client.request_tokens(grant_type="client_credentials", scope="tasks:read", resource=RESOURCE)
         assert (answer.status_code, answer.json()["error"]) == (400, "unsupported_grant_type")
 
-    def test_a_client_that_somebody_else_wrote(self, member: Member, doors: Doors, rows: Rows) -> None:
-        """The MCP library's own: from a 401 without a token to a tool call, by itself but for the person's consent."""
+    def test_the_mcp_librarys_client_works(self, account: Account, endpoints: Endpoints, rows: Rows) -> None:
+        """It goes from a 401 without a token to a tool call by itself, except for the user's consent."""
 
         async def use(port: int) -> Any:
-            library = Library(member)
+            library = LibraryCallbacks(account)
             transport = StreamableHttpTransport(
                 RESOURCE,
                 auth=OAuthClientProvider(
                     RESOURCE, library.metadata, library, library.open_browser, library.wait_for_callback
                 ),
-                httpx_client_factory=lambda **options: httpx2.AsyncClient(transport=NameService(port), **options),
+                httpx_client_factory=lambda **options: httpx2.AsyncClient(transport=Resolver(port), **options),
             )
             async with Client(transport) as client:
                 listed = {tool.name for tool in await client.list_tools()}
-                added = await client.call_tool("add_task", {"title": "buy milk"})
+                added = await client.call_tool(example.add_tool, example.call_add("buy milk")["arguments"])
             return listed, added.structured_content
 
-        with serving(doors.mcp_app) as address:
+        with serving(endpoints.mcp_app) as address:
             listed, added = run(use(int(address.rpartition(":")[2])))
-        assert (listed, added["title"]) == (TOOLS, "buy milk")
-        kept = rows.execute("select title from task where user_id = %s", [member.id]).fetchall()
-        assert kept == [{"title": "buy milk"}]
+        assert (listed, added[example.text]) == (TOOLS, "buy milk")
+        assert example.rows_of(rows, account.id) == [example.row("buy milk")]
 
 
-class NameService(httpx2.AsyncHTTPTransport):
-    """The way to the resource's public name, which is served on a port of this machine."""
+class Resolver(httpx2.AsyncHTTPTransport):
+    """Send requests for the resource's public name to a port of this machine."""
 
     def __init__(self, port: int) -> None:
         super().__init__()
@@ -596,113 +631,121 @@ class NameService(httpx2.AsyncHTTPTransport):
         return await super().handle_async_request(request)
 
 
-class Library:
-    """What the MCP library's client leaves to others: to keep tokens, and to be a browser with a person before it."""
+class LibraryCallbacks:
+    """Store tokens, and act as the user's browser, for the MCP library's client."""
 
     metadata = OAuthClientMetadata(redirect_uris=[AnyUrl(CALLBACK)], client_name="library")
 
-    def __init__(self, member: Member) -> None:
-        self._member, self._sent = member, dict[str, str]()
+    def __init__(self, account: Account) -> None:
+        self._account, self._sent = account, dict[str, str]()
         self._tokens: OAuthToken | None = None
         self._client: OAuthClientInformationFull | None = None
 
     async def open_browser(self, url: str) -> None:
         """Sign in and agree."""
-        self._sent = agree(self._member, self._member.server.ask("GET", url, session=self._member.session))
+        self._sent = agree(self._account, self._account.server.ask("GET", url, session=self._account.session))
 
     async def wait_for_callback(self) -> AuthorizationCodeResult:
-        """What the browser was sent back with."""
+        """Return the parameters of the redirect."""
         return AuthorizationCodeResult.model_validate(self._sent)
 
     async def get_tokens(self) -> OAuthToken | None:
-        """The tokens, once there are any."""
+        """Return the tokens, once there are any."""
         return self._tokens
 
     async def set_tokens(self, tokens: OAuthToken) -> None:
-        """Keep them."""
+        """Store the tokens."""
         self._tokens = tokens
 
     async def get_client_info(self) -> OAuthClientInformationFull | None:
-        """The client's registration, once there is one."""
+        """Return the client's registration, once there is one."""
         return self._client
 
     async def set_client_info(self, client_info: OAuthClientInformationFull) -> None:
-        """Keep it."""
+        """Store the client's registration."""
         self._client = client_info
 
 
 class TestOpenId:
-    """A provider that was given openid as a scope, against the documentation's advice."""
+    """The provider has openid as a scope, against the documentation's advice."""
 
     @pytest.fixture
-    def doors(self, pair: Callable[[BetterAuth], Doors], better_openid: BetterAuth) -> Doors:
-        """Both handlers, paired with it."""
-        return pair(better_openid)
+    def endpoints(self, configure: Callable[[BetterAuth], Endpoints], better_openid: BetterAuth) -> Endpoints:
+        """Return both handlers, configured for it."""
+        return configure(better_openid)
 
     @pytest.fixture
-    def member(self, doors: Doors, better_openid: BetterAuth) -> Member:
-        """Somebody who has signed up there."""
+    def account(self, endpoints: Endpoints, better_openid: BetterAuth) -> Account:
+        """Sign up there."""
         return better_openid.sign_up()
 
-    def test_an_id_token(self, doors: Doors, member: Member, better_openid: BetterAuth) -> None:
-        """It tells a client who somebody is. It opens neither door, though issuer, key and subject are right."""
-        token = OAuthClient.register(better_openid).tokens(member, f"openid {SCOPES}")["id_token"]
+    def test_an_id_token_is_refused_at_both_endpoints(
+        self, endpoints: Endpoints, account: Account, better_openid: BetterAuth
+    ) -> None:
+        """Issuer, key and subject are right, but it identifies the user to a client."""
+        token = OAuthClient.register(better_openid).tokens(account, f"openid {SCOPES}")["id_token"]
         header, claims = parts(token)
         assert (claims["iss"], claims["sub"], header["kid"] in better_openid.keys) == (
             better_openid.url,
-            member.id,
+            account.id,
             True,
         )
-        assert (doors.status(token), say(member, token).status) == (401, 401)
+        assert (endpoints.status(token), say(account, token).status) == (401, 401)
 
-    def test_a_token_for_two(self, doors: Doors, member: Member, better_openid: BetterAuth) -> None:
-        """An access token with openid is for Better Auth's userinfo too, and so not for exactly this resource."""
-        token = OAuthClient.register(better_openid).tokens(member, f"openid {SCOPES}")["access_token"]
+    def test_an_access_token_for_two_resources_is_refused(
+        self, endpoints: Endpoints, account: Account, better_openid: BetterAuth
+    ) -> None:
+        """With openid its audience has Better Auth's userinfo too."""
+        token = OAuthClient.register(better_openid).tokens(account, f"openid {SCOPES}")["access_token"]
         assert parts(token)[1]["aud"] == [RESOURCE, f"{better_openid.url}/api/auth/oauth2/userinfo"]
-        assert (doors.status(token), say(member, token).status) == (401, 401)
+        assert (endpoints.status(token), say(account, token).status) == (401, 401)
 
-    def test_a_token_for_one(self, doors: Doors, member: Member, better_openid: BetterAuth) -> None:
-        """A client that doesn't ask for openid is served."""
-        token = OAuthClient.register(better_openid).tokens(member)["access_token"]
-        assert doors.status(token) == 200
+    def test_an_access_token_without_openid_is_accepted(
+        self, endpoints: Endpoints, account: Account, better_openid: BetterAuth
+    ) -> None:
+        """The client asked for the two scopes only."""
+        token = OAuthClient.register(better_openid).tokens(account)["access_token"]
+        assert endpoints.status(token) == 200
 
 
-class TestBare:
-    """Why the configuration says what it says of issuer and payload."""
+class TestDefaults:
+    """Better Auth's own defaults show why the configuration sets issuer and payload."""
 
-    def test_two_issuers(self, pair: Callable[[BetterAuth], Doors], better_bare: BetterAuth) -> None:
-        """Chat tokens bear the base URL and access tokens another: those are refused."""
-        doors, member = pair(better_bare), better_bare.sign_up()
-        access, chat = OAuthClient.register(better_bare).tokens(member)["access_token"], member.token
+    def test_by_default_access_tokens_have_another_issuer(
+        self, configure: Callable[[BetterAuth], Endpoints], better_bare: BetterAuth
+    ) -> None:
+        """Chat tokens have the base URL. The MCP endpoint refuses the access tokens."""
+        endpoints, account = configure(better_bare), better_bare.sign_up()
+        access, chat = OAuthClient.register(better_bare).tokens(account)["access_token"], account.token
         assert (parts(chat)[1]["iss"], parts(access)[1]["iss"]) == (better_bare.url, f"{better_bare.url}/api/auth")
-        assert (say(member, chat).status, doors.status(access)) == (200, 401)
+        assert (say(account, chat).status, endpoints.status(access)) == (200, 401)
 
-    def test_the_whole_user(self, better_bare: BetterAuth) -> None:
-        """Name and email address stand in every token, for whoever gets to see one."""
-        member = better_bare.sign_up()
-        claims = parts(member.token)[1]
-        assert (claims["name"], claims["email"]) == (member.words["name"], member.words["email"])
+    def test_by_default_tokens_contain_name_and_email(self, better_bare: BetterAuth) -> None:
+        """Every reader of a token sees them."""
+        account = better_bare.sign_up()
+        claims = parts(account.token)[1]
+        assert (claims["name"], claims["email"]) == (account.credentials["name"], account.credentials["email"])
 
 
 class TestDocumentation:
-    """docs/auth.md shows what is tested here."""
+    """docs/auth.md shows the tested configuration."""
 
     TEXT = (ROOT / "docs/auth.md").read_text()
 
-    def test_the_configuration(self) -> None:
-        """Word for word."""
+    def test_the_page_shows_this_configuration(self) -> None:
+        """It is equal to the last character."""
         (shown,) = re.findall(r"```js\n(.*?)```", self.TEXT, re.DOTALL)
         assert shown == CONFIGURATION
 
-    def test_the_versions(self) -> None:
-        """Those that are installed, each of them exact."""
+    def test_the_page_installs_these_versions(self) -> None:
+        """Each version is exact."""
         assert all(re.fullmatch(r"\d+\.\d+\.\d+", version) for version in VERSIONS.values())
         (command,) = re.findall(r"^npm install (.*)$", self.TEXT, re.MULTILINE)
         named = dict(package.rsplit("@", 1) for package in command.split())
         assert named == VERSIONS
 
-    def test_the_variables(self) -> None:
-        """Each is one that the program reads, and each parameter one that the template has."""
+    def test_the_page_lists_all_variables(self) -> None:
+        """The program reads each variable, and the template has each parameter."""
         rows = re.findall(r"^\| `(AUTH_\w+|MCP_\w+)` \| `(\w+)` \|", self.TEXT, re.MULTILINE)
         limits = (ROOT / "docs" / "limits.md").read_text()
         fields = {field.upper() for field in Settings.model_fields if field.startswith(("auth_", "mcp_"))}
@@ -710,7 +753,7 @@ class TestDocumentation:
         template = (ROOT / "template.yaml").read_text()
         assert all(f"        {name}: !Ref {parameter}\n" in template for name, parameter in rows)
 
-    def test_it_is_never_packaged(self) -> None:
-        """Nothing that ships knows of Node or of this server."""
+    def test_better_auth_is_not_packaged(self) -> None:
+        """No shipped file knows of Node or of this server."""
         shipped = [*ROOT.glob("functions/**/*"), *ROOT.glob("shared/**/*")]
         assert not [path for path in shipped if path.suffix in {".mjs", ".js"} or path.name == "package.json"]

@@ -26,7 +26,7 @@ from taskchat.http.auth import KeySet
 from taskchat.process import attempt, side_by_side, start
 from testing.gateway import event
 from testing.naive import IMPORTS as NAIVE
-from tests.conftest import ROOT, Logs, Person, forget, serving, variables
+from tests.conftest import ROOT, Logs, Person, reset_processes, serving, variables
 
 Rows = psycopg.Connection[dict[str, Any]]
 
@@ -184,7 +184,7 @@ except RuntimeError as error:
         monkeypatch.setenv("DATABASE_URL", "postgresql://taskchat_app:x@127.0.0.1:1/taskchat?sslmode=disable")
         process.get_ready()
         assert alice.say("Add buy milk").status == 503
-        forget()
+        reset_processes()
         monkeypatch.setenv("DATABASE_URL", server.app_url)
         process.get_ready()
         assert alice.say("Add buy milk").status == 200

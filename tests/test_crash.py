@@ -22,11 +22,11 @@ from dev.tokens import Issuer
 from testing.callers import Caller
 from testing.gateway import Response
 from tests import db_assertions as truth
-from tests.crash_points import STATEMENT, WIRE, Trap
+from tests.crash_points import SOCKET, STATEMENT, Trap
 from tests.db_assertions import Rows
 from tests.environments import Environment, Fleet, Outcome
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 AT_ONCE = 4
 """Runs side by side: each is a sequence of processes, and most of it is waiting."""
 PAIRS = 40 if "CI" in os.environ else 10
@@ -211,7 +211,7 @@ class Exploration:
                 self.labels[number] = first.trapped
 
     def __str__(self) -> str:
-        points = "on the wire" if self.level == WIRE else "in the turn"
+        points = "at the socket" if self.level == SOCKET else "in the turn"
         return (
             f"{self.scenario.title}: killed at each of {len(self.labels)} points {points}, {self.runs} runs,"
             f" {self.refusals} refused while leased"
@@ -227,8 +227,8 @@ HERE = [
 IN_CI = [
     ("direct", "responses", STATEMENT, [SEVERAL, DELETE, FAILING]),
     ("pooled", "chat_completions", STATEMENT, [SEVERAL, LATER]),
-    ("direct", "responses", WIRE, [ONE]),
-    ("pooled", "responses", WIRE, [SEVERAL]),
+    ("direct", "responses", SOCKET, [ONE]),
+    ("pooled", "responses", SOCKET, [SEVERAL]),
 ]
 EXPLORED = [
     pytest.param(*ways, scenario, id="-".join((*ways, scenario.message.replace(" ", "_"))))
@@ -241,18 +241,24 @@ EXPLORED = [
     ("database_url", "model_api", "level", "scenario"), EXPLORED, indirect=["database_url", "model_api"]
 )
 def test_killed_at_any_point_a_turn_happens_once(
-    scenario: Scenario, level: str, fleet: Fleet, rows: Rows, issuer: Issuer, tell: Tell, request: pytest.FixtureRequest
+    scenario: Scenario,
+    level: str,
+    fleet: Fleet,
+    rows: Rows,
+    issuer: Issuer,
+    report: Report,
+    request: pytest.FixtureRequest,
 ) -> None:
     """At each statement, commit and model call: sent again with its key, everything is there, once."""
     exploration = Exploration(scenario, fleet, rows, issuer, level)
     exploration.explore()
-    tell(f"{exploration} ({request.node.callspec.id.rsplit('-', 2)[0]})")
+    report(f"{exploration} ({request.node.callspec.id.rsplit('-', 2)[0]})")
 
 
 @pytest.mark.parametrize("database_url", ["pooled"], indirect=True)
 @pytest.mark.parametrize("scenario", [SEVERAL, DELETE, LATER], ids=lambda scenario: scenario.message.replace(" ", "_"))
 def test_killed_twice_a_turn_happens_once(
-    scenario: Scenario, fleet: Fleet, rows: Rows, issuer: Issuer, tell: Tell
+    scenario: Scenario, fleet: Fleet, rows: Rows, issuer: Issuer, report: Report
 ) -> None:
     """The attempt that goes on from the first one's records may be killed as well."""
     chance = random.Random(SEED)  # noqa: S311
@@ -273,7 +279,7 @@ def test_killed_twice_a_turn_happens_once(
             except AssertionError as error:
                 where = f"killed at {first} ({dead.trapped}), then at {second} ({again.trapped})"
                 raise AssertionError(f"{where}, seed {SEED}: {error}") from error
-    tell(f"{scenario.title}: {PAIRS} turns killed, {killed_again} of them once more (CRASH_SEED={SEED})")
+    report(f"{scenario.title}: {PAIRS} turns killed, {killed_again} of them once more (CRASH_SEED={SEED})")
 
 
 @dataclass(frozen=True)

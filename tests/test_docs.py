@@ -1,4 +1,4 @@
-"""What the README and the documents say is true."""
+"""The README and the documents are true."""
 
 import os
 import re
@@ -17,10 +17,10 @@ from dev import client, proof
 from dev.inspector import Inspector
 from dev.postgres import Postgres
 from tests.conftest import ROOT, Person, serving
-from tests.privacy import Watch
+from tests.privacy import LogSearch
 from tests.test_dev import ENVIRONMENT, Development, development
 from tests.test_hostile import MCP_BODIES, MCP_HEADERS, MCP_PATHS
-from tests.test_migrations import Empty
+from tests.test_migrations import EmptyDatabase
 
 README = (ROOT / "README.md").read_text()
 PAGES = ("README.md", "CHANGELOG.md", "SECURITY.md", "CONTRIBUTING.md")
@@ -29,7 +29,7 @@ HOW_TO = [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "upgrading.md"]
 """Pages that name files, commands and code for a reader to use."""
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line.strip() for block in BLOCKS for line in re.sub(r"\\\n *", "", block).strip().splitlines()]
-"""Each as a person pastes it, in one line."""
+"""Each command of the README, in one line as a reader pastes it."""
 MAKEFILE = (ROOT / "Makefile").read_text()
 PASTE_SECONDS = 120
 
@@ -52,27 +52,27 @@ PROVED_BY = {
     "curl": "tests/test_docs.py",
     "npx": "tests/test_docs.py",
 }
-"""Where each command that the README shows, and each make target that it names, is run."""
+"""The file that runs each command in the README, and each make target that it names."""
 
 
 def mcp_statuses() -> set[int]:
-    """What the MCP endpoint answers, by docs/http.md."""
+    """Return the statuses of the MCP endpoint, from docs/http.md."""
     return set(map(int, re.findall(r"^\| (\d{3}) \|", (ROOT / "docs/http.md").read_text(), re.MULTILINE)))
 
 
 def targets(text: str) -> set[str]:
-    """The make targets named in a text as commands."""
+    """Return the make targets that a text names as commands."""
     return set(re.findall(r"(?:^|`)(?:[A-Z_]+=\S+ )*make ([a-z-]+)", text, re.MULTILINE))
 
 
 def command_for(target: str) -> str:
-    """The one command of the README that runs the make target, or the program."""
+    """Return the one command of the README that runs the make target, or the program."""
     [command] = [each for each in COMMANDS if re.search(rf"(^|make ){target}( |$)", each)]
     return command
 
 
-def test_every_command_is_run_somewhere() -> None:
-    """A command in the README is a target of the Makefile or a program, and a test or CI runs it."""
+def test_a_test_or_ci_runs_every_command() -> None:
+    """A command in the README is a target of the Makefile or a program."""
     programs = {command.split()[0] for command in COMMANDS if not targets(command)}
     assert programs == {"curl", "npx"}
     named = targets(README) | targets("\n".join(COMMANDS))
@@ -83,15 +83,15 @@ def test_every_command_is_run_somewhere() -> None:
 
 
 def test_make_help_lists_every_target_of_the_readme() -> None:
-    """A newcomer who asks is told."""
-    told = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout  # noqa: S607
-    assert targets(README) <= {line.split()[0] for line in told.splitlines() if line[0].isalpha()}
+    """A newcomer who runs `make help` finds each of them."""
+    output = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout  # noqa: S607
+    assert targets(README) <= {line.split()[0] for line in output.splitlines() if line[0].isalpha()}
 
 
 def paste(command: str, directory: Path, **known: str) -> str:
-    """Run a command in a shell that knows the variables, and return what it prints.
+    """Run a command in a shell with these variables, and return its output.
 
-    Only `make` differs from a person's: the environment in which the tests run must not be made anew.
+    Only `make` differs from a reader's: it must not install again into the environment that runs the tests.
     """
     make = directory / "make"
     make.write_text(f'#!/bin/sh\nexec {shutil.which("make")} --assume-old=.venv/.installed "$@"\n')
@@ -110,36 +110,36 @@ def paste(command: str, directory: Path, **known: str) -> str:
     return done.stdout
 
 
-def test_make_deploy_asks_for_an_environment_that_is_configured(tmp_path: Path) -> None:
-    """It would deploy with what samconfig.toml says; without AWS that is as far as it can be tried."""
+def test_make_deploy_uses_a_configured_environment(tmp_path: Path) -> None:
+    """Without AWS, a dry run is as far as a test can go."""
     assert "deploy --config-env prod" in paste(f"{command_for('deploy')} --dry-run", tmp_path)
     assert "[prod.deploy.parameters]" in (ROOT / "samconfig.toml").read_text()
 
 
 def test_the_migrate_command_makes_the_schema_and_the_role(server: Postgres, tmp_path: Path) -> None:
-    """With the URLs of a database in place of the two that hold dots for what only a person knows."""
-    empty = Empty(server)
+    """The test puts a database's URLs in place of the two with dots."""
+    empty = EmptyDatabase(server)
     command = command_for("migrate")
     assert len(re.findall(r'"postgresql://[^"]*…[^"]*"', command)) == 2
     for name, url in (("MIGRATION_DATABASE_URL", empty.owner_url), ("DATABASE_URL", empty.app_url)):
         command = re.sub(rf'\b{name}="[^"]*"', lambda _, text=f'{name}="{url}"': text, command)
     assert "The schema is at" in paste(command, tmp_path)
     with psycopg.connect(empty.app_url) as connection:
-        assert connection.execute("select count(*) from task").fetchone() == (0,)
+        assert connection.execute("select count(*) from message").fetchone() == (0,)
 
 
 @pytest.fixture(scope="module")
-def running(watch: Watch) -> Iterator[Development]:
-    """A `make dev` in another terminal."""
+def running(log_search: LogSearch) -> Iterator[Development]:
+    """Run `make dev`, as in another terminal."""
     with tempfile.TemporaryDirectory(prefix="taskchat-test-") as name, development(Path(name)) as server:
         yield server
-        watch.note((Path(name) / "server.log").read_text())
+        log_search.add_output((Path(name) / "server.log").read_text())
 
 
 def test_the_chat_command_works_as_it_stands(running: Development, tmp_path: Path) -> None:
-    """Its three wishes are three calls."""
-    said = paste(command_for("chat"), tmp_path, TASKCHAT_DEV_DIR=running.environment["TASKCHAT_DEV_DIR"])
-    assert re.findall(r'(\w+_task)\((?:title="([\w ]+)")?', said) == [
+    """Its three wishes become three calls."""
+    output = paste(command_for("chat"), tmp_path, TASKCHAT_DEV_DIR=running.environment["TASKCHAT_DEV_DIR"])
+    assert re.findall(r'(\w+_task)\((?:title="([\w ]+)")?', output) == [
         ("add_task", "buy milk"),
         ("add_task", "call mum"),
         ("complete_task", ""),
@@ -149,7 +149,7 @@ def test_the_chat_command_works_as_it_stands(running: Development, tmp_path: Pat
 def test_the_inspector_command_works_as_it_stands(
     running: Development, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It lists the five tools. Its version is exact: for an older Node.js npx would take an older Inspector."""
+    """It lists all tools. Its version is exact: for an older Node.js npx would take an older Inspector."""
     assert re.match(r"npx -y @modelcontextprotocol/inspector@\d+\.\d+\.\d+ ", command_for("npx"))
     monkeypatch.setenv("TASKCHAT_DEV_DIR", str(tmp_path))
     tools = Inspector(running.url).list_tools(client.token(running.url)["mcp_token"])["tools"]
@@ -158,7 +158,7 @@ def test_the_inspector_command_works_as_it_stands(
 
 @pytest.fixture
 def url(environment: None) -> Iterator[str]:
-    """The chat API behind a real HTTP server on this machine."""
+    """Serve the chat API with a real HTTP server on this machine."""
     from chat.app import app
 
     with serving(app) as address:
@@ -166,7 +166,7 @@ def url(environment: None) -> Iterator[str]:
 
 
 def test_the_curl_command_works_as_it_stands(alice: Person, url: str) -> None:
-    """Pasted into a shell that knows the three variables, twice: the second answer is the first."""
+    """A shell with the three variables runs it twice, and gets the same answer."""
     (command,) = re.findall(r"```sh\n(curl .*?)```", README, re.DOTALL)
     known = os.environ | {"URL": url, "USER_ID": alice.id, "TOKEN": alice.token}
     first, second = (
@@ -178,15 +178,15 @@ def test_the_curl_command_works_as_it_stands(alice: Person, url: str) -> None:
 
 
 def test_the_example_answer_has_the_fields_of_a_real_one(alice: Person) -> None:
-    """No field more, none less."""
+    """It has all of them and no other."""
     (example,) = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
     answer = alice.say("Add buy milk").json
     fields = set(answer) | set(answer["tool_calls"][0]) | set(answer["tool_calls"][0]["result"]) | {"title"}
     assert set(re.findall(r'"(\w+)":', example)) == fields
 
 
-def test_the_map_of_the_house_names_every_room() -> None:
-    """Each module that ships stands in the README, and each file named there exists."""
+def test_the_readme_names_every_module() -> None:
+    """The README names each shipped module, and each file that it names exists."""
     shipped = [*ROOT.glob("functions/*/*.py"), *ROOT.glob("shared/taskchat/**/*.py")]
     missing = {path.name for path in shipped if path.stem != "__init__" and f"`{path.name}`" not in README}
     assert missing == set()
@@ -194,14 +194,14 @@ def test_the_map_of_the_house_names_every_room() -> None:
     assert named <= {path.name for path in [*shipped, *ROOT.glob("tests/*.py")]}
 
 
-def test_each_status_of_the_mcp_endpoint_is_told() -> None:
-    """Those that hostile requests get, those without a token, and those of limits, outages and lack of time."""
+def test_each_status_of_the_mcp_endpoint_is_documented() -> None:
+    """These are the statuses of hostile requests, of requests without a token, of limits, outages and timeouts."""
     answered = {status for status, *_ in [*MCP_BODIES.values(), *MCP_HEADERS.values(), *MCP_PATHS.values()]}
     assert mcp_statuses() == answered | {401, 429, 500, 503, 504}
 
 
-def test_each_threat_is_met_by_a_test_that_exists() -> None:
-    """Every row of the threat model names tests, and each of those is there, by its file and its name."""
+def test_each_threat_names_tests_that_exist() -> None:
+    """Every row of the threat model names tests, by file and name."""
     _, *threats = re.findall(r"^\|(?!-)(.*)\|$", (ROOT / "SECURITY.md").read_text(), re.MULTILINE)
     assert len(threats) > 20
     for threat in threats:
@@ -213,15 +213,15 @@ def test_each_threat_is_met_by_a_test_that_exists() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(document: os.PathLike[str]) -> None:
-    """Every relative link in a document is a file or a directory."""
+def test_links_have_targets(document: os.PathLike[str]) -> None:
+    """Every relative link in a document leads to a file or a directory."""
     text = (ROOT / document).read_text()
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
     assert [link for link in links if not ((ROOT / document).parent / link).exists()] == []
 
 
 def code(document: Path) -> list[str]:
-    """Return what a page marks as code, in its lines and in its blocks."""
+    """Return the code of a page, from its lines and its blocks."""
     text = document.read_text()
     blocks = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     return blocks + re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
@@ -229,7 +229,7 @@ def code(document: Path) -> list[str]:
 
 @pytest.mark.parametrize("document", HOW_TO, ids=lambda path: path.name)
 def test_each_path_and_make_target_exists(document: Path) -> None:
-    """What a page names is in the repository, in the environment, or written by the tests."""
+    """A named path is in the repository, in the environment, or written by the tests."""
     made = (ROOT / ".gitignore").read_text().split()
     words = {word for each in code(document) for word in each.split()}
     paths = {word for word in words if re.fullmatch(r"[\w.-]+(/[\w.-]*)+|[\w-]+\.(py|toml|yaml|md)", word)}
@@ -242,7 +242,7 @@ def test_each_path_and_make_target_exists(document: Path) -> None:
 
 @pytest.mark.parametrize("document", HOW_TO, ids=lambda path: path.name)
 def test_each_name_is_in_a_file_of_its_section(document: Path) -> None:
-    """A class, a function or a constant that a page names stands in one of the files that it names beside it."""
+    """One of the files that a section names contains each class, function and constant that it names."""
     for section in re.split(r"^## ", document.read_text(), flags=re.MULTILINE)[1:]:
         marked = re.findall(r"`([^`\n]+)`", section)
         files = [ROOT / each for each in marked if (ROOT / each).is_file()]
@@ -256,8 +256,8 @@ def test_each_name_is_in_a_file_of_its_section(document: Path) -> None:
             assert [name for name in names if name.split("(")[0] not in text] == [], section.splitlines()[0]
 
 
-def test_the_option_that_selects_tests_finds_some() -> None:
-    """The page's command with `-k` runs at least one test."""
+def test_the_command_with_a_selection_runs_a_test() -> None:
+    """The page's command with `-k` finds at least one."""
     (command,) = [line for line in code(HOW_TO[0]) if line.startswith(".venv/bin/pytest") and " -k " in line]
     collect = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", *command.split()[1:]]
     done = subprocess.run(collect, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
@@ -265,7 +265,7 @@ def test_the_option_that_selects_tests_finds_some() -> None:
 
 
 def test_the_command_for_a_migration_makes_the_next_file(tmp_path: Path) -> None:
-    """With the next number, it makes a file that has its own name and follows the newest one."""
+    """With the next number, the command makes a file that follows the newest one."""
     (command,) = [line for line in code(HOW_TO[0]) if line.startswith(".venv/bin/alembic")]
     shutil.copytree(ROOT / "migrations", tmp_path / "migrations")
     shutil.copyfile(ROOT / "pyproject.toml", tmp_path / "pyproject.toml")

@@ -16,7 +16,7 @@ from dev.standin_model.client import StandIn
 from dev.standin_model.failures import FAULTS
 from testing.gateway import event, invoke
 from tests import raw_provider
-from tests.conftest import ROOT, Logs, Person, forget
+from tests.conftest import ROOT, Logs, Person, reset_processes
 from tests.raw_provider import SHAPES, RawProvider, Script, Shape, head, well
 
 Rows = psycopg.Connection[dict[str, Any]]
@@ -145,7 +145,7 @@ class TestTheFallback:
     def fallback(self, monkeypatch: pytest.MonkeyPatch, environment: None) -> None:
         """Another model at the same address."""
         monkeypatch.setenv("MODEL_FALLBACK", "second-choice")
-        forget()
+        reset_processes()
 
     @both_apis
     @pytest.mark.parametrize("fault", ["server_error", "unavailable", "disconnect", "rate_limit", "malformed_body"])
@@ -182,7 +182,7 @@ class TestAFirstModelThatDrips:
         with raw_provider.running() as running:
             monkeypatch.setenv("OPENAI_BASE_URL", running.url)
             monkeypatch.setenv("MODEL_FALLBACK", "second-choice")
-            forget()
+            reset_processes()
             yield running
 
     @both_apis
@@ -230,7 +230,7 @@ class TestAFirstModelThatDrips:
     ) -> None:
         """The answer is 504, as for a model that hangs."""
         monkeypatch.delenv("MODEL_FALLBACK")
-        forget()
+        reset_processes()
         provider.shapes = [SHAPES["a dripped body"]]
         assert alice.say("add buy milk", key="k", seconds=3).status == 504
         provider.shapes = [well]

@@ -10,7 +10,7 @@ from dev.postgres import Postgres
 from taskchat.http.middleware import MAX_BODY
 from taskchat.settings import Settings, SettingsError, load
 from testing.gateway import Handler, Response, event, invoke
-from tests.conftest import Person, forget
+from tests.conftest import Person, reset_processes
 from tests.test_mcp_door import METADATA, McpClient, titles
 
 Rows = psycopg.Connection[dict[str, Any]]
@@ -136,7 +136,7 @@ class TestOrigin:
         from mcp_tools.app import handler
 
         monkeypatch.setenv("CORS_ORIGINS", f"{self.ALLOWED},http://localhost:5173")
-        forget()
+        reset_processes()
         client = McpClient(alice.mcp_token)
         return lambda **headers: client.send(LIST, handler=handler, **headers)
 

@@ -25,8 +25,8 @@ from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from testing.callers import AUTH, RESOURCE
 from testing.gateway import Handler, event, invoke, runtime_log
-from tests.conftest import Logs, Person, forget
-from tests.tally import tell_at_the_end
+from tests.conftest import Logs, Person, reset_processes
+from tests.tally import report_at_end
 from tests.test_auth import KeyServer, encoded, listening
 from tests.test_guards import protected
 
@@ -605,7 +605,7 @@ def tried(request: pytest.FixtureRequest) -> Iterator[list[str]]:
     """The cases that came out as they must, told at the end of the run."""
     done: list[str] = []
     yield done
-    tell_at_the_end(request.config, f"hostile requests: {len(done)} of {len(CASES)} answered as the table says")
+    report_at_end(request.config, f"hostile requests: {len(done)} of {len(CASES)} answered as the table says")
 
 
 @pytest.fixture
@@ -616,7 +616,7 @@ def doors(environment: None, keys: KeyServer, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setenv("AUTH_JWKS_JSON", "")
     monkeypatch.setenv("AUTH_JWKS_URL", keys.url)
-    forget()
+    reset_processes()
     return {"chat": handler, "mcp": mcp_handler}
 
 

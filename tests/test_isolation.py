@@ -28,7 +28,7 @@ from taskchat.database.transaction import Database
 from testing.callers import AUTH, RESOURCE, Caller
 from testing.gateway import event
 from tests.conftest import Person, databases, variables
-from tests.environments import Environment, Fleet, Zygote
+from tests.environments import Environment, Fleet, ForkServer
 from tests.test_mcp_door import McpClient
 
 Rows = psycopg.Connection[dict[str, Any]]
@@ -195,7 +195,9 @@ def add(database: Database, person: str, title: str) -> None:
         )
 
 
-def test_interleaved_transactions_do_not_mix(server: Postgres, pooler: PgBouncer, tell: Callable[[str], None]) -> None:
+def test_interleaved_transactions_do_not_mix(
+    server: Postgres, pooler: PgBouncer, report: Callable[[str], None]
+) -> None:
     """20 people, 8 environments at once, 1,200 transactions that read without any filter: each sees what is theirs."""
     people, at_once = [uuid4().hex for _ in range(PEOPLE)], 8
     databases = [Database(pooler.url(server.app_url)) for _ in range(at_once)]
@@ -221,7 +223,7 @@ def test_interleaved_transactions_do_not_mix(server: Postgres, pooler: PgBouncer
     shared = {pid: len({person for at, person in served if at == pid}) for pid, _ in served}
     assert len(served) == TRANSACTIONS
     assert min(shared.values()) > PEOPLE // 2, "the connections were not shared"
-    tell(f"{len(served)} interleaved transactions of {PEOPLE} people on {len(shared)} server connections: no leak")
+    report(f"{len(served)} interleaved transactions of {PEOPLE} people on {len(shared)} server connections: no leak")
 
 
 @dataclass(frozen=True)
@@ -252,17 +254,17 @@ class Guest(Caller):
 
 
 def test_both_doors_at_once_do_not_mix(
-    warm_zygote: Zygote,
+    warm_fork_server: ForkServer,
     server: Postgres,
     pooler: PgBouncer,
     running_model: StandIn,
     issuer: Issuer,
     rows: Rows,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> None:
     """20 people chat and call tools over MCP from 8 processes, 1,200 transactions and more: no mark of another's."""
     guests = [Guest.new(issuer) for _ in range(PEOPLE)]
-    fleet = Fleet(warm_zygote, variables(pooler.url(server.app_url), running_model, issuer))
+    fleet = Fleet(warm_fork_server, variables(pooler.url(server.app_url), running_model, issuer))
     environments = [fleet.start() for _ in range(8)]
     before = transactions(pooler)
 
@@ -279,7 +281,7 @@ def test_both_doors_at_once_do_not_mix(
         titles = rows.execute("select title from task where user_id = %s", [guest.id]).fetchall()
         assert all(guest.mark in row["title"] for row in titles)
     assert made >= TRANSACTIONS
-    tell(f"{answered} requests of {PEOPLE} people through both doors, {made} transactions: no leak")
+    report(f"{answered} requests of {PEOPLE} people through both doors, {made} transactions: no leak")
 
 
 def visit(environment: Environment, order: random.Random, guests: list[Guest]) -> int:

@@ -1,4 +1,4 @@
-"""The laws of the design. Each has a test that fails when the law is broken."""
+"""Each law of the design has a test that fails when the law is broken."""
 
 import ast
 import asyncio
@@ -15,41 +15,42 @@ import psycopg
 
 from dev.standin_model.client import StandIn
 from tests.conftest import ROOT, Logs, Person, run
+from tests.domain import example
 
 Rows = psycopg.Connection[dict[str, Any]]
 
+ADD = example.add("buy milk")
 SHIPPED = sorted([*ROOT.glob("functions/**/*.py"), *ROOT.glob("shared/taskchat/**/*.py")])
-TOOLS = {"add_task", "list_tasks", "complete_task", "delete_task", "update_task"}
 
 
 def trees() -> list[tuple[Path, ast.Module]]:
-    """Everything that ships, parsed."""
+    """Return every shipped file, parsed."""
     return [(path, ast.parse(path.read_text())) for path in SHIPPED]
 
 
 class TestTheAgentDecides:
     """Law 1: no intent detection, keyword matching or routing by meaning outside the model."""
 
-    def test_nothing_that_ships_knows_a_word_of_what_people_say(self) -> None:
-        """No comparison, `in`, match pattern or regular expression holds a word that a person would use for a wish."""
+    def test_shipped_code_matches_no_word_of_a_message(self) -> None:
+        """No comparison, `in`, match pattern or regular expression has a word that users write for a wish."""
         words = {"add", "create", "list", "show", "finish", "done", "complete", "delete", "remove", "rename", "update"}
         for path, tree in trees():
             for node in ast.walk(tree):
                 if isinstance(node, ast.Compare | ast.MatchValue) or _is_text_test(node):
                     constants = {c.value for c in ast.walk(node) if isinstance(c, ast.Constant)}
-                    spoken = {w for c in constants if isinstance(c, str) for w in c.lower().split()} & words
-                    assert not spoken, f"{path}:{node.lineno} looks for {spoken}"
+                    found = {w for c in constants if isinstance(c, str) for w in c.lower().split()} & words
+                    assert not found, f"{path}:{node.lineno} looks for {found}"
 
-    def test_the_message_is_read_by_nobody_but_the_model(self, alice: Person, standin: StandIn, rows: Rows) -> None:
-        """A message full of wishes does nothing when the model only talks."""
+    def test_only_the_model_reads_the_message(self, alice: Person, standin: StandIn, rows: Rows) -> None:
+        """A message full of wishes has no effect when the model only talks."""
         standin.fault("say", text="Nothing done.", match="delete 1")
-        answer = alice.say("add milk, finish 1, delete 1, list my tasks").json
+        answer = alice.say("add milk, finish 1, delete 1, list everything").json
         assert (answer["response"], answer["tool_calls"]) == ("Nothing done.", [])
-        assert rows.execute("select from task where user_id = %s", [alice.id]).fetchall() == []
+        assert example.rows_of(rows, alice.id) == []
 
-    def test_a_message_without_any_wish_changes_what_the_model_says(self, alice: Person, standin: StandIn) -> None:
-        """A message in no language at all adds a task when the model calls the tool."""
-        standin.fault("call", calls=[{"name": "add_task", "arguments": {"title": "x"}}], match="zzz")
+    def test_a_message_without_a_wish_does_what_the_model_decides(self, alice: Person, standin: StandIn) -> None:
+        """A message without meaning adds a row when the model calls the tool."""
+        standin.fault("call", calls=[example.call_add("x")], match="zzz")
         (call,) = alice.say("zzz").json["tool_calls"]
         assert call["outcome"] == "ok"
 
@@ -62,20 +63,20 @@ def _is_text_test(node: ast.AST) -> bool:
 
 
 class TestToolsOnly:
-    """Law 2: every change to a task goes through a tool; the agent holds no session, no engine, no SQL."""
+    """Law 2: every change goes through a tool. The agent holds no session, no engine, no SQL."""
 
     def test_the_agent_imports_no_database(self) -> None:
-        """Nothing of SQLAlchemy, SQLModel, the driver, our database or our queries is named in the agent's module."""
+        """The agent's module imports no SQLAlchemy, SQLModel, driver, database package or query."""
         imported = set(_imports(ROOT / "functions/chat/agent.py"))
-        forbidden = {"sqlalchemy", "sqlmodel", "pg8000", "taskchat.db", "taskchat.tasks"}
+        forbidden = {"sqlalchemy", "sqlmodel", "pg8000", "taskchat.database", "taskchat.tasks"}
         assert not {name for name in imported if any(name == f or name.startswith(f"{f}.") for f in forbidden)}
 
-    def test_what_the_agent_holds_leads_to_no_engine(self, alice: Person) -> None:
-        """Following every attribute of a run and of the agent's tools, no session, engine or connection is met."""
+    def test_no_attribute_of_the_agent_leads_to_an_engine(self, alice: Person) -> None:
+        """A walk over all attributes of the agent finds no session, engine or connection."""
         from chat.agent import Run
         from chat.app import process
 
-        alice.say("Add buy milk")
+        alice.say(ADD)
         agent = process.turns.agent
         kinds = {type(thing).__module__.split(".")[0] for thing in _reachable(agent)}
         assert not kinds & {"sqlalchemy", "sqlmodel", "pg8000"}
@@ -105,12 +106,12 @@ def _imports(path: Path) -> list[str]:
 
 
 def _reachable(root: object) -> list[object]:
-    """All objects held in attributes, lists and dicts below `root`, without following functions or modules."""
+    """Return all objects in attributes, lists and dicts below `root`. Do not follow functions or modules."""
     seen: dict[int, object] = {}
     queue = [root]
     while queue:
         thing = queue.pop()
-        if id(thing) in seen or "Proxy" in type(thing).__name__:  # a proxy imports what it stands for when it is asked
+        if id(thing) in seen or "Proxy" in type(thing).__name__:  # a lazy proxy would import its module
             continue
         if isinstance(thing, type | ModuleType | logging.Handler) or inspect.isroutine(thing):
             continue
@@ -125,45 +126,45 @@ def _reachable(root: object) -> list[object]:
 
 
 class TestStateless:
-    """Law 3: nothing of a user or conversation outlives an invocation in memory."""
+    """Law 3: no data of a user or conversation stays in memory after an invocation."""
 
-    def test_people_who_share_a_warm_environment_share_nothing_else(self, alice: Person, bob: Person) -> None:
-        """Interleaved turns of two people: each finds exactly what they said and did."""
-        hers, his = alice.say("Add buy milk").json, bob.say("Add feed the cat").json
+    def test_users_of_one_warm_environment_share_no_data(self, alice: Person, bob: Person) -> None:
+        """In interleaved turns of two users, each finds exactly their own messages and rows."""
+        hers, his = alice.say(example.add("buy milk")).json, bob.say(example.add("feed cats")).json
         again, too = (
-            alice.say("what is left?", hers["conversation_id"]).json,
-            bob.say("what is left?", his["conversation_id"]).json,
+            alice.say(example.show(), hers["conversation_id"]).json,
+            bob.say(example.show(), his["conversation_id"]).json,
         )
         assert "buy milk" in again["response"]
-        assert "cat" not in json.dumps(again)
-        assert "feed the cat" in too["response"]
+        assert "cats" not in json.dumps(again)
+        assert "feed cats" in too["response"]
         assert "milk" not in json.dumps(too)
 
-    def test_no_text_of_a_person_is_left_in_memory(self, alice: Person) -> None:
-        """After a turn, nothing that outlives it holds a word of it."""
+    def test_no_text_of_a_user_stays_in_memory(self, alice: Person) -> None:
+        """After a turn, no object that outlives it holds the user's text or id."""
         from chat.app import app, process
 
-        alice.say("Add zanzibarquux")
+        alice.say(example.add("zanzibarquux"))
         kept = [process, app]
         texts = [text for text in _reachable(kept) if isinstance(text, str)]
-        assert any("auth.example.com" in text for text in texts)  # the search does reach what is kept
+        assert any("auth.example.com" in text for text in texts)  # the walk does reach what stays
         assert not [text for text in texts if "zanzibarquux" in text or alice.id in text]
 
-    def test_a_new_environment_goes_on_where_the_old_one_ended(self, alice: Person) -> None:
-        """The database alone is enough: with everything in memory dropped, the conversation continues."""
-        from tests.conftest import forget
+    def test_a_new_environment_continues_a_conversation(self, alice: Person) -> None:
+        """The database alone is enough after everything in memory is dropped."""
+        from tests.conftest import reset_processes
 
-        first = alice.say("Add buy milk").json
-        forget()
+        first = alice.say(ADD).json
+        reset_processes()
         second = alice.say("What did I just say?", first["conversation_id"]).json
-        assert "Add buy milk" in second["response"]
+        assert ADD in second["response"]
 
 
 class TestOneEntryPoint:
     """Law 4: the chat route is the only way to express an intention."""
 
     def test_the_routes_are_these(self) -> None:
-        """One route takes a message; the others only tell."""
+        """One route takes a message, and the others only read."""
         from chat.app import app
 
         routes = {(method, route.path) for route in _flat(app.routes) for method in getattr(route, "methods", ())}
@@ -171,7 +172,7 @@ class TestOneEntryPoint:
 
 
 def _flat(routes: Any) -> list[Any]:
-    """The routes, with those of included routers among them, however deep."""
+    """Return the routes, and those of included routers at any depth."""
     return [
         inner
         for route in routes
@@ -179,16 +180,18 @@ def _flat(routes: Any) -> list[Any]:
     ]
 
 
-class TestFiveTools:
-    """Law 5: exactly these, stateless, explicit parameters with user_id among them, structured output."""
+class TestTools:
+    """Law 5: stateless tools with explicit parameters, user_id among them, and structured output."""
 
-    def test_the_tools_are_these(self) -> None:
-        """Five tools, by their names."""
+    def test_the_tools_are_those_of_the_toolset(self) -> None:
+        """The server has each of the domain's tools, and no other."""
         from chat.app import process
 
-        assert {tool.name for tool in run(process.tools.list_tools())} == TOOLS
+        assert {tool.name for tool in run(process.tools.list_tools())} == {
+            each.__name__ for each in example.toolset.tools
+        }
 
-    def test_each_takes_the_user_and_hides_it(self) -> None:
+    def test_each_tool_takes_the_user_and_hides_it(self) -> None:
         """`user_id` is a parameter of every tool's function and in no tool's schema."""
         from chat.app import process
 
@@ -196,7 +199,7 @@ class TestFiveTools:
             assert "user_id" in inspect.signature(tool.fn).parameters
             assert "user_id" not in json.dumps(tool.to_mcp_tool().model_dump(mode="json"))
 
-    def test_each_has_a_typed_result(self) -> None:
+    def test_each_tool_has_a_typed_result(self) -> None:
         """Every tool's output has a schema with named properties."""
         from chat.app import process
 
@@ -204,34 +207,36 @@ class TestFiveTools:
 
 
 class TestEveryCallShows:
-    """Law 6: each call is logged, kept and returned, failed ones too."""
+    """Law 6: each call is logged, stored and returned, also a failed one."""
 
     def test_log_record_and_answer_agree(self, alice: Person, rows: Rows, logs: Logs) -> None:
-        """A good and a failed call stand in the log, in the table and in the answer, by the same ids."""
-        answer = alice.say("add buy milk and finish 987654321").json
+        """A good and a failed call are in the log, in the table and in the answer, with the same ids."""
+        answer = alice.say(ADD.then(example.fail())).json
         logged = [line for line in logs() if line["message"] == "tool call"]
-        kept = rows.execute("select * from tool_call where user_id = %s order by position", [alice.id]).fetchall()
+        stored = rows.execute("select * from tool_call where user_id = %s order by position", [alice.id]).fetchall()
         expected = [(call["call_id"], call["tool"], call["outcome"]) for call in answer["tool_calls"]]
         assert sorted(outcome for _, _, outcome in expected) == ["error", "ok"]
         assert [(line["call_id"], line["tool"], line["outcome"]) for line in logged] == expected
-        assert [(row["call_id"], row["tool"], row["outcome"]) for row in kept] == expected
+        assert [(row["call_id"], row["tool"], row["outcome"]) for row in stored] == expected
 
 
 class TestTheOrderOfATurn:
     """Law 7: receive, fetch history, build input, persist user message, execute agent, persist response, return."""
 
-    def test_seen_from_the_database(self, alice: Person, standin: StandIn, rows: Rows) -> None:
+    def test_the_message_is_stored_before_the_model_is_called(
+        self, alice: Person, standin: StandIn, rows: Rows
+    ) -> None:
         """While the model thinks, the message is committed, the reply is not, and no transaction is open."""
         import threading
 
-        from chat.app import handler  # noqa: F401  (imported here, so that the thread does not import)
+        from chat.app import handler  # noqa: F401  (an import in the thread would take its loop)
 
-        standin.fault("hang", match="add buy milk")
+        standin.fault("hang", match=ADD)
         answers: list[Any] = []
-        turn = threading.Thread(target=_in_a_loop_of_its_own, args=(lambda: answers.append(alice.say("add buy milk")),))
+        turn = threading.Thread(target=_in_own_loop, args=(lambda: answers.append(alice.say(ADD)),))
         turn.start()
         standin.waiting(at_least=1)
-        said = rows.execute("select role from message where user_id = %s", [alice.id]).fetchall()
+        stored = rows.execute("select role from message where user_id = %s", [alice.id]).fetchall()
         busy = rows.execute(
             "select query from pg_stat_activity where usename = 'taskchat_app' and state <> 'idle'"
         ).fetchall()
@@ -239,50 +244,50 @@ class TestTheOrderOfATurn:
         held = lease.fetchall()
         standin.release()
         turn.join()
-        assert (said, busy, held) == ([{"role": "user"}], [], [{"held": True}])
+        assert (stored, busy, held) == ([{"role": "user"}], [], [{"held": True}])
         assert answers[0].status == 200
 
     def test_history_is_fetched_before_the_message_is_stored(self, alice: Person, standin: StandIn) -> None:
         """The model reads the new message once, at the end."""
-        first = alice.say("Add buy milk").json
+        first = alice.say(ADD).json
         standin.reset()
-        alice.say("what is left?", first["conversation_id"])
+        alice.say(example.show(), first["conversation_id"])
         shown = [item for item in standin.requests()[0]["body"]["input"] if item.get("role") == "user"]
-        assert [item["content"].split("\n")[1] for item in shown] == ["Add buy milk", "what is left?"]
+        assert [item["content"].split("\n")[1] for item in shown] == [ADD, example.show()]
 
 
-def _in_a_loop_of_its_own(function: Any) -> None:
+def _in_own_loop(function: Any) -> None:
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     try:
         function()
     finally:
-        from tests.conftest import forget
+        from tests.conftest import reset_processes
 
-        forget()
+        reset_processes()
         loop.close()
 
 
 class TestTheUserIsTheToken:
-    """Law 8: user_id everywhere, from the token only. The model never sees it, never sets it."""
+    """Law 8: user_id everywhere, from the token only. The model never sees it and never sets it."""
 
-    def test_the_model_never_sees_it(self, alice: Person, standin: StandIn) -> None:
-        """In no request to the model does the person's id occur."""
-        first = alice.say("add buy milk, then finish the milk").json
-        alice.say("what is left?", first["conversation_id"])
+    def test_the_model_never_sees_the_user_id(self, alice: Person, standin: StandIn) -> None:
+        """No request to the model contains the user's id."""
+        first = alice.say(ADD.then(example.change("buy milk"))).json
+        alice.say(example.show(), first["conversation_id"])
         assert alice.id not in json.dumps([[r["body"], r["headers"]] for r in standin.requests()])
 
-    def test_the_model_cannot_set_it(self, alice: Person, bob: Person, standin: StandIn, rows: Rows) -> None:
-        """A call with another's id in its arguments fails, and writes nothing for anybody."""
-        calls = [{"name": "add_task", "arguments": {"title": "x", "user_id": bob.id}}]
-        standin.fault("call", calls=calls, match="hello")
+    def test_the_model_cannot_set_the_user_id(self, alice: Person, bob: Person, standin: StandIn, rows: Rows) -> None:
+        """A call with another user's id in its arguments fails, and writes no row for either user."""
+        add = example.call_add("x")
+        standin.fault("call", calls=[add | {"arguments": add["arguments"] | {"user_id": bob.id}}], match="hello")
         (call,) = alice.say("hello").json["tool_calls"]
         assert call["outcome"] == "error"
-        assert rows.execute("select from task where user_id = any(%s)", [[alice.id, bob.id]]).fetchall() == []
+        assert example.rows_of(rows, alice.id) == example.rows_of(rows, bob.id) == []
 
 
 def test_the_mcp_function_imports_no_agent() -> None:
-    """The second door pays for no model client: neither the Agents SDK nor openai is loaded."""
+    """The MCP function loads neither the Agents SDK nor openai."""
     code = "import sys, mcp_tools.app; print(sorted({'agents', 'openai', 'chat'} & sys.modules.keys()))"
     environment = {
         "PYTHONPATH": f"{ROOT / 'shared'}:{ROOT / 'functions'}",

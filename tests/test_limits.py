@@ -32,8 +32,8 @@ from testing.callers import RESOURCE, Caller
 from testing.gateway import Handler, Response, event, invoke
 from tests import db_assertions as truth
 from tests import proxy
-from tests.conftest import ROOT, Logs, Person, forget, serving, variables
-from tests.environments import Environment, Fleet, Zygote
+from tests.conftest import ROOT, Logs, Person, reset_processes, serving, variables
+from tests.environments import Environment, Fleet, ForkServer
 from tests.test_untrusted_model import add_tasks
 
 Rows = psycopg.Connection[dict[str, Any]]
@@ -361,7 +361,7 @@ def limited(monkeypatch: pytest.MonkeyPatch, environment: None) -> Callable[...,
     def limit(**limits: int) -> None:
         for name in ("turn_burst", "turns_per_minute", "daily_model_tokens", "mcp_burst", "mcp_requests_per_minute"):
             monkeypatch.setenv(name.upper(), str(limits.get(name, 0)))
-        forget()
+        reset_processes()
 
     return limit
 
@@ -520,11 +520,11 @@ class TestTheChat:
         assert allowance(rows, alice.id) is None
 
     def test_200_at_once_through_eight_processes(
-        self, warm_zygote: Zygote, database_url: str, standin: StandIn, issuer: Issuer, rows: Rows
+        self, warm_fork_server: ForkServer, database_url: str, standin: StandIn, issuer: Issuer, rows: Rows
     ) -> None:
         """Exactly ten turns of one person are done, each whole; all others are refused, and nothing dies of a lock."""
         limits = {"TURN_BURST": "10", "TURNS_PER_MINUTE": str(SLOW), "DAILY_MODEL_TOKENS": str(10**9)}
-        fleet = Fleet(warm_zygote, variables(database_url, standin, issuer) | limits)
+        fleet = Fleet(warm_fork_server, variables(database_url, standin, issuer) | limits)
         client, environments = Caller.new(issuer), [fleet.start() for _ in range(8)]
 
         def ask(environment: Environment) -> list[Response]:
@@ -618,7 +618,7 @@ class TestWhatATurnCosts:
     ) -> None:
         """Nobody listens: it costs nothing."""
         monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
-        forget()
+        reset_processes()
         assert alice.say("Add buy milk").status == 502
         assert tokens(rows, alice.id) == 0
 
@@ -653,7 +653,7 @@ class TestWhatATurnCosts:
     ) -> None:
         """The model that answered, which is the one to be paid."""
         monkeypatch.setenv("MODEL_FALLBACK", "second-choice")
-        forget()
+        reset_processes()
         standin.fault("server_error", match="hello", times=3)
         assert alice.say("hello").status == 200
         assert usage_of(rows, alice)["model"] == "second-choice"
@@ -667,7 +667,7 @@ class TestWhatATurnCosts:
         commits = count(1)
         with proxy.running(server.app_url) as wire:
             monkeypatch.setenv("DATABASE_URL", wire.url(server.app_url))
-            forget()
+            reset_processes()
 
             def lose_the_second(_connection: Any) -> None:
                 if next(commits) == 2:
@@ -677,7 +677,7 @@ class TestWhatATurnCosts:
 
             sqlalchemy.event.listen(process.database.engine, "commit", lose_the_second)
             assert alice.say("hello").status == 200
-            forget()
+            reset_processes()
         assert (wire.lost, usage_of(rows, alice)["requests"]) == (1, 1)
         assert tokens(rows, alice.id) == told(standin)
 

@@ -19,7 +19,7 @@ from dev.tokens import Issuer
 from taskchat.http.gateway import MARGIN
 from testing.callers import AUTH, RESOURCE
 from testing.gateway import Handler, Response, event, invoke, runtime_log
-from tests.conftest import Logs, Person, forget, run, serving
+from tests.conftest import Logs, Person, reset_processes, run, serving
 
 Rows = psycopg.Connection[dict[str, Any]]
 
@@ -220,7 +220,7 @@ class TestTools:
     ) -> None:
         """The operator is told; the client need not know how the database is set up."""
         monkeypatch.setenv("DATABASE_URL", server.owner_url)
-        forget()
+        reset_processes()
         answer = McpClient(alice.mcp_token).request("tools/call", name="list_tasks", arguments={})
         assert answer.json["result"]["content"][0]["text"] == "Something went wrong on our side."
         assert "BYPASSRLS" not in answer.body
@@ -583,7 +583,7 @@ class TestTrouble:
 
         monkeypatch.setenv("AUTH_JWKS_JSON", "")
         monkeypatch.setenv("AUTH_JWKS_URL", "http://127.0.0.1:1/jwks")
-        forget()
+        reset_processes()
         adapter: Handler = Mangum(process.app, lifespan="auto")
         return adapter
 

@@ -1,4 +1,4 @@
-"""Node.js and npm come from the locked packages, whatever Node.js the machine has or lacks."""
+"""Node.js and npm come from the locked packages, with any Node.js on the machine or none."""
 
 import contextlib
 import importlib.metadata
@@ -19,7 +19,7 @@ LOCAL_PACKAGE = {"name": "local", "version": "1.0.0", "scripts": {"postinstall":
 
 @contextlib.contextmanager
 def broken_machine(directory: Path) -> Iterator[None]:
-    """Be on a machine whose own node, npm and npx fail, with a home directory in which nothing can be written."""
+    """Make the machine's own node, npm and npx fail, and the home directory read-only."""
     for name in ("node", "npm", "npx"):
         (directory / name).write_text("#!/bin/sh\nexit 97\n")
         (directory / name).chmod(0o755)
@@ -31,32 +31,32 @@ def broken_machine(directory: Path) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def broken(tmp_path: Path) -> Iterator[None]:
-    """Such a machine, for every test here."""
+    """Run every test here on such a machine."""
     with broken_machine(tmp_path):
         yield
 
 
-def said(*command: str | Path) -> str:
-    """Run a command as the project runs Node.js, and return what it prints."""
+def output_of(*command: str | Path) -> str:
+    """Run a command as the project runs Node.js, and return its output."""
     done = node.run(command, SECONDS)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
-def test_node_is_the_locked_one() -> None:
-    """By its own path, and by its name in a shell."""
-    assert (said(node.program(), "--version"), said("sh", "-c", "node --version")) == (LOCKED, LOCKED)
+def test_node_is_the_locked_version() -> None:
+    """It is so by its own path, and by its name in a shell."""
+    assert (output_of(node.program(), "--version"), output_of("sh", "-c", "node --version")) == (LOCKED, LOCKED)
 
 
 def test_npm_and_npx_run_on_the_locked_node() -> None:
-    """npm tells its Node.js; npx has the version of the npm that it is part of."""
-    versions = json.loads(said("npm", "version", "--json"))
+    """npm names its Node.js, and npx has the version of its npm."""
+    versions = json.loads(output_of("npm", "version", "--json"))
     assert versions["node"] == LOCKED.removeprefix("v")
-    assert said("npx", "--version") == versions["npm"]
+    assert output_of("npx", "--version") == versions["npm"]
 
 
 def test_packages_are_installed_once_per_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package's own script runs on the locked Node.js; a second call does nothing; a change installs anew."""
+    """A package's script runs on the locked Node.js. A second call does nothing, and a change installs again."""
     monkeypatch.setattr(node, "PACKAGES", tmp_path / "packages")
     (tmp_path / "local").mkdir()
     (tmp_path / "local" / "package.json").write_text(json.dumps(LOCAL_PACKAGE))
@@ -76,8 +76,8 @@ def test_packages_are_installed_once_per_change(tmp_path: Path, monkeypatch: pyt
     assert written.exists()
 
 
-def test_a_command_without_an_end_is_stopped_with_its_children(tmp_path: Path) -> None:
-    """A child that keeps the output open does not hold its caller."""
+def test_a_command_that_does_not_end_is_stopped_with_its_children(tmp_path: Path) -> None:
+    """A child that keeps the output open does not block its caller."""
     pid = tmp_path / "pid"
     with pytest.raises(subprocess.TimeoutExpired):
         node.run(["sh", "-c", f"sleep 600 & echo $! > {pid}; wait"], 1)
@@ -85,5 +85,5 @@ def test_a_command_without_an_end_is_stopped_with_its_children(tmp_path: Path) -
 
 
 def find(pid: int) -> list[psutil.Process]:
-    """The process, unless it has ended."""
+    """Return the process, unless it has ended."""
     return [psutil.Process(pid)] if psutil.pid_exists(pid) else []

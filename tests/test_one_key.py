@@ -27,9 +27,9 @@ from testing.gateway import Response
 from tests import db_assertions as truth
 from tests.conftest import variables
 from tests.db_assertions import Rows
-from tests.environments import Environment, Fleet, Zygote
+from tests.environments import Environment, Fleet, ForkServer
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 ROUNDS = 100 if "THOROUGH" in os.environ else 15
 UNLIMITED = {"TURN_BURST": "0", "TURNS_PER_MINUTE": "0", "DAILY_MODEL_TOKENS": "0"}
 BUDGET = 6_000
@@ -43,14 +43,14 @@ class TestTwoRequestsAtOnce:
     def pair(
         self,
         request: pytest.FixtureRequest,
-        warm_zygote: Zygote,
+        warm_fork_server: ForkServer,
         server: Postgres,
         standin: StandIn,
         issuer: Issuer,
         rows: Rows,
     ) -> Iterator[list[Environment]]:
         """Two environments of one deployment. Without limits, nothing else makes a person's requests wait in line."""
-        fleet = Fleet(warm_zygote, variables(server.app_url, standin, issuer) | request.param)
+        fleet = Fleet(warm_fork_server, variables(server.app_url, standin, issuer) | request.param)
         with truth.watched(rows):
             yield [fleet.start(), fleet.start()]
         fleet.stop()
@@ -81,7 +81,7 @@ class TestTwoRequestsAtOnce:
         assert len(truth.effects(rows, client.id)) == effects
 
     def test_in_two_conversations(
-        self, pair: list[Environment], client: Caller, places: list[str], rows: Rows, tell: Tell
+        self, pair: list[Environment], client: Caller, places: list[str], rows: Rows, report: Report
     ) -> None:
         """The same words in each."""
         winners = Counter[int]()
@@ -90,7 +90,7 @@ class TestTwoRequestsAtOnce:
             answers = self.race(pair, client, bodies)
             self.check(rows, client, answers, number + 1)
             winners[[answer.status for answer in answers].index(200)] += 1
-        tell(f"One key in two conversations at once: {ROUNDS} rounds, won by {dict(winners)}")
+        report(f"One key in two conversations at once: {ROUNDS} rounds, won by {dict(winners)}")
 
     def test_in_a_new_conversation_and_an_old_one(
         self, pair: list[Environment], client: Caller, places: list[str], rows: Rows

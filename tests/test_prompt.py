@@ -254,7 +254,7 @@ def test_over_sixty_turns_nine_tenths_of_the_input_are_cached(
     rows: Rows,
     standin: StandIn,
     monkeypatch: pytest.MonkeyPatch,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
     model_api: str,
     model: str,
 ) -> None:
@@ -275,5 +275,5 @@ def test_over_sixty_turns_nine_tenths_of_the_input_are_cached(
     assert used["turns"] == 60
     assert len(starts) > 2
     share = used["cached"] / used["read"]
-    tell(f"{model} by {model_api}: {share:.1%} of 60 turns' input was cached, with {len(starts) - 1} cuts")
+    report(f"{model} by {model_api}: {share:.1%} of 60 turns' input was cached, with {len(starts) - 1} cuts")
     assert share >= 0.9

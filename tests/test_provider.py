@@ -14,8 +14,8 @@ from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from taskchat.settings import Settings
-from tests.conftest import Logs, Person, forget, serving
-from tests.privacy import Watch
+from tests.conftest import Logs, Person, reset_processes, serving
+from tests.privacy import LogSearch
 
 Rows = psycopg.Connection[dict[str, Any]]
 Json = dict[str, Any]
@@ -55,7 +55,7 @@ def provider(environment: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pro
     provider = Provider()
     with serving(provider) as url:
         monkeypatch.setenv("OPENAI_BASE_URL", f"{url}/v1")
-        forget()
+        reset_processes()
         yield provider
 
 
@@ -135,10 +135,10 @@ class TestIds:
         assert all(len(call_id) <= 64 and call_id.replace("_", "").isalnum() for call_id in ids)
 
     def test_no_word_in_it_is_logged(
-        self, alice: Person, provider: Provider, logs: Logs, watch: Watch, model_api: str
+        self, alice: Person, provider: Provider, logs: Logs, log_search: LogSearch, model_api: str
     ) -> None:
         """Nothing of it is stored or sent either: a model may put a user's words anywhere."""
-        watch.know_texts([WORDS])
+        log_search.add_texts([WORDS])
         provider.answers = [response(function_call(WORDS), api=model_api), response(api=model_api)]
         answer = alice.say(f"hello, {WORDS}")
         assert answer.status == 200
@@ -156,10 +156,10 @@ class TestIds:
     ],
 )
 def test_codes_of_errors_are_logged_if_they_are_known(
-    alice: Person, provider: Provider, logs: Logs, watch: Watch, body: Json, told: str
+    alice: Person, provider: Provider, logs: Logs, log_search: LogSearch, body: Json, told: str
 ) -> None:
     """Any other code is the provider's own text."""
-    watch.know_texts([WORDS])
+    log_search.add_texts([WORDS])
     provider.answers = [JSONResponse(body, 400)]
     assert alice.say(f"hello, {WORDS}").status == 502
     assert [line["reason"] for line in logs() if line["message"] == "model failed"] == [f"BadRequestError 400 {told}"]
@@ -288,7 +288,7 @@ def test_a_request_that_cannot_be_written_is_not_sent(
 ) -> None:
     """It costs nothing, it is not retried, and the log tells the operator what failed."""
     monkeypatch.setenv("OPENAI_API_KEY", "ké")
-    forget()
+    reset_processes()
     assert alice.say("hello").status == 502
     assert provider.heard == []
     lines = logs()
@@ -321,7 +321,7 @@ class TestNames:
     ) -> None:
         """Its own turn and the next send the same replacement; the record keeps the name that the model wrote."""
         monkeypatch.setenv("MODEL", model)
-        forget()
+        reset_processes()
         reasoning = [{"type": "reasoning", "id": "rs", "summary": [], "encrypted_content": "x"}]
         first = (reasoning if model != "stand-in" and model_api == "responses" else []) + [function_call("c", name)]
         provider.answers = [response(*first, api=model_api), response(api=model_api)]
@@ -366,7 +366,7 @@ def test_no_answer_may_be_endless(
 ) -> None:
     """Each request has a limit, by the one name that its provider knows."""
     monkeypatch.setenv("MODEL", model)
-    forget()
+    reset_processes()
     assert alice.say("add milk").status == 200
     assert [{n: b for n, b in r["body"].items() if n in LIMITS} for r in standin.requests()] == [{name: 8_000}] * 2
 
@@ -389,7 +389,7 @@ class TestEffort:
         """Requests of a turn with a tool call have it, and those of the next turn."""
         monkeypatch.setenv("MODEL", model)
         monkeypatch.setenv("REASONING_EFFORT", effort)
-        forget()
+        reset_processes()
         first = alice.say("add milk")
         assert first.status == 200
         assert alice.say("what is left?", first.json["conversation_id"]).status == 200
@@ -402,7 +402,7 @@ class TestEffort:
     ) -> None:
         """The effort is low. A model of another name might refuse the parameter."""
         monkeypatch.setenv("MODEL", model)
-        forget()
+        reset_processes()
         assert alice.say("hello").status == 200
         assert efforts(standin) == [{"effort": sent} if sent and model_api == "responses" else sent]
 
@@ -413,7 +413,7 @@ class TestEffort:
         """No request names it."""
         monkeypatch.setenv("MODEL", "gpt-6-luna")
         monkeypatch.setenv("REASONING_EFFORT", "")
-        forget()
+        reset_processes()
         assert alice.say("hello").status == 200
         assert efforts(standin) == [None]
 
@@ -431,7 +431,7 @@ class TestEffort:
         """One that refused its only request would be none."""
         monkeypatch.setenv("MODEL", "gpt-6-luna")
         monkeypatch.setenv("MODEL_FALLBACK", fallback)
-        forget()
+        reset_processes()
         standin.fault("server_error", match="hello", times=3)
         assert alice.say("hello").status == 200
         low = {"effort": "low"} if model_api == "responses" else "low"

@@ -76,10 +76,12 @@ def test_every_row_is_used(uses: set[Use]) -> None:
     assert len({(row.file, row.name) for row in PRIVATE}) == len(PRIVATE)
 
 
-def test_few_are_outside_the_pipeline(tell: Callable[[str], None]) -> None:
+def test_few_are_outside_the_pipeline(report: Callable[[str], None]) -> None:
     """The driver's pipeline is one file that knows one version. All other code keeps to what vendors promise."""
     elsewhere = [row for row in PRIVATE if row.file != PIPELINE]
-    tell(f"private names of dependencies: {len(PRIVATE) - len(elsewhere)} in the pipeline, {len(elsewhere)} elsewhere")
+    report(
+        f"private names of dependencies: {len(PRIVATE) - len(elsewhere)} in the pipeline, {len(elsewhere)} elsewhere"
+    )
     assert len(elsewhere) <= MOST_ELSEWHERE
 
 

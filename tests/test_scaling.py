@@ -1,4 +1,4 @@
-"""What docs/scaling.md reckons is what the code reckons, and what it tells an operator to do does it."""
+"""docs/scaling.md has the figures that the code computes, and its instructions to an operator work."""
 
 import re
 from math import isclose
@@ -13,23 +13,23 @@ from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
 from taskchat.conversations.history import MAX_HISTORY_TURNS
 from taskchat.settings import Settings
-from taskchat.tasks.queries import PAGE_SIZE
 from testing import capacity
 from testing.capacity import Prices, Turn
 from tests.conftest import ROOT, Person
+from tests.domain import example
 
 PAGE = (ROOT / "docs/scaling.md").read_text()
 Rows = psycopg.Connection[dict[str, Any]]
 
 
 @pytest.mark.parametrize("name", capacity.tables())
-def test_the_tables_are_as_they_are_reckoned(name: str) -> None:
-    """Word for word: `python -m bench.capacity` prints them."""
+def test_the_tables_are_the_computed_ones(name: str) -> None:
+    """`python -m testing.capacity` prints them."""
     assert capacity.tables()[name] in PAGE
 
 
-def test_the_assumptions_are_those_that_are_reckoned_with() -> None:
-    """In the order of the page's first table."""
+def test_the_stated_assumptions_are_the_codes() -> None:
+    """They have the order of the page's first table."""
     turn = Turn()
     (table,) = re.findall(r"\| Assumed of .*?\n\n", PAGE, re.DOTALL)
     stated = [
@@ -50,8 +50,8 @@ def test_the_assumptions_are_those_that_are_reckoned_with() -> None:
     ]
 
 
-def test_the_prices_in_the_formulas_are_those_of_the_table() -> None:
-    """Somebody who puts their own numbers in starts from the same."""
+def test_the_formulas_have_the_tables_prices() -> None:
+    """A reader who puts in other numbers starts from the same ones."""
     (formulas,) = re.findall(r"    Lambda .*?\n\n", PAGE, re.DOTALL)
     prices = Prices()
     per_token = (prices.million_input_tokens, prices.million_cached_tokens, prices.million_output_tokens)
@@ -59,11 +59,11 @@ def test_the_prices_in_the_formulas_are_those_of_the_table() -> None:
         assert any(isclose(float(number), price) for number in re.findall(r"\d+\.\d+", formulas)), price
 
 
-def test_the_defaults_are_those_of_the_product() -> None:
-    """The throttle, the memory, the limits of a person, and the lengths that bound what a turn reads."""
+def test_the_stated_defaults_are_the_products() -> None:
+    """These are the throttle, the memory, a user's limits, and the lengths that bound a turn's reads."""
 
     class Loader(yaml.SafeLoader):
-        """Reads the template, whose intrinsic functions matter to nobody here."""
+        """Read the template and ignore its intrinsic functions."""
 
     Loader.add_multi_constructor("!", lambda *_: None)
     parameters = yaml.load((ROOT / "template.yaml").read_text(), Loader)["Parameters"]  # noqa: S506 - a SafeLoader
@@ -73,11 +73,11 @@ def test_the_defaults_are_those_of_the_product() -> None:
     allowed = (settings.turn_burst, settings.turns_per_minute, settings.daily_model_tokens)
     assert allowed == (20, 20, 1_000_000)
     assert f"{allowed[0]} turns at once, {allowed[1]} a minute after that, and a million model\ntokens a day" in PAGE
-    assert (MAX_HISTORY_TURNS, PAGE_SIZE) == (50, 50)
+    assert MAX_HISTORY_TURNS == 50
 
 
 def test_the_figures_in_the_text_follow_from_the_tables() -> None:
-    """What the prose says of the ceiling, the quiet database, and both functions at one pooler."""
+    """The text's ceiling, quiet database, and pooler of both functions are right."""
     dollars = sum(dollars for _, dollars, _ in capacity._costs(Turn(), Prices()))
     assert 30 < 3600 * capacity.THROTTLE / 1e6 * dollars < 34  # about 32 dollars an hour
     quiet = 0.25 * 730 * Prices().compute_hour
@@ -89,8 +89,8 @@ def test_the_figures_in_the_text_follow_from_the_tables() -> None:
 
 
 @pytest.mark.parametrize("holding", [0.005, 0.05, 0.5])
-def test_no_client_is_lost_in_the_arithmetic(holding: float) -> None:
-    """Each thinks, is served or waits; and no more servers are busy than there are."""
+def test_each_client_thinks_is_served_or_waits(holding: float) -> None:
+    """No more servers are busy than there are."""
     rate = capacity.throughput(1_000, 5.0, holding, 20)
     waiting = capacity.waiting(1_000, 5.0, holding, 20)
     assert isclose(rate * (5.0 + holding) + waiting, 1_000)
@@ -99,50 +99,55 @@ def test_no_client_is_lost_in_the_arithmetic(holding: float) -> None:
 
 @pytest.fixture
 def database_url(server: Postgres, pooler: PgBouncer) -> str:
-    """Through the pooler, which counts."""
+    """Give the pooler's URL, because the pooler counts transactions."""
     return pooler.url(server.app_url)
 
 
 def test_a_turn_with_one_tool_call_is_three_transactions(alice: Person, pooler: PgBouncer) -> None:
-    """As the pooler sees it, on a connection that is there already."""
-    alice.say("Add buy milk")
+    """The pooler counts them on an open connection."""
+    alice.say(example.add("buy milk"))
 
     def transactions() -> int:
         return sum(int(row["total_xact_count"]) for row in pooler.show("stats") if row["database"] == "taskchat")
 
     before = transactions()
-    assert alice.say("Add buy bread").json["tool_calls"][0]["outcome"] == "ok"
+    assert alice.say(example.add("buy bread")).json["tool_calls"][0]["outcome"] == "ok"
     assert transactions() - before == Turn().transactions
 
 
 @pytest.fixture
 def old(alice: Person, rows: Rows) -> str:
-    """Somebody who was away for two years, and has begun another conversation now."""
-    alice.say("Add buy milk")
+    """Return the id of a user who was away for two years, and has begun another conversation now."""
+    alice.say(example.add("buy milk"))
     rows.execute("update conversation set updated_at = now() - interval '2 years' where user_id = %s", [alice.id])
     rows.execute(
         "insert into tool_call (user_id, turn_id, call_id, position, door, tool, arguments, outcome, result,"
         " duration_ms, created_at) values"
-        " (%s, %s, 'c', 0, 'mcp', 'list_tasks', '{}', 'ok', '{}', 1, now() - interval '2 years')",
+        " (%s, %s, 'c', 0, 'mcp', 'list', '{}', 'ok', '{}', 1, now() - interval '2 years')",
         [alice.id, uuid4()],
     )
     unused = "insert into allowance values (%s, 'mcp', now() - interval '9 days', current_date - 9, 0)"
     rows.execute(unused, [alice.id])
-    alice.say("Add buy bread")
+    alice.say(example.add("buy bread"))
     return alice.id
 
 
 def count(rows: Rows, user_id: str) -> dict[str, int]:
-    """What is stored of a person."""
-    tables = ("conversation", "message", "tool_call", "allowance", "task")
+    """Return the number of the user's rows in each table."""
+    tables = ("conversation", "message", "tool_call", "allowance", example.table)
     query = "select count(*) as n from {} where user_id = %s"
     return {table: rows.execute(query.format(table).encode(), [user_id]).fetchall()[0]["n"] for table in tables}
 
 
-def test_what_is_too_old_can_be_deleted(old: str, bob: Person, rows: Rows, server: Postgres, console_url: str) -> None:
-    """By a role that row-level security does not bind, as the page says: another is told that it would not do."""
+def test_old_rows_can_be_deleted_with_the_pages_statements(
+    old: str, bob: Person, rows: Rows, server: Postgres, console_url: str
+) -> None:
+    """A role that row-level security does not bind can run them.
+
+    Postgres refuses the owner, instead of deleting nothing.
+    """
     (statements,) = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
-    bob.say("Add buy bread")
+    bob.say(example.add("buy bread"))
     before = count(rows, old), count(rows, bob.id)
     with (
         psycopg.connect(server.owner_url, autocommit=True) as owner,
@@ -150,14 +155,14 @@ def test_what_is_too_old_can_be_deleted(old: str, bob: Person, rows: Rows, serve
     ):
         owner.execute(statements.encode())
     assert (count(rows, old), count(rows, bob.id)) == before
-    assert before[0] == {"conversation": 2, "message": 4, "tool_call": 3, "allowance": 2, "task": 2}
+    assert before[0] == {"conversation": 2, "message": 4, "tool_call": 3, "allowance": 2, example.table: 2}
     with psycopg.connect(console_url, autocommit=True) as console:
         console.execute(statements.encode())
-    assert count(rows, old) == {"conversation": 1, "message": 2, "tool_call": 1, "allowance": 1, "task": 2}
+    assert count(rows, old) == {"conversation": 1, "message": 2, "tool_call": 1, "allowance": 1, example.table: 2}
     assert count(rows, bob.id) == before[1]
 
 
-def test_no_document_gives_a_statement_that_is_not_tried() -> None:
-    """Those of this page are tried here, those of docs/limits.md in tests/test_limits.py."""
+def test_every_statement_in_a_document_is_tested() -> None:
+    """This file tests those of this page, and tests/test_limits.py those of docs/limits.md."""
     documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
     assert {path.name for path in documents if "```sql" in path.read_text()} == {"scaling.md", "limits.md"}

@@ -37,7 +37,7 @@ from tests import db_assertions as truth
 from tests.conftest import variables
 from tests.crash_points import Trap
 from tests.db_assertions import Rows
-from tests.environments import Environment, Fleet, Outcome, Zygote
+from tests.environments import Environment, Fleet, ForkServer, Outcome
 
 STEPS = 20
 """Steps of one sequence."""
@@ -61,7 +61,7 @@ SETTLED = 15
 SHORT = 1.8
 """Seconds of a request whose model hangs: just over what the handler keeps back."""
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -630,16 +630,16 @@ def _turns(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def world(
-    warm_zygote: Zygote, server: Postgres, pooler: PgBouncer, standin: StandIn, issuer: Issuer, rows: Rows
+    warm_fork_server: ForkServer, server: Postgres, pooler: PgBouncer, standin: StandIn, issuer: Issuer, rows: Rows
 ) -> Iterator[World]:
     """Servers and environments for all sequences."""
-    fleet = Fleet(warm_zygote, variables(pooler.url(server.app_url), standin, issuer))
+    fleet = Fleet(warm_fork_server, variables(pooler.url(server.app_url), standin, issuer))
     with truth.watched(rows):
         yield World(fleet, rows, standin, pooler, issuer)
         fleet.stop()
 
 
-def test_whatever_happens_each_turn_happens_once(world: World, tell: Tell, pytestconfig: pytest.Config) -> None:
+def test_whatever_happens_each_turn_happens_once(world: World, report: Report, pytestconfig: pytest.Config) -> None:
     """Random sequences without a violation, until there were enough steps."""
     Turns.world = world
     chosen = int(pytestconfig.getoption("--hypothesis-seed") or random.SystemRandom().randrange(10**9))
@@ -649,5 +649,5 @@ def test_whatever_happens_each_turn_happens_once(world: World, tell: Tell, pytes
         raise (world.failure or error) from None
     finally:
         counts = ", ".join(f"{number} {what}" for what, number in sorted(world.counts.items()))
-        tell(f"Random steps: {counts} (--hypothesis-seed={chosen})")
+        report(f"Random steps: {counts} (--hypothesis-seed={chosen})")
     assert world.counts["steps"] >= WANTED

@@ -1,4 +1,4 @@
-"""What `make audit` and `make check` look for, they find: secrets, insecure calls, vulnerable and unpinned packages."""
+"""`make audit` and `make check` find secrets, insecure calls, and vulnerable or unpinned packages."""
 
 import hashlib
 import re
@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 TODAY = date(2026, 11, 21)
 FOUND = Finding("requirements.txt", "jinja2 2.10", "PYSEC-2019-217")
 
-# Put together here, or the audit would find them in this file.
+# Built from parts, because the audit must not find them in this file.
 RANDOM = hashlib.sha256(b"planted").hexdigest()
 PLANTED = {
     "an AWS key": "key_id: AKIA" + RANDOM[:16].upper(),
@@ -29,7 +29,7 @@ PLANTED = {
     "a password by its name": "db_pass" + f'word = "{RANDOM[:9]}"',
     "something random": f"value: '{RANDOM[:32]}'",
 }
-"""One of each kind that somebody could commit here."""
+"""One secret of each kind."""
 
 INSECURE = {
     "a shell": "import subprocess\n\n\ndef run(name: str) -> None:\n    subprocess.run(f'ls {name}', shell=True)\n",
@@ -44,12 +44,12 @@ INSECURE = {
 
 @pytest.mark.parametrize("kind", PLANTED)
 def test_a_planted_secret_is_found(kind: str) -> None:
-    """Whatever file it is in, and each by itself."""
+    """The audit finds each secret by itself, in any file."""
     assert secrets.find([("functions/chat/app.py", PLANTED[kind])])
 
 
-def test_a_secret_that_was_removed_is_found_in_the_history(tmp_path: Path) -> None:
-    """The tree is clean again; whoever clones the repository still has it."""
+def test_a_removed_secret_is_found_in_the_history(tmp_path: Path) -> None:
+    """The tree is clean again, but every clone of the repository has the secret."""
     file = tmp_path / "settings.py"
     for number, content in enumerate((PLANTED["an AWS key"], "nothing")):
         file.write_text(content)
@@ -63,8 +63,8 @@ def test_a_secret_that_was_removed_is_found_in_the_history(tmp_path: Path) -> No
     assert list(secrets.find(secrets.history(tmp_path)).values()) == [{"settings.py"}]
 
 
-def test_the_audit_of_the_tree_says_where_and_not_what(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A log of CI is read by more people than may know the secret."""
+def test_the_audit_names_the_place_and_not_the_secret(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """More people read CI's log than may know the secret."""
     from dev.supply_chain import __main__ as program
 
     (tmp_path / "notes.txt").write_text(PLANTED["an AWS key"])
@@ -77,22 +77,22 @@ def test_the_audit_of_the_tree_says_where_and_not_what(tmp_path: Path, capsys: p
 @pytest.mark.parametrize("place", ["functions/chat", "shared/taskchat", "migrations"])
 @pytest.mark.parametrize("kind", INSECURE)
 def test_an_insecure_call_is_found(kind: str, place: str) -> None:
-    """By the linter's security rules, in every directory of which something runs in production."""
+    """The linter's security rules cover every directory with code that runs in production."""
     command = [sys.executable, "-m", "ruff", "check", "--select", "S", "--stdin-filename", f"{place}/planted.py", "-"]
     done = subprocess.run(command, cwd=ROOT, input=INSECURE[kind], text=True, capture_output=True, check=False)  # noqa: S603
     assert re.search(r"^S\d{3} ", done.stdout, re.MULTILINE), done.stdout
 
 
-def test_no_security_rule_is_silenced_in_what_ships() -> None:
-    """Neither in a line nor for a file."""
+def test_no_security_rule_is_silenced_in_shipped_code() -> None:
+    """No line and no file has an exception."""
     shipped = [*ROOT.glob("functions/**/*.py"), *ROOT.glob("shared/taskchat/**/*.py"), *ROOT.glob("migrations/**/*.py")]
     silenced = [str(path) for path in shipped if re.search(r"noqa(: *S\d|\s*$)", path.read_text(), re.MULTILINE)]
     assert silenced == []
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-def test_a_lock_pins_one_version_of_everything_by_hash(lock: str) -> None:
-    """Nothing in it may come from elsewhere, or be another file tomorrow."""
+def test_a_lock_pins_each_package_by_version_and_hash(lock: str) -> None:
+    """No package may come from another place, or be another file tomorrow."""
     text = re.sub(r" *#.*", "", (ROOT / lock).read_text()).replace("\\\n", " ")
     requirements = [line for line in text.splitlines() if line.strip()]
     assert requirements
@@ -101,7 +101,7 @@ def test_a_lock_pins_one_version_of_everything_by_hash(lock: str) -> None:
 
 
 def test_an_advisory_fails_the_audit() -> None:
-    """In pip-audit's own words for one package that has one, one that has none, and one that nobody knows."""
+    """pip-audit reports one package with an advisory, one without, and one that it does not know."""
     packages = [
         {"name": "jinja2", "version": "2.10", "vulns": [{"id": FOUND.advisory, "fix_versions": ["2.10.1"]}]},
         {"name": "idna", "version": "3.20", "vulns": []},
@@ -113,7 +113,7 @@ def test_an_advisory_fails_the_audit() -> None:
 
 
 def test_an_advisory_is_accepted_for_a_time() -> None:
-    """To its last day and no longer, and no other with it."""
+    """The acceptance ends after its last day, and covers no other advisory."""
     accepted = [Accepted(FOUND.advisory, "the sandbox is not used", TODAY)]
     assert advisories.unaccepted((FOUND,), accepted, TODAY) == []
     assert advisories.unaccepted((FOUND,), accepted, TODAY + timedelta(days=1)) == [FOUND]
