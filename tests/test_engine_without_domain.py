@@ -17,7 +17,7 @@ import taskchat.limits  # noqa: F401  (with the line above: the engine's tables)
 from dev.postgres import Postgres
 from taskchat.tasks import models, toolset
 from tests.conftest import ROOT
-from tests.test_migrations import Empty, succeed
+from tests.test_migrations import EmptyDatabase, succeed
 
 Rows = psycopg.Connection[Any]
 
@@ -34,9 +34,9 @@ GENERAL_WORDS = {"description"}
 
 NO_DOMAIN_WORDS = re.compile(
     r"from taskchat\.tasks import toolset|import taskchat\.tasks|taskchat|background tasks?"
-    r"|asyncio\.(Task|TaskGroup|create_task)"
+    r"|asyncio\.(Task|TaskGroup|create_task)|ResponseCompletedEvent|response\.completed|status=\"completed\""
 )
-"""The import of the toolset, the name of the package, and terms of frameworks."""
+"""The import of the toolset, the name of the package, and terms of frameworks and of the Responses API."""
 
 
 def domain_words() -> set[str]:
@@ -68,7 +68,7 @@ def test_an_engine_module_holds_no_word_of_the_domain(path: Path) -> None:
     assert words_in(path.read_text()) & domain_words() == set()
 
 
-def run_step(empty: Empty, step: str) -> str:
+def run_step(empty: EmptyDatabase, step: str) -> str:
     """Run one step in a process that has one more table, and return its output."""
     variables = {
         "PYTHONPATH": f"{ROOT / 'shared'}:{ROOT / 'functions'}",
@@ -84,9 +84,9 @@ def run_step(empty: Empty, step: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def database(server: Postgres) -> Empty:
+def database(server: Postgres) -> EmptyDatabase:
     """Return a database whose schema has one more table, `receipt`."""
-    database = Empty(server)
+    database = EmptyDatabase(server)
     succeed(database)
     run_step(database, "migrate")
     return database
@@ -96,13 +96,13 @@ class TestANewTable:
     """It is covered the moment it exists: its model is all that it needs."""
 
     @pytest.fixture
-    def rows(self, database: Empty) -> Iterator[Rows]:
+    def rows(self, database: EmptyDatabase) -> Iterator[Rows]:
         """Connect as the superuser."""
         with psycopg.connect(database.superuser_url, autocommit=True) as connection:
             yield connection
 
     @pytest.fixture
-    def as_bob(self, database: Empty, rows: Rows) -> Iterator[Rows]:
+    def as_bob(self, database: EmptyDatabase, rows: Rows) -> Iterator[Rows]:
         """Begin a transaction of the runtime role for Bob. Alice has a row."""
         rows.execute("truncate receipt")
         rows.execute("insert into receipt values ('alice', 'a', 5)")
@@ -119,7 +119,7 @@ class TestANewTable:
         policies = rows.execute("select policyname, cmd from pg_policies where tablename = 'receipt'")
         assert policies.fetchall() == [("owner_only", "ALL")]
 
-    def test_the_runtime_role_has_the_rights_that_it_names(self, database: Empty, rows: Rows) -> None:
+    def test_the_runtime_role_has_the_rights_that_it_names(self, database: EmptyDatabase, rows: Rows) -> None:
         """And no other."""
         found = rows.execute(
             "select privilege_type from information_schema.role_table_grants"
@@ -149,13 +149,13 @@ class TestANewTable:
         with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"):
             as_bob.execute("insert into receipt values ('alice', 'b', 7)")
 
-    def test_without_a_person_no_row_is_seen(self, database: Empty, rows: Rows) -> None:
+    def test_without_a_person_no_row_is_seen(self, database: EmptyDatabase, rows: Rows) -> None:
         """The policy is closed while `app.user_id` is not set."""
         rows.execute("insert into receipt values ('carol', 'c', 1)")
         with psycopg.connect(database.app_url) as connection:
             assert connection.execute("select * from receipt").fetchall() == []
 
-    def test_the_check_of_the_role_knows_it(self, database: Empty, rows: Rows) -> None:
+    def test_the_check_of_the_role_knows_it(self, database: EmptyDatabase, rows: Rows) -> None:
         """The program refuses to serve once the security of this table alone is off."""
         assert run_step(database, "connect") == "served"
         rows.execute("alter table receipt no force row level security")
