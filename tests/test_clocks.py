@@ -28,6 +28,7 @@ from tests.clocks import DatabaseClock
 from tests.conftest import AUTH, Person, variables
 from tests.crash_points import Trap
 from tests.db_assertions import Rows
+from tests.domain import example
 from tests.environments import Client, Environment, Fleet, Zygote
 from tests.gateway import LambdaContext, Response, event, invoke
 
@@ -68,7 +69,7 @@ class TestLeases:
         client, message = Client.new(issuer), "Add buy milk, then finish the milk"
         answer = fleet.start().ask(client.request({"message": message})).answer
         truth.check_turn(rows, client.id, message, answer)
-        assert truth.tasks(rows, client.id) == [("buy milk", True)]
+        assert example.rows_of(rows, client.id) == [("buy milk", True)]
 
     def test_a_turn_that_was_killed_is_over_in_time(
         self, minutes_off: timedelta, clock: DatabaseClock, fleet: Fleet, issuer: Issuer, rows: Rows

@@ -26,6 +26,13 @@ def test_each_sentence_calls_its_tools(alice: Person, sentence: Sentence) -> Non
     assert [call["tool"] for call in alice.say(sentence).json["tool_calls"]] == sentence.tools
 
 
+def test_a_thing_is_known_by_its_id_too(alice: Person, rows: Rows) -> None:
+    """Then nothing is listed."""
+    (thing,) = map(str, example.put(rows, alice.id, "milk"))
+    for sentence in (example.change(thing), example.rename(thing, "oat milk"), example.delete(thing)):
+        assert [call["tool"] for call in alice.say(sentence).json["tool_calls"]] == sentence.tools
+
+
 def test_rows_are_read_and_written(alice: Person, rows: Rows) -> None:
     """New things, a changed one, a renamed one, and one that was written without a turn."""
     alice.say(example.add("milk", "call mum"))

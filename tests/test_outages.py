@@ -23,6 +23,7 @@ from taskchat.conversations.turns import turn_id_for
 from tests import db_assertions as truth
 from tests import proxy
 from tests.conftest import Logs, Person, databases, forget
+from tests.domain import example
 from tests.gateway import Response
 from tests.proxy import Proxy
 from tests.test_mcp_door import McpClient
@@ -195,7 +196,7 @@ class TestThroughTheWire:
         assert [call["outcome"] for call in answer.json["tool_calls"]] == ["error", "ok"]
         assert "Nothing was changed" in answer.json["tool_calls"][0]["result"]["error"]
         assert [line["outcome"] for line in lines_of_calls(logs)] == ["error", "ok"]
-        assert truth.tasks(rows, alice.id) == [("buy milk", False)]
+        assert example.rows_of(rows, alice.id) == [("buy milk", False)]
 
     @pytest.mark.parametrize("dark", [0.0, 0.3])
     def test_a_failed_call_s_commit_is_lost(
@@ -218,7 +219,7 @@ class TestThroughTheWire:
         result = McpClient(alice.mcp_token).call("add_task", title="buy milk")
         assert (wire.lost, result.get("isError", False)) == (1, False), result
         assert result["structuredContent"]["title"] == "buy milk"
-        assert truth.tasks(rows, alice.id) == [("buy milk", False)]
+        assert example.rows_of(rows, alice.id) == [("buy milk", False)]
         assert [line["outcome"] for line in lines_of_calls(logs)] == ["ok"]
 
     def test_an_mcp_call_s_commit_is_lost_and_the_database_stays_away(
@@ -431,7 +432,7 @@ class TestAWireThatIsCutAtAnyByte:
     def _check_call(self, cuts: Cuts, person: Person, answer: Response) -> None:
         result = answer.json["result"]
         text = result["content"][0]["text"]
-        done = [("buy milk", False)] == truth.tasks(cuts.rows, person.id)
+        done = [("buy milk", False)] == example.rows_of(cuts.rows, person.id)
         cuts.counts["told as failed" if result.get("isError") else "told as done"] += 1
         if "may have been done" not in text:
             assert done is not result.get("isError", False), text

@@ -29,15 +29,15 @@ class Tasks(ExampleDomain):
 
     def change(self, text: str) -> Sentence:
         """Complete a task."""
-        return Sentence(f"Finish {text}", ["list_tasks", "complete_task"], [f"update {text}"])
+        return Sentence(f"Finish {text}", [*self.lookup(text), "complete_task"], [f"update {text}"])
 
     def rename(self, text: str, new: str) -> Sentence:
         """Give a task another title."""
-        return Sentence(f"Rename {text} to {new}", ["list_tasks", "update_task"], [f"update {new}"])
+        return Sentence(f"Rename {text} to {new}", [*self.lookup(text), "update_task"], [f"update {new}"])
 
     def delete(self, text: str) -> Sentence:
         """Delete a task."""
-        return Sentence(f"Delete {text}", ["list_tasks", "delete_task"], [f"delete {text}"])
+        return Sentence(f"Delete {text}", [*self.lookup(text), "delete_task"], [f"delete {text}"])
 
     def fail(self) -> Sentence:
         """Complete a task that is not there."""
