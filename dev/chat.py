@@ -13,9 +13,10 @@ from dev import backend, client, processes, state
 from dev.client import UnreachableError
 from dev.processes import StartupError
 from dev.server import leave_when_asked
+from dev.standin_model.domain import domain
 
-RESULT_CHARACTERS = 300  # enough for a task; a long list is better read on the page
-USAGE = 'Say something: make chat MESSAGE="add buy milk" (and CONVERSATION=<id> to go on with one).'
+RESULT_CHARACTERS = 300  # enough for one thing; a long list is better read on the page
+USAGE = f'Say something: make chat MESSAGE="{domain.examples.add}" (and CONVERSATION=<id> to go on with one).'
 
 
 def main() -> int:

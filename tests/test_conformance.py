@@ -1,14 +1,14 @@
 """The run of the public MCP suite (`make conformance`) cannot pass by leaving something out."""
 
-from dev.conformance.scenarios import FIXTURES, NOT_APPLICABLE, TASKS, Door, Result, judge
+from dev.conformance.scenarios import FIXTURES, NOT_APPLICABLE, OWN, Door, Result, judge
 
 VERSION = "2026-07-28"
 GOOD = Result("ping", 3)
 
 
-def results(*at_tasks: Result) -> dict[Door, dict[str, Result]]:
+def results(*at_own: Result) -> dict[Door, dict[str, Result]]:
     """What the suite said, all of it at the door with the real tools."""
-    return {"tasks": {result.scenario: result for result in at_tasks}, "fixtures": {}}
+    return {"own": {result.scenario: result for result in at_own}, "fixtures": {}}
 
 
 def test_a_scenario_passes_at_the_door_it_is_for() -> None:
@@ -30,7 +30,7 @@ def test_a_failure_or_a_warning_fails() -> None:
 
 def test_a_scenario_that_was_not_run_fails() -> None:
     """So does one that checked nothing, and one that passed at the other door only."""
-    for given in (results(), results(Result("ping", 0)), {"tasks": {}, "fixtures": {"ping": GOOD}}):
+    for given in (results(), results(Result("ping", 0)), {"own": {}, "fixtures": {"ping": GOOD}}):
         assert judge(VERSION, ["ping"], given).failed == ("ping: the suite checked nothing",)
 
 
@@ -43,5 +43,5 @@ def test_what_does_not_apply_has_a_reason() -> None:
 
 def test_every_scenario_has_one_place() -> None:
     """What must pass is not excused as well."""
-    assert not TASKS & FIXTURES
-    assert not (TASKS | FIXTURES) & NOT_APPLICABLE.keys()
+    assert not OWN & FIXTURES
+    assert not (OWN | FIXTURES) & NOT_APPLICABLE.keys()

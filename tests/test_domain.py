@@ -3,6 +3,7 @@
 import pytest
 
 from dev.standin_model.client import StandIn
+from dev.standin_model.domain import domain
 from tests.conftest import Person, run
 from tests.domain import example
 from tests.example_domain import ABSENT, Rows, Sentence
@@ -71,3 +72,17 @@ def test_its_tools_are_the_toolset_s() -> None:
     named = {example.add_tool, example.list_tool, example.change_tool, example.rename_tool, example.delete_tool}
     assert named <= {tool.name for tool in run(process.tools.list_tools())}
     assert example.delete_tool in example.toolset.destructive
+
+
+def test_the_development_commands_know_the_same_domain() -> None:
+    """Their examples call each tool once, name all scopes and look into the right table."""
+    from chat.app import process
+
+    known = domain.examples
+    tools = {tool.name: tool for tool in run(process.tools.list_tools())}
+    assert sorted(known.tools) == sorted(tools)
+    assert (known.scopes, known.table, known.text) == (example.toolset.scopes, example.table, example.text)
+    assert known.tools[:2] == (example.add_tool, example.list_tool)
+    assert domain.reads <= {
+        name for name, tool in tools.items() if tool.annotations and tool.annotations.read_only_hint
+    }

@@ -27,7 +27,7 @@ from openai.types.shared import Reasoning
 from pydantic import TypeAdapter
 
 from dev.standin_model import StandIn, running
-from dev.standin_model.failures import FAULTS, parameters
+from dev.standin_model.failures import BROKEN_JSON, FAULTS, parameters
 
 Json = dict[str, Any]
 Items = list[Any]
@@ -702,7 +702,7 @@ def test_dropped_connections(name: str, way: Way, model: StandIn) -> None:
 
 BODIES: dict[str, str] = {
     "empty_body": "",
-    "malformed_body": '{"title": "buy mi',
+    "malformed_body": BROKEN_JSON,
     "wrong_schema": '{"result":"ok","items":[]}',
 }
 
