@@ -20,7 +20,7 @@ from typing import Final
 from dev import processes, state
 from dev.guide.steps import File, GuideError, read
 
-LIMIT_SECONDS: Final = 400
+LIMIT_SECONDS: Final = 900
 """Of one command."""
 START_SECONDS: Final = 120
 SERVER: Final = "make dev"
