@@ -45,6 +45,7 @@ PROVED_BY = {
     "audit": ".ci/run",
     "bench": ".ci/run",
     "conformance": ".ci/run",
+    "guide": ".ci/run",
     "migrate": "tests/test_docs.py",
     "lock": "Makefile",  # by check-locks, which compiles the same
     "help": "tests/test_docs.py",

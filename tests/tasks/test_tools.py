@@ -29,6 +29,14 @@ def tool(user_id: str) -> Tool:
     return lambda name, **arguments: run(acall(user_id, name, arguments))
 
 
+def test_the_tools_are_these() -> None:
+    """Five tools, by their names."""
+    from chat.app import process
+
+    named = {tool.name for tool in run(process.tools.list_tools())}
+    assert named == {"add_task", "list_tasks", "complete_task", "delete_task", "update_task"}
+
+
 def test_add_gives_back_the_task(tool: Tool) -> None:
     """The new task has an id, the title as it was meant, and is open."""
     task = tool("add_task", title="  Buy milk ", description="two litres").content
