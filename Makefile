@@ -1,4 +1,4 @@
-# Every command of the project. `make dev` and `make test` are all a newcomer needs.
+# Every command of the project. Begin with `make dev` and `make test`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,9 +13,9 @@ LOCKS := requirements-uv.txt requirements-dev.txt
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-install: $(INSTALLED)  ## Make .venv with everything to develop and test
+install: $(INSTALLED)  ## Make .venv with the packages to develop and test
 
-# The import roots go in through a .pth file: the same names as on Lambda (taskchat, chat, mcp_tools), and no path hacks.
+# A .pth file adds the import roots, so that import names are the same as on Lambda (taskchat, chat, mcp_tools).
 $(INSTALLED): $(LOCKS)
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed: taskchat needs Python 3.11 or later."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -34,7 +34,7 @@ $(INSTALLED): $(LOCKS)
 dev: install  ## Run everything on this machine: database, model, API and a page (PORT=8000)
 	@$(BIN)/python -m dev.server
 
-# Taken as typed, so that a `$` in a message stays one; it goes through the environment and past every shell.
+# Pass the message through the environment, not through a shell, so that a `$` in it stays a `$`.
 override MESSAGE := $(value MESSAGE)
 export MESSAGE CONVERSATION
 
@@ -43,20 +43,20 @@ chat: install  ## One turn: make chat MESSAGE="add buy milk" [CONVERSATION=<id>]
 
 .PHONY: test thorough migrate
 
-# Each has a database, pooler and model of its own.
+# Each worker has its own database, pooler and model.
 WORKERS := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: install  ## Run every test that needs no container
 	@$(BIN)/pytest $(WORKERS)
 
-thorough: install  ## Kill, cut, vary and fuzz turns at full length: more ways, and 2,000 random steps
+thorough: install  ## Run the crash, outage, random and fuzz tests at full length
 	@THOROUGH=1 $(BIN)/pytest $(WORKERS) tests/test_crash.py tests/test_stateful.py tests/test_fuzz.py tests/test_outages.py tests/test_one_key.py
 
-migrate: install  ## Bring MIGRATION_DATABASE_URL's schema up to date, and make the role that DATABASE_URL names
+migrate: install  ## Migrate the schema at MIGRATION_DATABASE_URL, and create the role that DATABASE_URL names
 	@$(BIN)/alembic upgrade head
 
-# The SAM CLI lives apart from .venv: it pins the versions of half of what the layer ships. With it the runtime's own
-# client for Lambda's Python, which `make smoke` puts beside the artifact.
+# The SAM CLI has its own environment, because it pins the versions of half of the layer's packages. The same lock has
+# Lambda's runtime client for Python, which `make smoke` puts beside the artifact.
 SAM_VENV := .venv-sam
 SAM_INSTALLED := $(SAM_VENV)/.installed
 SAM := SAM_CLI_TELEMETRY=0 $(SAM_VENV)/bin/sam
@@ -70,14 +70,14 @@ $(SAM_INSTALLED): requirements-sam.txt | $(INSTALLED)
 	@$(UV) pip install --quiet --target $(SAM_VENV)/awslambdaric $(FOR_LAMBDA) --verify-hashes --constraint $< awslambdaric
 	@touch $@
 
-# To compile bytecode, and to run it in `make smoke`. pyenv puts a python3.13 on the PATH also where it refuses to run, so
-# each candidate is tried.
+# Compiles the bytecode, and runs it in `make smoke`. pyenv may put a python3.13 on the PATH that refuses to run, so try
+# each candidate.
 PYTHON313 ?= $(shell for python in python3.13 "$$(dirname "$$(command -v python3.13)")"/../versions/3.13.*[0-9]/bin/python3.13; \
 	do "$$python" -c 'import sys; print(sys.executable)' 2>/dev/null && break; done)
 
 .PHONY: build smoke sam-local inspector conformance guide audit bench deploy check
 
-build: install $(SAM_INSTALLED)  ## Build the functions and the layer with sam, and weigh them
+build: install $(SAM_INSTALLED)  ## Build the functions and the layer with sam, and check their size
 	@test -n "$(PYTHON313)" || \
 		{ echo "There is no python3.13, Lambda's own: install it, or name it with PYTHON313=/path/to/python3.13"; exit 1; }
 	@UV="$(abspath $(UV))" PYTHON313="$(PYTHON313)" $(SAM) build
@@ -93,7 +93,7 @@ inspector: install  ## Call the tools over HTTP with the MCP Inspector
 	@rm -rf .dev/inspector
 	@TASKCHAT_DEV_DIR=.dev/inspector $(BIN)/python -m dev.inspector
 
-conformance: install  ## Run the public MCP conformance suite against the MCP door
+conformance: install  ## Run the public MCP conformance suite against the MCP endpoint
 	@rm -rf .dev/conformance/state .dev/conformance/results
 	@TASKCHAT_DEV_DIR=.dev/conformance/state $(BIN)/python -m dev.conformance
 
@@ -111,7 +111,7 @@ $(AUDIT_INSTALLED): requirements-audit.txt | $(INSTALLED)
 audit: install $(AUDIT_INSTALLED)  ## Look for secrets in the history, and for vulnerable or withdrawn packages in the locks
 	@$(BIN)/python -m dev.supply_chain $(AUDIT_VENV)/bin/pip-audit
 
-# The versions that Lambda runs: its Python, and in front of all else the built artifact.
+# The bench runs Lambda's Python version and imports the built artifact before other packages.
 BENCH_VENV := .venv-bench
 BENCH_INSTALLED := $(BENCH_VENV)/.installed
 $(BENCH_INSTALLED): requirements-dev.txt | $(INSTALLED)
@@ -124,15 +124,15 @@ $(BENCH_INSTALLED): requirements-dev.txt | $(INSTALLED)
 		$$($(BENCH_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 	@touch $@
 
-bench: build $(BENCH_INSTALLED)  ## Measure everything and write docs/performance.md (QUICK=1: in short, into .dev/bench)
+bench: build $(BENCH_INSTALLED)  ## Measure everything and write docs/performance.md (QUICK=1: a short run, into .dev/bench)
 	@$(BENCH_VENV)/bin/python -m bench --python "$(PYTHON313)" --sam $(SAM_VENV) $(if $(QUICK),--quick)
 
 ENV ?= dev
-deploy: build  ## Build and deploy as samconfig.toml says: make deploy ENV=dev|prod
+deploy: build  ## Build, and deploy with samconfig.toml: make deploy ENV=dev|prod
 	@grep -q '^\[$(ENV)\.deploy\.' samconfig.toml || { echo "samconfig.toml has no [$(ENV).deploy.parameters]."; exit 1; }
 	@$(SAM) deploy --config-env $(ENV)
 
-check: install $(SAM_INSTALLED)  ## Lint, format, types, template, secrets, locks
+check: install $(SAM_INSTALLED)  ## Check lint, format, types, imports, template, secrets and locks
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
@@ -155,13 +155,13 @@ endef
 .PHONY: openapi check-locks
 .SILENT: check-locks
 
-openapi: install  ## Write docs/openapi.json anew, after a change of the contract
+openapi: install  ## Write docs/openapi.json, after a change of the contract
 	@$(BIN)/python -m dev.openapi
 
 lock: install  ## Refresh the locked versions of all dependencies, or of one: make lock PACKAGE=openai
 	$(call compile_locks,.,$(if $(PACKAGE),--upgrade-package $(PACKAGE),--upgrade))
 
-# Without --upgrade a lock that still fits pyproject.toml comes out as it went in.
+# Without --upgrade, compiling changes no lock that still fits pyproject.toml.
 check-locks: install
 	rm -rf .dev/locks && mkdir -p .dev/locks/shared
 	cp requirements-*.txt .dev/locks && cp shared/requirements.txt .dev/locks/shared
@@ -169,5 +169,5 @@ check-locks: install
 	for lock in requirements-*.txt shared/requirements.txt; do cmp "$$lock" ".dev/locks/$$lock" || \
 		{ echo "$$lock does not fit pyproject.toml: run make lock"; exit 1; }; done
 
-clean:  ## Remove everything that was built, installed or stored for development
+clean:  ## Remove everything that make built, installed or stored
 	rm -rf .venv .venv-* .aws-sam .dev .mypy_cache .ruff_cache .pytest_cache $$(readlink .dev/postgres/elsewhere)

@@ -1,6 +1,6 @@
 """`make bench`: measure everything on the built artifact, print one table, and write docs/performance.md.
 
-It says how much each figure lacks, and fails only when something cannot be measured or drawn.
+It reports each missed target, and fails only if it cannot measure or draw something.
 """
 
 import argparse
@@ -26,13 +26,13 @@ from dev.smoke import Tools
 
 DOCS: Final = state.ROOT / "docs"
 DRAFT: Final = state.directory() / "bench"
-"""Where a short run writes."""
+"""Directory for the page of a short run."""
 
 
 def main() -> int:
-    """Measure and write. The exit code is 1 when something cannot be measured or drawn, whatever the figures say."""
+    """Measure and write. Return 1 if something cannot be measured or drawn, and 0 even if a target is missed."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few turns, no growth, and a draft in .dev/bench")
+    parser.add_argument("--quick", action="store_true", help="few turns, no large tables, and a draft in .dev/bench")
     options, for_emulator = parser.parse_known_args()
     began, directory = time.perf_counter(), DRAFT if options.quick else DOCS
     try:
@@ -47,7 +47,7 @@ def main() -> int:
 
 
 def _use_artifact() -> None:
-    """Let every measured process import what was built. Raises ArtifactError."""
+    """Make every measured process import the built artifact. Raises ArtifactError."""
     roots = [path for function in artifact.functions().values() for path in (function.directory, *function.layers)]
     places = [path / "python" if (path / "python").is_dir() else path for path in roots]
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, dict.fromkeys(places)))
@@ -59,20 +59,20 @@ def _measure(tools: Tools, *, quick: bool) -> tuple[Found, Circumstances]:
         around = Circumstances.now(running)
         with _step("cold starts"):
             started = cold.measure(running, tools.python, *((3,) if quick else ()))
-        with _step("turns, against the length of the history"):
+        with _step("turns with histories of each length"):
             costs = turn.measure(running, turns, rounds)
-        with _step("turns, with the database away"):
+        with _step("turns with the database a roundtrip away"):
             away = turn.measure(running, turns, rounds, [turn.NEW], is_away=True)
-        with _step("the parts of a warm turn"):
+        with _step("parts of a warm turn"):
             warm = {
-                "the database beside us": waterfall.measure(running, turns),
+                "the database on this machine": waterfall.measure(running, turns),
                 f"the database {distance.ROUNDTRIP * 1000:g} ms away": waterfall.measure(running, turns, is_away=True),
             }
-        with _step("turns, against the number of clients"):
+        with _step("turns per second with concurrent clients"):
             served = throughput.measure(running, *((16, 1) if quick else ()))
         with _step("roundtrips"):
             waits = roundtrips.measure(running)
-        with _step("what the model reads again"):
+        with _step("repeated input of the model"):
             read = prompt.measure(running)
     with _step("memory in the emulator"), contextlib.redirect_stdout(io.StringIO()):
         peaks = smoke.smoke(tools)
@@ -82,7 +82,7 @@ def _measure(tools: Tools, *, quick: bool) -> tuple[Found, Circumstances]:
 
 
 def _grow() -> tuple[growth.Growth, scaling.Scaling]:
-    with _step("growth to five million messages"):
+    with _step("tables with five million messages"):
         grown = growth.measure()
     with _step("a thousand environments at the pooler"):
         return grown, scaling.measure()
@@ -90,7 +90,7 @@ def _grow() -> tuple[growth.Growth, scaling.Scaling]:
 
 @contextlib.contextmanager
 def _step(name: str) -> Iterator[None]:
-    """Tell what is being measured, and then how long it took."""
+    """Print the step that runs, and its duration at its end."""
     if sys.stderr.isatty():
         print(f"\r{name:60}", end="", file=sys.stderr, flush=True)
     began = time.perf_counter()

@@ -1,7 +1,7 @@
-"""`python -m bench.cold`: what a cold start costs, on the built artifact and on Lambda's own Python.
+"""`python -m bench.cold`: measure a cold start of the built artifact with Lambda's version of Python.
 
-Imports are measured in fresh processes that take turns, in CPU time, which a busy machine disturbs least; what counts
-is the ratio of their medians. Nothing of a developer's machine is in sight of them.
+Imports run in fresh processes, in alternation, and are measured in CPU time, which a busy machine disturbs least. The
+result is the ratio of their medians. These processes see no package of the developer's machine.
 """
 
 import argparse
@@ -23,15 +23,13 @@ from bench.waterfall import Span
 from dev import artifact
 from dev.artifact import Function
 from dev.tokens import Issuer
-from tests.gateway import event
+from testing import naive
+from testing.callers import Caller, identity
 
-NAIVE: Final = "agents, fastmcp, fastapi, mangum, sqlmodel, pg8000, aws_lambda_powertools"
-"""What somebody would import who wrote the same service without a thought of this."""
-
-IMPORTS: Final = {"naive": NAIVE, "chat": "chat.app", "mcp_tools": "mcp_tools.app"}
+IMPORTS: Final = {"naive": naive.IMPORTS, "chat": "chat.app", "mcp_tools": "mcp_tools.app"}
 
 TURNS: Final = 40
-"""Turns after the first, each of a new person: their median is what a warm one costs."""
+"""Turns after the first, each of a new user. Their median is the time of a warm turn."""
 
 _IMPORT: Final = """
 import time
@@ -43,42 +41,41 @@ os._exit(0)
 """
 
 _START: Final = Path(__file__).with_name("cold_start.py")
-AUTH: Final = "https://auth.example.com"
 
 
 @dataclass(frozen=True)
 class Cold:
-    """What was found. Times in milliseconds, each a median."""
+    """Measured times in milliseconds, each a median."""
 
     naive: float
-    """CPU, to import the dependencies."""
+    """CPU time to import the dependencies."""
     naive_without_bytecode: float
     chat: float
     mcp_tools: float
     first_turn: float
-    """Wall time of the first request after the initialisation."""
+    """Wall time of the first request after initialisation."""
     warm_turn: float
     spans: list[Span]
-    """The parts of one cold start, one after the other, from the start of the process to the first answer."""
+    """The parts of one cold start, in sequence, from the start of the process to the first answer."""
 
     @property
     def import_ratio(self) -> float:
-        """Our import, to that of the dependencies alone."""
+        """Return the time of our import, divided by that of the dependencies alone."""
         return self.chat / self.naive
 
     @property
     def import_ratio_without_bytecode(self) -> float:
-        """The same, to that of dependencies that nobody has compiled."""
+        """Return the time of our import, divided by that of the dependencies without bytecode."""
         return self.chat / self.naive_without_bytecode
 
     @property
     def first_turn_ratio(self) -> float:
-        """The first turn, to a warm one."""
+        """Return the time of the first turn, divided by that of a warm one."""
         return self.first_turn / self.warm_turn
 
 
 def measure(running: Parts, python: Path, rounds: int = 9) -> Cold:
-    """Start processes on the built artifact, so many of each kind. Raises ArtifactError."""
+    """Start `rounds` processes of each kind on the built artifact. Raises ArtifactError."""
     functions = artifact.functions()
     imported = _imports(functions, python, rounds)
     started = [_start(functions["ChatFunction"], python, running) for _ in range(max(3, rounds // 2))]
@@ -94,14 +91,14 @@ def measure(running: Parts, python: Path, rounds: int = 9) -> Cold:
 
 
 def _imports(functions: dict[str, Function], python: Path, rounds: int) -> dict[str, float]:
-    """CPU milliseconds of each import. A round imports each once."""
+    """Return the CPU milliseconds of each import. A round imports each once."""
     times: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as nothing:
         for _ in range(rounds):
             for name, names in IMPORTS.items():
                 times.setdefault(name, []).append(_import(names, functions, python))
-            prefix = {"PYTHONPYCACHEPREFIX": nothing}  # where Python looks for bytecode, and there is none
-            times.setdefault("without bytecode", []).append(_import(NAIVE, functions, python, **prefix))
+            prefix = {"PYTHONPYCACHEPREFIX": nothing}  # Python looks for bytecode here and finds none
+            times.setdefault("without bytecode", []).append(_import(naive.IMPORTS, functions, python, **prefix))
     return {name: median(found) for name, found in times.items()}
 
 
@@ -124,27 +121,25 @@ def _environment(functions: Any) -> dict[str, str]:
 
 
 def _start(function: Function, python: Path, running: Parts) -> dict[str, Any]:
-    """One cold start and its turns, as bench/cold_start.py tells of them."""
+    """Run one cold start and its turns with bench/cold_start.py, and return its report."""
     issuer = Issuer.new()
     environment = _environment([function]) | running.environment
-    environment |= {"AUTH_ISSUER": AUTH, "AUTH_AUDIENCE": AUTH, "AUTH_JWKS_JSON": issuer.jwks_json}
-    environment |= {"AWS_LAMBDA_RUNTIME_API": "localhost"}
-    asked = json.dumps([_request(issuer, f"person{number}") for number in range(TURNS + 1)])
+    environment |= identity(issuer) | {"AWS_LAMBDA_RUNTIME_API": "localhost"}
+    requests = [Caller(f"person{number}", issuer).request({"message": "Add buy milk"}) for number in range(TURNS + 1)]
     done = subprocess.run(
-        [str(python), "-S", str(_START)], env=environment, input=asked, capture_output=True, text=True, check=True
+        [str(python), "-S", str(_START)],
+        env=environment,
+        input=json.dumps(requests),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return told
 
 
-def _request(issuer: Issuer, person: str) -> dict[str, Any]:
-    token = issuer.mint(person, issuer=AUTH, audience=AUTH)
-    headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
-    return event("POST", f"/api/{person}/chat", headers=headers, body=b'{"message": "Add buy milk"}')
-
-
 def _spans(runs: list[dict[str, float]]) -> Iterator[Span]:
-    """The parts one after the other, each as long as its median."""
+    """Yield the parts in sequence, each with its median duration."""
     begun = 0.0
     for name in runs[0]:
         lasted = median(run[name] for run in runs)
@@ -153,7 +148,7 @@ def _spans(runs: list[dict[str, float]]) -> Iterator[Span]:
 
 
 def figures(cold: Cold) -> list[Figure]:
-    """What was found, beside what was to be reached."""
+    """Return the figures and their targets."""
     return [
         Figure("import of chat, to that of its dependencies", cold.import_ratio, target=0.75),
         Figure("the same, to theirs without bytecode", cold.import_ratio_without_bytecode, target=0.3),
@@ -166,9 +161,9 @@ def figures(cold: Cold) -> list[Figure]:
 
 
 def main() -> int:
-    """Measure and print."""
+    """Measure and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--python", type=Path, required=True, help="a Python 3.13, as bare as it comes")
+    parser.add_argument("--python", type=Path, required=True, help="a Python 3.13 without installed packages")
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     with parts.running() as running:

@@ -1,7 +1,7 @@
-"""One cold start of the chat function, in the process that this file is run in: bench/cold.py starts it.
+"""Run one cold start of the chat function in this process, which bench/cold.py starts.
 
-It has the built artifact and Lambda's Python in sight and nothing else, so it can import nothing of ours from here. It
-reads events as JSON, has the handler answer one after the other, and writes how long everything took, in milliseconds.
+The process can import the built artifact and Python's standard library only, so this file imports nothing of bench/.
+It reads events as JSON, passes each to the handler, and prints every duration in milliseconds.
 """
 
 import json
@@ -14,23 +14,23 @@ from typing import Any
 
 
 class Context:
-    """What the handler is told of an invocation."""
+    """The context of an invocation."""
 
     function_name, function_version, memory_limit_in_mb = "chat", "1", 1024
     invoked_function_arn, aws_request_id = "arn:aws:lambda:eu-west-1:123456789012:function:chat", "0"
 
     def get_remaining_time_in_millis(self) -> int:
-        """As long as a function has."""
+        """Return the time limit of a function."""
         return 29_000
 
 
 def main() -> None:
-    """Start, answer, and tell."""
+    """Start, answer the events, and print the durations."""
     events = json.loads(sys.stdin.read())
     answers, sys.stdout = sys.stdout, open(os.devnull, "w")
     spans = {"Python": _since_the_process_began()}
     began = time.perf_counter()
-    os.environ.pop("AWS_LAMBDA_RUNTIME_API")  # so that the import leaves `get_ready` to be measured on its own
+    os.environ.pop("AWS_LAMBDA_RUNTIME_API")  # so that the import does not call `get_ready`, which is measured alone
     from chat import app
 
     spans["imports"] = _since(began)
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def _get_ready(app: Any) -> dict[str, float]:
-    """Get the process ready as its start on Lambda does, and tell the waiting for others from the rest."""
+    """Get the process ready as on Lambda. Measure the connection and the key set separately from the rest."""
     import asyncio
 
     from taskchat.process import get_ready
@@ -77,7 +77,7 @@ def _since(began: float) -> float:
 
 
 def _since_the_process_began() -> float:
-    """By the system's clock, in which it notes when a process begins (Linux)."""
+    """Return the age of the process, by the system's clock (Linux)."""
     with open("/proc/self/stat") as stat:
         ticks = int(stat.read().rsplit(")", 1)[1].split()[19])
     with open("/proc/uptime") as uptime:

@@ -1,7 +1,7 @@
-"""`python -m bench.distance HOST PORT`: a wire to a server which each answer takes a while to come over.
+"""`python -m bench.distance HOST PORT`: a TCP proxy that delays each answer of a server.
 
-It is a process of its own, so that it takes nothing from the one that is measured. What is said goes on at once, and
-answers keep their distance from each other: only the roundtrip gets longer, as with a network in between.
+It is a separate process, so that it adds nothing to the measured one. It forwards requests at once and delays every
+answer by the same time: only the roundtrip gets longer, as with a network in between.
 """
 
 import contextlib
@@ -18,14 +18,14 @@ from urllib.parse import urlsplit
 from dev import processes, state
 
 ROUNDTRIP: Final = 0.0023
-"""Seconds: a function and a Neon database in one region."""
+"""Seconds of a roundtrip between a function and a Neon database in one region."""
 
 CHUNK: Final = 65_536
 
 
 @contextlib.contextmanager
 def away(url: str) -> Iterator[str]:
-    """The URL of the same database, a roundtrip away."""
+    """Run the proxy, and return the URL of the same database through it."""
     parts = urlsplit(url)
     command = [sys.executable, "-m", "bench.distance", str(parts.hostname), str(parts.port)]
     process = processes.spawn(command, output=subprocess.PIPE, cwd=state.ROOT)
@@ -45,7 +45,7 @@ def _pass_on(source: socket.socket, target: socket.socket) -> None:
 
 
 def _delay(source: socket.socket, target: socket.socket) -> None:
-    """Pass on what is received, each part a roundtrip after it came."""
+    """Forward each received part one roundtrip later."""
     late: SimpleQueue[tuple[float, bytes]] = SimpleQueue()
     threading.Thread(target=_deliver, args=(late, target), daemon=True).start()
     with contextlib.suppress(OSError):
@@ -65,7 +65,7 @@ def _deliver(late: SimpleQueue[tuple[float, bytes]], target: socket.socket) -> N
 
 
 def main() -> None:
-    """Print the port, and pass on until stopped."""
+    """Print the port, and forward until stopped."""
     host, port = sys.argv[1], int(sys.argv[2])
     listener = socket.create_server(("127.0.0.1", 0))
     print(listener.getsockname()[1], flush=True)

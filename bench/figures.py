@@ -1,15 +1,15 @@
-"""What was measured, beside what was to be reached."""
+"""Compare measured figures with their targets."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-HEADINGS: Final = ("", "ours", "floor", "target", "holds")
+HEADINGS: Final = ("", "ours", "floor", "target", "reached")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of ours, beside the floor's where it has one and the target where there is one."""
+    """One figure of ours, with the floor's figure and the target, if any."""
 
     name: str
     ours: float
@@ -17,20 +17,20 @@ class Figure:
     target: float | None = None
     floor: float | None = None
     is_least: bool = False
-    """Whether the target is to be reached, and not to be kept under."""
+    """True for a minimum, False for a maximum."""
     why: str = ""
-    """What it is that does not hold, or why, if so."""
+    """The reason for a missed target."""
 
     @property
     def holds(self) -> bool | None:
-        """Whether the target is reached; None without one."""
+        """Return True if the target is reached, or None without a target."""
         if self.target is None:
             return None
         return self.ours >= self.target if self.is_least else self.ours <= self.target
 
     @property
     def verdict(self) -> str:
-        """In words: by how much, where it is not."""
+        """Return the result in words: yes, or by how much the target is missed."""
         if self.target is None or self.holds:
             return "" if self.target is None else "yes"
         missing = abs(self.ours - self.target)
@@ -38,7 +38,7 @@ class Figure:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """The row of the table."""
+        """Return the row of the table."""
         bound = (
             "" if self.target is None else f"{'at least' if self.is_least else 'at most'} {self.target:g}{self._unit}"
         )
@@ -55,7 +55,7 @@ class Figure:
 
 
 def table(rows: Iterable[tuple[str, ...]], headings: tuple[str, ...] = HEADINGS) -> Iterator[str]:
-    """The rows as Markdown, in columns that a person can read in a terminal too."""
+    """Yield the rows as a Markdown table with aligned columns, readable in a terminal too."""
     cells = [headings, *rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(headings))]
     bars = ("-" * width for width in widths)

@@ -1,7 +1,7 @@
 """The floor: the same route written by hand for speed alone, with the Agents SDK, function tools and psycopg.
 
-It verifies the token, keeps the conversation and adds the task in three statements, and has nothing of the rest: no
-lease, no record of calls, no row-level security, no replay, no deadline, no honest failure. Nobody should ship it.
+It verifies the token, stores the conversation and adds the task in three statements. It has no lease, no record of
+calls, no row-level security, no replay, no deadline and no error handling. Do not deploy it.
 """
 
 import os
@@ -45,7 +45,7 @@ _key: Final = jwt.PyJWKSet.from_json(os.environ["AUTH_JWKS_JSON"]).keys[0]
 
 
 class Said(BaseModel):
-    """One message of a person."""
+    """One message of a user."""
 
     message: str
     conversation_id: UUID | None = None
@@ -69,7 +69,7 @@ _agent: Final = Agent[None](
 
 @app.post("/api/{user_id}/chat")
 async def chat(user_id: str, body: Said, authorization: str = Header()) -> dict[str, Any]:
-    """Do what the person says."""
+    """Run one turn."""
     claims = jwt.decode(authorization.removeprefix("Bearer "), _key, algorithms=["EdDSA"], audience="bench")
     if claims["sub"] != user_id:
         raise HTTPException(403)

@@ -1,7 +1,7 @@
-"""`python -m bench.growth`: whether the database is as fast with five million messages as with ten thousand.
+"""`python -m bench.growth`: compare the database with ten thousand messages and with five million.
 
-Turns through both doors, in a process of their own, are watched by auto_explain: each statement must stay on its index,
-touch about as many pages, and take about as long. So must each page of a list of ten thousand tasks.
+A separate process runs turns through both entry points, and auto_explain reports each statement. Each must use its
+index, read about as many pages and take about as long at both sizes. So must each page of a list of ten thousand tasks.
 """
 
 import asyncio
@@ -20,34 +20,34 @@ from uuid import uuid4
 import psycopg
 from sqlmodel import SQLModel
 
-from bench import parts, people, plans
+from bench import parts
 from bench.parts import Parts, Worker
-from bench.plans import Plan, Recorder
 from dev.tokens import Issuer
-from tests.gateway import event, invoke
+from testing import people, plans
+from testing.callers import Caller, identity
+from testing.gateway import event, invoke
+from testing.plans import Plan, Recorder
 
 SIZES: Final = (201, 100_000)
-"""People, the busy one among them: ten thousand messages of ordinary people, and five million."""
+"""Numbers of users, with the busy one: ten thousand messages of ordinary users, and five million."""
 
 SAMPLES: Final = 20
-"""People who do two rounds at each size, and times that each page is listed."""
+"""Users who do two rounds at each size; also how often each page is listed."""
 
 FLAT: Final = 1.5
-"""How much longer a median may be and count as the same: two cores with other work give no better."""
+"""A median may be longer by this factor and still count as equal: two busy cores allow no better."""
 
 NOISE_MS: Final = 0.05
-"""Two medians that are this close tell nothing either: it is what the watching takes."""
+"""Medians that differ by less count as equal: auto_explain itself takes this long."""
 
 LIST: Final = "list_tasks"
 PLACES: Final = {"first": 0, "middle": 0.5, "last": 1}
 STATES: Final = {"all": "true", "pending": "not completed", "completed": "completed"}
-AUTH: Final = "https://auth.example.com"
-RESOURCE: Final = "https://api.example.com/mcp"
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one statement costs: medians of its executions."""
+    """The cost of one statement: medians of its executions."""
 
     milliseconds: float
     pages: float
@@ -55,12 +55,12 @@ class Cost:
 
     @classmethod
     def of(cls, executions: list[Plan]) -> "Cost":
-        """The cost of a statement that was executed at least once."""
+        """Return the cost of a statement that was executed at least once."""
         milliseconds = median(plan.milliseconds for plan in executions)
         return cls(milliseconds, median(plan.pages for plan in executions), len(executions))
 
     def is_flat(self, before: "Cost") -> bool:
-        """Whether it is no more than before, but for noise."""
+        """Return True if the time is not longer than before, apart from noise."""
         return self.milliseconds <= max(FLAT * before.milliseconds, before.milliseconds + NOISE_MS)
 
 
@@ -70,47 +70,47 @@ class Measured:
 
     rows: dict[str, int]
     statements: dict[str, Cost]
-    """By name, in the second rounds. What foreign keys look up counts as one."""
+    """Cost by name, in the second rounds. The lookups of all foreign keys count as one statement."""
     lists: dict[str, Cost]
-    """A page of the busy person's tasks, by which tasks and where in the list."""
+    """Cost of a page of the busy user's tasks, by state and by place in the list."""
     first_round_ms: float
-    """What the database spends on the `_round` of somebody who was away: their rows come from outside its memory.
-    The median of each statement, as often as it is executed."""
+    """Time that the database spends on the `_round` of a user who was away, whose rows it must read into memory: the
+    median of each statement, times the number of its executions."""
     round_ms: float
-    """And on their next."""
+    """The same for the next round of these users."""
     faults: frozenset[str]
-    """What would get slower as the tables grow; empty when all is well."""
+    """Faults that make a statement slower as the tables grow."""
 
 
 @dataclass(frozen=True)
 class Growth:
-    """The same at two sizes of the database."""
+    """The database at two sizes."""
 
     small: Measured
     large: Measured
     seconds: float
-    """How long it took to find out."""
+    """Duration of the measurement."""
 
     @property
     def slower(self) -> list[str]:
-        """The statements that take longer in the large database."""
+        """Return the statements that take longer in the large database."""
         before, after = self.small.statements, self.large.statements
         return [name for name in before if not after[name].is_flat(before[name])]
 
     @property
     def uneven(self) -> list[str]:
-        """The pages of the long list that take longer than the first of their kind."""
+        """Return the pages of the long list that take longer than the first of their state."""
         lists = self.large.lists
         return [name for name in lists if not lists[name].is_flat(lists[f"{name.split()[0]} first"])]
 
     @property
     def faults(self) -> list[str]:
-        """What is wrong with a plan, at either size."""
+        """Return the faults of the plans, at either size."""
         return sorted(self.small.faults | self.large.faults)
 
 
 def measure() -> Growth:
-    """Fill a database and measure at both sizes. Takes minutes, and three gigabytes of the temporary directory."""
+    """Fill a database and measure it at both sizes. Takes minutes, and three gigabytes of the temporary directory."""
     began = time.perf_counter()
     with parts.running() as running:
         recorder = Recorder(running.postgres)
@@ -125,7 +125,7 @@ def measure() -> Growth:
 def _measure(running: Parts, recorder: Recorder, worker: Worker, first: int, last: int) -> Measured:
     url = running.postgres.superuser_url
     people.store(url, first, last, _say)
-    _say(f"{last:,} people are stored: measuring")
+    _say(f"{last:,} users are stored: measuring")
     worker.ask(["rounds", [people.BUSY]])
     busy = recorder.read()
     who = [1 + n * (last - 2) // SAMPLES for n in range(SAMPLES)]
@@ -142,7 +142,7 @@ def _measure(running: Parts, recorder: Recorder, worker: Worker, first: int, las
         first_round_ms=_round_ms(_costs(away, names)),
         round_ms=_round_ms(_costs(usual, names)),
         faults=frozenset(
-            f"{names.get(plan.text, plan.text)} of {last:,} people: {fault}"
+            f"{names.get(plan.text, plan.text)} of {last:,} users: {fault}"
             for plan in executed
             for fault in plan.faults(recorder.first_columns)
         ),
@@ -161,7 +161,7 @@ def _round_ms(costs: dict[str, Cost]) -> float:
 
 
 def _places(url: str) -> dict[str, tuple[str, int | None]]:
-    """Where the pages of the busy person's list begin: the state and the cursor of each."""
+    """Return the state and the cursor at which each page of the busy user's list begins."""
     found: dict[str, tuple[str, int | None]] = {}
     with psycopg.connect(url) as database:
         for state, condition in STATES.items():
@@ -190,29 +190,26 @@ def _say(text: str) -> None:
 
 
 class Client:
-    """Speaks for a person at both doors."""
+    """Sends a user's requests to both entry points."""
 
     def __init__(self) -> None:
-        """Be the execution environment of both functions."""
+        """Make this process the execution environment of both functions."""
         self._issuer = Issuer.new()
-        os.environ.update(AUTH_ISSUER=AUTH, AUTH_AUDIENCE=AUTH, MCP_RESOURCE_URL=RESOURCE)
-        os.environ.update(AUTH_JWKS_JSON=self._issuer.jwks_json)
-        os.environ.update(TURN_BURST="999999", MCP_BURST="999999")  # limits are on, and out of reach
+        os.environ.update(identity(self._issuer))
+        os.environ.update(TURN_BURST="999999", MCP_BURST="999999")  # the limits are on, but never reached
         self._chat: Callable[..., Any] = importlib.import_module("chat.app").handler
         self._mcp: Callable[..., Any] = importlib.import_module("mcp_tools.app").handler
 
     def say(self, user_id: str, message: str, conversation_id: str | None, key: str) -> Any:
-        """The answer to one message."""
-        token = self._issuer.mint(user_id, issuer=AUTH, audience=AUTH)
-        headers = {"authorization": f"Bearer {token}", "content-type": "application/json", "idempotency-key": key}
-        body = json.dumps({"message": message, "conversation_id": conversation_id}).encode()
-        response = invoke(self._chat, event("POST", f"/api/{user_id}/chat", headers=headers, body=body))
+        """Send one message and return the answer."""
+        body = {"message": message, "conversation_id": conversation_id}
+        response = invoke(self._chat, Caller(user_id, self._issuer).request(body, key))
         assert response.status == 200, response.body[:500]
         return response.json
 
     def call(self, user_id: str, tool: str, **arguments: Any) -> Any:
-        """The result of one tool call of an MCP client."""
-        token = self._issuer.mint_for_mcp(user_id, issuer=AUTH, resource=RESOURCE)
+        """Make one tool call as an MCP client and return the result."""
+        token = Caller(user_id, self._issuer).mcp_token
         headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
         headers |= {"accept": "application/json, text/event-stream", "mcp-protocol-version": "2025-11-25"}
         params = {"name": tool, "arguments": arguments}
@@ -224,7 +221,7 @@ class Client:
 
 
 def _round(client: Client, person: int) -> None:
-    """Use every tool in a conversation, begin another, send a message twice, and call two tools from outside."""
+    """Use every tool in a conversation, begin another, send a message twice, and call two tools as an MCP client."""
     who, here = people.user_id(person), str(people.conversation_id(person))
     task = client.say(who, "Add buy milk", here, uuid4().hex)["tool_calls"][0]["result"]["id"]
     for message in (f"Finish {task}", f"Rename {task} to buy oat milk", f"Delete {task}"):
@@ -236,7 +233,7 @@ def _round(client: Client, person: int) -> None:
 
 
 def _turn(client: Client, person: int) -> None:
-    """One turn with one tool call in an old conversation."""
+    """Run one turn with one tool call in an old conversation."""
     client.say(people.user_id(person), "Add buy milk", str(people.conversation_id(person)), uuid4().hex)
 
 
@@ -257,7 +254,7 @@ _ANSWERS: Final = {"rounds": _each(_round), "turns": _each(_turn), LIST: _list_o
 
 
 def _work() -> None:
-    """Be the measured process: each line asks for something, and is answered with the names of what was executed."""
+    """Serve as the measured process: read a request from each line, and print the names of the executed statements."""
     asyncio.set_event_loop(asyncio.new_event_loop())
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the log lines of the turns go nowhere
@@ -270,7 +267,7 @@ def _work() -> None:
 
 
 def report(growth: Growth) -> Iterator[str]:
-    """The figures, line by line."""
+    """Yield the figures, line by line."""
     small, large = growth.small, growth.large
     for table, rows in small.rows.items():
         yield f"{table + ', rows':32}{rows:>12,}{'':6}{large.rows[table]:>12,}"
@@ -279,7 +276,7 @@ def report(growth: Growth) -> Iterator[str]:
     pairs += [(f"page of tasks: {name}", cost, large.lists[name]) for name, cost in small.lists.items()]
     for name, *costs in pairs:
         yield f"{name:32}" + "".join(f"{cost.milliseconds:12.3f}{cost.pages:6.0f}" for cost in costs)
-    yield f"{'a round of a person who was away':32}{small.first_round_ms:12.2f}{'':6}{large.first_round_ms:12.2f}"
+    yield f"{'a round of a user who was away':32}{small.first_round_ms:12.2f}{'':6}{large.first_round_ms:12.2f}"
     yield f"{'their next round':32}{small.round_ms:12.2f}{'':6}{large.round_ms:12.2f}"
     for what, names in (("plans", growth.faults), ("slower", growth.slower), ("uneven", growth.uneven)):
         yield f"{what}: {'; '.join(names) or 'none'}"
@@ -287,7 +284,7 @@ def report(growth: Growth) -> Iterator[str]:
 
 
 def main() -> None:
-    """Measure, and print the figures; with --worker, be the measured process."""
+    """Measure and print the figures. With --worker, serve as the measured process."""
     if sys.argv[1:] == ["--worker"]:
         return _work()
     print(*report(measure()), sep="\n")

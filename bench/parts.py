@@ -1,6 +1,6 @@
-"""What a measured process needs around it: Postgres behind PgBouncer, as deployed, and the stand-in model.
+"""Run the parts around a measured process: Postgres behind PgBouncer, as deployed, and the stand-in model.
 
-Each is a process of its own, so that what the measured one spends is its own.
+Each part is a separate process, so that it adds nothing to the CPU time of the measured one.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from dev.postgres import Postgres
 
 @dataclass(frozen=True)
 class Parts:
-    """What runs, and the variables that lead to it."""
+    """The running parts, and the environment variables of a process that uses them."""
 
     postgres: Postgres
     pooler: PgBouncer
@@ -29,7 +29,7 @@ class Parts:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables of a measured process. `SUPERUSER_URL` is for what prepares and counts, not for a turn."""
+        """Return the variables of a measured process. `SUPERUSER_URL` is for preparing and counting, not for turns."""
         return {
             "DATABASE_URL": self.pooler.url(self.postgres.app_url),
             "SUPERUSER_URL": self.postgres.superuser_url,
@@ -37,7 +37,7 @@ class Parts:
             "OPENAI_BASE_URL": self.model_url,
             "OPENAI_API_KEY": "stand-in",
             "MODEL": "stand-in",
-            "TURN_BURST": "999999",  # one person does it all
+            "TURN_BURST": "999999",  # one user sends every message
             "DAILY_MODEL_TOKENS": "999999999",
             "POWERTOOLS_SERVICE_NAME": "taskchat",
             "POWERTOOLS_METRICS_NAMESPACE": "taskchat",
@@ -47,7 +47,7 @@ class Parts:
 
 @contextlib.contextmanager
 def running() -> Iterator[Parts]:
-    """Run all parts for as long as the context lasts. Raises StartupError."""
+    """Run all parts until the context ends. Raises StartupError."""
     with contextlib.ExitStack() as stack:
         database = stack.enter_context(postgres.temporary())
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -69,7 +69,7 @@ def _model() -> Iterator[str]:
 
 
 class Worker:
-    """A process that is measured: it answers one JSON line with another."""
+    """A measured process, which answers each line of JSON with another."""
 
     def __init__(self, module: str, *arguments: str, environment: dict[str, str]) -> None:
         """Start `python -m module arguments` with these variables."""
@@ -83,7 +83,7 @@ class Worker:
         )
 
     def ask(self, question: Any) -> Any:
-        """The answer to a question. Raises RuntimeError when the process has ended."""
+        """Send a question and return the answer. Raises RuntimeError if the process has ended."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(question) + "\n")
@@ -94,5 +94,5 @@ class Worker:
         return json.loads(answer)
 
     def stop(self) -> None:
-        """End it."""
+        """Stop the process."""
         processes.stop(self._process)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""The pictures of docs/performance.md, as SVG that comes out the same when the figures do.
+"""Draw the pictures of docs/performance.md as SVG. The same figures give the same file.
 
-On white, so that they can be read on a page of any colour, and with their words as text. Each holds the figures that it
-shows, so that `python -m bench.pictures` can draw it anew without measuring anew.
+The background is white, so that a page of any colour can show them, and their labels are text. Each file holds its
+figures, so that `python -m bench.pictures` can draw it again without a new measurement.
 """
 
 import dataclasses
@@ -29,13 +29,13 @@ DRAWN: Final = state.ROOT / "docs" / "performance"
 WIDTH: Final = 8.0
 """Inches."""
 LABEL_SHARE: Final = 0.2
-"""Of the width of a panel: what the longest bar leaves to the label behind it."""
+"""Share of a panel's width that the longest bar leaves for its label."""
 SLACK: Final = 1.0
-"""Pixels by which the widths of text may differ from one measuring to the next."""
+"""Pixels by which two measurements of a text's width may differ."""
 
 mpl.rcParams.update(
     {
-        "svg.hashsalt": "taskchat",  # else the ids inside differ from run to run
+        "svg.hashsalt": "taskchat",  # without it, the ids inside differ between runs
         "svg.fonttype": "none",
         "font.family": "sans-serif",
         "font.size": 10,
@@ -50,20 +50,20 @@ mpl.rcParams.update(
 
 
 class LayoutError(Exception):
-    """Raised after a picture was saved in which something is cut off or covered; says what."""
+    """Raised after saving a picture in which a part is cut off or covered. Names the part."""
 
 
 def waterfall(path: Path, panels: Mapping[str, Sequence[Span]]) -> None:
-    """Draw one panel below the other, each with a bar for every part, on one scale. Raises LayoutError.
+    """Draw the panels below each other on one scale, with a bar for every part. Raises LayoutError.
 
-    The bar that spans all others is the whole turn.
+    The longest bar is the whole turn.
     """
     figure, all_axes = _figure(len(panels), 0.32 * sum(map(len, panels.values())) + 0.9 * len(panels))
     for axes, (title, spans) in zip(all_axes, panels.items(), strict=True):
         _bars(axes, spans)
         axes.set_title(title, loc="left", fontsize=10)
     last = max(span.end for spans in panels.values() for span in spans)
-    all_axes[-1].set_xlim(0, last / (1 - LABEL_SHARE))  # of all panels, which share it
+    all_axes[-1].set_xlim(0, last / (1 - LABEL_SHARE))  # all panels share the scale
     all_axes[-1].set_xlabel("milliseconds")
     shown = {title: [dataclasses.astuple(span) for span in spans] for title, spans in panels.items()}
     _save(figure, path, {"waterfall": {"panels": shown}})
@@ -89,7 +89,7 @@ def lines(
     labels: tuple[str, str],
     targets: Sequence[tuple[int, float]] = (),
 ) -> None:
-    """Draw a line for each series over the numbers it has, spaced evenly, and a mark for each target.
+    """Draw a line for each series over its numbers, spaced evenly, and a mark for each target.
 
     Raises LayoutError.
     """
@@ -98,7 +98,7 @@ def lines(
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
     axes.set_ylim(bottom=0)
-    figure.legend(loc="outside upper left", ncols=len(series) + 1)  # inside the axes it would cover a line
+    figure.legend(loc="outside upper left", ncols=len(series) + 1)  # inside the axes, the legend would cover a line
     _save(figure, path, {"lines": {"series": series, "labels": labels, "targets": targets}})
 
 
@@ -116,7 +116,7 @@ def _plot(axes: Axes, series: Mapping[str, Mapping[int, float]], targets: Sequen
 
 
 def redraw(source: Path, path: Path) -> None:
-    """Draw a picture anew from the figures that it holds. Raises LayoutError."""
+    """Draw a picture again from the figures that it holds. Raises LayoutError."""
     [(kind, shown)] = held(source).items()
     if kind == "waterfall":
         waterfall(path, {title: [Span(*span) for span in spans] for title, spans in shown["panels"].items()})
@@ -126,7 +126,7 @@ def redraw(source: Path, path: Path) -> None:
 
 
 def held(path: Path) -> dict[str, Any]:
-    """Return the figures that a picture holds, by its kind."""
+    """Return the figures that a picture holds, by kind."""
     [text] = re.findall(r"<dc:description>(.*?)</dc:description>", path.read_text(), re.DOTALL)
     figures: dict[str, Any] = json.loads(unescape(text))
     return figures
@@ -145,7 +145,7 @@ def _save(figure: Figure, path: Path, shown: Mapping[str, Any]) -> None:
 
 
 def faults(figure: Figure) -> Iterator[str]:
-    """Tell what of a figure is cut off, and what covers something else."""
+    """Yield each part of a figure that is cut off or covers another."""
     figure.draw_without_rendering()
     parts: list[tuple[str, Any]] = [(f"panel {number}", axes) for number, axes in enumerate(figure.axes, 1)]
     for name, axes in parts:
@@ -161,7 +161,7 @@ def faults(figure: Figure) -> Iterator[str]:
 
 
 def _extent(part: Artist) -> BboxBase:
-    """Return where a part lies; of a line without its markers, of which half may lie beyond an axis."""
+    """Return the extent of a part. A line counts without its markers, which may lie half beyond an axis."""
     if isinstance(part, Line2D):
         return part.get_path().get_extents(part.get_transform())
     return part.get_window_extent()

@@ -1,7 +1,7 @@
-"""`python -m bench.prompt`: how much of what the model reads it has read before, and what every request begins with.
+"""`python -m bench.prompt`: measure the input tokens that repeat the beginning of an earlier request.
 
-A conversation of sixty turns, with a history so short that it is cut several times. The stand-in model, like a
-provider, tells how many tokens repeat the beginning of an earlier request; a token is four characters to it.
+The conversation has sixty turns, and a history so short that it is cut several times. The stand-in model, like a
+provider, reports how many tokens repeat the beginning of an earlier request. It counts four characters as a token.
 """
 
 import json
@@ -14,34 +14,35 @@ import psycopg
 
 from bench import parts
 from bench.parts import Parts, Worker
-from bench.turn import AUTH, prepare
+from bench.turn import prepare
 from dev.standin_model.client import StandIn
 from dev.standin_model.prompt_cache import count
 from dev.tokens import Issuer
-from tests.gateway import event, invoke
+from testing.callers import Caller
+from testing.gateway import invoke
 
 TURNS: Final = 60
 HISTORY_TOKENS: Final = 2_000
-"""A sixth of the default, at which sixty turns are hardly cut."""
+"""A sixth of the default. With the default, sixty turns would hardly be cut."""
 
 ERRANDS: Final = ("Add errand {}", "Finish {}", "Add letter {}", "What is left?")
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model read in one conversation."""
+    """The model's input in one conversation."""
 
     turns: int
     cuts: int
-    """How often the history lost its older half."""
+    """Number of times that the history lost its older half."""
     cached: float
     """Share of all input tokens that repeat the beginning of an earlier request."""
     fixed_tokens: int
-    """Of instructions and tools together, with which every request begins."""
+    """Tokens of instructions and tools together, which begin every request."""
 
 
 def measure(running: Parts) -> Prompt:
-    """Have the conversation. Raises ValueError when requests do not all begin with the same."""
+    """Run the conversation. Raises ValueError if the requests do not all begin with the same bytes."""
     standin = StandIn(running.model_url)
     standin.reset()
     environment = os.environ | running.environment | {"HISTORY_TOKENS": str(HISTORY_TOKENS)}
@@ -63,7 +64,7 @@ def _fixed(body: dict[str, Any]) -> str:
 
 
 def _work() -> None:
-    """Be the measured process: a number of turns is answered with who took them, and how many beginnings it had."""
+    """Serve as the measured process: read a number of turns; print the user and the number of history beginnings."""
     handler, issuer, answers = prepare("ours")
     standin = StandIn(os.environ["OPENAI_BASE_URL"])
     for line in sys.stdin:
@@ -79,21 +80,19 @@ class _Talk:
 
     def __init__(self, handler: Any, issuer: Issuer) -> None:
         self._handler, self.user_id, self._conversation, self._task = handler, "errands", None, 0
-        token = issuer.mint(self.user_id, issuer=AUTH, audience=AUTH)
-        self._headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+        self._caller = Caller(self.user_id, issuer)
 
     def say(self, message: str) -> None:
-        """One turn, with one call of a tool."""
+        """Run one turn with one tool call."""
         body = {"message": message.format(self._task), "conversation_id": self._conversation}
-        path = f"/api/{self.user_id}/chat"
-        response = invoke(self._handler, event("POST", path, headers=self._headers, body=json.dumps(body).encode()))
+        response = invoke(self._handler, self._caller.request(body))
         assert response.status == 200, response.body
         [call] = response.json["tool_calls"]
         self._conversation, self._task = response.json["conversation_id"], call["result"].get("id")
 
 
 def main() -> None:
-    """Measure, and print the figures; with --worker, be the measured process."""
+    """Measure and print the figures. With --worker, serve as the measured process."""
     if sys.argv[1:] == ["--worker"]:
         return _work()
     with parts.running() as running:

@@ -1,4 +1,4 @@
-"""The page about performance: what was found, beside what was to be reached, in words, tables and pictures."""
+"""Write docs/performance.md: the measured figures beside their targets, in text, tables and pictures."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ from typing import Final
 import psycopg
 
 from bench import pictures, turn
-from bench.cold import NAIVE, Cold
+from bench.cold import Cold
 from bench.figures import Figure, table
 from bench.growth import Growth
 from bench.parts import Parts
@@ -26,31 +26,32 @@ from bench.turn import HISTORIES, SUBJECTS, Costs
 from bench.waterfall import Span
 from dev.artifact import LIMIT_MB
 from dev.proof import CHAT, MCP_TOOLS
+from testing import naive
 
 PAGE: Final = Path(__file__).with_name("page.md")
 LIBRARIES: Final = ("openai-agents", "openai", "fastmcp", "fastapi", "mangum", "pydantic", "sqlalchemy", "pg8000")
 
 BEYOND_THE_FLOOR: Final = (
-    "Most of it is the floor's too: the SDK, its HTTP client, FastAPI. Ours alone are above all SQLAlchemy and pg8000,"
-    " for 22 statements in place of 3, and an audited call of the tool."
+    "The floor has most of it too: the SDK, its HTTP client, FastAPI. The difference is mainly SQLAlchemy and pg8000,"
+    " with 22 statements in place of 3, and the audited tool call."
 )
 PER_MESSAGE: Final = (
-    "As for a new conversation. Each message is also read, and written as JSON for each of two model calls."
+    "As for a new conversation. The turn also reads each message, and writes it as JSON for each of two model calls."
 )
 AWAY: Final = (
-    "Six roundtrips are 14 ms of it. The rest is the CPU above, and waits for the pooler, Postgres and the model, which"
-    " share two cores with all else that runs."
+    "Six roundtrips take 14 ms. The rest is the CPU above, and waits for the pooler, Postgres and the model, which"
+    " share two cores with everything else."
 )
 ONE_BY_ONE: Final = (
     "A process does nothing else while it waits for the database"
-    " ([why](decisions/0003-synchronous-database-inside-the-loop.md)), so the CPU and the six waits of each turn come"
-    " one after another; and the clients, the pooler, Postgres and the model share the other core."
+    " ([decision 3](decisions/0003-synchronous-database-inside-the-loop.md)), so the CPU and the six waits of each turn"
+    " add up. The clients, the pooler, Postgres and the model share the other core."
 )
 
 
 @dataclass(frozen=True)
 class Circumstances:
-    """When, where and with what it was measured."""
+    """The date, the machine and the versions of a measurement."""
 
     date: str
     machine: str
@@ -59,7 +60,7 @@ class Circumstances:
 
     @classmethod
     def now(cls, running: Parts) -> "Circumstances":
-        """Those of this moment."""
+        """Return the circumstances of this moment."""
         with psycopg.connect(running.environment["SUPERUSER_URL"]) as database:
             postgres = f"Postgres {database.info.server_version // 10_000}.{database.info.server_version % 10_000}"
         [pooler] = running.pooler.show("version")
@@ -73,14 +74,14 @@ class Circumstances:
 
 
 def _python() -> str:
-    """The version, and whether it was built as Lambda's is: without that, everything takes longer."""
+    """Return Python's version and its kind of build. Lambda's has profile-guided optimisation, which is faster."""
     is_optimised = "--enable-optimizations" in str(sysconfig.get_config_var("CONFIG_ARGS"))
     build = "with" if is_optimised else "without"
     return f"Python {platform.python_version()} (built {build} profile-guided optimisation, which Lambda's has)"
 
 
 def _machine() -> str:
-    """The processor, its cores and the memory (Linux)."""
+    """Return the processor, its cores and the memory (Linux)."""
     processor = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
     gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{os.cpu_count()} cores of {processor.split(':')[1].strip()} with {gigabytes:.0f} GB, {platform.system()}"
@@ -88,7 +89,7 @@ def _machine() -> str:
 
 @dataclass(frozen=True)
 class Found:
-    """All that was measured."""
+    """All measured figures."""
 
     cold: Cold
     peaks: dict[str, float]
@@ -102,19 +103,19 @@ class Found:
     throughput: dict[str, dict[int, float]]
     prompt: Prompt
     growth: Growth | None
-    """None when there was no time for it, as the next."""
+    """None in a short run, as `scaling`."""
     scaling: Scaling | None
 
 
 def figures(found: Found) -> Iterator[Figure]:
-    """Every figure that has a target, and those beside it."""
+    """Yield every figure, with its target if it has one."""
     yield from _cold(found)
     yield from _costs(found)
     yield from _roundtrips(found.roundtrips)
-    yield Figure("input tokens read before", 100 * found.prompt.cached, "%", 90, is_least=True)
+    yield Figure("repeated input tokens", 100 * found.prompt.cached, "%", 90, is_least=True)
     yield Figure("tokens of instructions and tools", found.prompt.fixed_tokens, "", 899)
     if found.growth:
-        yield _none("plans that leave their index, at either size", found.growth.faults)
+        yield _none("plans without their index, at either size", found.growth.faults)
         yield _none("statements slower with 5 million messages", found.growth.slower)
         yield _none("pages of 10,000 tasks slower than the first", found.growth.uneven)
 
@@ -124,9 +125,9 @@ def _none(name: str, unwanted: list[str]) -> Figure:
 
 
 def _cold(found: Found) -> Iterator[Figure]:
-    yield Figure("import, by that of the dependencies", found.cold.import_ratio, "", 0.75)
-    yield Figure("import, by that without bytecode", found.cold.import_ratio_without_bytecode, "", 0.3)
-    yield Figure("first turn after init, by a warm one", found.cold.first_turn_ratio, "", 1.5)
+    yield Figure("import, to that of the dependencies", found.cold.import_ratio, "", 0.75)
+    yield Figure("import, to that without bytecode", found.cold.import_ratio_without_bytecode, "", 0.3)
+    yield Figure("first turn after init, to a warm one", found.cold.first_turn_ratio, "", 1.5)
     for name in (CHAT, MCP_TOOLS):
         yield Figure(f"peak memory, {name}", found.peaks[name], "MB", 180)
         yield Figure(f"unzipped with the layer, {name}", found.weights[name], "MB", 200)
@@ -138,7 +139,7 @@ def _costs(found: Found) -> Iterator[Figure]:
         yield Figure(f"CPU of a turn, {history.name}", ours[history].cpu, "ms", target, floor[history].cpu, why=why)
     yield Figure(f"CPU of a turn, {turn.WITH_CALLS.name}", ours[turn.WITH_CALLS].cpu, "ms")
     growth = [of[turn.ENDLESS].cpu / of[turn.LONG].cpu for of in (ours, floor)]
-    yield Figure("CPU with 10,000 messages, by that with 100", growth[0], "", 1.2, growth[1])
+    yield Figure("CPU with 10,000 messages, to that with 100", growth[0], "", 1.2, growth[1])
     yield Figure("wall time of a turn", ours[turn.NEW].wall, "ms", None, floor[turn.NEW].wall)
     away = [found.away[turn.NEW, name].wall for name in SUBJECTS]
     yield Figure("wall time, the database a roundtrip away", away[0], "ms", 30, away[1], why=AWAY)
@@ -157,23 +158,23 @@ def _roundtrips(found: Roundtrips) -> Iterator[Figure]:
 
 
 def missed(all_figures: list[Figure]) -> Iterator[str]:
-    """What does not hold, by how much and why."""
+    """Yield a line for each missed target: by how much, and why."""
     for figure in all_figures:
         if figure.holds is False:
             yield f"- **{figure.name}**: {figure.verdict.removeprefix('no, ')}. {figure.why}".strip()
 
 
 def page(found: Found, around: Circumstances, command: str, seconds: float) -> str:
-    """The whole page, as Markdown."""
+    """Return the whole page, as Markdown."""
     listed = list(figures(found))
     return Template(PAGE.read_text()).substitute(
         vars(around),
         command=command,
         minutes=round(seconds / 60),
         figures="\n".join(table(figure.cells for figure in listed)),
-        missed="\n".join(["What does not hold:", "", *missed(listed)] if any(missed(listed)) else ["All of it holds."]),
+        missed="\n".join(["Missed targets:", "", *missed(listed)] if any(missed(listed)) else ["Every target holds."]),
         cuts=found.prompt.cuts,
-        naive=NAIVE,
+        naive=naive.IMPORTS,
         most_megabytes=LIMIT_MB,
         growth=_growth(found.growth) if found.growth else "(Not measured in a short run.)",
         scaling=_scaling(found.scaling) if found.scaling else "(Not measured in a short run.)",
@@ -199,14 +200,15 @@ def _growth(growth: Growth) -> str:
 
 def _scaling(scaling: Scaling) -> str:
     rows = [
-        (f"{name}: {what.replace('_', ' ')}", f"{reckoned:.1f}", f"{getattr(trial.measured, what):.1f}")
-        for name, trial in (("room to spare", scaling.roomy), ("the pool used up", scaling.exhausted))
-        for what, reckoned in vars(trial.reckoned).items()
+        (f"{name}: {what.replace('_', ' ')}", f"{calculated:.1f}", f"{getattr(trial.measured, what):.1f}")
+        for name, trial in (("spare connections", scaling.roomy), ("pool used up", scaling.exhausted))
+        for what, calculated in vars(trial.calculated).items()
     ]
-    listed = "\n".join(table(rows, ("", "reckoned", "measured")))
+    listed = "\n".join(table(rows, ("", "calculated", "measured")))
     return (
-        f"{scaling.clients:,} environments with a connection each, on {scaling.servers} server connections, with"
-        f" {THINKING:g} s of model in a turn; what [scaling](scaling.md) reckons with, beside what the pooler tells:"
+        f"{scaling.clients:,} environments with one connection each share {scaling.servers} server connections, with"
+        f" {THINKING:g} s of model time in a turn. The table compares the calculation of [scaling](scaling.md) with the"
+        " pooler's own counters:"
         f"\n\n{listed}"
     )
 
@@ -221,4 +223,6 @@ def draw(found: Found, directory: Path) -> None:
     pictures.lines(
         directory / "history.svg", costs, ("messages in the conversation", "CPU of a turn, ms"), [(0, 9), (100, 12)]
     )
-    pictures.lines(directory / "throughput.svg", found.throughput, ("clients at once", "turns per second"), [(8, 110)])
+    pictures.lines(
+        directory / "throughput.svg", found.throughput, ("concurrent clients", "turns per second"), [(8, 110)]
+    )

@@ -1,19 +1,20 @@
-"""`python -m bench.roundtrips`: how often the function waits for the database, counted on the wire to the pooler."""
+"""`python -m bench.roundtrips`: count the function's roundtrips to the database, on the connection to the pooler."""
 
 import os
 from dataclasses import dataclass
 
+import taskchat.process  # noqa: F401  (fills the metadata, from which a new connection checks its role)
 from bench import parts
 from bench.parts import Parts, Worker
 from bench.turn import HISTORIES, NEW, SUBJECTS, WARM_UP
 from dev import pgbouncer
 from taskchat.database.transaction import Database
-from tests import wire
+from testing import counting_proxy
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one turn with one tool call says to the database."""
+    """Roundtrips and statements of one turn with one tool call."""
 
     roundtrips: int
     statements: int
@@ -21,26 +22,26 @@ class Turn:
 
 @dataclass(frozen=True)
 class Roundtrips:
-    """How often the database is waited for."""
+    """Numbers of roundtrips to the database."""
 
     turns: dict[str, Turn]
-    """Of ours and of the floor, on a warm connection."""
+    """Turns of ours and of the floor, on a warm connection."""
     connecting: int
-    """With TLS, SCRAM and the look at the role, beyond the TCP handshake."""
+    """Roundtrips to connect, with TLS, SCRAM and the check of the role, beyond the TCP handshake."""
     checking_out: int
-    """To take a live connection from the pool."""
+    """Roundtrips to take a live connection from the pool."""
 
 
 def measure(running: Parts) -> Roundtrips:
-    """Count. Raises StartupError."""
-    with pgbouncer.running(running.postgres, tls=False) as plain:  # so that the wire can read along
+    """Count the roundtrips. Raises StartupError."""
+    with pgbouncer.running(running.postgres, tls=False) as plain:  # so that the proxy can read the messages
         urls = {"ours": plain.url(running.postgres.app_url), "floor": plain.url(running.postgres.superuser_url)}
         turns = {name: _take(name, url, running) for name, url in urls.items()}
     return Roundtrips(turns, *_connect(running.environment["DATABASE_URL"]))
 
 
 def _take(subject: str, url: str, running: Parts) -> Turn:
-    with wire.running(url) as between:
+    with counting_proxy.running(url) as between:
         known = {"ours": "DATABASE_URL", "floor": "FLOOR_URL"}
         environment = os.environ | running.environment | {known[subject]: between.url(url)}
         worker = Worker("bench.turn", "--worker", subject, environment=environment)
@@ -53,9 +54,9 @@ def _take(subject: str, url: str, running: Parts) -> Turn:
 
 
 def _connect(url: str) -> tuple[int, int]:
-    """Roundtrips of the first connection, and of taking it again."""
+    """Return the roundtrips to connect, and to take the same connection again."""
     counts = []
-    with wire.running(url) as between:
+    with counting_proxy.running(url) as between:
         database = Database(between.url(url))
         for _ in range(2):
             between.reset()
@@ -66,7 +67,7 @@ def _connect(url: str) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Count, and print the figures."""
+    """Count and print the figures."""
     with parts.running() as running:
         found = measure(running)
     for name in SUBJECTS:

@@ -1,8 +1,8 @@
-"""`python -m bench.scaling`: whether the connections of many environments add up as docs/scaling.md says.
+"""`python -m bench.scaling`: test the calculation of docs/scaling.md with many environments at one pooler.
 
-First a real turn is weighed: what it takes of the pooler and of Postgres. Then more than a thousand environments, each
-with a connection of its own to the real PgBouncer, do transactions of that shape with a model's time in between: once
-with room to spare, and once with transactions so long, as from another continent, that the pool is used up.
+First it measures what a real turn takes of the pooler and of Postgres. Then more than a thousand environments, each
+with one connection to a real PgBouncer, run transactions of that shape with model time in between: once with spare
+connections, and once with transactions so long, as from another continent, that the pool is used up.
 """
 
 import asyncio
@@ -21,68 +21,69 @@ from typing import Any, Final
 
 import psycopg
 
-from bench import capacity, parts, people
+from bench import parts
 from bench.parts import Parts, Worker
 from dev import pgbouncer
 from dev.pgbouncer import PgBouncer
 from dev.postgres import APP, DATABASE, Postgres
+from testing import capacity, people
 
 ENVIRONMENTS: Final = 1_200
-"""As many as this takes the pooler to answer, and two cores to imitate."""
+"""Simulated environments: as many as two cores can run."""
 
 POOL: Final = 20
 """Server connections of the pooler."""
 
 THINKING: Final = 8.0
-"""Seconds of the model's time in a turn, on average: long enough for two cores to bear so many environments."""
+"""Average seconds of model time in a turn: long enough for two cores to run so many environments."""
 
 NEAR: Final = 0.001
 """Seconds of a roundtrip between function and pooler in one region."""
 
 FAR: Final = 0.05
-"""And from far away: with it the pool is too small."""
+"""Seconds of a roundtrip from another continent. With it, the pool is too small."""
 
 SETTLING: Final = 6.0
-"""Seconds until a queue has its length."""
+"""Seconds until the queue is stable."""
 
 MEASURING: Final = 10.0
-"""Seconds that count."""
+"""Seconds of measurement."""
 
 WEIGHED: Final = 60
-"""Real turns that are weighed."""
+"""Real turns that are measured."""
 
 CONNECTING: Final = 20
-"""Connections that are opened at a time."""
+"""Connections that are opened at once."""
 
 SAMPLE: Final = 0.05
-"""Seconds between two looks at the pool."""
+"""Seconds between two samples of the pool."""
 
 
 @dataclass(frozen=True)
 class Weight:
-    """What one real turn with one tool call takes of the database."""
+    """The database load of one real turn with one tool call."""
 
     transactions: float
     holding_ms: float
-    """How long it holds a server connection, on this machine and without a network."""
+    """Time for which it holds a server connection, on this machine and without a network."""
     database_cpu_ms: float
 
 
 @dataclass(frozen=True)
 class Load:
-    """Many environments at the pooler, as reckoned or as measured."""
+    """The load of many environments at the pooler, calculated or measured."""
 
     holding_ms: float
-    """How long one turn holds a server connection: reckoned is what it does with nobody else there."""
+    """Time for which one turn holds a server connection. The calculated one is measured with no other client."""
     turns_per_second: float
     servers_busy: float
-    """On average."""
+    """Average number."""
     clients_waiting: float
-    """For a server connection, on average."""
+    """Average number that waits for a server connection."""
 
     @classmethod
-    def reckoned(cls, holding: float) -> "Load":
-        """What docs/scaling.md's arithmetic says when a turn holds a server connection for so many seconds."""
+    def calculated(cls, holding: float) -> "Load":
+        """Return the calculated load, if a turn holds a server connection for `holding` seconds."""
         rate = capacity.throughput(ENVIRONMENTS, THINKING, holding, POOL)
         waiting = capacity.waiting(ENVIRONMENTS, THINKING, holding, POOL)
         return cls(holding * 1000, rate, capacity.busy(rate, holding), waiting)
@@ -90,15 +91,15 @@ class Load:
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial of the arithmetic."""
+    """One test of the calculation."""
 
-    reckoned: Load
+    calculated: Load
     measured: Load
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """What was found."""
+    """All measured values."""
 
     weight: Weight
     clients: int
@@ -109,11 +110,11 @@ class Scaling:
 
 
 def measure() -> Scaling:
-    """Weigh a turn and try the arithmetic. Takes about a minute. Raises StartupError."""
+    """Measure a turn and test the calculation. Takes about a minute. Raises StartupError."""
     began = time.perf_counter()
     _allow_files()
     with parts.running() as running:
-        _say("weighing a turn")
+        _say("measuring a turn")
         people.store(running.postgres.superuser_url, 1, ENVIRONMENTS + 1)
         weight = _weigh(running)
         with pgbouncer.running(running.postgres, pool_size=POOL, tls=False) as pooler:
@@ -124,7 +125,7 @@ def measure() -> Scaling:
 
 
 def _allow_files() -> None:
-    """Each connection is an open file of ours and two of the pooler's, which inherits what we may have."""
+    """Raise the limit of open files: each connection is one here and two in the pooler, which inherits the limit."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
@@ -144,7 +145,7 @@ def _weigh(running: Parts) -> Weight:
 
 
 def _served(pooler: PgBouncer) -> dict[str, int]:
-    """The pooler's counters since it began; times are in microseconds."""
+    """Return the pooler's counters since its start. Times are in microseconds."""
     return _of_program(pooler.show("stats"))
 
 
@@ -154,10 +155,10 @@ def _of_program(rows: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def _cpu_seconds(postgres: Postgres) -> float:
-    """What the server's processes, all of them alive, have spent."""
+    """Return the CPU seconds of the server's live processes."""
     spent = 0
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended while we looked
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the process has ended
             fields = stat.read_text().rpartition(")")[2].split()
             if int(fields[1]) == postgres.process.pid:
                 spent += int(fields[11]) + int(fields[12])
@@ -166,14 +167,14 @@ def _cpu_seconds(postgres: Postgres) -> float:
 
 @dataclass
 class Environment:
-    """An execution environment: one connection to the pooler, one turn at a time."""
+    """A simulated execution environment: one connection to the pooler, one turn at a time."""
 
     number: int
     connection: psycopg.AsyncConnection[Any]
     turns: int = 0
 
     async def run(self, roundtrip: float, stop: asyncio.Event) -> None:
-        """Take turns until told to stop. The model thinks before and after the call; it is in the midst of one now."""
+        """Run turns until `stop` is set. The model thinks before and after the tool call. Begin within a turn."""
         await self._transact(roundtrip, _BEGIN)
         half = random.choice(("first", "second"))  # noqa: S311
         while not stop.is_set():
@@ -188,7 +189,7 @@ class Environment:
                 half = "first"
 
     async def turn(self, roundtrip: float) -> None:
-        """One turn with a model that takes no time."""
+        """Run one turn with a model that takes no time."""
         for exchanges in (_BEGIN, _CALL, _FINISH):
             await self._transact(roundtrip, exchanges)
 
@@ -196,7 +197,7 @@ class Environment:
         here = {"user": people.user_id(self.number), "id": people.conversation_id(self.number)}
         first, second = (exchange.format(**here) for exchange in exchanges)
         await self.connection.execute(first.encode())
-        await asyncio.sleep(roundtrip)  # the answer on its way back, and the next words on their way there
+        await asyncio.sleep(roundtrip)  # the network's roundtrip
         await self.connection.execute(second.encode())
 
 
@@ -251,11 +252,11 @@ async def _try(pooler: PgBouncer, environments: list[Environment], roundtrip: fl
         await asyncio.sleep(SETTLING)
         measured = await _watch(pooler, environments)
         stop.set()
-    return Trial(Load.reckoned(holding), measured)
+    return Trial(Load.calculated(holding), measured)
 
 
 async def _alone(pooler: PgBouncer, environment: Environment, roundtrip: float) -> float:
-    """Seconds for which a turn holds a server connection when nobody else wants one."""
+    """Return the seconds for which a turn holds a server connection while no other client uses the pooler."""
     before = _served(pooler)
     for _ in range(WEIGHED):
         await environment.turn(roundtrip)
@@ -271,12 +272,12 @@ async def _watch(pooler: PgBouncer, environments: list[Environment]) -> Load:
 
 
 def _held(counters: dict[str, int]) -> int:
-    """Microseconds for which transactions held a server: the pooler's clock of them runs while they wait for one."""
+    """Return the microseconds for which transactions held a server. The pooler's total includes their waiting."""
     return counters["total_xact_time"] - counters["total_wait_time"]
 
 
 def _sample(pooler: PgBouncer) -> tuple[float, float, float]:
-    """Servers at work and clients waiting, on average over the seconds that it took."""
+    """Return the average numbers of busy servers and waiting clients, and the seconds of the measurement."""
     pools, began = [], time.perf_counter()
     with pooler.console() as console:
         while time.perf_counter() < began + MEASURING:
@@ -291,21 +292,21 @@ def _say(text: str) -> None:
 
 
 def report(found: Scaling) -> Iterator[str]:
-    """The figures, line by line."""
+    """Yield the figures, line by line."""
     weight = found.weight
     yield f"a real turn: {weight.transactions:.1f} transactions that hold a server for {weight.holding_ms:.1f} ms"
     yield f"a real turn: {weight.database_cpu_ms:.1f} ms of Postgres's CPU"
-    yield f"{found.clients:,} clients on {found.servers} server connections, {THINKING:g} s of model in a turn"
-    for name, trial in (("with room to spare", found.roomy), ("the pool used up", found.exhausted)):
-        yield f"{name:44}{'reckoned':>12}{'measured':>12}"
-        for what, reckoned in vars(trial.reckoned).items():
+    yield f"{found.clients:,} clients on {found.servers} server connections, {THINKING:g} s of model time in a turn"
+    for name, trial in (("spare connections", found.roomy), ("pool used up", found.exhausted)):
+        yield f"{name:44}{'calculated':>12}{'measured':>12}"
+        for what, calculated in vars(trial.calculated).items():
             measured = getattr(trial.measured, what)
-            yield f"  {what.replace('_', ' '):42}{reckoned:12.1f}{measured:12.1f}"
+            yield f"  {what.replace('_', ' '):42}{calculated:12.1f}{measured:12.1f}"
     yield f"{found.seconds:.0f} s"
 
 
 def main() -> None:
-    """Measure, and print what was reckoned beside what was found."""
+    """Measure, and print the calculated values beside the measured ones."""
     print(*report(measure()), sep="\n")
 
 

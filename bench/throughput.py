@@ -1,8 +1,8 @@
-"""`python -m bench.throughput`: turns per second against the number of clients that take turns at once.
+"""`python -m bench.throughput`: measure turns per second with concurrent clients.
 
-Over HTTP, against one process of the server that `make dev` runs, and against two, each with one database connection as
-an environment has it; the floor behind the same server. Every turn begins a conversation and makes one tool call. The
-model takes no time.
+The clients use HTTP. The server is that of `make dev`, with one process and with two, each with one database connection
+like an environment. The floor runs behind the same server. Every turn begins a conversation and makes one tool call.
+The model takes no time.
 """
 
 import contextlib
@@ -18,46 +18,45 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from statistics import median
 from typing import Final
-from uuid import uuid4
 
 from bench import parts
 from bench.parts import Parts
-from bench.turn import AUTH, WARM_UP
+from bench.turn import WARM_UP
 from dev import processes, state
 from dev.tokens import Issuer
+from testing.callers import Caller, identity
 
 APPS: Final = {"ours": "dev.app:app", "floor": "bench.floor:app"}
 PROCESSES: Final = {1: "one process", 2: "2 processes"}
-"""How many of a server the clients share, in words."""
+"""Numbers of server processes that the clients share, in words."""
 
 
 def server(name: str, processes: int) -> str:
-    """What so many processes of ours or of the floor are called."""
+    """Return the label of so many processes of ours or of the floor."""
     return name if processes == 1 else f"{name}, {PROCESSES[processes]}"
 
 
 SERVERS: Final = {server(name, processes): (app, processes) for processes in PROCESSES for name, app in APPS.items()}
-"""The app of each, and how many processes of it there are."""
+"""The app and the number of processes, by label."""
 CLIENTS: Final = (1, 2, 4, 8, 16)
 TURNS: Final = 160
-"""In one trial, by all clients together: a second or two."""
+"""Turns of all clients together in one trial: a second or two."""
 
 ROUNDS: Final = 3
 HOST: Final = "127.0.0.1"
-ISSUER: Final = "https://auth.example.com"
 BODY: Final = json.dumps({"message": "Add buy milk"})
 
 
 @dataclass(frozen=True)
 class Client:
-    """Somebody who sends one message after the other over one connection."""
+    """A client that sends messages in sequence over one connection."""
 
     port: int
     user_id: str
     token: str
 
     def speak(self, turns: int) -> None:
-        """Take so many turns, and look at each answer."""
+        """Run so many turns, and check each answer."""
         headers = {"authorization": f"Bearer {self.token}", "content-type": "application/json"}
         connection = http.client.HTTPConnection(HOST, self.port, timeout=60)
         with contextlib.closing(connection):
@@ -70,12 +69,12 @@ class Client:
 
 
 def measure(running: Parts, turns: int = TURNS, rounds: int = ROUNDS) -> dict[str, dict[int, float]]:
-    """Turns per second, by whose in how many processes, and for how many clients: the median of the rounds.
+    """Return turns per second, by server and number of clients: the median of the rounds.
 
     Raises StartupError.
     """
     issuer, found = Issuer.new(), {name: {number: [0.0] * rounds for number in CLIENTS} for name in SERVERS}
-    environment = os.environ | running.environment | _identity(issuer)
+    environment = os.environ | running.environment | identity(issuer)
     with contextlib.ExitStack() as stack:
         ports = {
             name: [stack.enter_context(_serving(app, environment)) for _ in range(processes)]
@@ -88,15 +87,6 @@ def measure(running: Parts, turns: int = TURNS, rounds: int = ROUNDS) -> dict[st
                 for name, each in ports.items():
                     found[name][number][at] = _try(_people(each, issuer, number), turns)
     return {name: {number: median(trials) for number, trials in of.items()} for name, of in found.items()}
-
-
-def _identity(issuer: Issuer) -> dict[str, str]:
-    return {
-        "AUTH_ISSUER": ISSUER,
-        "AUTH_AUDIENCE": AUTH,
-        "AUTH_JWKS_JSON": issuer.jwks_json,
-        "MCP_RESOURCE_URL": "https://api.example.com/mcp",
-    }
 
 
 @contextlib.contextmanager
@@ -113,15 +103,13 @@ def _serving(app: str, environment: dict[str, str]) -> Iterator[int]:
 
 
 def _people(ports: list[int], issuer: Issuer, number: int) -> list[Client]:
-    ids = [uuid4().hex for _ in range(number)]
+    callers = [Caller.new(issuer) for _ in range(number)]
     places = islice(cycle(ports), number)
-    return [
-        Client(port, id, issuer.mint(id, issuer=ISSUER, audience=AUTH)) for port, id in zip(places, ids, strict=True)
-    ]
+    return [Client(port, caller.id, caller.token) for port, caller in zip(places, callers, strict=True)]
 
 
 def _try(clients: list[Client], turns: int) -> float:
-    """Turns per second of all clients together."""
+    """Return the turns per second of all clients together."""
     with ThreadPoolExecutor(len(clients)) as pool:
         began = time.perf_counter()
         list(pool.map(lambda client: client.speak(turns // len(clients)), clients))
@@ -129,7 +117,7 @@ def _try(clients: list[Client], turns: int) -> float:
 
 
 def main() -> None:
-    """Measure, and print one line for each number of clients."""
+    """Measure and print one line for each number of clients."""
     with parts.running() as running:
         found = measure(running)
     print(f"{'clients':8}" + "".join(f"{name:>22}" for name in found) + "   turns per second")

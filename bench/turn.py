@@ -1,7 +1,7 @@
-"""`python -m bench.turn`: what one turn costs the function's process, beside the hand-written floor's.
+"""`python -m bench.turn`: measure the time of one turn in the function's process and in the floor's.
 
-A turn is an event of API Gateway through the handler, with one tool call and a model that takes no time. Ours and the
-floor take turns of the measuring, each in a process of its own; a figure is the median of all their turns.
+A turn is an API Gateway event through the handler, with one tool call and a model that takes no time. Ours and the
+floor alternate, each in a separate process. A figure is the median of all turns.
 """
 
 import argparse
@@ -23,11 +23,11 @@ import psycopg
 from bench import distance, parts
 from bench.parts import Parts, Worker
 from dev.tokens import Issuer
-from tests.gateway import event, invoke
+from testing.callers import Caller, identity
+from testing.gateway import invoke
 
-AUTH: Final = "bench"
 WARM_UP: Final = 10
-"""Turns that are not counted: what is built at first use is built then."""
+"""Turns that are not counted. They build what is built at first use."""
 
 RESULT: Final = {"id": 17, "title": "call", "description": "", "completed": False} | dict.fromkeys(
     ("created_at", "updated_at"), "2026-11-01T10:00:00.000000Z"
@@ -38,7 +38,7 @@ SUBJECTS: Final = {"ours": "chat.app", "floor": "bench.floor"}
 
 @dataclass(frozen=True)
 class History:
-    """What a conversation holds before the turn."""
+    """The content of a conversation before the turn."""
 
     name: str
     messages: int = 0
@@ -62,10 +62,10 @@ HISTORIES: Final = (
 
 
 class Person:
-    """Somebody with one conversation, which is put back to what it was after each turn."""
+    """A user with one conversation, which is restored after each turn."""
 
     def __init__(self, history: History, issuer: Issuer, database: psycopg.Connection[Any]) -> None:
-        """Store the conversation. Its model reads the latest 100 messages, as far as a history ever grows."""
+        """Store the conversation. The model reads its latest 100 messages, the longest history."""
         self.id, self._issuer, self._database = uuid4().hex, issuer, database
         self._messages, self._conversation = history.messages, uuid4() if history.messages else None
         if self._conversation:
@@ -95,14 +95,12 @@ class Person:
             )
 
     def request(self) -> dict[str, Any]:
-        """The event of their next message."""
-        token = self._issuer.mint(self.id, issuer=AUTH, audience=AUTH)
-        headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+        """Return the event of the user's next message."""
         body = {"message": "Add buy milk", "conversation_id": self._conversation and str(self._conversation)}
-        return event("POST", f"/api/{self.id}/chat", headers=headers, body=json.dumps(body).encode())
+        return Caller(self.id, self._issuer).request(body)
 
     def take_back(self) -> None:
-        """Forget the turn."""
+        """Delete the turn."""
         here = [self.id, self._messages]
         self._database.execute(
             "delete from tool_call where user_id = %s and turn_id in"
@@ -117,26 +115,26 @@ class Person:
 
 
 def prepare(subject: str) -> tuple[Callable[..., Any], Issuer, TextIO]:
-    """Become the execution environment of ours or of the floor: its handler, who signs, and where answers go.
+    """Make this process the environment of ours or of the floor. Return its handler, its issuer and its real stdout.
 
-    Log lines of the turns go nowhere.
+    Discard the log lines of the turns.
     """
     issuer = Issuer.new()
-    os.environ.update(AUTH_ISSUER=AUTH, AUTH_AUDIENCE=AUTH, AUTH_JWKS_JSON=issuer.jwks_json)
+    os.environ.update(identity(issuer))
     asyncio.set_event_loop(asyncio.new_event_loop())
     answers, sys.stdout = sys.stdout, open(os.devnull, "w")
     return importlib.import_module(SUBJECTS[subject]).handler, issuer, answers
 
 
 def take(handler: Callable[..., Any], request: dict[str, Any]) -> None:
-    """One turn, which must succeed."""
+    """Run one turn, which must succeed."""
     response = invoke(handler, request)
     assert response.status == 200, response.body
     assert response.json["tool_calls"]
 
 
 def _turns(handler: Callable[..., Any], person: Person, number: int) -> Iterator[tuple[float, float]]:
-    """CPU and wall milliseconds of each turn."""
+    """Yield the CPU and wall milliseconds of each turn."""
     for _ in range(number):
         request = person.request()
         started, cpu = time.perf_counter(), time.process_time()
@@ -146,7 +144,7 @@ def _turns(handler: Callable[..., Any], person: Person, number: int) -> Iterator
 
 
 def _work(subject: str) -> None:
-    """Be the measured process: a question is the number of a history and of turns, an answer their milliseconds."""
+    """Serve as the measured process: read the number of a history and of turns; print the milliseconds of each turn."""
     handler, issuer, answers = prepare(subject)
     with psycopg.connect(os.environ["SUPERUSER_URL"], autocommit=True) as database:
         people: dict[int, Person] = {}
@@ -160,20 +158,20 @@ def _work(subject: str) -> None:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a turn costs, in milliseconds: the medians."""
+    """The medians of a turn, in milliseconds."""
 
     cpu: float
     wall: float
 
 
 Costs = dict[tuple[History, str], Cost]
-"""By what the conversation holds, and by whose turn it is."""
+"""Costs by history, and by subject: ours or the floor."""
 
 
 def measure(
     running: Parts, turns: int, rounds: int, histories: Sequence[History] = HISTORIES, *, is_away: bool = False
 ) -> Costs:
-    """What `turns` turns of each kind cost, ours and the floor's by turns; `is_away` puts the database elsewhere."""
+    """Run `turns` turns of each kind, alternating ours and the floor. `is_away` adds a roundtrip to the database."""
     found: dict[tuple[History, str], list[tuple[float, float]]] = {}
     places = [(HISTORIES.index(history), history, name) for history in histories for name in history.subjects]
     with ExitStack() as stack:
@@ -192,10 +190,10 @@ def measure(
 
 
 def main() -> None:
-    """Measure, and print one line for each history."""
+    """Measure and print one line for each history."""
     parser = argparse.ArgumentParser(prog="python -m bench.turn", description=__doc__)
     parser.add_argument("--turns", type=int, default=120, help="counted turns of each kind")
-    parser.add_argument("--rounds", type=int, default=3, help="in which ours and the floor take turns")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds in which ours and the floor alternate")
     parser.add_argument("--worker", choices=SUBJECTS)
     options = parser.parse_args()
     if options.worker:

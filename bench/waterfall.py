@@ -1,6 +1,6 @@
-"""`python -m bench.waterfall`: where the time of a warm turn goes, with the database beside us and a roundtrip away.
+"""`python -m bench.waterfall`: measure the parts of a warm turn, with the database here and a roundtrip away.
 
-The shipped modules know nothing of it: the functions that begin and end a part are wrapped from here.
+This module wraps the functions that begin and end a part. The shipped modules do not know of it.
 """
 
 import json
@@ -23,7 +23,7 @@ from bench.turn import NEW, WARM_UP, Person, prepare, take
 
 SPANS: Final = (
     "the whole turn",
-    "who is calling",
+    "token check",
     "begin: allowance, lease, history, message",
     "model call",
     "tool call: effect and record",
@@ -34,7 +34,7 @@ SPANS: Final = (
 
 @dataclass(frozen=True)
 class Span:
-    """One part of a turn: medians, in milliseconds after the event has come."""
+    """One part of a turn: medians, in milliseconds after the event."""
 
     name: str
     start: float
@@ -42,10 +42,10 @@ class Span:
 
 
 class Watch:
-    """Notes when watched functions are entered and left."""
+    """Records when watched functions begin and end."""
 
     def __init__(self) -> None:
-        """Watch the functions between which the parts of a turn lie."""
+        """Wrap the functions that begin and end the parts of a turn."""
         from chat import agent, turn
         from chat.agent import ChatAgent
         from chat.model import ModelClient
@@ -84,7 +84,7 @@ class Watch:
         self._seen.setdefault(name, []).append((began, time.perf_counter()))
 
     def spans(self, turn: Callable[[], None]) -> dict[str, tuple[float, float]]:
-        """When each part of the turn began and ended. Raises KeyError or ValueError when one was not passed."""
+        """Return the begin and end of each part of the turn. Raises KeyError or ValueError if one did not run once."""
         self._seen.clear()
         began = time.perf_counter()
         turn()
@@ -97,7 +97,7 @@ class Watch:
 
 
 def measure(running: Parts, turns: int, *, is_away: bool = False) -> list[Span]:
-    """The parts of a turn with one tool call in a new conversation, as medians over so many."""
+    """Return the parts of a turn with one tool call in a new conversation: the medians of so many turns."""
     with ExitStack() as stack:
         environment = os.environ | running.environment
         if is_away:
@@ -110,7 +110,7 @@ def measure(running: Parts, turns: int, *, is_away: bool = False) -> list[Span]:
 
 
 def _work() -> None:
-    """Be the measured process: each line is a number of turns, and is answered with the parts of each."""
+    """Serve as the measured process: read a number of turns from each line; print the parts of each turn."""
     handler, issuer, answers = prepare("ours")
     watch = Watch()
     with psycopg.connect(os.environ["SUPERUSER_URL"], autocommit=True) as database:
@@ -122,12 +122,12 @@ def _work() -> None:
 
 
 def main() -> None:
-    """Measure, and print one line for each part; with --worker, be the measured process."""
+    """Measure and print one line for each part. With --worker, serve as the measured process."""
     if sys.argv[1:] == ["--worker"]:
         return _work()
     with parts.running() as running:
         near, away = (measure(running, 60, is_away=is_away) for is_away in (False, True))
-    print(f"{'ms after the event has come':44}{'beside us':>16}{'a roundtrip away':>20}")
+    print(f"{'ms after the event':44}{'this machine':>16}{'a roundtrip away':>20}")
     for one, other in zip(near, away, strict=True):
         print(f"{one.name:44}{one.start:8.1f}{one.end:8.1f}{other.start:12.1f}{other.end:8.1f}")
     return None

@@ -1,4 +1,4 @@
-"""Both functions behind one address, as the gateway puts them, with a page to try them and a token to call them."""
+"""Serve both functions at one address, as API Gateway does, with a page to try them and a token to call them."""
 
 import contextlib
 import os
@@ -22,11 +22,11 @@ from dev.tokens import Issuer
 from mcp_tools.app import process as mcp_process
 
 PAGE = Path(__file__).with_name("page.html")
-PAGE_POLICY = (  # nothing from elsewhere, and nobody else's frame around it
+PAGE_POLICY = (  # the page loads nothing from another site, and no site may put it into a frame
     "default-src 'none'; connect-src 'self'; img-src data:; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
     "; frame-ancestors 'none'; form-action 'none'; base-uri 'none'"
 )
-TOKEN_LIFETIME = timedelta(hours=1)  # the longest the program accepts; long enough for the line in somebody's terminal
+TOKEN_LIFETIME = timedelta(hours=1)  # the longest that taskchat accepts, for the line that `make dev` prints
 MCP_PATHS = ("/mcp", "/.well-known/oauth-protected-resource")
 LOCAL_NAMES = ["127.0.0.1", "localhost"]
 
@@ -34,12 +34,12 @@ mcp_tools = mcp_process.app
 
 
 async def page(_request: Request) -> FileResponse:
-    """The chat page, read at every request: an edit shows at the next reload."""
+    """Return the chat page, read from its file at every request: an edit shows at the next reload."""
     return FileResponse(PAGE, headers={"Cache-Control": "no-store", "Content-Security-Policy": PAGE_POLICY})
 
 
 async def token(_request: Request) -> JSONResponse:
-    """A fresh token of each kind for the developer. What signs in a person in production has no part here."""
+    """Return a fresh token of each kind for the developer, without a login."""
     issuer, url = Issuer.stored(state.directory() / "issuer.pem"), os.environ["AUTH_ISSUER"]
     user_id = issuer.developer
     tokens = {
@@ -55,21 +55,21 @@ async def token(_request: Request) -> JSONResponse:
 
 
 async def functions(scope: Scope, receive: Receive, send: Send) -> None:
-    """The gateway's routing: MCP's paths to one function, all others to the other, and the path itself untouched."""
+    """Pass MCP's paths to one function and all others to the other, unchanged, as API Gateway routes them."""
     path: str = scope["path"]
     for_mcp = any(path == prefix or path.startswith(f"{prefix}/") for prefix in MCP_PATHS)
     await (mcp_tools if for_mcp else chat)(scope, receive, send)
 
 
-class AccessLine:
-    """Prints one short line per HTTP request, for the developer's terminal."""
+class AccessLog:
+    """Middleware that prints one short line for each HTTP request."""
 
     def __init__(self, app: ASGIApp) -> None:
-        """Stand before `app`."""
+        """Wrap `app`."""
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, and print what became of it."""
+        """Pass the request on, and print its status and time."""
         started, status = time.perf_counter(), 500
 
         async def watched_send(message: Message) -> None:
@@ -86,7 +86,7 @@ class AccessLine:
 
 @contextlib.asynccontextmanager
 async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-    """Start and stop both functions' apps, and go when the server that reloads us goes."""
+    """Start and stop both functions' apps. End this process when the parent that reloads it ends."""
     processes.leave_with_parent()
     async with chat.router.lifespan_context(chat), mcp_tools.router.lifespan_context(mcp_tools):
         yield
@@ -94,8 +94,8 @@ async def lifespan(_app: Starlette) -> AsyncIterator[None]:
 
 
 app = Starlette(
-    routes=[Route("/", page), Route("/dev/token", token), Mount("", AccessLine(functions))],
-    # Names of this machine only: a page from elsewhere could point a name of its own here, and read the token.
+    routes=[Route("/", page), Route("/dev/token", token), Mount("", AccessLog(functions))],
+    # Only names of this machine: another site could let a name of its own resolve to it, and read the token.
     middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_NAMES)],
     lifespan=lifespan,
 )

@@ -1,6 +1,6 @@
-"""What `sam build` left: the functions as the template declares them, and what they weigh.
+"""Read the artifact that `sam build` made: the functions as the template declares them, and their sizes.
 
-Run as a program it is the size gate of `make build`.
+As a program it prints the sizes and fails when one is too large, for `make build`.
 """
 
 import re
@@ -16,17 +16,17 @@ from dev import state
 
 BUILD = state.ROOT / ".aws-sam" / "build"
 LAMBDA_LIMIT_MB = 250  # function and layers together, unzipped
-LIMIT_MB = 200  # ours: room for a dependency's next release, and less to load when an environment starts
+LIMIT_MB = 200  # our own: it leaves room for a dependency's next release, and a smaller artifact starts sooner
 MEGABYTE = 1_000_000
 
 
 class ArtifactError(Exception):
-    """Raised when there is no built artifact, or it is not what it should be; its text is the line a person reads."""
+    """Raised when there is no built artifact, or it is wrong; its text is the line that the command prints."""
 
 
 @dataclass(frozen=True)
 class Function:
-    """A built function and the layers under it."""
+    """A built function and its layers."""
 
     name: str
     directory: Path
@@ -35,16 +35,16 @@ class Function:
     timeout: int
     memory: int
     environment: dict[str, str]
-    """Every variable the template declares, with its value when no parameter is given."""
+    """Every variable that the template declares, with the parameters' defaults."""
 
     @property
     def megabytes(self) -> dict[str, float]:
-        """What each part weighs, unzipped."""
+        """The unzipped size of each part."""
         return {path.name: _bytes(path) / MEGABYTE for path in (self.directory, *self.layers)}
 
 
 def functions() -> dict[str, Function]:
-    """The built functions by their name in the template. Raises ArtifactError when nothing was built."""
+    """Return the built functions by their name in the template. Raises ArtifactError when none was built."""
     template = BUILD / "template.yaml"
     if not template.exists():
         raise ArtifactError("There is no built artifact: run `make build`.")
@@ -71,7 +71,7 @@ def _functions(document: dict[str, Any]) -> Iterator[Function]:
 
 
 def _value(value: Any, document: dict[str, Any]) -> Any:
-    """The value itself, with the parameters' defaults in place of their names; "" where there is none."""
+    """Return the value with each parameter's default in place of its name, or "" if it has none."""
     match value:
         case {"Ref": parameter}:
             return document["Parameters"].get(parameter, {}).get("Default", "")
@@ -86,14 +86,14 @@ def _bytes(directory: Path) -> int:
 
 
 def main() -> int:
-    """Print what each function weighs with its layers. The exit code is 1 when one is too heavy."""
+    """Print the size of each function with its layers. The exit code is 1 when one is too large."""
     for function in functions().values():
         parts = function.megabytes
         total = sum(parts.values())
         listed = " + ".join(f"{name} {megabytes:.1f}" for name, megabytes in parts.items())
         print(f"{function.name:<18}{total:6.1f} MB unzipped of {LIMIT_MB} ({listed})")
         if total > LIMIT_MB:
-            print(f"{function.name} is too heavy: Lambda refuses {LAMBDA_LIMIT_MB} MB.", file=sys.stderr)
+            print(f"{function.name} is too large: Lambda refuses {LAMBDA_LIMIT_MB} MB.", file=sys.stderr)
             return 1
     return 0
 

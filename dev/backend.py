@@ -1,4 +1,4 @@
-"""Everything a turn needs, on this machine: database, schema, model, and the server in front of them."""
+"""Run on this machine what a turn needs: database, schema, model, and the server in front of them."""
 
 import contextlib
 import os
@@ -20,15 +20,23 @@ from dev.tokens import Issuer
 HOST = "127.0.0.1"
 START_SECONDS = 60
 GRACE_SECONDS = 3  # for the requests that run when the server is stopped
-# A person's shell may name their real deployment. Nothing of that may reach a server that hands out tokens.
+# The developer's shell may name a real deployment. A server that gives out tokens must not read it.
 NOT_INHERITED = ("APP_SECRET_ARN", "AUTH_JWKS_URL")
-# It is on this machine, where a company's proxy has no business.
+# The stand-in is on this machine: no request to it may go through a proxy.
 STAND_IN = {"OPENAI_API_KEY": "stand-in", "MODEL": "stand-in", "NO_PROXY": "*", "no_proxy": "*"}
+
+
+Show = Callable[[str], None]
+"""Gets each line of output that the terminal shows."""
+
+
+def _hide(_line: str) -> None:
+    """Show nothing."""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A server that answers, with everything behind it."""
+    """A server that answers, and its process."""
 
     url: str
     process: subprocess.Popen[bytes]
@@ -36,19 +44,19 @@ class Backend:
 
 @dataclass
 class Progress:
-    """Tells a person what is being waited for, and how long it took."""
+    """Prints each step of the start, and how long it took."""
 
     stream: TextIO
     within_line: bool = False
 
-    def say(self, line: str = "") -> None:
-        """Print a line of its own, at once, also into a pipe."""
+    def print(self, line: str = "") -> None:
+        """Print a line of its own, and flush it, for a pipe buffers."""
         print(f"\n{line}" if self.within_line else line, file=self.stream, flush=True)
         self.within_line = False
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Print the name, and behind it the time when the block is done."""
+        """Print the name before the block, and behind it the time that the block took."""
         print(f"  {name:<28}", end="", file=self.stream, flush=True)
         self.within_line, started, outcome = True, time.monotonic(), "not done"
         try:
@@ -60,31 +68,37 @@ class Progress:
 
 
 @contextlib.contextmanager
-def running(
-    port: int, progress: Progress, *, reload: bool, show: Callable[[str], None] = lambda _line: None
-) -> Iterator[Backend]:
+def running(port: int, progress: Progress, *, reload: bool, show: Show = _hide) -> Iterator[Backend]:
     """Start everything, yield once the server answers, and stop everything in reverse order.
 
-    Raises StartupError. `show` gets the server's output in short; all of it goes to `server.log`.
+    Raises StartupError. `show` gets the server's output in short; all of it goes to `server_log()`.
     """
-    url, directory = f"http://{HOST}:{port}", state.directory()
-    log = directory / "server.log"
-    if (trouble := processes.port_trouble(HOST, port)) is not None:
-        raise StartupError(f"{trouble}: try make dev PORT={port + 1}.")
-    directory.mkdir(parents=True, exist_ok=True)
+    url, directory = _url(port), state.directory()
     with contextlib.ExitStack() as stack:
         with progress.step("Postgres"):
             database = stack.enter_context(postgres.running(directory / "postgres"))
         environment = _environment(url, database, Issuer.stored(directory / "issuer.pem"))
         with progress.step(_model_name()):
             environment |= stack.enter_context(_model())
-        # Nobody knows the address yet: it may import what it needs while the schema is brought up to date.
-        process = stack.enter_context(_server(port, environment, log, show, reload=reload))
+        # It starts before the migrations to save time: no client knows its address yet.
+        process = stack.enter_context(_server(port, environment, show, reload=reload))
         with progress.step("migrations"):
             migrate(database, directory / "migrations.log")
         with progress.step("API"):
-            _wait_until_ready(process, url, log)
+            _wait_until_ready(process, url)
         yield Backend(url, process)
+
+
+def _url(port: int) -> str:
+    """Return the server's URL. Raises StartupError when the port is taken."""
+    if (problem := processes.port_problem(HOST, port)) is not None:
+        raise StartupError(f"{problem}: try make dev PORT={port + 1}.")
+    return f"http://{HOST}:{port}"
+
+
+def server_log() -> Path:
+    """Return the file that gets the server's output."""
+    return state.directory() / "server.log"
 
 
 def _environment(url: str, database: Postgres, issuer: Issuer) -> dict[str, str]:
@@ -101,28 +115,28 @@ def _environment(url: str, database: Postgres, issuer: Issuer) -> dict[str, str]
 
 
 def migrate(database: Postgres, log: Path) -> None:
-    """Bring the schema up to date, and make the runtime role if it is not there. Raises StartupError."""
+    """Bring the schema up to date, and make the runtime role if it does not exist. Raises StartupError."""
     urls = {"MIGRATION_DATABASE_URL": database.owner_url, "DATABASE_URL": database.app_url}
     command = [sys.executable, "-m", "alembic", "upgrade", "head"]
     with log.open("w+") as file:
         done = subprocess.run(command, cwd=state.ROOT, env=urls, check=False, stdout=file, stderr=subprocess.STDOUT)
     if done.returncode != 0:
         last = log.read_text().strip().splitlines()[-1:] or ["no reason given"]
-        raise StartupError(f"The migrations failed: {last[0]} (all of it: {state.shown(log)})")
+        raise StartupError(f"The migrations failed: {last[0]} (the whole log: {state.shown(log)})")
 
 
 def _model_name() -> str:
-    return "stand-in model" if _stands_in() else "model (OPENAI_API_KEY is set)"
+    return "stand-in model" if _needs_stand_in() else "model (OPENAI_API_KEY is set)"
 
 
-def _stands_in() -> bool:
+def _needs_stand_in() -> bool:
     return not os.environ.get("OPENAI_API_KEY")
 
 
 @contextlib.contextmanager
 def _model() -> Iterator[dict[str, str]]:
-    """What the environment must say about the model: nothing new when a person brought their own."""
-    if not _stands_in():
+    """Yield the variables of the stand-in model while it runs; none when the developer has a model's key."""
+    if not _needs_stand_in():
         yield {}
         return
     with model.running(HOST, 0) as stand_in:
@@ -130,16 +144,14 @@ def _model() -> Iterator[dict[str, str]]:
 
 
 @contextlib.contextmanager
-def _server(
-    port: int, environment: dict[str, str], log: Path, show: Callable[[str], None], *, reload: bool
-) -> Iterator[subprocess.Popen[bytes]]:
+def _server(port: int, environment: dict[str, str], show: Show, *, reload: bool) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "uvicorn", "dev.app:app", "--host", HOST, "--port", str(port)]
     command += ["--log-level", "warning", "--no-access-log", "--timeout-graceful-shutdown", str(GRACE_SECONDS)]
     if reload:
         command += ["--reload", *(f"--reload-dir={state.ROOT / name}" for name in ("functions", "shared"))]
     process = processes.spawn(command, output=subprocess.PIPE, cwd=state.ROOT, env=environment)
     assert process.stdout is not None  # noqa: S101 - asked for with PIPE
-    copying = output.record(process.stdout, log, show)
+    copying = output.record(process.stdout, server_log(), show)
     try:
         yield process
     finally:
@@ -147,11 +159,11 @@ def _server(
         copying.join(GRACE_SECONDS)
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
     for _ in processes.attempts(START_SECONDS):
         if process.poll() is not None:
-            raise StartupError(f"The server ended while it started; why is in {state.shown(log)}.")
+            raise StartupError(f"The server ended while it started; {state.shown(server_log())} holds the reason.")
         with contextlib.suppress(client.UnreachableError):
             client.token(url)
             return
-    raise StartupError(f"The server did not answer within {START_SECONDS} s; its log is {state.shown(log)}.")
+    raise StartupError(f"The server did not answer within {START_SECONDS} s; its log is {state.shown(server_log())}.")

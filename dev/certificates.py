@@ -1,4 +1,4 @@
-"""A certificate authority that lives as long as a test run, so that TLS is verified there as it is in production."""
+"""Make a certificate authority for one test run, so that tests verify TLS as production does."""
 
 import datetime
 import ipaddress
@@ -30,7 +30,7 @@ SIGN_ONLY = dict.fromkeys(
 
 @dataclass(frozen=True)
 class Certificates:
-    """The files a server needs (`key`, `certificate`), and the one its clients trust (`authority`)."""
+    """The files that a server needs (`key`, `certificate`), and the one that its clients trust (`authority`)."""
 
     authority: Path
     certificate: Path
@@ -70,7 +70,7 @@ def _for_localhost(key: ec.EllipticCurvePublicKey, authority: ec.EllipticCurvePr
 def _unsigned(
     name: str, key: ec.EllipticCurvePublicKey, authority: ec.EllipticCurvePrivateKey
 ) -> x509.CertificateBuilder:
-    """What both certificates have in common; Python 3.13 insists on the two key identifiers."""
+    """Begin a certificate with the fields that both have. Python 3.13 requires the two key identifiers."""
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()

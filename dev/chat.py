@@ -1,4 +1,4 @@
-"""`make chat MESSAGE="..."`: one turn, with the development server if it runs, else with one started for it."""
+"""Send one message (`make chat MESSAGE="..."`) to the running development server, or to one started for it."""
 
 import contextlib
 import json
@@ -12,21 +12,21 @@ from typing import Any
 from dev import backend, client, processes, state
 from dev.client import UnreachableError
 from dev.processes import StartupError
-from dev.server import leave_when_asked
+from dev.server import stop_on_signals
 from dev.standin_model.domain import domain
 
 RESULT_CHARACTERS = 300  # enough for one thing; a long list is better read on the page
-USAGE = f'Say something: make chat MESSAGE="{domain.examples.add}" (and CONVERSATION=<id> to go on with one).'
+USAGE = f'Give a message: make chat MESSAGE="{domain.examples.add}" (add CONVERSATION=<id> to continue a conversation).'
 
 
 def main() -> int:
-    """Do the turn and print it. The exit code is 1 when it failed, 2 when there was nothing to do."""
+    """Run the turn and print it. The exit code is 1 when it failed, 2 when there is no message."""
     message = os.environ.get("MESSAGE", "").strip()
     if not message:
         print(USAGE, file=sys.stderr)
         return 2
     try:
-        leave_when_asked()
+        stop_on_signals()
         with _server() as url:
             return _turn(url, message, os.environ.get("CONVERSATION") or None)
     except (StartupError, UnreachableError, OSError) as error:
@@ -38,15 +38,15 @@ def main() -> int:
 
 @contextlib.contextmanager
 def _server() -> Iterator[str]:
-    """The URL of the server that runs, or of one that runs for as long as the block."""
+    """Yield the URL of the running server, or start one for the block."""
     url = state.server_url()
     if url is not None and _answers(url):
         yield url
         return
     progress = backend.Progress(sys.stderr)
-    progress.say("No development server is running (`make dev` starts one): starting what one turn needs")
+    progress.print("No development server is running (`make dev` starts one). Starting one for this message:")
     with backend.running(processes.free_port(backend.HOST), progress, reload=False) as own:
-        progress.say()
+        progress.print()
         yield own.url
 
 
@@ -64,7 +64,7 @@ def _turn(url: str, message: str, conversation: str | None) -> int:
     body = {"message": message, "conversation_id": conversation}
     status, answer = client.call(url, f"/api/{identity['user_id']}/chat", body, headers)
     if not isinstance(answer, dict):
-        answer = {"title": "An answer that is not JSON"}
+        answer = {"title": "The answer is not JSON."}
     if status == HTTPStatus.OK:
         print(answer["response"])
     else:
@@ -72,13 +72,13 @@ def _turn(url: str, message: str, conversation: str | None) -> int:
     for call in answer.get("tool_calls", ()):
         print(_tool_call(call))
     if identifier := answer.get("conversation_id"):
-        print(f"\nGo on with: make chat CONVERSATION={identifier} MESSAGE=...")
+        print(f'\nContinue with: make chat CONVERSATION={identifier} MESSAGE="..."')
     return 0 if status == HTTPStatus.OK else 1
 
 
 def _problem(status: int, problem: dict[str, Any]) -> str:
     fields = [f"{fault['field']}: {fault['message']}" for fault in problem.get("fields", ())]
-    return ": ".join(filter(None, (f"{status} {problem.get('title')}", problem.get("detail"), "; ".join(fields))))
+    return " ".join(filter(None, (f"{status} {problem.get('title')}", problem.get("detail"), "; ".join(fields))))
 
 
 def _tool_call(call: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The little HTTP that the development commands speak to the local server."""
+"""Call the local server over HTTP, for the development commands."""
 
 import http.client
 import json
@@ -7,11 +7,11 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
-PATIENCE_SECONDS = 40  # longer than any turn may take
+TIMEOUT_SECONDS = 40  # longer than any turn may take
 
 
 class UnreachableError(Exception):
-    """Raised when nothing, or something that doesn't speak HTTP, is at the address."""
+    """Raised when no HTTP server answers at the address."""
 
 
 def call(
@@ -20,16 +20,14 @@ def call(
     body: Mapping[str, object] | None = None,
     headers: Mapping[str, str] | None = None,
     *,
-    patience: float = PATIENCE_SECONDS,
+    timeout: float = TIMEOUT_SECONDS,
 ) -> tuple[int, Any]:
-    """GET the path, or POST the body as JSON. Returns the status and the parsed answer; raises UnreachableError."""
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=patience)
+    """GET the path, or POST the body as JSON. Return the status and the parsed answer. Raises UnreachableError."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=timeout)
+    content = None if body is None else json.dumps(body).encode()
+    json_type = {} if body is None else {"Content-Type": "application/json"}
     try:
-        if body is None:
-            connection.request("GET", path, headers=headers or {})
-        else:
-            content = {"Content-Type": "application/json", **(headers or {})}
-            connection.request("POST", path, json.dumps(body).encode(), content)
+        connection.request("GET" if body is None else "POST", path, content, {**json_type, **(headers or {})})
         response = connection.getresponse()
         return response.status, _parsed(response.read())
     except (OSError, http.client.HTTPException) as error:
@@ -39,10 +37,10 @@ def call(
 
 
 def token(url: str) -> dict[str, Any]:
-    """The developer's id and a fresh token, from the development server. Raises UnreachableError."""
+    """Return the developer's id and fresh tokens from the development server. Raises UnreachableError."""
     status, answer = call(url, "/dev/token")
     if status != HTTPStatus.OK or not isinstance(answer, dict):
-        raise UnreachableError(f"{url} is not a development server of taskchat.")
+        raise UnreachableError(f"The server at {url} is not a development server of taskchat.")
     return answer
 
 

@@ -1,4 +1,4 @@
-"""`make inspector`: the MCP Inspector's command line, a client that is not ours, against the local server's /mcp."""
+"""Call the local server's /mcp with the MCP Inspector, a client that is not ours (`make inspector`)."""
 
 import json
 import re
@@ -20,23 +20,20 @@ LIMIT_SECONDS = 180  # the first run downloads the Inspector
 CALLS: Final = domain.examples.calls
 """On the database of this command alone, so that the first thing has the id 1."""
 
-REFUSALS = 2
-"""Of a plain request, and of the Inspector itself."""
-
 
 @dataclass(frozen=True)
 class Inspector:
-    """The Inspector as README.md calls it, and the server that it is to speak to."""
+    """Runs the Inspector as README.md does, against the server at `url`."""
 
     url: str
 
     def list_tools(self, token: str) -> dict[str, Any]:
-        """Run README's command as it stands and return its answer. Raises ProofError when it prints no JSON."""
+        """Run README's command and return its answer. Raises ProofError when the command fails."""
         done = self._run(["sh", "-c", readme_command()], {"URL": self.url, "MCP_TOKEN": token})
         return _answer("README's command", done)
 
     def call(self, tool: str, arguments: dict[str, object], token: str) -> dict[str, Any]:
-        """Call the tool and return its result. Raises ProofError when the Inspector prints no JSON."""
+        """Call the tool and return its result. Raises ProofError when the Inspector fails."""
         given = [word for name, value in arguments.items() for word in ("--tool-arg", f"{name}={value}")]
         header = ("--header", f"Authorization: Bearer {token}")
         return _answer(tool, self.ask("--method", "tools/call", "--tool-name", tool, *given, *header))
@@ -48,14 +45,14 @@ class Inspector:
         return self._run([*words[: words.index("--cli")], *endpoint, *arguments], {})
 
     def _run(self, command: list[str], known: dict[str, str]) -> subprocess.CompletedProcess[str]:
-        """Run a command, and keep what the Inspector stores out of the person's home."""
+        """Run a command, and keep the Inspector's files out of the developer's home directory."""
         storage = state.directory() / "storage"
         places = {"MCP_STORAGE_DIR": str(storage), "MCP_CLIENT_CONFIG_PATH": str(storage / "client.json")}
         return node.run(command, LIMIT_SECONDS, known=known | places)
 
 
 def readme_command() -> str:
-    """Return the command with which README.md shows how to list the tools."""
+    """Return README.md's command that lists the tools."""
     [command] = re.findall(r"```sh\n(npx .*?)```", README.read_text(), re.DOTALL)
     return str(command)
 
@@ -68,7 +65,7 @@ def _answer(what: str, done: subprocess.CompletedProcess[str]) -> dict[str, Any]
 
 
 def main() -> int:
-    """List and call the tools. The exit code is 1 when anything differs from what it must be."""
+    """List and call the tools. The exit code is 1 when a result is not the expected one."""
     try:
         with backend.running(processes.free_port(backend.HOST), backend.Progress(sys.stdout), reload=False) as server:
             inspect(Inspector(server.url))
@@ -79,7 +76,8 @@ def main() -> int:
 
 
 def inspect(inspector: Inspector) -> None:
-    """List the tools, call each, and be refused without a token. Raises ProofError."""
+    """List the tools, call each, and check that a client without a token is refused. Raises ProofError."""
+    print(f"Calling {inspector.url}/mcp with the MCP Inspector (the first run downloads it)", flush=True)
     token = client.token(inspector.url)["mcp_token"]
     listed = [tool["name"] for tool in inspector.list_tools(token)["tools"]]
     if sorted(listed) != sorted(proof.TOOLS):
@@ -90,12 +88,12 @@ def inspect(inspector: Inspector) -> None:
         if answer.get("isError") is not False:
             raise ProofError(f"{tool}: expected a result, got {answer}")
         print(f"{tool:<14} {json.dumps(answer['structuredContent'])}")
-    _be_refused(inspector)
-    print(f"{len(listed)} tools listed, {len(CALLS)} called, {REFUSALS} refusals without a token")
+    _check_refusals(inspector)
+    print(f"{len(listed)} tools listed, {len(CALLS)} called; without a token every request is refused")
 
 
-def _be_refused(inspector: Inspector) -> None:
-    """Without a token: 401 to anybody, which the Inspector shows by wanting to log in. Raises ProofError."""
+def _check_refusals(inspector: Inspector) -> None:
+    """Check that a request without a token gets 401, after which the Inspector asks for a login. Raises ProofError."""
     status, _ = client.call(inspector.url, "/mcp", {})
     if status != HTTPStatus.UNAUTHORIZED:
         raise ProofError(f"expected 401 without a token, got {status}")

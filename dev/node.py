@@ -42,7 +42,7 @@ def program() -> Path:
 
 
 def environment() -> dict[str, str]:
-    """Return ours, but `node`, `npm` and `npx` on the path are the locked ones, and npm can write its cache."""
+    """Return our environment with the locked `node`, `npm` and `npx` on the path, and a cache that npm can write."""
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
     return os.environ | {"PATH": path, "npm_config_cache": str(CACHE), "npm_config_update_notifier": "false"}
 
@@ -50,20 +50,11 @@ def environment() -> dict[str, str]:
 def run(
     command: Sequence[str | Path], seconds: float, *, cwd: Path | None = None, known: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command, with the variables `known` besides, to its end.
+    """Run a command to its end, with the variables `known` added to the environment.
 
-    Raises TimeoutExpired when the time is over, and stops all that the command has started.
+    Raises TimeoutExpired when the time is over, and kills every process that the command started.
     """
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=cwd,
-        env=environment() | dict(known or {}),
-        start_new_session=True,
-    ) as process:
+    with _start(command, cwd, environment() | dict(known or {})) as process:
         try:
             output, errors = process.communicate(timeout=seconds)
         except BaseException:
@@ -73,8 +64,21 @@ def run(
     return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
+def _start(command: Sequence[str | Path], cwd: Path | None, variables: Mapping[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env=variables,
+        start_new_session=True,
+    )
+
+
 def install(directory: Path) -> Path:
-    """Install the directory's package.json, once per change of it, and return where. Raises StartupError."""
+    """Install the directory's package.json, once for each change of it, and return the place. Raises StartupError."""
     home, wanted = PACKAGES / directory.name, (directory / "package.json").read_text()
     done = home / "installed.json"
     home.mkdir(parents=True, exist_ok=True)

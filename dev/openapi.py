@@ -1,4 +1,4 @@
-"""`make openapi`: writes the chat API's description to docs/openapi.json."""
+"""Write the chat API's description to docs/openapi.json (`make openapi`)."""
 
 import json
 
@@ -7,7 +7,7 @@ from dev import state
 
 
 def main() -> None:
-    """Write it."""
+    """Write the file."""
     path = state.ROOT / "docs" / "openapi.json"
     path.write_text(json.dumps(app.openapi(), indent=2, ensure_ascii=False) + "\n")
 

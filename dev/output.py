@@ -1,4 +1,4 @@
-"""What the server writes: all of it into a file, and the little that a developer wants to see also to the terminal."""
+"""Copy the server's output into a file, and show the lines that a developer needs in the terminal too."""
 
 import json
 import threading
@@ -11,7 +11,7 @@ WORTH_SHOWING = ("WARNING", "ERROR", "CRITICAL")
 
 
 def record(stream: IO[bytes], log: Path, show: Callable[[str], None]) -> threading.Thread:
-    """Copy the stream into the log until it ends, and hand `show` what is for the terminal."""
+    """Copy the stream into the log until it ends, and pass the lines for the terminal to `show`."""
 
     def copy() -> None:
         with log.open("wb", buffering=0) as file:
@@ -26,7 +26,10 @@ def record(stream: IO[bytes], log: Path, show: Callable[[str], None]) -> threadi
 
 
 def readable(line: str) -> str | None:
-    """The line for a terminal: tool calls and warnings of the JSON log in short, and whatever isn't JSON as it is."""
+    """Return the line for the terminal: tool calls and warnings of the JSON log in short, and other text as it is.
+
+    Return None for every other line of the JSON log.
+    """
     try:
         entry = json.loads(line)
     except ValueError:

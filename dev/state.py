@@ -1,4 +1,4 @@
-"""Where development keeps what should survive a restart, and the note by which other commands find a running server."""
+"""Name the directory that keeps development's data, and the file in which a running server leaves its URL."""
 
 import contextlib
 import json
@@ -10,32 +10,32 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def directory() -> Path:
-    """`.dev` in the checkout, or the directory named by TASKCHAT_DEV_DIR (tests have one each)."""
+    """Return `.dev` in the checkout, or the directory that TASKCHAT_DEV_DIR names (each test has its own)."""
     return Path(os.environ.get("TASKCHAT_DEV_DIR") or ROOT / ".dev").resolve()
 
 
 def shown(path: Path) -> str:
-    """The path as a person in the checkout would type it."""
+    """Return the path as a developer types it in the checkout."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
 def server_url() -> str | None:
-    """Where the development server said it is. It may have been killed since."""
+    """Return the URL that the last `make dev` left. That server may have been killed since."""
     with contextlib.suppress(FileNotFoundError):
-        url: str = json.loads(_note().read_text())["url"]
+        url: str = json.loads(_url_file().read_text())["url"]
         return url
     return None
 
 
 @contextlib.contextmanager
 def announced(url: str) -> Iterator[None]:
-    """Leave the note for as long as the server runs."""
-    _note().write_text(json.dumps({"url": url}))
+    """Keep the URL in a file while the block runs, so that `make chat` finds the server."""
+    _url_file().write_text(json.dumps({"url": url}))
     try:
         yield
     finally:
-        _note().unlink(missing_ok=True)
+        _url_file().unlink(missing_ok=True)
 
 
-def _note() -> Path:
+def _url_file() -> Path:
     return directory() / "server.json"

@@ -1,4 +1,4 @@
-"""A token issuer for development and tests, whose tokens look like Better Auth's and are verified by the same code."""
+"""Issue tokens for development and tests. They look like Better Auth's, and the same code verifies them."""
 
 import base64
 import hashlib
@@ -20,18 +20,18 @@ MCP_SCOPE = " ".join(domain.examples.scopes)
 
 @dataclass(frozen=True)
 class Issuer:
-    """Whoever holds the private key: signs tokens, and publishes the key set they are checked against."""
+    """Holds a private key, signs tokens with it, and gives the key set that verifies them."""
 
     key: Ed25519PrivateKey
 
     @classmethod
     def new(cls) -> "Issuer":
-        """An issuer of its own, as a test wants one."""
+        """Return an issuer with a new key, for a test."""
         return cls(Ed25519PrivateKey.generate())
 
     @classmethod
     def stored(cls, path: Path) -> "Issuer":
-        """The issuer whose key lies at `path`; made at the first call, so that a person stays the same user."""
+        """Return the issuer whose key is at `path`. The first call makes it, so that the developer stays one user."""
         if not path.exists():
             unfinished = path.with_suffix(".new")
             unfinished.touch(mode=0o600)
@@ -44,17 +44,17 @@ class Issuer:
 
     @property
     def kid(self) -> str:
-        """The key's id: derived from it, so two processes with one key agree without a word."""
+        """The key's id, derived from the key: so it is the same in every process."""
         return _fingerprint(self._public)
 
     @property
     def developer(self) -> str:
-        """The id of this issuer's only resident: 32 letters and digits, as Better Auth makes them."""
+        """The developer's user id: 32 letters and digits, as Better Auth makes them."""
         return _fingerprint(b"developer" + self._public)
 
     @property
     def jwks_json(self) -> str:
-        """The key set, as `AUTH_JWKS_JSON` wants it."""
+        """The key set, for `AUTH_JWKS_JSON`."""
         x = base64.urlsafe_b64encode(self._public).rstrip(b"=").decode()
         return json.dumps({"keys": [{"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "kid": self.kid, "x": x}]})
 
@@ -72,13 +72,13 @@ class Issuer:
         typ: str | None = None,
         **claims: object,
     ) -> str:
-        """A signed token for the user. Further `claims` are added, or replace the usual ones."""
+        """Return a signed token for the user. Further `claims` are added to the usual ones, or replace them."""
         now = int(time.time())
         usual = {"sub": user_id, "iss": issuer, "aud": audience, "iat": now, "exp": now + int(lifetime.total_seconds())}
         return jwt.encode(usual | claims, self.key, algorithm="EdDSA", headers={"kid": self.kid, "typ": typ})
 
     def mint_for_mcp(self, user_id: str, *, issuer: str, resource: str, lifetime: timedelta = LIFETIME) -> str:
-        """An access token for the MCP endpoint at `resource` (RFC 9068), with all scopes."""
+        """Return an access token for the MCP endpoint at `resource` (RFC 9068), with all scopes."""
         return self.mint(user_id, issuer=issuer, audience=resource, lifetime=lifetime, typ="at+jwt", scope=MCP_SCOPE)
 
 

@@ -1,4 +1,4 @@
-"""Bring the schema up to date as its owner, then see to the runtime role. One run at a time, all or nothing."""
+"""Bring the schema up to date as its owner, then make the runtime role: in one transaction, one run at a time."""
 
 from alembic import context
 from alembic.util import CommandError
@@ -18,15 +18,15 @@ _WITH_TABLES = (models, limits, toolset)  # their imports fill the metadata with
 config = context.config
 _ONE_MIGRATION_AT_A_TIME = 8_250_411  # any constant: the key of an advisory lock
 
-PATIENCE = 3600.0
-"""Seconds that one statement may take: a migration of a large table is no request."""
+STATEMENT_SECONDS = 3600.0
+"""The longest time for one statement: a migration of a large table takes longer than a request may."""
 
 
 def migrate() -> None:
     """Run the requested Alembic command in one transaction. Raises SettingsError, or the database's error."""
     settings = load(MigrationSettings)
     role = read_role(settings.database_url.get_secret_value())
-    with create_engine_for(settings.migration_database_url.get_secret_value(), PATIENCE).begin() as connection:
+    with create_engine_for(settings.migration_database_url.get_secret_value(), STATEMENT_SECONDS).begin() as connection:
         connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": _ONE_MIGRATION_AT_A_TIME})
         context.configure(connection=connection, target_metadata=SQLModel.metadata, compare_server_default=True)
         context.run_migrations()

@@ -1,12 +1,12 @@
-"""Row-level security as the tables have it: closed to everybody but a row's owner."""
+"""Write the row-level security of the tables: each row is open to its owner only."""
 
 from typing import Final
 
 from sqlalchemy import Connection, text
 from sqlmodel import SQLModel
 
-# Forced, so that the owner is bound too. The setting reads '' once it was used on a connection, hence nullif: closed
-# when unset. Wrapped in a select, so that it is read once per statement and the index still serves.
+# `force` binds the table's owner too. The setting reads '' once a connection has used it: nullif makes that null, which
+# matches no row. The `select` makes Postgres read the setting once per statement, so that it can use the index.
 _OWNER_ONLY: Final = """
 alter table {table} enable row level security;
 alter table {table} force row level security;
@@ -17,12 +17,12 @@ create policy owner_only on {table}
 
 
 def owner_only(table: str) -> str:
-    """The statements that close the table."""
+    """Return the statements that secure the table."""
     return _OWNER_ONLY.format(table=table)
 
 
 def split(statements: str) -> list[str]:
-    """The statements one by one, as the driver sends them. None holds a semicolon of its own."""
+    """Split statements, for the driver sends them one by one. No statement may hold a semicolon of its own."""
     return [statement for statement in statements.split(";") if statement.strip()]
 
 
@@ -34,7 +34,7 @@ and not (relrowsecurity and relforcerowsecurity)
 
 
 def secure_tables(connection: Connection) -> None:
-    """Close each table of the program that no migration has closed: a new table is closed the moment it exists."""
+    """Secure each of taskchat's tables that no migration has secured, so that no new table is ever open."""
     tables = list(SQLModel.metadata.tables)
     for name in connection.execute(text(_UNSECURED), {"tables": tables}).scalars().all():
         for statement in split(owner_only(name)):

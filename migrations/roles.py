@@ -1,4 +1,4 @@
-"""The runtime role: made in SQL (a console would give it BYPASSRLS), with no more rights than the program uses."""
+"""Make the runtime role in SQL (Neon's console would give it BYPASSRLS), with no more rights than taskchat uses."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -12,10 +12,10 @@ from taskchat.postgres_url import parse
 from taskchat.settings import SettingsError
 
 ALL_RIGHTS: Final = "select, insert, update, delete"
-"""On a table that does not say less."""
+"""The rights on a table that does not name fewer."""
 
 LIMITS: Final = {
-    # A session that exceeds these is one nobody waits for: the whole request has 29 seconds.
+    # No client waits for a session that exceeds these: the whole request has 29 seconds.
     "statement_timeout": "5s",
     "lock_timeout": "2s",
     "idle_in_transaction_session_timeout": "10s",
@@ -32,23 +32,23 @@ select rolname = current_user or rolcreaterole or rolcreatedb or rolreplication 
 _IS_OPEN: Final = """
 select has_schema_privilege('public', 'public', 'create') or has_schema_privilege(:name, 'public', 'create')
 """
-"""The first name is everybody's, the second one the schema's."""
+"""In the first condition 'public' is every role, then it is the schema."""
 
 
 class OpenSchema(SettingsError):
-    """Raised when others than the owner may create in `public`, where a function of theirs could stand for ours."""
+    """Raised when others than the owner may create in `public`: a function of theirs could replace one of ours."""
 
 
 @dataclass(frozen=True)
 class Role:
-    """The role that DATABASE_URL names."""
+    """The role that DATABASE_URL names, with its password."""
 
     name: str
     password: str
 
 
 def read_role(url: str) -> Role:
-    """The role in a libpq URL. Raises ValueError when it names none, or no password."""
+    """Return the role in a libpq URL. Raises ValueError when the URL has no role or no password."""
     parsed = parse(url)
     if not parsed.password:
         raise ValueError("DATABASE_URL has no password for the role that is to be made")
@@ -56,7 +56,7 @@ def read_role(url: str) -> Role:
 
 
 def make_role(connection: Connection, role: Role) -> str:
-    """Create the role if it is not there, and say what was done; never touch the password of one that is.
+    """Create the role if it does not exist, and return what was done. Never change an existing role's password.
 
     Raises UnsafeRole.
     """
@@ -66,17 +66,17 @@ def make_role(connection: Connection, role: Role) -> str:
     elif found.too_mighty:
         raise UnsafeRole(
             f"{role.name} can bypass row-level security, or has rights of an administrator: "
-            "put the name of a role that does not exist yet in DATABASE_URL"
+            "name a role in DATABASE_URL that does not exist yet"
         )
     for setting, value in LIMITS.items():
         _execute(connection, f"alter role %I set {setting} = %L", role.name, value)
-    # Temporary tables last, or one that was made in a session would stand for ours to whom a pooler gives it next.
+    # pg_temp last: else a temporary table would hide ours from the next client that gets the session from a pooler.
     _execute(connection, "alter role %I set search_path = public, pg_temp", role.name)
-    return f"role {role.name} " + ("was made." if found is None else "was there; its password is as it was.")
+    return f"role {role.name} " + ("was made." if found is None else "existed; its password was not changed.")
 
 
 def grant_rights(connection: Connection, name: str) -> None:
-    """Give the role exactly the rights that each table names, and take back any other on the tables."""
+    """Grant the role exactly the rights that each table names, and revoke all others on the tables."""
     _execute(connection, "grant usage on schema public to %I", name)
     for table in SQLModel.metadata.sorted_tables:
         rights = table.info.get(RIGHTS, ALL_RIGHTS)
@@ -85,16 +85,16 @@ def grant_rights(connection: Connection, name: str) -> None:
 
 
 def refuse_open_schema(connection: Connection, name: str) -> None:
-    """Raise OpenSchema if everybody, or the role, may create in `public`: Postgres 14 and older let everybody."""
+    """Raise OpenSchema if every role, or this one, may create in `public`: Postgres 14 and older let every role."""
     if connection.execute(text(_IS_OPEN), {"name": name}).scalar_one():
         raise OpenSchema(
-            f"Everybody, or {name}, may create in the schema public, as before Postgres 15. As the schema's owner, "
-            "take that back from each who has it: revoke create on schema public from public"
+            f"Every role, or {name}, may create in the schema public, as before Postgres 15. As the schema's owner, "
+            "revoke that from each role that has it: revoke create on schema public from public"
         )
 
 
 def _execute(connection: Connection, template: str, *values: str) -> None:
-    """Run a statement that takes no bind parameters, quoted by the database itself."""
+    """Run a statement that takes no bind parameters: Postgres itself quotes the values."""
     names = {f"v{index}": value for index, value in enumerate(values)}
     arguments = "".join(f", cast(:{name} as text)" for name in names)
     statement = connection.execute(text(f"select format(:template{arguments})"), {"template": template, **names})

@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,7 +26,8 @@ from dev import standin_model as model
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
-from tests.gateway import Response, event, invoke
+from testing.callers import Caller, identity
+from testing.gateway import Response, invoke
 
 if TYPE_CHECKING:
     from taskchat.database.transaction import Database
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Logs = Callable[[], list[dict[str, Any]]]
 ROOT = Path(__file__).parent.parent
-AUTH = "https://auth.example.com"
-RESOURCE = "https://api.example.com/mcp"
 
 pytest_plugins = ["tests.privacy", "tests.tally", "tests.environments"]
 
@@ -173,10 +171,7 @@ def variables(database_url: str, standin: StandIn, issuer: Issuer, model_api: st
         "OPENAI_BASE_URL": standin.base_url,
         "MODEL": "stand-in",
         "MODEL_API": model_api,
-        "AUTH_ISSUER": AUTH,
-        "AUTH_AUDIENCE": AUTH,
-        "AUTH_JWKS_JSON": issuer.jwks_json,
-        "MCP_RESOURCE_URL": RESOURCE,
+        **identity(issuer),
         # On, so that every turn does what it does in production, and out of reach: some tests send hundreds.
         "TURN_BURST": "999999",
         "TURNS_PER_MINUTE": "999999",
@@ -225,32 +220,14 @@ def serving(app: Any) -> Iterator[str]:
             thread.join()
 
 
-@dataclass(frozen=True)
-class Person:
-    """Somebody who chats through the real handler."""
-
-    id: str
-    issuer: Issuer
-
-    @property
-    def token(self) -> str:
-        """A fresh token of theirs."""
-        return self.issuer.mint(self.id, issuer=AUTH, audience=AUTH)
-
-    @property
-    def mcp_token(self) -> str:
-        """A fresh access token of theirs for the MCP door."""
-        return self.issuer.mint_for_mcp(self.id, issuer=AUTH, resource=RESOURCE)
+class Person(Caller):
+    """A caller who sends requests to the real handler of this process."""
 
     def post(self, body: Any, *, key: str | None = None, seconds: float = 30, **headers: str) -> Response:
-        """Post to their chat. `body` is sent as JSON, or as it is when it is bytes."""
+        """Post to the chat route. Bytes are sent as they are, any other body as JSON."""
         from chat.app import handler
 
-        sent = {"authorization": f"Bearer {self.token}", "content-type": "application/json"}
-        sent |= {"idempotency-key": key} if key else {}
-        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
-        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return invoke(handler, event("POST", f"/api/{self.id}/chat", headers=sent, body=raw), seconds=seconds)
+        return invoke(handler, self.request(body, key, **headers), seconds=seconds)
 
     def say(self, message: str, conversation_id: str | None = None, **options: Any) -> Response:
         """One turn."""

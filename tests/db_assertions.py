@@ -8,8 +8,8 @@ from typing import Any, Final
 import psycopg
 
 from dev import processes
+from testing.gateway import Response
 from tests.domain import example
-from tests.gateway import Response
 
 Rows = psycopg.Connection[dict[str, Any]]
 

@@ -18,7 +18,6 @@ import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
@@ -26,33 +25,14 @@ from dev import processes
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
-from tests.conftest import AUTH, ROOT, variables
+from testing.callers import Caller
+from testing.gateway import Response
+from tests.conftest import ROOT, variables
 from tests.crash_points import Trap
-from tests.gateway import Response, event
 from tests.privacy import Watch
 
 PATIENCE = 60
 """Seconds to wait for an environment: longer than any request may take."""
-
-
-@dataclass(frozen=True)
-class Client:
-    """Somebody who calls. Holds nothing but who they are."""
-
-    id: str
-    issuer: Issuer
-
-    @classmethod
-    def new(cls, issuer: Issuer) -> "Client":
-        """Somebody new to the service."""
-        return cls(uuid4().hex, issuer)
-
-    def request(self, body: dict[str, Any], key: str | None = None) -> dict[str, Any]:
-        """A request to their chat, as the gateway hands it over."""
-        token = self.issuer.mint(self.id, issuer=AUTH, audience=AUTH)
-        headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
-        headers |= {"idempotency-key": key} if key else {}
-        return event("POST", f"/api/{self.id}/chat", headers=headers, body=json.dumps(body).encode())
 
 
 @dataclass(frozen=True)
@@ -242,7 +222,7 @@ class Fleet:
 @pytest.fixture(scope="session")
 def warm_zygote(zygote: Zygote, server: Postgres, running_model: StandIn, issuer: Issuer) -> Zygote:
     """Where environments come from, once it has done everything a first time."""
-    client = Client.new(issuer)
+    client = Caller.new(issuer)
     for model_api in ("responses", "chat_completions"):
         known = variables(server.app_url, running_model, issuer, model_api)
         zygote.warm(known, client.request({"message": "Add milk, then finish it and delete it"}))

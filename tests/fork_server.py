@@ -20,8 +20,8 @@ import traceback
 from typing import Any
 
 from dev import processes
+from testing.gateway import Handler, invoke
 from tests.crash_points import Points, Trap
-from tests.gateway import Handler, invoke
 
 Json = dict[str, Any]
 LARGEST = 1 << 20

@@ -21,7 +21,7 @@ from typing import Any
 import snapshot_restore_py as hooks
 from sqlalchemy import text
 
-from tests.gateway import LambdaContext
+from testing.gateway import LambdaContext
 
 
 def main() -> None:

@@ -16,10 +16,11 @@ import pytest
 
 from dev.postgres import Postgres
 from dev.tokens import Issuer
+from testing.callers import Caller
+from testing.gateway import Response
 from tests import raw_provider
 from tests.conftest import variables
-from tests.environments import Client, Environment, Fleet, Zygote
-from tests.gateway import Response
+from tests.environments import Environment, Fleet, Zygote
 from tests.raw_provider import LASTING, OF_BYTES, OF_JSON, SHAPES, RawProvider, any_shape, seconds_of, well
 
 Rows = psycopg.Connection[dict[str, Any]]
@@ -55,7 +56,7 @@ class Attack:
 
     environment: Environment
     provider: RawProvider
-    client: Client
+    client: Caller
 
     def ask(self, message: str, key: str, conversation_id: str | None = None, seconds: float = 30) -> Response:
         """One turn."""
@@ -78,7 +79,7 @@ def attack(
     known = variables(database_url, running_model, issuer, model_api) | {"OPENAI_BASE_URL": provider.url}
     fleet = Fleet(warm_zygote, known)
     with fleet.cold() as environment:
-        yield Attack(environment, provider, Client.new(issuer))
+        yield Attack(environment, provider, Caller.new(issuer))
 
 
 def check_memory(attack: Attack) -> None:
@@ -110,7 +111,7 @@ def test_nor_does_one_that_comes_through_a_proxy(
     known = variables(database_url, running_model, issuer) | {"OPENAI_BASE_URL": "http://model.invalid/v1"}
     known |= {"HTTP_PROXY": provider.url.removesuffix("/v1"), "NO_PROXY": "", "no_proxy": ""}
     with Fleet(warm_zygote, known).cold() as environment:
-        attack = Attack(environment, provider, Client.new(issuer))
+        attack = Attack(environment, provider, Caller.new(issuer))
         for what in ("a gigabyte in gzip", "an endless body", "an endless error"):
             provider.shapes = [SHAPES[what]]
             assert attack.ask("hello", what.replace(" ", "-"), seconds=SECONDS).status == 502

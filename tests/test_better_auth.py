@@ -30,8 +30,9 @@ from dev import better_auth
 from dev.postgres import DATABASE, OWNER, Postgres
 from taskchat.http import auth
 from taskchat.settings import Settings
-from tests.conftest import RESOURCE, ROOT, forget, run, serving
-from tests.gateway import Handler, Response, event, invoke
+from testing.callers import RESOURCE
+from testing.gateway import Handler, Response, event, invoke
+from tests.conftest import ROOT, forget, run, serving
 from tests.tally import tell_at_the_end
 from tests.test_mcp_door import METADATA, STATELESS, TOOLS, McpClient
 from tests.test_node import broken_machine

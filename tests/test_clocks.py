@@ -22,15 +22,16 @@ from taskchat.conversations.history import Turn
 from taskchat.conversations.lease import LEASE_GRACE, MAX_LEASE
 from taskchat.http.auth import LEEWAY
 from taskchat.http.gateway import MAX_SECONDS, Event, seconds_left
+from testing.callers import AUTH, Caller
+from testing.gateway import LambdaContext, Response, event, invoke
 from tests import clocks
 from tests import db_assertions as truth
 from tests.clocks import DatabaseClock
-from tests.conftest import AUTH, Person, variables
+from tests.conftest import Person, variables
 from tests.crash_points import Trap
 from tests.db_assertions import Rows
 from tests.domain import example
-from tests.environments import Client, Environment, Fleet, Zygote
-from tests.gateway import LambdaContext, Response, event, invoke
+from tests.environments import Environment, Fleet, Zygote
 
 MINUTES_OFF = [timedelta(minutes=minutes) for minutes in (-10, -2, 2, 10)]
 MESSAGE = "Add buy milk"
@@ -66,7 +67,7 @@ class TestLeases:
 
     def test_a_turn_is_done(self, minutes_off: timedelta, fleet: Fleet, issuer: Issuer, rows: Rows) -> None:
         """Its lease holds for each call, and is given back."""
-        client, message = Client.new(issuer), "Add buy milk, then finish the milk"
+        client, message = Caller.new(issuer), "Add buy milk, then finish the milk"
         answer = fleet.start().ask(client.request({"message": message})).answer
         truth.check_turn(rows, client.id, message, answer)
         assert example.rows_of(rows, client.id) == [("buy milk", True)]
@@ -75,7 +76,7 @@ class TestLeases:
         self, minutes_off: timedelta, clock: DatabaseClock, fleet: Fleet, issuer: Issuer, rows: Rows
     ) -> None:
         """Its conversation is busy for as long as its lease was to last, and then goes on with the same key."""
-        client = Client.new(issuer)
+        client = Caller.new(issuer)
         request = client.request({"message": MESSAGE}, "key")
         with fleet.cold() as environment:
             assert environment.ask(request, Trap.kill(1, "model: sent")).trapped
@@ -91,7 +92,7 @@ class TestLeases:
         self, minutes_off: timedelta, clock: DatabaseClock, fleet: Fleet, issuer: Issuer, rows: Rows
     ) -> None:
         """Its own clock may say that there is time left."""
-        client = Client.new(issuer)
+        client = Caller.new(issuer)
         request = client.request({"message": MESSAGE}, "key")
         zombie = fleet.start()
         assert zombie.ask(request, Trap.freeze(1, "model: sent")).trapped
@@ -107,7 +108,7 @@ class TestLeases:
         self, clock: DatabaseClock, fleet: Fleet, issuer: Issuer, rows: Rows
     ) -> None:
         """The database's clock is set forward while the model thinks."""
-        client, environment = Client.new(issuer), fleet.start()
+        client, environment = Caller.new(issuer), fleet.start()
         request = client.request({"message": MESSAGE}, "key")
         assert environment.ask(request, Trap.freeze(1, "model: sent")).trapped
         clock.go_on(timedelta(minutes=10))
@@ -121,7 +122,7 @@ class TestLeases:
         self, clock: DatabaseClock, fleet: Fleet, issuer: Issuer, rows: Rows
     ) -> None:
         """Its lease lasts longer by as much, and is given back all the same."""
-        client, environment = Client.new(issuer), fleet.start()
+        client, environment = Caller.new(issuer), fleet.start()
         assert environment.ask(client.request({"message": MESSAGE}), Trap.freeze(1, "model: sent")).trapped
         clock.go_on(timedelta(minutes=-10))
         assert 600 < clock.lease_left(client.id) <= 600 + MAX_SECONDS + LEASE_GRACE
@@ -172,7 +173,7 @@ class TestTheDay:
     ) -> None:
         """Whatever day it is for the function."""
         clock.show(midnight_after(datetime.now(UTC)) + timedelta(minutes=minutes))
-        answer = deployment(10).ask(Client.new(issuer).request({"message": MESSAGE})).answer
+        answer = deployment(10).ask(Caller.new(issuer).request({"message": MESSAGE})).answer
         wait = (midnight_after(clock.now()) - clock.now()).total_seconds()
         assert answer.status == 429, answer.body
         assert len(answer.json["tool_calls"]) == 1
@@ -182,7 +183,7 @@ class TestTheDay:
         self, clock: DatabaseClock, deployment: Callable[[int], Environment], issuer: Issuer, rows: Rows
     ) -> None:
         """Refused until then, and not later; the turn that was ended goes on with its key."""
-        midnight, client = midnight_after(datetime.now(UTC)), Client.new(issuer)
+        midnight, client = midnight_after(datetime.now(UTC)), Caller.new(issuer)
         clock.show(midnight - timedelta(minutes=5))
         environment, request = deployment(10), client.request({"message": MESSAGE}, "key")
         assert environment.ask(request).answer.status == 429
@@ -200,7 +201,7 @@ class TestTheDay:
         standin: StandIn,
     ) -> None:
         """Begun at 23:59:58: all of it, and none of what the person used before."""
-        midnight, client = midnight_after(datetime.now(UTC)), Client.new(issuer)
+        midnight, client = midnight_after(datetime.now(UTC)), Caller.new(issuer)
         clock.show(midnight - timedelta(minutes=1))
         environment = deployment(10**6)
         assert environment.ask(client.request({"message": "hello"})).answer.status == 200
@@ -221,7 +222,7 @@ class TestTheGateway:
     @pytest.mark.parametrize("offset", MINUTES_OFF, ids=str)
     def test_a_turn_has_its_time(self, offset: timedelta, fleet: Fleet, issuer: Issuer, rows: Rows) -> None:
         """It is neither over at once nor has it more than the gateway gives."""
-        client = Client.new(issuer)
+        client = Caller.new(issuer)
         request = client.request({"message": MESSAGE})
         request["requestContext"]["timeEpoch"] = int((datetime.now(UTC) + offset).timestamp() * 1000)
         truth.check_turn(rows, client.id, MESSAGE, fleet.start().ask(request).answer)

@@ -17,7 +17,6 @@ import pytest
 from pydantic import BaseModel, TypeAdapter
 from starlette.responses import JSONResponse
 
-from bench.cold import NAIVE
 from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
@@ -25,8 +24,9 @@ from dev.tokens import Issuer
 from taskchat import deadline, imports
 from taskchat.http.auth import KeySet
 from taskchat.process import attempt, side_by_side, start
+from testing.gateway import event
+from testing.naive import IMPORTS as NAIVE
 from tests.conftest import ROOT, Logs, Person, forget, serving, variables
-from tests.gateway import event
 
 Rows = psycopg.Connection[dict[str, Any]]
 

@@ -1,12 +1,12 @@
 """The run of the public MCP suite (`make conformance`) cannot pass by leaving something out."""
 
-from dev.conformance.scenarios import FIXTURES, NOT_APPLICABLE, OWN, Door, Result, judge
+from dev.conformance.scenarios import FIXTURES, NOT_APPLICABLE, OWN, Endpoint, Result, judge
 
 VERSION = "2026-07-28"
 GOOD = Result("ping", 3)
 
 
-def results(*at_own: Result) -> dict[Door, dict[str, Result]]:
+def results(*at_own: Result) -> dict[Endpoint, dict[str, Result]]:
     """What the suite said, all of it at the door with the real tools."""
     return {"own": {result.scenario: result for result in at_own}, "fixtures": {}}
 
@@ -19,7 +19,7 @@ def test_a_scenario_passes_at_the_door_it_is_for() -> None:
 def test_a_scenario_that_nothing_is_said_of_fails() -> None:
     """A new version of the suite brings new ones: somebody has to look, also when they pass."""
     verdict = judge(VERSION, ["brand-new"], results(Result("brand-new", 1)))
-    assert verdict.failed == ("brand-new: unknown; say in dev/conformance/scenarios.py whether it applies",)
+    assert verdict.failed == ("brand-new: unknown; add it to dev/conformance/scenarios.py",)
 
 
 def test_a_failure_or_a_warning_fails() -> None:

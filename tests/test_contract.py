@@ -12,8 +12,9 @@ import pytest
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
-from tests.conftest import AUTH, RESOURCE, ROOT, Logs, Person, run
-from tests.gateway import Response, event, invoke, runtime_log
+from testing.callers import AUTH, RESOURCE
+from testing.gateway import Response, event, invoke, runtime_log
+from tests.conftest import ROOT, Logs, Person, run
 
 Rows = psycopg.Connection[dict[str, Any]]
 Counts = Callable[[], list[int]]

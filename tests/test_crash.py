@@ -19,13 +19,14 @@ import pytest
 
 from dev import processes
 from dev.tokens import Issuer
+from testing.callers import Caller
+from testing.gateway import Response
 from tests import db_assertions as truth
 from tests.crash_points import STATEMENT, WIRE, Trap
 from tests.db_assertions import Rows
 from tests.domain import example
-from tests.environments import Client, Environment, Fleet, Outcome
+from tests.environments import Environment, Fleet, Outcome
 from tests.example_domain import Row, Sentence
-from tests.gateway import Response
 
 Tell = Callable[[str], None]
 AT_ONCE = 4
@@ -79,7 +80,7 @@ class Story:
 
     def __init__(self, scenario: Scenario, fleet: Fleet, rows: Rows, issuer: Issuer) -> None:
         self.scenario, self.fleet, self.rows = scenario, fleet, rows
-        self.client, self.key, self.conversation_id = Client.new(issuer), f"key-{uuid4()}", None
+        self.client, self.key, self.conversation_id = Caller.new(issuer), f"key-{uuid4()}", None
         self.refusals = 0
 
     def prepare(self, environment: Environment) -> None:

@@ -12,9 +12,10 @@ import pytest
 
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
+from testing.callers import Caller
 from tests import db_assertions as truth
 from tests.db_assertions import Rows
-from tests.environments import Client, Fleet
+from tests.environments import Fleet
 
 GATEWAY_PATIENCE = 29.0
 """Seconds that a client may wait for its answer at most."""
@@ -37,7 +38,7 @@ def watched(rows: Rows) -> Iterator[None]:
         yield
 
 
-def check_hanging(fleet: Fleet, standin: StandIn, rows: Rows, client: Client, calls: int, seconds: float) -> float:
+def check_hanging(fleet: Fleet, standin: StandIn, rows: Rows, client: Caller, calls: int, seconds: float) -> float:
     """Have the model hang after so many calls, with so many seconds to go. The seconds the client waited."""
     standin.fault("hang", match=MESSAGE, after_calls=calls, seconds=40)
     request = client.request({"message": MESSAGE}, "key")
@@ -63,7 +64,7 @@ def test_a_hanging_model_leaves_an_honest_answer_and_a_turn_to_finish(
     fleet: Fleet, standin: StandIn, rows: Rows, issuer: Issuer, calls: int
 ) -> None:
     """Wherever in the turn it hangs: 504 tells what was done, and the retry does only the rest."""
-    check_hanging(fleet, standin, rows, Client.new(issuer), calls, seconds=3)
+    check_hanging(fleet, standin, rows, Caller.new(issuer), calls, seconds=3)
 
 
 @pytest.mark.skipif("CI" not in os.environ, reason="waits for the real deadline: set CI to run it")
@@ -71,5 +72,5 @@ def test_the_answer_comes_before_the_gateway_gives_up(
     fleet: Fleet, standin: StandIn, rows: Rows, issuer: Issuer, tell: Callable[[str], None]
 ) -> None:
     """With all the time that Lambda and the gateway give: before 29 seconds."""
-    waited = check_hanging(fleet, standin, rows, Client.new(issuer), calls=1, seconds=30)
+    waited = check_hanging(fleet, standin, rows, Caller.new(issuer), calls=1, seconds=30)
     tell(f"The model hung for 40 s: 504 after {waited:.1f} s, and the retry finished the turn")

@@ -14,9 +14,9 @@ from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.standin_model.failures import FAULTS
+from testing.gateway import event, invoke
 from tests import raw_provider
 from tests.conftest import ROOT, Logs, Person, forget
-from tests.gateway import event, invoke
 from tests.raw_provider import SHAPES, RawProvider, Script, Shape, head, well
 
 Rows = psycopg.Connection[dict[str, Any]]

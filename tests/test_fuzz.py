@@ -31,8 +31,9 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from dev.postgres import Postgres
-from tests.conftest import AUTH, RESOURCE, Person, forget, serving
-from tests.gateway import Handler, LambdaContext, event
+from testing.callers import AUTH, RESOURCE
+from testing.gateway import Handler, LambdaContext, event
+from tests.conftest import Person, forget, serving
 from tests.tally import tell_at_the_end
 from tests.test_docs import mcp_statuses
 from tests.test_guards import EXPECTED

@@ -9,8 +9,8 @@ import pytest
 from dev.postgres import Postgres
 from taskchat.http.middleware import MAX_BODY
 from taskchat.settings import Settings, SettingsError, load
+from testing.gateway import Handler, Response, event, invoke
 from tests.conftest import Person, forget
-from tests.gateway import Handler, Response, event, invoke
 from tests.test_mcp_door import METADATA, McpClient, titles
 
 Rows = psycopg.Connection[dict[str, Any]]

@@ -23,8 +23,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
-from tests.conftest import AUTH, RESOURCE, Logs, Person, forget
-from tests.gateway import Handler, event, invoke, runtime_log
+from testing.callers import AUTH, RESOURCE
+from testing.gateway import Handler, event, invoke, runtime_log
+from tests.conftest import Logs, Person, forget
 from tests.tally import tell_at_the_end
 from tests.test_auth import KeyServer, encoded, listening
 from tests.test_guards import protected

@@ -18,11 +18,12 @@ from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from taskchat.database.engine import CONNECT_TIMEOUT, RECYCLE_AFTER
+from testing.callers import Caller
 from tests import db_assertions as truth
 from tests import proxy
 from tests.conftest import Person, forget, variables
 from tests.db_assertions import Rows
-from tests.environments import Client, Environment, Fleet, Zygote
+from tests.environments import Environment, Fleet, Zygote
 from tests.proxy import Proxy
 from tests.test_auth import listening
 
@@ -67,13 +68,13 @@ def reached(server: Postgres, standin: StandIn, issuer: Issuer) -> dict[str, str
 
 
 @pytest.fixture
-def client(issuer: Issuer) -> Client:
+def client(issuer: Issuer) -> Caller:
     """Somebody who calls."""
-    return Client.new(issuer)
+    return Caller.new(issuer)
 
 
 @pytest.fixture
-def idle(warm_zygote: Zygote, wires: Wires, reached: dict[str, str], client: Client) -> Iterator[Environment]:
+def idle(warm_zygote: Zygote, wires: Wires, reached: dict[str, str], client: Caller) -> Iterator[Environment]:
     """An environment that has done a turn, and is frozen."""
     fleet = Fleet(warm_zygote, reached)
     environment = fleet.start()
@@ -83,7 +84,7 @@ def idle(warm_zygote: Zygote, wires: Wires, reached: dict[str, str], client: Cli
     fleet.stop()
 
 
-def test_every_connection_was_closed(idle: Environment, wires: Wires, client: Client, rows: Rows) -> None:
+def test_every_connection_was_closed(idle: Environment, wires: Wires, client: Caller, rows: Rows) -> None:
     """By the servers, as after an hour: nobody notices."""
     for wire in wires.all:
         wire.forget_connections(tell=True)
@@ -94,7 +95,7 @@ def test_every_connection_was_closed(idle: Environment, wires: Wires, client: Cl
 
 @pytest.mark.parametrize("seconds", [30.0, 8.0])
 def test_the_database_connection_is_dead_and_nobody_was_told(
-    idle: Environment, wires: Wires, client: Client, rows: Rows, seconds: float
+    idle: Environment, wires: Wires, client: Caller, rows: Rows, seconds: float
 ) -> None:
     """What is sent on it vanishes. The first statement waits for its answer for a while, and is sent on a new one."""
     wires.database.forget_connections(tell=False)
@@ -132,7 +133,7 @@ def test_model_connections_are_not_kept_for_long() -> None:
 
 
 def test_the_model_connection_is_dead_and_nobody_was_told(
-    idle: Environment, wires: Wires, client: Client, rows: Rows
+    idle: Environment, wires: Wires, client: Caller, rows: Rows
 ) -> None:
     """Nothing tells it from a model that thinks: the request is out of time, and its key goes on."""
     wires.model.forget_connections(tell=False)

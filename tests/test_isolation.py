@@ -25,11 +25,12 @@ from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from taskchat.database.transaction import Database
-from tests.conftest import AUTH, RESOURCE, Person, databases, variables
+from testing.callers import AUTH, RESOURCE, Caller
+from testing.gateway import event
+from tests.conftest import Person, databases, variables
 from tests.domain import example
-from tests.environments import Client, Environment, Fleet, Zygote
+from tests.environments import Environment, Fleet, Zygote
 from tests.example_domain import Call, Rows
-from tests.gateway import event
 from tests.test_mcp_door import McpClient
 
 TABLES = sorted(SQLModel.metadata.tables)
@@ -223,7 +224,7 @@ def test_interleaved_transactions_do_not_mix(
 
 
 @dataclass(frozen=True)
-class Guest(Client):
+class Guest(Caller):
     """A person who uses both doors."""
 
     @classmethod

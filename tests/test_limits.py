@@ -29,12 +29,13 @@ from dev.tokens import Issuer
 from taskchat.database.transaction import Database
 from taskchat.errors import TooManyRequests
 from taskchat.limits import DayLeft, Limits
+from testing.callers import RESOURCE, Caller
+from testing.gateway import Handler, Response, event, invoke
 from tests import db_assertions as truth
 from tests import proxy
-from tests.conftest import RESOURCE, ROOT, Logs, Person, forget, serving, variables
+from tests.conftest import ROOT, Logs, Person, forget, serving, variables
 from tests.domain import example
-from tests.environments import Client, Environment, Fleet, Zygote
-from tests.gateway import Handler, Response, event, invoke
+from tests.environments import Environment, Fleet, Zygote
 
 Rows = psycopg.Connection[dict[str, Any]]
 
@@ -526,7 +527,7 @@ class TestTheChat:
         """Exactly ten turns of one person are done, each whole; all others are refused, and nothing dies of a lock."""
         limits = {"TURN_BURST": "10", "TURNS_PER_MINUTE": str(SLOW), "DAILY_MODEL_TOKENS": str(10**9)}
         fleet = Fleet(warm_zygote, variables(database_url, standin, issuer) | limits)
-        client, environments = Client.new(issuer), [fleet.start() for _ in range(8)]
+        client, environments = Caller.new(issuer), [fleet.start() for _ in range(8)]
 
         def ask(environment: Environment) -> list[Response]:
             return [environment.ask(client.request({"message": ADD_MILK})).answer for _ in range(25)]

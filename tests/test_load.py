@@ -21,11 +21,12 @@ from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
+from testing.callers import Caller
+from testing.gateway import Response
 from tests import db_assertions as truth
 from tests.conftest import variables
 from tests.db_assertions import Rows
-from tests.environments import Client, Environment, Fleet, Zygote
-from tests.gateway import Response
+from tests.environments import Environment, Fleet, Zygote
 from tests.tally import tell_at_the_end
 
 ENVIRONMENTS = 16
@@ -41,7 +42,7 @@ PATIENCE = 120
 class Asked:
     """A message that must be done once, and the answers that its copies got."""
 
-    client: Client
+    client: Caller
     conversation_id: str
     mark: str
     key: str = field(default_factory=lambda: f"key-{uuid4()}")
@@ -59,8 +60,8 @@ class Load:
     def __init__(self, fleet: Fleet, rows: Rows, issuer: Issuer) -> None:
         self.fleet, self.rows = fleet, rows
         self.statuses: Counter[str] = Counter()
-        self.clients = [Client.new(issuer) for _ in range(PEOPLE)]
-        self.conversations: list[tuple[Client, str]] = []
+        self.clients = [Caller.new(issuer) for _ in range(PEOPLE)]
+        self.conversations: list[tuple[Caller, str]] = []
         with fleet.cold() as environment:
             for number in range(CONVERSATIONS):
                 client = self.clients[number % PEOPLE]
@@ -109,7 +110,7 @@ class Load:
                 return
 
 
-def _mark(client: Client) -> str:
+def _mark(client: Caller) -> str:
     """What every word of a person's begins with, and nobody else's contains."""
     return f"x{client.id[:10]}x"
 

@@ -17,8 +17,9 @@ from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from taskchat.http.gateway import MARGIN
-from tests.conftest import AUTH, RESOURCE, Logs, Person, forget, run, serving
-from tests.gateway import Handler, Response, event, invoke, runtime_log
+from testing.callers import AUTH, RESOURCE
+from testing.gateway import Handler, Response, event, invoke, runtime_log
+from tests.conftest import Logs, Person, forget, run, serving
 
 Rows = psycopg.Connection[dict[str, Any]]
 

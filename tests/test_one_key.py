@@ -22,12 +22,13 @@ from taskchat.conversations.lease import Lease, LeaseLost
 from taskchat.conversations.turns import Begun, Request
 from taskchat.database.transaction import Database
 from taskchat.errors import KeyReused, TurnInProgress
+from testing.callers import Caller
+from testing.gateway import Response
 from tests import db_assertions as truth
 from tests.conftest import variables
 from tests.db_assertions import Rows
 from tests.domain import example
-from tests.environments import Client, Environment, Fleet, Zygote
-from tests.gateway import Response
+from tests.environments import Environment, Fleet, Zygote
 
 Tell = Callable[[str], None]
 ROUNDS = 100 if "THOROUGH" in os.environ else 15
@@ -56,24 +57,24 @@ class TestTwoRequestsAtOnce:
         fleet.stop()
 
     @pytest.fixture
-    def client(self, issuer: Issuer) -> Client:
+    def client(self, issuer: Issuer) -> Caller:
         """Somebody new to the service."""
-        return Client.new(issuer)
+        return Caller.new(issuer)
 
     @pytest.fixture
-    def places(self, pair: list[Environment], client: Client) -> list[str]:
+    def places(self, pair: list[Environment], client: Caller) -> list[str]:
         """Two conversations of theirs."""
         begun = [environment.ask(client.request({"message": example.show()})).answer for environment in pair]
         return [answer.json["conversation_id"] for answer in begun]
 
-    def race(self, pair: list[Environment], client: Client, bodies: list[dict[str, str | None]]) -> list[Response]:
+    def race(self, pair: list[Environment], client: Caller, bodies: list[dict[str, str | None]]) -> list[Response]:
         """Send both under one new key, and wait for both."""
         key = f"key-{uuid4()}"
         for environment, body in zip(pair, bodies, strict=True):
             environment.send(client.request(body, key))
         return [environment.outcome().answer for environment in pair]
 
-    def check(self, rows: Rows, client: Client, answers: list[Response], effects: int) -> None:
+    def check(self, rows: Rows, client: Caller, answers: list[Response], effects: int) -> None:
         """One is done, once; the other one is told that the key was used."""
         assert sorted(answer.status for answer in answers) == [200, 422], [answer.body for answer in answers]
         (refused,) = [answer.json for answer in answers if answer.status == 422]
@@ -81,7 +82,7 @@ class TestTwoRequestsAtOnce:
         assert len(truth.effects(rows, client.id)) == effects
 
     def test_in_two_conversations(
-        self, pair: list[Environment], client: Client, places: list[str], rows: Rows, tell: Tell
+        self, pair: list[Environment], client: Caller, places: list[str], rows: Rows, tell: Tell
     ) -> None:
         """The same words in each."""
         winners = Counter[int]()
@@ -93,7 +94,7 @@ class TestTwoRequestsAtOnce:
         tell(f"One key in two conversations at once: {ROUNDS} rounds, won by {dict(winners)}")
 
     def test_in_a_new_conversation_and_an_old_one(
-        self, pair: list[Environment], client: Client, places: list[str], rows: Rows
+        self, pair: list[Environment], client: Caller, places: list[str], rows: Rows
     ) -> None:
         """The one that is refused leaves no conversation behind."""
         begun = 0
@@ -106,7 +107,7 @@ class TestTwoRequestsAtOnce:
         assert len(there) == len(places) + begun
 
     def test_in_one_conversation_with_other_words(
-        self, pair: list[Environment], client: Client, places: list[str], rows: Rows
+        self, pair: list[Environment], client: Caller, places: list[str], rows: Rows
     ) -> None:
         """Whichever words come first are done."""
         for number in range(ROUNDS):

@@ -20,11 +20,11 @@ from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
 from dev.tokens import Issuer
 from taskchat.conversations.turns import turn_id_for
+from testing.gateway import Response
 from tests import db_assertions as truth
 from tests import proxy
 from tests.conftest import Logs, Person, databases, forget
 from tests.domain import example
-from tests.gateway import Response
 from tests.proxy import Proxy
 from tests.test_mcp_door import McpClient
 
@@ -186,7 +186,7 @@ class TestThroughTheWire:
             nonlocal commits
             commits += 1
             if commits == 2:
-                wire.cut_saying = wire.said + 3
+                wire.cut_sent = wire.sent + 3
 
         for database in databases():
             event.listen(database.engine, "commit", cut)
@@ -302,7 +302,7 @@ class Cuts:
         measure(self._person())
         self.wire.reset()
         measure(self._person())
-        for side, most in (("cut_saying", self.wire.said), ("cut_hearing", self.wire.heard)):
+        for side, most in (("cut_sent", self.wire.sent), ("cut_received", self.wire.received)):
             for place in sorted(self.chance.sample(range(most), CUTS)):
                 yield side, place
 

@@ -30,9 +30,9 @@ from taskchat.database.engine import UnsafeRole, connect_arguments
 from taskchat.database.pg8000_pipeline import PipelinedConnection, TidyConnection
 from taskchat.database.transaction import Database
 from taskchat.tasks.models import Task
-from tests import wire
+from testing import counting_proxy
+from testing.counting_proxy import CountingProxy
 from tests.conftest import Logs, Person
-from tests.wire import Wire
 
 Rows = psycopg.Connection[dict[str, Any]]
 PATIENCE = 5.0
@@ -311,13 +311,13 @@ class TestWhatIsPutOff:
     """A statement goes out with the next wait. Nothing of it gets lost on the way."""
 
     @pytest.fixture
-    def between(self, server: Postgres) -> Iterator[Wire]:
+    def between(self, server: Postgres) -> Iterator[CountingProxy]:
         """A wire to Postgres that counts."""
-        with wire.running(server.app_url) as running:
+        with counting_proxy.running(server.app_url) as running:
             yield running
 
     @pytest.fixture
-    def known(self, between: Wire, server: Postgres) -> Iterator[PipelinedConnection]:
+    def known(self, between: CountingProxy, server: Postgres) -> Iterator[PipelinedConnection]:
         """A connection over it that knows some statements, with a transaction's table in place."""
         with closing(pipelined(between.url(server.app_url))) as connection:
             prepare(connection)
@@ -328,15 +328,15 @@ class TestWhatIsPutOff:
             between.reset()
             yield connection
 
-    def test_is_sent_when_it_is_read(self, known: PipelinedConnection, between: Wire) -> None:
+    def test_is_sent_when_it_is_read(self, known: PipelinedConnection, between: CountingProxy) -> None:
         """Four statements, one wait: all are answered by the time that the first is read."""
         cursors = [known.cursor().execute(MANY, (n,)) for n in range(4)]
-        assert (between.said, cursors[3].rowcount, cursors[3].description[0][0]) == (b"", -1, "g")
+        assert (between.sent, cursors[3].rowcount, cursors[3].description[0][0]) == (b"", -1, "g")
         assert [len(cursor.fetchall()) for cursor in cursors] == [0, 1, 2, 3]
         assert [cursor.rowcount for cursor in cursors] == [0, 1, 2, 3]
         assert (between.roundtrips, len(between.statements)) == (1, 4)
 
-    def test_is_not_sent_by_reading_what_is_there(self, known: PipelinedConnection, between: Wire) -> None:
+    def test_is_not_sent_by_reading_what_is_there(self, known: PipelinedConnection, between: CountingProxy) -> None:
         """Rows that have come are read without a wait."""
         first, second = (known.cursor().execute(MANY, (3,)) for _ in range(2))
         assert first.fetchone() == [1, "x"]
@@ -344,7 +344,7 @@ class TestWhatIsPutOff:
         assert (len(first.fetchall()), len(second.fetchall()), between.roundtrips) == (2, 3, 1)
         assert (len(third.fetchall()), between.roundtrips) == (3, 2)
 
-    def test_goes_with_the_commit(self, known: PipelinedConnection, between: Wire, rows: Rows) -> None:
+    def test_goes_with_the_commit(self, known: PipelinedConnection, between: CountingProxy, rows: Rows) -> None:
         """In the same words, and takes effect."""
         owner, title = "alice", uuid4().hex
         for _ in range(2):  # the second is known
@@ -383,18 +383,20 @@ class TestWhatIsPutOff:
         assert known.run("select 1") == ([1],)
         known.rollback()
 
-    def test_is_forgotten_by_a_rollback(self, known: PipelinedConnection, between: Wire) -> None:
+    def test_is_forgotten_by_a_rollback(self, known: PipelinedConnection, between: CountingProxy) -> None:
         """What was never sent is not sent to be undone; reading it afterwards says so."""
         known.rollback()
         between.reset()
         cursor = known.cursor().execute(MANY, (1,))
         known.rollback()
-        assert between.said == b""
+        assert between.sent == b""
         with pytest.raises(pg8000.InterfaceError, match="given up"):
             cursor.fetchall()
 
     @pytest.mark.parametrize("value", ["a\ud800b", object])
-    def test_is_written_whole_or_not_at_all(self, known: PipelinedConnection, between: Wire, value: Any) -> None:
+    def test_is_written_whole_or_not_at_all(
+        self, known: PipelinedConnection, between: CountingProxy, value: Any
+    ) -> None:
         """A value that cannot be sent sends nothing, and the next statement gets its own answer."""
 
         class Unsendable:
@@ -404,7 +406,7 @@ class TestWhatIsPutOff:
         sent = Unsendable() if value is object else value
         with pytest.raises((UnicodeEncodeError, RuntimeError)):
             known.cursor().execute("select %s::text", (sent,))
-        assert between.said == b""
+        assert between.sent == b""
         assert known.run("select 'second'") == (["second"],)
 
     def test_keeps_its_place_before_what_is_not_put_off(self, known: PipelinedConnection) -> None:
@@ -412,7 +414,7 @@ class TestWhatIsPutOff:
         known.cursor().execute("insert into pg_temp.t values (%s, 'x')", (9,))
         assert known.run("select count(*) from pg_temp.t") == ([4],)
 
-    def test_a_new_statement_is_waited_for(self, known: PipelinedConnection, between: Wire) -> None:
+    def test_a_new_statement_is_waited_for(self, known: PipelinedConnection, between: CountingProxy) -> None:
         """Until it is known whether it has rows, nobody could be told."""
         assert known.cursor().execute("select %s::int as new", (1,)).description[0][0] == "new"
         assert between.roundtrips == 1
@@ -529,9 +531,9 @@ class TestABrokenWire:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def between(cls, server: Postgres) -> Iterator[Wire]:
+    def between(cls, server: Postgres) -> Iterator[CountingProxy]:
         """A wire to Postgres."""
-        with wire.running(server.app_url) as running:
+        with counting_proxy.running(server.app_url) as running:
             yield running
 
     def transact(self, connection: Any, title: str) -> None:
@@ -541,16 +543,16 @@ class TestABrokenWire:
         connection.cursor().execute(self.NOTE, ("alice", title))
         connection.commit()
 
-    def recorded(self, server: Postgres, between: Wire) -> tuple[bytes, bytes, int]:
+    def recorded(self, server: Postgres, between: CountingProxy) -> tuple[bytes, bytes, int]:
         """What is said and heard in one that is left alone, and how much of it is heard before the commit is sent."""
         with closing(self.warm(server, between)) as connection:
             between.reset()
             self.transact(connection, uuid4().hex)
-            heard = wire.messages(between.heard)
+            heard = counting_proxy.messages(between.received)
             first = next(n for n, message in enumerate(heard, 1) if message[:1] == b"Z")
-            return between.said, between.heard, sum(map(len, heard[:first]))
+            return between.sent, between.received, sum(map(len, heard[:first]))
 
-    def warm(self, server: Postgres, between: Wire) -> PipelinedConnection:
+    def warm(self, server: Postgres, between: CountingProxy) -> PipelinedConnection:
         """A connection over the wire that has done one before."""
         connection = pipelined(between.url(server.app_url))
         self.transact(connection, "warm")
@@ -559,16 +561,16 @@ class TestABrokenWire:
     def places(self, stream: bytes) -> list[int]:
         """Bytes to cut after: before, within and after each message."""
         ends = [0]
-        for message in wire.messages(stream):
+        for message in counting_proxy.messages(stream):
             ends += [ends[-1] + 3, ends[-1] + len(message)]
         return sorted({end for end in ends if end < len(stream)})
 
-    @pytest.mark.parametrize("side", ["cut_saying", "cut_hearing"])
-    def test_leaves_both_effects_or_none(self, server: Postgres, between: Wire, rows: Rows, side: str) -> None:
+    @pytest.mark.parametrize("side", ["cut_sent", "cut_received"])
+    def test_leaves_both_effects_or_none(self, server: Postgres, between: CountingProxy, rows: Rows, side: str) -> None:
         """Wherever it breaks. In the first exchange nobody notices; later it is an error, and all is closed."""
         said, heard, heard_first = self.recorded(server, between)
         said_first = said.index(b"S\0\0\0\4") + 5
-        stream, first = (said, said_first) if side == "cut_saying" else (heard, heard_first)
+        stream, first = (said, said_first) if side == "cut_sent" else (heard, heard_first)
         outcomes = Counter[str]()
         for place in self.places(stream):
             with closing(self.warm(server, between)) as connection:
@@ -588,20 +590,22 @@ class TestABrokenWire:
             outcomes["both" if kept else "none"] += 1
             assert kept or place >= first
         assert outcomes["both"] > 10
-        assert outcomes["none"] >= (side == "cut_saying")
+        assert outcomes["none"] >= (side == "cut_sent")
 
-    def test_a_transaction_that_reads_nothing_is_done_once(self, server: Postgres, between: Wire, rows: Rows) -> None:
+    def test_a_transaction_that_reads_nothing_is_done_once(
+        self, server: Postgres, between: CountingProxy, rows: Rows
+    ) -> None:
         """All of it could go with its commit, if that could not be lost with its answer and then be done again."""
         title = uuid4().hex
         with closing(self.warm(server, between)) as connection:
             between.reset()
-            between.cut_hearing = 0
+            between.cut_received = 0
             connection.cursor().execute("select set_config('app.user_id', %s, true)", ("alice",))
             connection.cursor().execute(self.NOTE, ("alice", title))
             connection.commit()
         assert rows.execute("select count(*) from task where title = %s", [title]).fetchone() == {"count": 1}
 
-    def test_one_that_stays_silent_is_replaced(self, server: Postgres, between: Wire, rows: Rows) -> None:
+    def test_one_that_stays_silent_is_replaced(self, server: Postgres, between: CountingProxy, rows: Rows) -> None:
         """As when a router forgot the connection while the process was frozen: no word comes back."""
         title = uuid4().hex
         with closing(pipelined(between.url(server.app_url), patience=0.3)) as connection:
@@ -717,13 +721,13 @@ class TestRoundtrips:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def between(cls, plain: PgBouncer, server: Postgres) -> Iterator[Wire]:
+    def between(cls, plain: PgBouncer, server: Postgres) -> Iterator[CountingProxy]:
         """The wire to it."""
-        with wire.running(plain.url(server.app_url)) as running:
+        with counting_proxy.running(plain.url(server.app_url)) as running:
             yield running
 
     @pytest.fixture
-    def database_url(self, plain: PgBouncer, between: Wire, server: Postgres) -> str:
+    def database_url(self, plain: PgBouncer, between: CountingProxy, server: Postgres) -> str:
         """Where the environment of a turn leads to."""
         return between.url(plain.url(server.app_url))
 
@@ -734,7 +738,7 @@ class TestRoundtrips:
         back. A transaction is waited for twice.
         """
         url = pooler.url(server.app_url)
-        with wire.running(url) as between:
+        with counting_proxy.running(url) as between:
             database = Database(between.url(url))
             database.engine.connect().close()
             connecting = between.roundtrips
@@ -755,7 +759,7 @@ class TestRoundtrips:
                 assert connection._usock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
     @pytest.mark.parametrize("is_new", [True, False])
-    def test_of_a_turn(self, alice: Person, between: Wire, *, is_new: bool) -> None:
+    def test_of_a_turn(self, alice: Person, between: CountingProxy, *, is_new: bool) -> None:
         """Six for one tool call on a warm connection: each of its three transactions is waited for twice."""
         conversation = alice.say("Add buy milk").json["conversation_id"]
         alice.say("Add call mum", conversation)
@@ -767,7 +771,7 @@ class TestRoundtrips:
         assert [gist(sql) for sql in between.statements] == expected
 
     def test_of_a_turn_by_the_driver_as_it_is(
-        self, alice: Person, between: Wire, monkeypatch: pytest.MonkeyPatch
+        self, alice: Person, between: CountingProxy, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Ten times as many: what the count above would be if nothing were put off."""
         monkeypatch.setattr(pipeline, "TESTED_WITH", "another")
@@ -776,7 +780,7 @@ class TestRoundtrips:
         alice.say("Add feed the cat", conversation)
         assert between.roundtrips > 50
 
-    def test_of_asking_again(self, alice: Person, between: Wire) -> None:
+    def test_of_asking_again(self, alice: Person, between: CountingProxy) -> None:
         """An answer that is there already: one wait to find it, and one to let go of what was taken to look."""
         for _ in range(2):
             answer = alice.say("Add buy milk", key="k")

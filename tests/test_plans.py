@@ -12,8 +12,6 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from bench import people, plans
-from bench.plans import Plan, Recorder
 from chat.app import process
 from dev import postgres
 from dev.postgres import Postgres
@@ -26,6 +24,8 @@ from taskchat.errors import TooManyRequests
 from taskchat.limits import Limits
 from taskchat.toolcalls.models import ToolCall
 from taskchat.toolcalls.record import UnsettledCall
+from testing import people, plans
+from testing.plans import Plan, Recorder
 from tests.conftest import Person, migrate
 from tests.test_mcp_door import McpClient
 

@@ -23,11 +23,12 @@ from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from taskchat.conversations.lease import LEASE_GRACE
 from taskchat.http.gateway import MAX_SECONDS
+from testing.callers import Caller
+from testing.gateway import Response
 from tests import db_assertions as truth
 from tests.conftest import variables
 from tests.db_assertions import Rows
-from tests.environments import Client, Environment, Fleet, Zygote
-from tests.gateway import Response
+from tests.environments import Environment, Fleet, Zygote
 
 TURNS, ENVIRONMENTS, SERVER_CONNECTIONS, RESTARTS = 50, 12, 5, 6
 ENOUGH = 60
@@ -48,12 +49,12 @@ class Turns:
     """Fifty people, each of whom says one thing, through environments that serve one request at a time."""
 
     rows: Rows
-    clients: list[Client]
+    clients: list[Caller]
     idle: "SimpleQueue[Environment]"
     first: Counter[int] = field(default_factory=Counter)
     again: Counter[int] = field(default_factory=Counter)
 
-    def take(self, client: Client) -> Response:
+    def take(self, client: Caller) -> Response:
         """Ask until there is an answer."""
         request = client.request({"message": MESSAGE}, "key")
         for attempt, _ in enumerate(processes.attempts(ENOUGH)):
@@ -66,7 +67,7 @@ class Turns:
             self._come_back(client, answer)
         raise AssertionError("never answered")
 
-    def _come_back(self, client: Client, answer: Response) -> None:
+    def _come_back(self, client: Caller, answer: Response) -> None:
         """Check that the refusal is an honest one, and have the time pass for which a lease is left behind."""
         assert answer.status in (409, 503), answer.body
         assert int(answer.headers["retry-after"]) >= 1
@@ -88,7 +89,7 @@ def turns(
     for _ in range(ENVIRONMENTS):
         idle.put(fleet.start())
     with truth.watched(rows):
-        yield Turns(rows, [Client.new(issuer) for _ in range(TURNS)], idle)
+        yield Turns(rows, [Caller.new(issuer) for _ in range(TURNS)], idle)
     fleet.stop()
 
 
@@ -142,7 +143,7 @@ def _wait_for(asked: set[Future[Response]], number: int) -> None:
         wait([future for future in asked if not future.done()], return_when=FIRST_COMPLETED)
 
 
-def calls_without_line(logged: str, answers: dict[Client, Response]) -> set[tuple[str, str, str]]:
+def calls_without_line(logged: str, answers: dict[Caller, Response]) -> set[tuple[str, str, str]]:
     """Return the calls on record that have no audit line: person, turn and id of each."""
     # A line break is a write of its own, and several environments share the file.
     records = [record for record in re.split(r"\s*\n|(?<=\})(?=\{)", logged) if '"taskchat.audit/1"' in record]

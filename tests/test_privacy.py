@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from dev.tokens import Issuer
-from tests.conftest import AUTH, ROOT, Person
+from testing.callers import AUTH
+from tests.conftest import ROOT, Person
 from tests.privacy import Watch
 
 WORDS = "call the lawyer about the divorce"

@@ -9,13 +9,13 @@ import psycopg
 import pytest
 import yaml
 
-from bench import capacity
-from bench.capacity import Prices, Turn
 from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
 from taskchat.conversations.history import MAX_HISTORY_TURNS
 from taskchat.settings import Settings
 from taskchat.tasks.queries import PAGE_SIZE
+from testing import capacity
+from testing.capacity import Prices, Turn
 from tests.conftest import ROOT, Person
 
 PAGE = (ROOT / "docs/scaling.md").read_text()

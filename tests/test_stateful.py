@@ -31,14 +31,15 @@ from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from taskchat.conversations.turns import turn_id_for
+from testing.callers import Caller
+from testing.gateway import Response
 from tests import db_assertions as truth
 from tests.conftest import variables
 from tests.crash_points import Trap
 from tests.db_assertions import Rows
 from tests.domain import example
-from tests.environments import Client, Environment, Fleet, Outcome, Zygote
+from tests.environments import Environment, Fleet, Outcome, Zygote
 from tests.example_domain import Sentence
-from tests.gateway import Response
 
 STEPS = 20
 """Steps of one sequence."""
@@ -112,7 +113,7 @@ MODEL_FAILURES = [
 class Asked:
     """A message with its key, and what is known of it."""
 
-    client: Client
+    client: Caller
     mark: str
     kind: Kind
     conversation_id: str | None
@@ -247,7 +248,7 @@ class Turns(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         """New people, nothing said."""
-        self.clients = [Client.new(self.world.issuer) for _ in range(PEOPLE)]
+        self.clients = [Caller.new(self.world.issuer) for _ in range(PEOPLE)]
         self.conversations: dict[str, list[str]] = {client.id: [] for client in self.clients}
         self.asked: list[Asked] = []
         self.frozen: list[tuple[Environment, Asked]] = []
@@ -379,7 +380,7 @@ class Turns(RuleBasedStateMachine):
         elif trouble == "backends end":
             self.world.terminate()
 
-    def _let_leases_run_out(self, client: Client) -> None:
+    def _let_leases_run_out(self, client: Caller) -> None:
         self.world.settle()
         self.world.end_open_transactions()
         truth.let_leases_run_out(self.world.rows, client.id)
@@ -489,7 +490,7 @@ class Turns(RuleBasedStateMachine):
             self._check_person(client)
         self._check_what_the_model_was_sent()
 
-    def _check_person(self, client: Client) -> None:
+    def _check_person(self, client: Caller) -> None:
         """Everything stored of one person against what was asked and answered."""
         said, calls = self._said(client), self._calls(client)
         self._check_sequences(said)
@@ -505,14 +506,14 @@ class Turns(RuleBasedStateMachine):
             self._check_turn(asked, calls.pop(turn_id, []), effects.pop(asked.mark, []), replies.get(turn_id))
         assert (calls, effects) == ({}, {}), "calls or effects that belong to no turn"
 
-    def _said(self, client: Client) -> list[dict[str, Any]]:
+    def _said(self, client: Caller) -> list[dict[str, Any]]:
         return self.world.rows.execute(
             "select conversation_id, position, turn_id, role, content from message where user_id = %s"
             " order by conversation_id, position",
             [client.id],
         ).fetchall()
 
-    def _calls(self, client: Client) -> dict[UUID, list[dict[str, Any]]]:
+    def _calls(self, client: Caller) -> dict[UUID, list[dict[str, Any]]]:
         found: dict[UUID, list[dict[str, Any]]] = defaultdict(list)
         for row in self.world.rows.execute(
             "select turn_id, call_id, tool, arguments, outcome, result, duration_ms, position from tool_call"
@@ -593,7 +594,7 @@ class Turns(RuleBasedStateMachine):
                 self._check_what_the_model_was_sent()
 
 
-def _mark(client: Client) -> str:
+def _mark(client: Caller) -> str:
     """What every word of a person's begins with, and nobody else's contains."""
     return f"x{client.id[:10]}x"
 

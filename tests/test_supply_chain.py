@@ -107,9 +107,9 @@ def test_an_advisory_fails_the_audit() -> None:
         {"name": "idna", "version": "3.20", "vulns": []},
         {"name": "ours", "skip_reason": "Dependency not found"},
     ]
-    answer = advisories._answer("requirements.txt", packages)
-    assert (answer.known, answer.unknown, answer.findings) == (2, ("ours",), (FOUND,))
-    assert advisories.unaccepted(answer.findings, [], TODAY) == [FOUND]
+    report = advisories._report("requirements.txt", packages)
+    assert (report.known, report.unknown, report.findings) == (2, ("ours",), (FOUND,))
+    assert advisories.unaccepted(report.findings, [], TODAY) == [FOUND]
 
 
 def test_an_advisory_is_accepted_for_a_time() -> None:

@@ -13,8 +13,9 @@ import pytest
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
-from tests.conftest import AUTH, ROOT, Person, variables
-from tests.gateway import event
+from testing.callers import AUTH
+from testing.gateway import event
+from tests.conftest import ROOT, Person, variables
 from tests.test_cold_start import fresh
 
 Rows = psycopg.Connection[dict[str, Any]]
@@ -30,7 +31,7 @@ PROCESS = """
 import json, os, sys
 from chat.app import handler
 from taskchat.http.gateway import logger, metrics
-from tests.gateway import LambdaContext
+from testing.gateway import LambdaContext
 requests = json.load(sys.stdin)
 {breakage}
 answers = [handler(request, {context}) for request in requests]
@@ -170,7 +171,7 @@ def test_the_mcp_function_needs_no_namespace_either() -> None:
     code = """
 import contextlib, io, json
 from mcp_tools.app import handler
-from tests.gateway import LambdaContext, event
+from testing.gateway import LambdaContext, event
 with contextlib.redirect_stdout(io.StringIO()) as printed:
     answer = handler(event("GET", "/.well-known/oauth-protected-resource"), LambdaContext())
 print(json.dumps([answer["statusCode"], '"Namespace":"taskchat"' in printed.getvalue()]))

@@ -9,10 +9,10 @@ import pytest
 
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
+from testing.gateway import Response
 from tests.conftest import Logs, Person, run
 from tests.domain import example
 from tests.example_domain import ABSENT, Rows
-from tests.gateway import Response
 
 pytestmark = pytest.mark.parametrize("model_api", ["responses", "chat_completions"], indirect=True)
 

@@ -1,4 +1,4 @@
-"""A real Better Auth on this machine, for the tests: packages that npm puts under `.dev`, run by Node. Never packaged.
+"""Run a real Better Auth on this machine for the tests, from packages that npm installs in `.dev`. Never packaged.
 
 `auth.mjs` is the configuration that `docs/auth.md` recommends, word for word; `server.mjs` serves it.
 """
@@ -22,33 +22,35 @@ START_SECONDS = 60
 
 @contextlib.contextmanager
 def running(database_url: str, resource: str, configuration: str | None = None) -> Iterator[str]:
-    """Run the server over an empty database, for tokens for `resource`; gives its address, which is its issuer too.
+    """Run the server on an empty database, for tokens for `resource`, and yield its address, which is its issuer too.
 
-    `configuration` stands in for `auth.mjs`. Raises StartupError.
+    `configuration` replaces `auth.mjs`. Raises StartupError.
     """
-    home = node.install(HERE)
-    with tempfile.TemporaryDirectory(prefix="running-", dir=home) as name:
-        directory = Path(name)
-        (directory / "auth.mjs").write_text(configuration or CONFIGURATION.read_text())
-        shutil.copy(HERE / "server.mjs", directory)
-        environment = {
-            "NO_COLOR": "1",
-            "BETTER_AUTH_TELEMETRY": "0",
-            "BETTER_AUTH_SECRET": secrets.token_hex(32),
-            "BETTER_AUTH_DATABASE_URL": database_url,
-            "MCP_RESOURCE_URL": resource,
-        }
-        log = directory / "server.log"
-        with log.open("wb") as output:
-            process = processes.spawn([node.program(), "server.mjs"], output=output, cwd=directory, env=environment)
+    environment = {
+        "NO_COLOR": "1",
+        "BETTER_AUTH_TELEMETRY": "0",
+        "BETTER_AUTH_SECRET": secrets.token_hex(32),
+        "BETTER_AUTH_DATABASE_URL": database_url,
+        "MCP_RESOURCE_URL": resource,
+    }
+    with tempfile.TemporaryDirectory(prefix="running-", dir=node.install(HERE)) as name:
+        log = Path(name) / "server.log"
+        process = _start(log, configuration or CONFIGURATION.read_text(), environment)
         try:
             yield _address(process, log)
         finally:
             processes.stop(process)
 
 
+def _start(log: Path, configuration: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    (log.parent / "auth.mjs").write_text(configuration)
+    shutil.copy(HERE / "server.mjs", log.parent)
+    with log.open("wb") as output:
+        return processes.spawn([node.program(), "server.mjs"], output=output, cwd=log.parent, env=environment)
+
+
 def _address(process: subprocess.Popen[bytes], log: Path) -> str:
-    """What the server prints once it serves. Raises StartupError when it ends first, or takes too long."""
+    """Return the address that the server prints. Raises StartupError when it ends first, or takes too long."""
     for _ in processes.attempts(START_SECONDS):
         written = log.read_text(errors="replace")
         if found := [line for line in written.splitlines(keepends=True) if line.startswith("http://")]:

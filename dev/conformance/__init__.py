@@ -1,6 +1,6 @@
-"""The public MCP conformance suite against the MCP door, as `make conformance` runs it. Never packaged.
+"""Run the public MCP conformance suite against the MCP endpoint (`make conformance`). Never packaged.
 
-`__main__.py` runs it · `app.py` its doors · `fixtures.py` the tools it expects · `scenarios.py` what applies
+`__main__.py` runs it · `app.py` the two endpoints · `fixtures.py` the suite's own tools · `scenarios.py` what applies
 """
 
 from dev import state
@@ -8,5 +8,5 @@ from dev.tokens import Issuer
 
 
 def issuer() -> Issuer:
-    """Who signs the tokens: the runner, which tells the doors the public key, and the doors' client have one key."""
+    """Return the issuer of the tokens. The command and the server it starts read the same key."""
     return Issuer.stored(state.directory() / "conformance" / "issuer.pem")

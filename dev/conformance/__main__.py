@@ -1,4 +1,4 @@
-"""`make conformance`: the public MCP suite, released and upcoming, against the MCP door on real Postgres."""
+"""Run the public MCP suite, released and upcoming, against the MCP endpoint on a real Postgres (`make conformance`)."""
 
 import contextlib
 import json
@@ -13,20 +13,20 @@ from typing import Any, Final
 
 from dev import node, processes, proof, state
 from dev.conformance import issuer, scenarios
-from dev.conformance.scenarios import WAIVED, Door, Result, Verdict
+from dev.conformance.scenarios import WAIVED, Endpoint, Result, Verdict
 from dev.processes import StartupError
 from dev.proof import ProofError
 
 HOST: Final = "127.0.0.1"
 LIMIT_SECONDS: Final = 300
-PATHS: Final[dict[Door, str]] = {"own": "/mcp", "fixtures": "/fixtures/mcp"}
+PATHS: Final[dict[Endpoint, str]] = {"own": "/mcp", "fixtures": "/fixtures/mcp"}
 RUNS: Final = (("released", "2025-11-25"), ("upcoming", "2025-11-25"), ("upcoming", "2026-07-28"))
 """The suite's packages by their names in package.json, and the protocol version each is run for."""
 WRONG: Final = ("FAILURE", "WARNING")
 BUCKET: Final = {"MCP_BURST": "100000", "MCP_REQUESTS_PER_MINUTE": "100000"}
-"""The limits are on and out of reach: one person asks hundreds of times here."""
+"""The rate limits are on, but so high that the hundreds of requests of this one user stay below them."""
 LONGEST_FAULT: Final = 300
-"""Characters: the suite quotes whole answers, and all of them are in its results."""
+"""Characters that are printed: the suite quotes whole answers, and its result files hold them in full."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Suite:
     package: str
 
     def scenarios(self) -> dict[str, list[str]]:
-        """All server scenarios by name, with the protocol versions (or `extension`) that they belong to."""
+        """Return all server scenarios by name, with the protocol versions (or `extension`) that they belong to."""
         listed = re.findall(r"^  - (\S+) \[(.*)\]$", self._run("list", "--server"), re.MULTILINE)
         if not listed:
             raise ProofError(f"{self.package}: the suite lists no scenarios")
         return {name: versions.split(",") for name, versions in listed}
 
     def results(self, url: str, version: str, directory: Path) -> dict[str, Result]:
-        """Run everything there is for the protocol version against the address."""
+        """Run every scenario of the protocol version against the URL, and return the results by name."""
         self._run(
             *("server", "--url", url, "--suite", "all", "--spec-version", version, "--output-dir", str(directory))
         )
@@ -52,14 +52,14 @@ class Suite:
         return {result.scenario: result for result in found}
 
     def _run(self, *arguments: str) -> str:
-        """The program's output. Its exit code says only that something failed, which the results say better."""
+        """Return the program's output. Its exit code is not needed: the results show what failed."""
         index = self.home / "node_modules" / self.package / "dist" / "index.js"
         done = node.run([node.program(), index, *arguments], LIMIT_SECONDS)
         return done.stdout
 
 
 def _result(path: Path) -> Result:
-    """One scenario's result, from the file the suite writes of it."""
+    """Read one scenario's result from the file that the suite writes."""
     name = re.sub(r"^server-(.*)-\d{4}-\d\d-\d\dT[\dZ-]+$", r"\1", path.parent.name)
     checks = [each for each in json.loads(path.read_text()) if not _is_waived(each)]
     statuses = [check["status"] for check in checks]
@@ -72,7 +72,8 @@ def _is_waived(check: dict[str, Any]) -> bool:
 
 
 def main() -> int:
-    """Run all of it and print the counts. The exit code is 1 when a scenario that applies did not pass."""
+    """Run the suites and print the counts. The exit code is 1 when a scenario that applies did not pass."""
+    print("Running the MCP conformance suites (the first run downloads them)", flush=True)
     try:
         return run(node.install(Path(__file__).parent))
     except (ProofError, StartupError) as error:
@@ -81,9 +82,9 @@ def main() -> int:
 
 
 def run(home: Path) -> int:
-    """Try every scenario at both doors. The exit code is 1 when one failed; raises ProofError and StartupError."""
+    """Run every scenario at both endpoints. The exit code is 1 when one failed. Raises ProofError and StartupError."""
     log = home / "server.log"
-    with _doors(log) as url:
+    with _endpoints(log) as url:
         verdicts = [_try(Suite(home, package), version, url) for package, version in RUNS]
     _print_reasons(verdicts)
     _check_names(Suite(home, package) for package, _ in RUNS)
@@ -92,12 +93,12 @@ def run(home: Path) -> int:
 
 
 def _try(suite: Suite, version: str, url: str) -> Verdict:
-    """Run what the suite has for the protocol version at both doors, and print the counts."""
+    """Run the suite's scenarios of the protocol version at both endpoints, and print the counts."""
     belongs = {version, "extension"}
     names = [name for name, versions in suite.scenarios().items() if belongs & set(versions)]
     results = {
-        door: suite.results(url + path, version, suite.home / "results" / f"{suite.package}-{version}-{door}")
-        for door, path in PATHS.items()
+        endpoint: suite.results(url + path, version, suite.home / "results" / f"{suite.package}-{version}-{endpoint}")
+        for endpoint, path in PATHS.items()
     }
     verdict = scenarios.judge(version, names, results)
     passed = f"{len(verdict.passed)} scenarios passed ({sum(result.successes for result in verdict.passed)} checks)"
@@ -110,35 +111,35 @@ def _try(suite: Suite, version: str, url: str) -> Verdict:
 
 def _print_reasons(verdicts: Sequence[Verdict]) -> None:
     reasons = {pair for verdict in verdicts for pair in verdict.not_applicable}
-    print(f"checks waived: {'; '.join(f'{name}, {why}' for name, why in WAIVED.items())}")
-    print("not applicable:")
+    print(f"Checks whose warning is accepted: {'; '.join(f'{name} ({why})' for name, why in WAIVED.items())}")
+    print("Scenarios that do not apply, by reason:")
     for why in sorted({why for _, why in reasons}):
         print(f"  {why}: {', '.join(sorted(name for name, its in reasons if its == why))}")
 
 
 def _check_names(suites: Iterable[Suite]) -> None:
-    """Raises ProofError when the table names a scenario that no suite has."""
+    """Raise ProofError when scenarios.py names a scenario that no suite has."""
     known = {name for suite in suites for name in suite.scenarios()}
     if stale := scenarios.NAMES - known:
-        raise ProofError(f"no suite has {', '.join(sorted(stale))} any more: take it out of scenarios.py")
+        raise ProofError(f"no suite has {', '.join(sorted(stale))} any more: remove it from scenarios.py")
 
 
 def _check_log(log: Path) -> None:
-    """Raises ProofError when something that was sent made a door fail, whatever the suite thought of the answer."""
+    """Raise ProofError when the server logged a warning or an error, even if the suite accepted its answers."""
     lines = log.read_text().splitlines()
-    if wrong := [line for line in lines if not _is_ordinary(line)]:
-        raise ProofError(f"the doors logged {len(wrong)} lines of trouble, the first: {wrong[0]}")
+    if wrong := [line for line in lines if not _is_info(line)]:
+        raise ProofError(f"the server logged {len(wrong)} warnings or errors, the first: {wrong[0]}")
 
 
-def _is_ordinary(line: str) -> bool:
+def _is_info(line: str) -> bool:
     with contextlib.suppress(ValueError, KeyError, TypeError):
         return bool(json.loads(line)["level"] == "INFO")
     return False
 
 
 @contextlib.contextmanager
-def _doors(log: Path) -> Iterator[str]:
-    """Both doors behind one address on this machine, over a database of their own. Raises StartupError."""
+def _endpoints(log: Path) -> Iterator[str]:
+    """Serve both endpoints at one address, on a database of their own, and yield its URL. Raises StartupError."""
     port = processes.free_port(HOST)
     url = f"http://{HOST}:{port}"
     with proof.surroundings("conformance") as around, log.open("wb") as output:

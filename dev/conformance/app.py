@@ -1,4 +1,4 @@
-"""The MCP door as it is deployed, and once more with the suite's own tools behind it, for a client without a token."""
+"""Serve the MCP endpoint twice, as it is deployed and with the suite's own tools, to a client without a token."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -18,14 +18,14 @@ FIXTURES_PATH: Final = "/fixtures/mcp"
 
 
 class WithToken:
-    """Puts a person's access token on each request: the suite knows no way to be given one."""
+    """Middleware that adds a user's access token to each request: the suite cannot be given one."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        """Stand before `app`, whose settings name issuer and resource."""
+        """Wrap `app`, whose settings name issuer and resource."""
         self._app, self._settings, self._issuer = app, settings, issuer()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on."""
+        """Pass the request on with a new token."""
         resource = str(self._settings.mcp_resource_url)
         token = self._issuer.mint_for_mcp(self._issuer.developer, issuer=self._settings.auth_issuer, resource=resource)
         headers = [*scope["headers"], (b"authorization", f"Bearer {token}".encode())]
@@ -35,24 +35,27 @@ class WithToken:
 _settings: Final = process.settings
 _resource: Final = str(_settings.mcp_resource_url).removesuffix("/mcp") + FIXTURES_PATH
 _fixture_settings: Final = _settings.model_copy(update={"mcp_resource_url": _resource})
-own_door: Final = process.app
+own_endpoint: Final = process.app
 _fixture_process: Final = McpProcess(process.toolset, _fixture_settings)
 _fixture_process.tools = fixtures
-fixture_door: Final = _fixture_process.app
-_with_token: Final = {True: WithToken(fixture_door, _fixture_settings), False: WithToken(own_door, _settings)}
+fixture_endpoint: Final = _fixture_process.app
+_with_token: Final = {True: WithToken(fixture_endpoint, _fixture_settings), False: WithToken(own_endpoint, _settings)}
 
 
-async def doors(scope: Scope, receive: Receive, send: Send) -> None:
-    """By path, which each door knows in full."""
+async def endpoints(scope: Scope, receive: Receive, send: Send) -> None:
+    """Pass the request to one of the two endpoints, by its path."""
     await _with_token[scope["path"] == FIXTURES_PATH](scope, receive, send)
 
 
 @contextlib.asynccontextmanager
 async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-    """Start and stop both, and go when the runner goes."""
+    """Start and stop both endpoints, and end this process when the command that started it ends."""
     processes.leave_with_parent()
-    async with own_door.router.lifespan_context(own_door), fixture_door.router.lifespan_context(fixture_door):
+    async with (
+        own_endpoint.router.lifespan_context(own_endpoint),
+        fixture_endpoint.router.lifespan_context(fixture_endpoint),
+    ):
         yield
 
 
-app = Starlette(routes=[Mount("", doors)], lifespan=lifespan)
+app = Starlette(routes=[Mount("", endpoints)], lifespan=lifespan)

@@ -1,4 +1,4 @@
-"""The tools that the suite calls by name, so that every kind of result is seen to pass the door unharmed."""
+"""Define the tools that the suite calls by name, to show that the endpoint passes on every kind of result."""
 
 import base64
 import struct
@@ -22,7 +22,7 @@ PNG: Final = b"\x89PNG\r\n\x1a\n" + b"".join(
 )
 """One red pixel."""
 WAV: Final = b"RIFF$\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0\x40\x1f\0\0\x40\x1f\0\0\1\0\x08\0data\0\0\0\0"
-"""No sound at all."""
+"""A sound file without a sample."""
 
 SCHEMA_TOOL: Final[dict[str, Any]] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -47,7 +47,7 @@ SCHEMA_TOOL: Final[dict[str, Any]] = {
     "else": {"required": ["email"]},
     "additionalProperties": False,
 }
-"""The words of JSON Schema 2020-12 that servers are known to lose on the way."""
+"""Keywords of JSON Schema 2020-12 that some servers drop."""
 
 fixtures: Final = FastMCP("conformance fixtures", mask_error_details=True, dereference_schemas=False)
 
@@ -67,31 +67,31 @@ def _resource(uri: str, mime_type: str, text: str) -> mcp_types.EmbeddedResource
 
 @fixtures.tool
 def test_simple_text() -> str:
-    """Text."""
+    """Return text."""
     return "This is a simple text response for testing."
 
 
 @fixtures.tool
 def test_image_content() -> ToolResult:
-    """An image."""
+    """Return an image."""
     return ToolResult(content=[_image()])
 
 
 @fixtures.tool
 def test_audio_content() -> ToolResult:
-    """A sound."""
+    """Return a sound."""
     return ToolResult(content=[mcp_types.AudioContent(type="audio", data=_encoded(WAV), mime_type="audio/wav")])
 
 
 @fixtures.tool
 def test_embedded_resource() -> ToolResult:
-    """A resource within the result."""
+    """Return a resource within the result."""
     return ToolResult(content=[_resource("test://embedded-resource", "text/plain", "This is an embedded resource.")])
 
 
 @fixtures.tool
 def test_multiple_content_types() -> ToolResult:
-    """Three kinds in one result."""
+    """Return three kinds of content in one result."""
     text = mcp_types.TextContent(type="text", text="Multiple content types test:")
     resource = _resource("test://mixed-content-resource", "application/json", '{"test":"data","value":123}')
     return ToolResult(content=[text, _image(), resource])
@@ -99,20 +99,20 @@ def test_multiple_content_types() -> ToolResult:
 
 @fixtures.tool
 def test_error_handling() -> str:
-    """A failure. Raises ToolError."""
+    """Fail. Raises ToolError."""
     raise ToolError("This tool intentionally returns an error for testing")
 
 
 @fixtures.tool
 def test_missing_capability() -> str:
-    """What no client without sampling gets. Raises MCPError."""
+    """Refuse a client that cannot sample. Raises MCPError."""
     required: dict[str, dict[str, Any]] = {"requiredCapabilities": {"sampling": {}}}
     raise MCPError(mcp_types.MISSING_REQUIRED_CLIENT_CAPABILITY, "The client cannot sample", required)
 
 
 @fixtures.tool
 def test_custom_headers(region: Annotated[str, Field(json_schema_extra={"x-mcp-header": "Region"})]) -> str:
-    """An argument that a client repeats in a header."""
+    """Return the argument, which the client repeats in a header."""
     return region
 
 
@@ -120,7 +120,7 @@ class _SchemaTool(Tool):
     """A tool whose schema is written by hand, not derived from a function."""
 
     async def run(self, arguments: dict[str, Any]) -> ToolResult:
-        """Give back what came."""
+        """Return the arguments."""
         return ToolResult(structured_content=arguments)
 
 

@@ -1,10 +1,10 @@
-"""Every server scenario of the suite by name: which door must pass it, or why it does not apply to this server."""
+"""List every server scenario of the suite: which endpoint must pass it, or why it does not apply to this server."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-Door = Literal["own", "fixtures"]
+Endpoint = Literal["own", "fixtures"]
 
 OWN: Final = frozenset(
     {
@@ -22,7 +22,7 @@ OWN: Final = frozenset(
         "tools-list",
     }
 )
-"""The door as it is deployed must pass these."""
+"""The endpoint as it is deployed must pass these."""
 
 FIXTURES: Final = frozenset(
     {
@@ -37,7 +37,7 @@ FIXTURES: Final = frozenset(
         "tools-call-simple-text",
     }
 )
-"""They call tools by names of the suite's own: the same door must pass them with `fixtures.py` behind it."""
+"""These call tools by the suite's own names: the endpoint must pass them when it serves `fixtures.py`."""
 
 _NO_PROMPTS: Final = "there are no prompts, only tools"
 _NO_RESOURCES: Final = "there are no resources, only tools"
@@ -92,21 +92,21 @@ NOT_APPLICABLE: Final = {
     "tools-call-with-logging": _ONE_ANSWER,
     "tools-call-with-progress": _ONE_ANSWER,
 }
-"""Why no door can be asked for it."""
+"""Scenarios that apply to neither endpoint, and the reason."""
 
 NAMES: Final = OWN | FIXTURES | NOT_APPLICABLE.keys()
 
 _WITH_SESSIONS: Final = "2025-11-25"
 NOT_APPLICABLE_THERE: Final = {(_WITH_SESSIONS, "server-sse-multiple-streams"): _NO_SESSION}
-"""What applies in one version of the protocol and not in the other."""
+"""Scenarios that do not apply in one version of the protocol, and the reason."""
 
 WAIVED: Final = {"sep-2164-data-uri": "an error should repeat the address that was asked for; ours repeat nothing"}
-"""Single checks of what the standard recommends and the contract forbids: waived as warnings, not as failures."""
+"""Checks that the standard recommends and the contract forbids. Their warnings are accepted, their failures are not."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What the suite said of one scenario at one door. `faults` are its failures and warnings in its own words."""
+    """The suite's result for one scenario at one endpoint. `faults` are the texts of its failures and warnings."""
 
     scenario: str
     successes: int
@@ -114,42 +114,42 @@ class Result:
 
     @property
     def passed(self) -> bool:
-        """Whether something was checked and nothing was found wrong."""
+        """Return whether the suite made at least one check, and found no fault."""
         return self.successes > 0 and not self.faults
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one version's scenarios."""
+    """The result for all scenarios of one protocol version."""
 
     passed: tuple[Result, ...]
     not_applicable: tuple[tuple[str, str], ...]
     """Name and reason."""
     failed: tuple[str, ...]
-    """In words."""
+    """Lines to print."""
 
 
 def reason(scenario: str, version: str) -> str | None:
-    """Why the scenario does not apply in this version of the protocol. None when it does."""
+    """Return why the scenario does not apply in this version of the protocol, or None if it applies."""
     return NOT_APPLICABLE_THERE.get((version, scenario)) or NOT_APPLICABLE.get(scenario)
 
 
-def door(scenario: str) -> Door | None:
-    """The door that must pass the scenario. None when nobody has said."""
+def endpoint(scenario: str) -> Endpoint | None:
+    """Return the endpoint that must pass the scenario, or None if this module names none."""
     if scenario in FIXTURES:
         return "fixtures"
     return "own" if scenario in OWN else None
 
 
-def judge(version: str, scenarios: Iterable[str], results: dict[Door, dict[str, Result]]) -> Verdict:
-    """Hold the results at both doors against what is said here. A scenario that nothing is said of fails."""
+def judge(version: str, scenarios: Iterable[str], results: dict[Endpoint, dict[str, Result]]) -> Verdict:
+    """Compare the results at both endpoints with this module. A scenario that it does not name fails."""
     passed, not_applicable, failed = [], [], []
     for scenario in scenarios:
-        where, why_not = door(scenario), reason(scenario, version)
+        where, why_not = endpoint(scenario), reason(scenario, version)
         if why_not is not None:
             not_applicable.append((scenario, why_not))
         elif where is None:
-            failed.append(f"{scenario}: unknown; say in dev/conformance/scenarios.py whether it applies")
+            failed.append(f"{scenario}: unknown; add it to dev/conformance/scenarios.py")
         elif (result := results[where].get(scenario)) is not None and result.passed:
             passed.append(result)
         else:

@@ -120,7 +120,7 @@ def _serving(copy: Path) -> Iterator[str]:
     try:
         yield _printed_curl(server, log)
     finally:
-        processes.stop(server, signal.SIGINT, patience=30)
+        processes.stop(server, signal.SIGINT, timeout=30)
 
 
 def _printed_curl(server: subprocess.Popen[bytes], log: Path) -> str:

@@ -1,12 +1,12 @@
-"""A stand-in for the model: an OpenAI-compatible HTTP server that understands a few plain sentences.
+"""Stand in for the model: an OpenAI-compatible HTTP server that understands a few plain sentences.
 
-It lets a person try the product without a key, and drives tests over the real wire. It is never packaged, and keeps
-nothing of a conversation: every answer comes from the request alone. `docs/stand-in-model.md` lists the sentences, the
-faults and the control routes.
+With it a developer tries taskchat without a key, and tests send real HTTP. It is never packaged. It stores nothing of a
+conversation: every answer comes from the request alone. `docs/stand-in-model.md` lists the sentences, the faults and
+the control routes.
 
-    server -> desk -> responses, chat_completions -> wire   how it travels
-                   -> faults -> failures                    how it fails
-                   -> planning -> scripts -> sentences      what it answers
+    server -> handler -> responses, chat_completions -> wire   reads requests and writes responses
+                      -> faults -> failures                    fails on demand
+                      -> planning -> script, tasks             chooses the answer
 """
 
 from .client import StandIn

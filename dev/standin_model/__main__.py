@@ -1,4 +1,4 @@
-"""`python -m dev.standin_model --host 127.0.0.1 --port 0` serves until interrupted and prints its URL first."""
+"""Serve the stand-in model until Ctrl-C: `python -m dev.standin_model --host 127.0.0.1 --port 0` prints its URL."""
 
 import argparse
 import contextlib

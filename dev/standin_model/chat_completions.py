@@ -50,7 +50,7 @@ def _read_message(conversation: Conversation, message: Any, where: str) -> None:
         return _read_output(conversation, message, text, where)
     _check_answered(conversation, where)
     if role == "user":
-        conversation.hear(text)
+        conversation.add_message(text)
     for index, call in enumerate(message.get("tool_calls") or ()):
         _read_call(conversation, call, f"{where}.tool_calls[{index}]")
 

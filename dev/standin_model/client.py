@@ -1,4 +1,4 @@
-"""The other side of the control routes, for tests and scripts."""
+"""Call the control routes of a stand-in, for tests and scripts."""
 
 import http.client
 import json
@@ -7,26 +7,26 @@ from urllib.parse import quote, urlsplit
 
 from .conversation import Json
 
-TIMEOUT = 30  # seconds; nothing on the control routes takes as long
+TIMEOUT = 30  # seconds; no control route takes as long
 
 
 class StandIn:
-    """A running stand-in, wherever it runs: `base_url` is what an OpenAI client takes."""
+    """A running stand-in, in this process or another. An OpenAI client takes its `base_url`."""
 
     def __init__(self, base_url: str) -> None:
         self.base_url = base_url
 
     def fault(self, name: str, /, **parameters: Any) -> None:
-        """Set a fault, with `match`, `times`, `after_calls` and its own parameters. ValueError if one is unknown."""
+        """Set a fault: `match`, `times`, `after_calls` and its own parameters. Raises ValueError if one is unknown."""
         self._control("POST", "faults", {"fault": name, **parameters})
 
     def requests(self, match: str | None = None) -> list[Json]:
-        """The recorded requests, oldest first; with `match`, those whose last user message contains it."""
+        """Return the recorded requests, oldest first; with `match`, those whose last user message contains it."""
         found: list[Json] = self._control("GET", f"requests?match={quote(match or '')}")
         return found
 
     def waiting(self, at_least: int = 0) -> int:
-        """How many requests hang; with `at_least`, once that many do."""
+        """Return how many requests hang; with `at_least`, wait until that many do."""
         number: int = self._control("GET", f"waiting?at_least={at_least}")["waiting"]
         return number
 
@@ -35,7 +35,7 @@ class StandIn:
         self._control("POST", "release")
 
     def reset(self) -> None:
-        """Forget all faults and recorded requests, and let the hanging ones go on."""
+        """Forget all faults and recorded requests, and let the hanging requests go on."""
         self._control("DELETE", "faults")
         self._control("DELETE", "requests")
         self.release()

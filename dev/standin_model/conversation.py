@@ -1,4 +1,4 @@
-"""What a request says, whichever wire format it came in. Both wire modules read into these types."""
+"""Define the types into which both wire formats read a request."""
 
 import json
 import secrets
@@ -8,17 +8,18 @@ from typing import Any
 
 Json = dict[str, Any]
 
-CONTEXT_LINE = "[context"  # the product may add such a line to a message; it is not what the person said
+CONTEXT_LINE = "[context"
+"""Begins a line that taskchat adds to a message; the user did not write it."""
 
 
 def dump(value: Any) -> str:
-    """JSON in ASCII, because a lone surrogate has no other way through the wire."""
+    """Return the value as JSON in ASCII: a lone surrogate cannot be sent in any other form."""
     return json.dumps(value, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One tool call, with its arguments as the JSON text that travels."""
+    """One tool call, with its arguments as the JSON text that is sent."""
 
     call_id: str
     name: str
@@ -26,10 +27,11 @@ class Call:
 
     @classmethod
     def new(cls, name: str, arguments: Json) -> "Call":
+        """Return a call with an id of its own."""
         return cls(f"call_{secrets.token_hex(12)}", name, dump(arguments))
 
     def parsed(self) -> Json | None:
-        """The arguments as an object; None if they are none, for a model may write anything."""
+        """Return the arguments as an object, or None if they are not one: a model may write anything."""
         try:
             value = json.loads(self.arguments)
         except ValueError:
@@ -37,12 +39,13 @@ class Call:
         return value if isinstance(value, dict) else None
 
     def with_arguments(self, arguments: Json) -> "Call":
+        """Return the same call with other arguments."""
         return replace(self, arguments=dump(arguments))
 
 
 @dataclass(slots=True)
-class Made:
-    """A call that stands in the input, and what came of it (None until its output has been read)."""
+class MadeCall:
+    """A call in the input, with its output (None until that has been read)."""
 
     call: Call
     output: str | None = None
@@ -50,15 +53,15 @@ class Made:
 
 @dataclass(slots=True)
 class Turn:
-    """What the person said, and the calls made since."""
+    """A message of the user, and the calls made since."""
 
-    said: str
-    calls: list[Made] = field(default_factory=list)
+    message: str
+    calls: list[MadeCall] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function tool on offer: enough of its schema to call it."""
+    """A function tool on offer, with as much of its schema as a call needs."""
 
     name: str
     properties: frozenset[str]
@@ -66,54 +69,58 @@ class Tool:
 
     @classmethod
     def from_function(cls, function: Json) -> "Tool":
+        """Read the description of a function in a request."""
         schema = function.get("parameters") or {}
         return cls(function["name"], frozenset(schema.get("properties") or ()), tuple(schema.get("required") or ()))
 
     def fit(self, arguments: Json) -> Json:
-        """Only what the schema knows, and null for what it insists on (strict schemas require every parameter)."""
+        """Drop arguments that the schema does not know; add null for required ones (strict schemas require all)."""
         known = {name: value for name, value in arguments.items() if name in self.properties}
         return known | {name: None for name in self.required if name not in known}
 
 
 @dataclass(slots=True)
 class Conversation:
-    """All that a request says. Nothing else is known of a conversation: the stand-in keeps none."""
+    """A whole conversation, as one request gives it: the stand-in stores none."""
 
     tools: dict[str, Tool] = field(default_factory=dict)
     one_call_at_a_time: bool = False
     turns: list[Turn] = field(default_factory=list)
-    _unanswered: defaultdict[str, deque[Made]] = field(default_factory=lambda: defaultdict(deque))
+    _unanswered: defaultdict[str, deque[MadeCall]] = field(default_factory=lambda: defaultdict(deque))
 
     @property
     def turn(self) -> Turn:
-        """The current turn: since the last thing the person said."""
+        """The current turn, which begins with the user's last message."""
         if not self.turns:
             self.turns.append(Turn(""))
         return self.turns[-1]
 
-    def hear(self, text: str) -> None:
+    def add_message(self, text: str) -> None:
+        """Begin a turn with the user's message, without its context lines."""
         lines = (line for line in text.splitlines() if not line.lstrip().lower().startswith(CONTEXT_LINE))
         self.turns.append(Turn("\n".join(lines).strip()))
 
     def call(self, call: Call) -> None:
-        made = Made(call)
+        """Add a call to the current turn."""
+        made = MadeCall(call)
         self.turn.calls.append(made)
         self._unanswered[call.call_id].append(made)
 
     def output(self, call_id: str, text: str) -> bool:
-        """Pair an output with its call; False if no call waits for it."""
+        """Pair an output with its call. Return False if no call waits for it."""
         if not self._unanswered[call_id]:
             return False
         self._unanswered[call_id].popleft().output = text
         return True
 
     def unanswered(self) -> list[str]:
+        """Return the ids of the calls that have no output yet."""
         return [call_id for call_id, waiting in self._unanswered.items() if waiting]
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model does next. `stopped` is why it broke off, in the words of the Responses API."""
+    """The model's answer. `stopped` is the reason why it broke off, as the Responses API names it."""
 
     text: str | None = None
     calls: tuple[Call, ...] = ()

@@ -1,6 +1,6 @@
-"""Every way in which the stand-in can be told to fail, by the point at which it goes wrong.
+"""Define every fault of the stand-in: one function each, grouped by the point at which it acts.
 
-Keyword parameters with their defaults are the fault's parameters: whoever sets a fault may give them.
+A function's keyword parameters are the fault's parameters, with their defaults.
 """
 
 import inspect
@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .conversation import Answer, Call, Json, dump
-from .waiting import WaitingRoom
+from .hanging import HangingRequests
 from .wire import ApiError
 
 if TYPE_CHECKING:
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 EVENTS = "text/event-stream"
 BROKEN_JSON = '{"text": "unfin'
-NOT_STORABLE = "\x00\ud800"  # what Postgres refuses: a NUL and half of a surrogate pair
+NOT_STORABLE = "\x00\ud800"  # Postgres refuses both: a NUL and half of a surrogate pair
 TOO_LONG = 5_000  # characters: more than any tool takes
 
 
 class DroppedConnection(Response):
-    """Closes the connection after half of a body that was announced in full; with nothing to send, at once."""
+    """A response that closes the connection after half of its body, or at once when it has none."""
 
     def __init__(self, content: bytes = b"", media_type: str | None = None) -> None:
         super().__init__(content, media_type=media_type)
@@ -39,7 +39,7 @@ class DroppedConnection(Response):
             scope["state"]["transport"].close()
         else:
             scope["state"]["transport"].abort()
-        await receive()  # until the server knows that the connection is gone: else it would put an answer of its own
+        await receive()  # until the server knows that the connection is closed: else it would add an error of its own
 
 
 # Instead of any answer
@@ -80,15 +80,15 @@ def disconnect() -> Response:
     return DroppedConnection()
 
 
-# Before a normal answer; False when the client has not waited for it
+# Before a normal answer; False when the client did not wait for it
 
 
-async def hang(room: WaitingRoom, request: Request, *, seconds: float = 40) -> bool:
-    return await room.stay(request, seconds)
+async def hang(hanging: HangingRequests, request: Request, *, seconds: float = 40) -> bool:
+    return await hanging.hold(request, seconds)
 
 
-async def slow(room: WaitingRoom, request: Request, *, seconds: float = 3) -> bool:
-    return await room.stay(request, seconds)
+async def slow(hanging: HangingRequests, request: Request, *, seconds: float = 3) -> bool:
+    return await hanging.hold(request, seconds)
 
 
 # In the body of a normal answer
@@ -114,7 +114,7 @@ def _sent_as(media_type: str, text: str) -> Response:
     return Response(f"data: {text}\n\n" if media_type == EVENTS else text, media_type=media_type)
 
 
-# In what the model says or calls; `answer` is what it would have said or called
+# In the model's text or calls; `answer` is the one it would have given
 
 
 def say(answer: Answer, *, text: str = "This is what I was told to say.") -> Answer:
@@ -227,6 +227,6 @@ FAULTS = INSTEAD | BEFORE | BODIES | ANSWERS
 
 
 def parameters(name: str) -> frozenset[str]:
-    """The names of a fault's parameters."""
+    """Return the names of a fault's parameters."""
     given = inspect.signature(FAULTS[name]).parameters.values()
     return frozenset(parameter.name for parameter in given if parameter.kind is parameter.KEYWORD_ONLY)

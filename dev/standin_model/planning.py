@@ -1,8 +1,7 @@
-"""What to do next, from the wire input alone.
+"""Choose the next answer from the request alone.
 
-At every request the scripts of all wishes run again from the start, on the results that stand in the input; the first
-calls without a result are the answer. So a turn that is taken up again after an interruption makes only the calls that
-are missing.
+At every request the scripts of all wishes run again from the start, on the results in the request. The first calls
+without a result are the answer. So a turn that a client retries after an interruption makes only the missing calls.
 """
 
 import itertools
@@ -14,32 +13,33 @@ from .conversation import Answer, Call, Conversation, Json
 from .domain import domain
 from .script import NOT_UNDERSTOOD, Ask, Outcome, Result, Trouble, Wish, enumerate_names
 
-AGAIN = re.compile(r"\bmake the call once more\b", re.IGNORECASE)  # a failed call that asks for this counts as not made
+RETRY = re.compile(r"\bmake the call once more\b", re.IGNORECASE)  # a failed call that asks for this counts as not made
 Key = tuple[str, str]
 
 
 def next_answer(conversation: Conversation) -> Answer:
-    """The calls that are still missing, or the final sentence."""
-    pursuits = [Pursuit(wish, conversation) for wish in domain.understand(conversation.turn.said)]
+    """Return the calls that are still missing, or the final text."""
+    runs = [ScriptRun(wish, conversation) for wish in domain.understand(conversation.turn.message)]
     results = Results(conversation)
-    while waiting := [pursuit for pursuit in pursuits if pursuit.asks]:
-        together = _side_by_side(waiting)
+    while waiting := [run for run in runs if run.asks]:
+        together = _first_in_parallel(waiting)
         if missing := results.missing(together):
             return Answer(calls=tuple(missing[:1] if conversation.one_call_at_a_time else missing))
         results.deliver(together)
-    return Answer(_compose([outcome for pursuit in pursuits for outcome in pursuit.outcomes]))
+    return Answer(_compose([outcome for run in runs for outcome in run.outcomes]))
 
 
-class Pursuit:
-    """A script on its way: what it asks for now, and in the end its outcomes."""
+class ScriptRun:
+    """A script that runs: the calls it asks for now, and in the end its outcomes."""
 
     def __init__(self, wish: Wish, conversation: Conversation) -> None:
         self._script = wish.start(conversation)
         self.tells = wish.tells
         self.outcomes: list[Outcome] = []
-        self.go_on(None)
+        self.resume(None)
 
-    def go_on(self, results: list[Result] | None) -> None:
+    def resume(self, results: list[Result] | None) -> None:
+        """Send the script the results of its calls, and take its next calls or its outcomes."""
         self.asks: list[Ask] = []
         try:
             self.asks = self._script.send(results)
@@ -50,55 +50,58 @@ class Pursuit:
 
     @property
     def reads(self) -> bool:
+        """Return whether the calls change nothing."""
         return self.asks[0].tool in domain.reads
 
     @property
-    def touches(self) -> set[object]:
+    def changes(self) -> set[object]:
+        """Return the keys of the rows that the calls change."""
         return {ask.arguments[domain.key] for ask in self.asks if domain.key in ask.arguments}
 
 
-def _side_by_side(waiting: list[Pursuit]) -> list[Pursuit]:
-    """The first ones that may run in any order.
+def _first_in_parallel(waiting: list[ScriptRun]) -> list[ScriptRun]:
+    """Return the first runs whose calls may be made in any order.
 
-    All read or all write, nothing is written twice, and what is to be shown waits for all that was asked before it.
+    All of them read or all write, no two write the same row, and a run that shows something waits for those before it.
     """
-    touched: set[object] = set()
-    together: list[Pursuit] = []
-    for pursuit in waiting:
-        shows_too_early = pursuit.tells and together
-        if shows_too_early or pursuit.reads != waiting[0].reads or pursuit.touches & touched:
+    changed: set[object] = set()
+    together: list[ScriptRun] = []
+    for run in waiting:
+        shows_too_early = run.tells and together
+        if shows_too_early or run.reads != waiting[0].reads or run.changes & changed:
             break
-        touched |= pursuit.touches
-        together.append(pursuit)
+        changed |= run.changes
+        together.append(run)
     return together
 
 
 class Results:
-    """The results in the input, each used once and in order. What several scripts want to read at once is read once."""
+    """The results in the request, each used once and in order. A call that several scripts read with is made once."""
 
     def __init__(self, conversation: Conversation) -> None:
         self._tools = conversation.tools
         self._unused: defaultdict[Key, deque[Result]] = defaultdict(deque)
         for made in conversation.turn.calls:
             result = _result(made.output or "")
-            if result.value is not None or not AGAIN.search(result.text):
+            if result.value is not None or not RETRY.search(result.text):
                 self._unused[_made_key(made.call)].append(result)
 
-    def missing(self, pursuits: list[Pursuit]) -> list[Call]:
-        """Calls to tools on offer that have no result yet."""
+    def missing(self, runs: list[ScriptRun]) -> list[Call]:
+        """Return the calls to tools on offer that have no result yet."""
         wanted: defaultdict[Key, list[Call]] = defaultdict(list)
-        for ask in self._needed(pursuits):
+        for ask in self._needed(runs):
             wanted[self._key(ask)].append(Call.new(ask.tool, self._tools[ask.tool].fit(ask.arguments)))
         return [call for key, calls in wanted.items() for call in calls[len(self._unused[key]) :]]
 
-    def deliver(self, pursuits: list[Pursuit]) -> None:
-        shared = {self._key(ask): self._take(ask) for ask in self._needed(pursuits) if ask.tool in domain.reads}
-        for pursuit in pursuits:
-            pursuit.go_on([shared.get(self._key(ask)) or self._take(ask) for ask in pursuit.asks])
+    def deliver(self, runs: list[ScriptRun]) -> None:
+        """Resume each run with the results of its calls."""
+        shared = {self._key(ask): self._take(ask) for ask in self._needed(runs) if ask.tool in domain.reads}
+        for run in runs:
+            run.resume([shared.get(self._key(ask)) or self._take(ask) for ask in run.asks])
 
-    def _needed(self, pursuits: list[Pursuit]) -> list[Ask]:
-        asks = [ask for pursuit in pursuits for ask in pursuit.asks if ask.tool in self._tools]
-        if pursuits[0].reads:
+    def _needed(self, runs: list[ScriptRun]) -> list[Ask]:
+        asks = [ask for run in runs for ask in run.asks if ask.tool in self._tools]
+        if runs[0].reads:
             return list({self._key(ask): ask for ask in asks}.values())
         return asks
 
@@ -108,7 +111,7 @@ class Results:
         return self._unused[self._key(ask)].popleft()
 
     def _key(self, ask: Ask) -> Key:
-        """By what a call of it would send, for that is what comes back in the input."""
+        """Return the key of the call as it would be sent: so it comes back in the request."""
         tool = self._tools.get(ask.tool)
         return _key(ask.tool, tool.fit(ask.arguments) if tool else ask.arguments)
 
@@ -124,7 +127,7 @@ def _key(tool: str, arguments: Json) -> Key:
 
 
 def _result(output: str) -> Result:
-    """The output read as a model would: through a tag around it, if there is one."""
+    """Read the output, without the tag around it if there is one."""
     tagged = re.fullmatch(r"<(\w+)>(.*)</\1>", output, re.DOTALL)
     try:
         value = json.loads(tagged[2] if tagged else output)

@@ -1,6 +1,6 @@
-"""Which part of a prompt has been seen before, as a provider's prompt cache would tell.
+"""Count the tokens of a prompt, and those that a provider's prompt cache would know already.
 
-A token is four characters, and the prompt is the JSON of its pieces in the order tools, instructions, input. Every
+A token is four characters. The prompt is the JSON of its pieces in the order tools, instructions, input. Every
 whole token counts: the real minimum of 1,024 tokens and steps of 128 would hide the prefixes of small conversations.
 """
 
@@ -11,21 +11,22 @@ from typing import Any
 from .conversation import dump
 
 CHARACTERS_PER_TOKEN = 4
-REMEMBERED = 200  # earlier prompts; enough for a test run or a person, and bounded
+REMEMBERED = 200  # earlier prompts; enough for a test run or a developer, and bounded
 
 
 def count(text: str) -> int:
+    """Return the number of tokens in a text."""
     return -(-len(text) // CHARACTERS_PER_TOKEN)
 
 
 class PromptCache:
-    """The latest prompts, compared by their text and by nothing else."""
+    """Holds the latest prompts, and compares them by their text alone."""
 
     def __init__(self) -> None:
         self._prompts: deque[str] = deque(maxlen=REMEMBERED)
 
     def tokens(self, pieces: Iterable[Any]) -> tuple[int, int]:
-        """How many tokens the prompt has, and how many of the first ones an earlier prompt began with."""
+        """Return how many tokens the prompt has, and how many leading ones it shares with an earlier prompt."""
         prompt = "\n".join(map(dump, pieces))
         cached = self._repeated(prompt) // CHARACTERS_PER_TOKEN
         self._prompts.append(prompt)
@@ -40,7 +41,7 @@ class PromptCache:
 
 
 def _common_prefix(one: str, other: str) -> int:
-    """Length of the common prefix, by halving: comparing slices beats a loop over the characters."""
+    """Return the length of the common prefix. It halves the range: slices compare faster than a loop does."""
     same, end = 0, min(len(one), len(other))
     while same < end:
         middle = (same + end + 1) // 2

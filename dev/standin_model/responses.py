@@ -78,7 +78,7 @@ def _read_message(conversation: Conversation, item: Json, where: str) -> None:
         raise invalid(f"{where}.role", f"There is no role {role!r}.")
     text = text_of(required(item, "content", (str, list), where), PARTS[role], f"{where}.content")
     if role == "user":
-        conversation.hear(text)
+        conversation.add_message(text)
 
 
 def _read_output(conversation: Conversation, item: Json, where: str) -> None:

@@ -1,6 +1,6 @@
-"""Write scripts with these: generators that yield the tool calls they need next, and are sent the results.
+"""Define what a script is made of: a generator that yields the tool calls it needs next, and is sent their results.
 
-A domain's scripts are written with these; a conversation's own are below.
+A script of a domain is in its package; those about the conversation itself are below.
 """
 
 import re
@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from .conversation import Conversation, Json, Turn
-from .faults import simulated
+from .faults import simulated_fault
 
 NOT_UNDERSTOOD = "I did not understand"
-ECHO_LENGTH = 60  # characters of what the person wrote that a sentence repeats
+ECHO_LENGTH = 60  # characters of the user's message that an answer repeats
 
 
 class Trouble(Exception):
-    """Raised in a script when its wish cannot be fulfilled; its text is the sentence to say."""
+    """Raised in a script that cannot fulfil its wish; its text is the answer's sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Holds a tool's answer: as text, and as an object if it is one. If it is none, the text says what went wrong."""
+    """Holds a tool's result: as text, and as an object if it is one. If it is none, the text is the tool's error."""
 
     text: str
     value: Json | None = None
@@ -38,7 +38,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Something to say. Neighbours with the same verb become one sentence; without a verb it is a sentence already."""
+    """A part of the answer. Neighbours with the same verb become one sentence; one without a verb is a sentence."""
 
     detail: str
     verb: str = ""
@@ -89,27 +89,27 @@ class Examples:
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """Holds all that the stand-in and the development commands know of a domain."""
+    """Holds what the stand-in and the development commands know of a domain."""
 
     understand: Callable[[str], list[Wish]]
     """Reads a message."""
     help: str
-    """Says what is understood, after a sentence that was not."""
+    """Lists the sentences that are understood, after one that was not."""
     examples: Examples
     reads: frozenset[str] = field(default_factory=frozenset)
     """Tools that change nothing."""
     key: str = ""
-    """The argument that names what a tool changes: two calls with one key are not made side by side."""
+    """The argument that names the row a tool changes: two calls with the same one are not made in parallel."""
 
 
 def say(outcome: Outcome) -> Script:
-    """A script without any call; `yield from` nothing makes it a generator."""
+    """Run a script without any call; `yield from` nothing makes it a generator."""
     yield from ()
     return [outcome]
 
 
 def unclear(text: str) -> Wish:
-    """A wish that was not understood."""
+    """Return the wish for a text that was not understood."""
     return Wish(lambda _: say(Outcome(f"\u201c{short(text)}\u201d", NOT_UNDERSTOOD)))
 
 
@@ -122,18 +122,18 @@ def any_domain(clause: str) -> Wish | None:
 
 
 def recall_message() -> Wish:
-    """Say what was said before the current message."""
+    """Return the wish to repeat the message before the current one."""
     return Wish(lambda conversation: say(Outcome(_last_said(conversation.turns[:-1]))))
 
 
 def recall_tools() -> Wish:
-    """Say which tools were called in earlier turns."""
+    """Return the wish to name the tools of earlier turns."""
     return Wish(lambda conversation: say(Outcome(_tools_used(conversation.turns[:-1]))))
 
 
-def simulate(said: str) -> Wish:
-    """Say that a fault has struck, which it has by the time that this is read."""
-    return Wish(lambda _: say(Outcome(_simulated(said))))
+def simulate(message: str) -> Wish:
+    """Return the wish to report a simulated fault: the request was answered with it before this runs."""
+    return Wish(lambda _: say(Outcome(_simulated(message))))
 
 
 _ANY_DOMAIN: Final[tuple[tuple[re.Pattern[str], Callable[[str], Wish]], ...]] = (
@@ -144,12 +144,12 @@ _ANY_DOMAIN: Final[tuple[tuple[re.Pattern[str], Callable[[str], Wish]], ...]] = 
 
 
 def _last_said(earlier: list[Turn]) -> str:
-    return f"You said: {earlier[-1].said}" if earlier else "You said nothing before this."
+    return f"You said: {earlier[-1].message}" if earlier else "You said nothing before this."
 
 
-def _simulated(said: str) -> str:
-    name = simulated(said)
-    return f"Simulated {name}." if name else f"I know no such fault: {short(said)}."
+def _simulated(message: str) -> str:
+    name = simulated_fault(message)
+    return f"Simulated {name}." if name else f"I know no such fault: {short(message)}."
 
 
 def _tools_used(turns: Iterable[Turn]) -> str:
@@ -158,14 +158,16 @@ def _tools_used(turns: Iterable[Turn]) -> str:
 
 
 def clause(error: str) -> str:
-    """A tool's error sentence, to stand inside another sentence."""
+    """Return a tool's error sentence without its full stop, for use inside another sentence."""
     return error.strip().rstrip(".") or "the tool did not say why"
 
 
 def short(text: str) -> str:
+    """Return the text, cut to ECHO_LENGTH."""
     return textwrap.shorten(text, ECHO_LENGTH, placeholder="\u2026")
 
 
 def enumerate_names(names: Iterable[str]) -> str:
+    """Return "a, b and c"."""
     *first, last = list(names)
     return f"{', '.join(first)} and {last}" if first else last

@@ -17,18 +17,18 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from . import chat_completions, responses
 from .client import StandIn
-from .desk import Desk, check_key, parse
 from .faults import Fault
+from .handler import Handler, check_key, parse
 from .wire import ApiError, JsonResponse
 
 KEEP_ALIVE = 65  # seconds; longer than clients keep an idle connection, so that they never write to one just closed
 
 
 class Routes:
-    """The endpoints, all around one desk."""
+    """The endpoints, which share one handler."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
 
     def all(self) -> list[Route]:
         return [
@@ -45,10 +45,10 @@ class Routes:
         ]
 
     async def _responses(self, request: Request) -> Response:
-        return await self._desk.handle(request, responses)
+        return await self._handler.handle(request, responses)
 
     async def _chat_completions(self, request: Request) -> Response:
-        return await self._desk.handle(request, chat_completions)
+        return await self._handler.handle(request, chat_completions)
 
     async def _models(self, request: Request) -> Response:
         check_key(request)
@@ -59,27 +59,27 @@ class Routes:
         return JsonResponse({"status": "ok"})
 
     async def _set_fault(self, request: Request) -> Response:
-        self._desk.faults.set(Fault.from_request(parse(await request.body())))
+        self._handler.faults.set(Fault.from_request(parse(await request.body())))
         return Response(status_code=204)
 
     async def _clear_faults(self, request: Request) -> Response:
-        self._desk.faults.clear()
+        self._handler.faults.clear()
         return Response(status_code=204)
 
     async def _list_requests(self, request: Request) -> Response:
         match = request.query_params.get("match", "").lower()
-        return JsonResponse([record for record in self._desk.records if match in record["message"].lower()])
+        return JsonResponse([record for record in self._handler.records if match in record["message"].lower()])
 
     async def _forget_requests(self, request: Request) -> Response:
-        self._desk.records.clear()
+        self._handler.records.clear()
         return Response(status_code=204)
 
     async def _waiting(self, request: Request) -> Response:
         number = int(request.query_params.get("at_least", 0))
-        return JsonResponse({"waiting": await self._desk.room.at_least(number)})
+        return JsonResponse({"waiting": await self._handler.hanging.at_least(number)})
 
     async def _release(self, request: Request) -> Response:
-        await self._desk.room.release()
+        await self._handler.hanging.release()
         return Response(status_code=204)
 
 
@@ -92,10 +92,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return ApiError(status, f"There is no {request.method} {request.url.path} here.").response()
 
 
-def create_app(desk: Desk | None = None) -> Starlette:
+def create_app(handler: Handler | None = None) -> Starlette:
     """The stand-in as an ASGI application."""
     handlers = {ApiError: _api_error, HTTPException: _http_error}
-    return Starlette(routes=Routes(desk or Desk()).all(), exception_handlers=handlers)
+    return Starlette(routes=Routes(handler or Handler()).all(), exception_handlers=handlers)
 
 
 class Protocol(H11Protocol):
@@ -110,9 +110,9 @@ class Server(uvicorn.Server):
     """A server that lets hanging requests go before it waits for them to end."""
 
     def __init__(self) -> None:
-        self._desk = Desk()
+        self._handler = Handler()
         config = uvicorn.Config(
-            create_app(self._desk),
+            create_app(self._handler),
             http=Protocol,
             ws="none",
             lifespan="off",
@@ -123,7 +123,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await self._desk.room.close()
+        await self._handler.hanging.close()
         await super().shutdown(sockets)
 
 

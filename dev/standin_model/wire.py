@@ -1,4 +1,4 @@
-"""What both wire formats have in common: errors, ids, text parts, server-sent events."""
+"""Define what both wire formats share: errors, ids, text parts, server-sent events."""
 
 import re
 import secrets
@@ -12,6 +12,8 @@ from .conversation import Answer, Conversation, Json, dump
 
 
 class JsonResponse(Response):
+    """A JSON response in ASCII."""
+
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
@@ -20,7 +22,7 @@ class JsonResponse(Response):
 
 @dataclass(eq=False)
 class ApiError(Exception):
-    """Raised for whatever the API answers with an error status and an `error` object."""
+    """Raised for a request that the API answers with an error status and an `error` object."""
 
     status: int
     message: str
@@ -29,51 +31,54 @@ class ApiError(Exception):
     param: str | None = None
 
     def response(self, headers: dict[str, str] | None = None) -> Response:
+        """Return the error as the API would send it."""
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return JsonResponse({"error": error}, self.status, headers)
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one request, by the crude count of `prompt_cache`."""
+    """The tokens of one request, as `prompt_cache` estimates them."""
 
     input: int
     cached: int
     output: int
 
 
-class Wire(Protocol):
-    """A wire format; the modules `responses` and `chat_completions` are its two implementations."""
+class WireFormat(Protocol):
+    """A wire format. The modules `responses` and `chat_completions` implement it."""
 
     def read(self, body: Json) -> Conversation:
-        """Raise ApiError where the API would."""
+        """Read the request's body. Raises ApiError where the API would refuse it."""
 
     def prompt(self, body: Json) -> Iterator[Any]:
-        """The pieces that make up the prompt, in the order in which a provider caches them."""
+        """Yield the pieces of the prompt, in the order in which a provider caches them."""
 
     def write(self, answer: Answer, body: Json, usage: Usage) -> Json:
-        """The whole response."""
+        """Return the response's body."""
 
     def stream(self, response: Json, body: Json) -> Iterator[bytes]:
-        """The same response as server-sent events."""
+        """Yield the same response as server-sent events."""
 
 
 def new_id(prefix: str) -> str:
+    """Return a new id, such as `resp_…`."""
     return f"{prefix}_{secrets.token_hex(24)}"
 
 
 def sse(data: Json, event: str | None = None) -> bytes:
+    """Return one server-sent event."""
     head = f"event: {event}\n" if event else ""
     return f"{head}data: {dump(data)}\n\n".encode()
 
 
 def deltas(text: str) -> list[str]:
-    """The pieces in which a text is streamed: words with the space after them."""
+    """Split a text into the pieces in which it is streamed: words, each with the space after it."""
     return re.findall(r"\S*\s+|\S+", text)
 
 
 def required(holder: Json, name: str, kind: type | tuple[type, ...], where: str = "") -> Any:
-    """A field that must be there and of that type; otherwise the error that names it."""
+    """Return the field. Raises ApiError, which names the field, if it is missing or has another type."""
     param = f"{where}.{name}" if where else name
     if name not in holder:
         raise ApiError(400, f"The parameter '{param}' is missing.", code="missing_required_parameter", param=param)
@@ -83,11 +88,12 @@ def required(holder: Json, name: str, kind: type | tuple[type, ...], where: str 
 
 
 def invalid(param: str, message: str) -> ApiError:
+    """Return the error about a value that the API does not take."""
     return ApiError(400, message, code="invalid_value", param=param)
 
 
 def text_of(content: Any, allowed: frozenset[str], where: str) -> str:
-    """The text of a content that is a string or a list of parts, each of an allowed type."""
+    """Return the text of a content. Raises ApiError unless it is a string or a list of parts of allowed types."""
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):

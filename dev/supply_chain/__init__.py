@@ -1,4 +1,4 @@
-"""What is in the repository that should not be, and what is locked that should not be used. Never packaged.
+"""Find secrets in the repository, and locked packages that are vulnerable or withdrawn. Never packaged.
 
-`__main__.py` runs it · `secrets.py` tree and history · `advisories.py` the locks · `exceptions.toml` what is known of
+`__main__.py` runs it · `secrets.py` tree and history · `advisories.py` the locks · `exceptions.toml` accepted findings
 """

@@ -1,4 +1,4 @@
-"""`make audit`: secrets in the tree and its history, withdrawn releases, known vulnerabilities. Fails on any."""
+"""Find secrets in the tree and its history, withdrawn releases and known vulnerabilities (`make audit`)."""
 
 import argparse
 import sys
@@ -17,9 +17,9 @@ EXCEPTIONS: Final = Path(__file__).with_name("exceptions.toml")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Look at all of it, or at the secrets of the tree alone. The exit code is 1 when something was found."""
+    """Run the whole audit, or look for secrets in the tree alone. The exit code is 1 when something was found."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("pip_audit", type=Path, nargs="?", help="where pip-audit is; without it only the tree is read")
+    parser.add_argument("pip_audit", type=Path, nargs="?", help="path of pip-audit; without it only the tree is read")
     program: Path | None = parser.parse_args(arguments).pip_audit
     known = tomllib.loads(EXCEPTIONS.read_text())
     try:
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def audit_secrets(known: dict[str, Any], *, history: bool) -> list[str]:
-    """What looks like a secret and is not known to be none."""
+    """Return the secrets that are not among the exceptions, as lines to print."""
     lines = set(secrets.tree(state.ROOT)) | (set(secrets.history(state.ROOT)) if history else set())
     failures = unexpected(lines, known)
     print(f"secrets: {len(lines)} lines of the tree{' and of all commits' if history else ''}, {len(failures)} found")
@@ -43,7 +43,7 @@ def audit_secrets(known: dict[str, Any], *, history: bool) -> list[str]:
 
 
 def unexpected(lines: Iterable[Line], known: dict[str, Any]) -> list[str]:
-    """In words, without the secret: the output is kept, and read by more people than may know it."""
+    """Return a line for each secret, without most of it: more people read this output than may know the secret."""
     harmless = {value for each in known["secret"] for value in each["values"]}
     return [
         f"{', '.join(sorted(where))} holds what looks like a secret: {value[:3]}…"
@@ -53,16 +53,16 @@ def unexpected(lines: Iterable[Line], known: dict[str, Any]) -> list[str]:
 
 
 def audit_releases() -> list[str]:
-    """What is locked and was withdrawn."""
+    """Return the locked releases that were withdrawn, as lines to print."""
     found = [line for lock in LOCKS for line in advisories.withdrawn(state.ROOT / lock)]
     print(f"releases: {len(LOCKS)} locks, every release pinned and hashed, {len(found)} withdrawn")
-    if not advisories.tells_withdrawn():
-        _warn("the index does not tell which releases were withdrawn")
+    if not advisories.reports_withdrawn():
+        _warn("the package index does not report which releases were withdrawn")
     return found
 
 
 def audit_advisories(program: Path, known: dict[str, Any]) -> list[str]:
-    """What is known to be vulnerable and not accepted."""
+    """Return the advisories that are not among the exceptions, as lines to print."""
     accepted = [Accepted(**each) for each in known.get("advisory", ())]
     found = [*_of_locks(program), *_of_npm()]
     return list(map(str, advisories.unaccepted(tuple(found), accepted, datetime.now(UTC).date())))
@@ -72,19 +72,19 @@ def _of_locks(program: Path) -> Iterable[Finding]:
     services = (PipAudit(program, service) for service in SERVICES)
     service = next((each for each in services if each.works()), None)
     if service is None:
-        _warn(f"NO PYTHON PACKAGE WAS AUDITED: none of {', '.join(SERVICES)} can be asked for advisories from here")
+        _warn(f"NO PYTHON PACKAGE WAS AUDITED: neither {' nor '.join(SERVICES)} answers with advisories from here")
         return
     for lock in LOCKS:
-        answer = service.audit(lock)
-        print(f"advisories: {answer.known} packages of {lock} audited by {service.service}")
-        yield from answer.findings
+        report = service.audit(lock)
+        print(f"advisories: {report.known} packages of {lock} audited by {service.service}")
+        yield from report.findings
 
 
 def _of_npm() -> Iterable[Finding]:
     for directory in NPM:
         findings = advisories.npm_audit(directory)
         if findings is None:
-            _warn(f"NO NPM PACKAGE of {directory} WAS AUDITED: npm's advisories cannot be asked from here")
+            _warn(f"NO NPM PACKAGE of {directory} WAS AUDITED: npm's service does not answer with advisories from here")
             continue
         print(f"advisories: the packages of {directory}/package.json audited by npm")
         yield from findings

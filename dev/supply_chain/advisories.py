@@ -1,6 +1,6 @@
-"""Known vulnerabilities and withdrawn releases among what is locked, as far as the network tells.
+"""Find known vulnerabilities and withdrawn releases among the locked packages.
 
-A mirror of an index often has no advisories. A scan that was told nothing must not look like one that found nothing, so
+A mirror of an index often has no advisories, and a scan that gets no data must not look like one that finds nothing. So
 each source is first asked about a release that is known to be bad.
 """
 
@@ -24,7 +24,7 @@ LOCKS: Final = (
     "requirements-uv.txt",
 )
 NPM: Final = ("dev/better_auth", "dev/conformance")
-"""Where there is a package.json."""
+"""The directories with a package.json."""
 SERVICES: Final = ("pypi", "osv")
 VULNERABLE: Final = "jinja2==2.10"
 """Has had advisories since 2019."""
@@ -33,12 +33,12 @@ LIMIT_SECONDS: Final = 300
 
 
 class AuditError(Exception):
-    """Raised when a tool of the audit does not work, or a source knows only some of the packages."""
+    """Raised when a tool of the audit fails, or a source knows only some of the packages."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One advisory about one package that is locked."""
+    """One advisory about one locked package."""
 
     where: str
     package: str
@@ -50,7 +50,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Accepted:
-    """An advisory that does not fail the audit, until a day."""
+    """An advisory that does not fail the audit up to a date."""
 
     id: str
     reason: str
@@ -58,8 +58,8 @@ class Accepted:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a source said of some packages."""
+class Report:
+    """A source's answer about some packages."""
 
     known: int
     unknown: tuple[str, ...]
@@ -67,21 +67,21 @@ class Answer:
 
 
 def unaccepted(findings: tuple[Finding, ...], accepted: list[Accepted], today: date) -> list[Finding]:
-    """What nobody has accepted, or not for so long."""
+    """Return the findings that are not accepted, or were accepted up to an earlier date."""
     good = {each.id for each in accepted if today <= each.until}
     return [finding for finding in findings if finding.advisory not in good]
 
 
 @dataclass(frozen=True)
 class PipAudit:
-    """The program, and the service it asks. `url` is that of another OSV than the public one."""
+    """The program, and the service that it asks. `url` names another OSV service than the public one."""
 
     program: Path
     service: str
     url: str | None = None
 
     def works(self) -> bool:
-        """Whether the service is there and knows of a vulnerability that everybody knows of."""
+        """Return whether the service answers, and knows a vulnerability that is well known."""
         with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
             file.write(VULNERABLE)
             file.flush()
@@ -90,37 +90,37 @@ class PipAudit:
             except AuditError:
                 return False
 
-    def audit(self, lock: str) -> Answer:
-        """All packages of a lock. Raises AuditError when the service does not know every one of them."""
-        answer = self.ask(state.ROOT / lock, "--require-hashes")
-        if answer.unknown:
-            raise AuditError(f"{self.service} does not know {', '.join(answer.unknown)} of {lock}")
-        return answer
+    def audit(self, lock: str) -> Report:
+        """Ask about all packages of a lock. Raises AuditError when the service does not know every one of them."""
+        report = self.ask(state.ROOT / lock, "--require-hashes")
+        if report.unknown:
+            raise AuditError(f"{self.service} does not know {', '.join(report.unknown)} of {lock}")
+        return report
 
-    def ask(self, requirements: Path, *options: str) -> Answer:
-        """What the service says. Raises AuditError when the program says nothing."""
+    def ask(self, requirements: Path, *options: str) -> Report:
+        """Return the service's report. Raises AuditError when pip-audit prints none."""
         command: list[str | Path] = [self.program, "--requirement", requirements, "--disable-pip", *options]
         command += ["--vulnerability-service", self.service, *(("--osv-url", self.url) if self.url else ())]
         done = _run(*command, "--format", "json", "--progress-spinner", "off")
         try:
             packages = json.loads(done.stdout)["dependencies"]
         except ValueError as error:
-            raise AuditError(f"pip-audit: {(done.stderr.strip().splitlines() or ['said nothing'])[-1]}") from error
-        return _answer(requirements.name, packages)
+            raise AuditError(f"pip-audit: {(done.stderr.strip().splitlines() or ['no output'])[-1]}") from error
+        return _report(requirements.name, packages)
 
 
-def _answer(where: str, packages: list[dict[str, Any]]) -> Answer:
+def _report(where: str, packages: list[dict[str, Any]]) -> Report:
     unknown = tuple(each["name"] for each in packages if "skip_reason" in each)
     findings = tuple(
         Finding(where, f"{each['name']} {each['version']}", vulnerability["id"])
         for each in packages
         for vulnerability in each.get("vulns", ())
     )
-    return Answer(len(packages) - len(unknown), unknown, findings)
+    return Report(len(packages) - len(unknown), unknown, findings)
 
 
 def npm_audit(directory: str) -> tuple[Finding, ...] | None:
-    """Advisories about what npm would install for a package.json, or None where npm's service is not to be had."""
+    """Return the advisories about the packages that npm would install, or None when npm's service does not answer."""
     with tempfile.TemporaryDirectory() as name:
         shutil.copy(state.ROOT / directory / "package.json", name)
         _npm("install", "--package-lock-only", "--legacy-peer-deps", "--silent", "--prefix", name)
@@ -135,7 +135,7 @@ def npm_audit(directory: str) -> tuple[Finding, ...] | None:
 
 
 def withdrawn(lock: Path) -> list[str]:
-    """What the index says of withdrawn (yanked) releases. Raises AuditError unless all are pinned and hashed."""
+    """Return the index's lines on withdrawn (yanked) releases. Raises AuditError unless all are pinned and hashed."""
     with tempfile.TemporaryDirectory() as target:
         done = _uv("--require-hashes", "--requirement", str(lock), "--target", target)
     if done.returncode != 0:
@@ -143,8 +143,8 @@ def withdrawn(lock: Path) -> list[str]:
     return [line for line in done.stderr.splitlines() if "yanked" in line]
 
 
-def tells_withdrawn() -> bool:
-    """Whether the index passes on that a release was withdrawn."""
+def reports_withdrawn() -> bool:
+    """Return whether the index reports a release that is known to be withdrawn."""
     with tempfile.TemporaryDirectory() as target:
         return "yanked" in _uv(WITHDRAWN, "--target", target).stderr
 

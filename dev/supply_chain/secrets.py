@@ -1,4 +1,4 @@
-"""Secrets in the working tree and in every commit: what was once committed stays readable after it is removed."""
+"""Find secrets in the working tree and in every commit, where a line stays readable after its removal."""
 
 import re
 import subprocess
@@ -11,17 +11,17 @@ from detect_secrets.core.plugins import initialize
 from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
 
 LOCKED: Final = re.compile(r"--hash=sha256:[0-9a-f]{64}")
-"""What a lock is made of. It looks like a key, and is no secret."""
+"""A hash in a lock. It looks like a key, and is no secret."""
 
-_OTHER_INTEREST: Final = "IPPublicDetector"
-"""The only detector that looks for something else."""
+_NOT_SECRETS: Final = "IPPublicDetector"
+"""The only detector that does not look for secrets."""
 
 Line = tuple[str, str]
-"""Where it stands, and what it says."""
+"""A file's name, and one line of its text."""
 
 
 def tree(root: Path) -> Iterator[Line]:
-    """Every line of every text file that git knows, as it is now. Raises CalledProcessError outside a repository."""
+    """Yield every line of the text files that git knows, as they are now. Raises CalledProcessError outside git."""
     for name in _git(root, "ls-files", "--cached", "--others", "--exclude-standard", "-z").split("\0"):
         path = root / name
         if name and path.is_file() and b"\0" not in (content := path.read_bytes()):
@@ -29,7 +29,7 @@ def tree(root: Path) -> Iterator[Line]:
 
 
 def history(root: Path) -> Iterator[Line]:
-    """Every line that some commit has added, on any branch. Raises CalledProcessError outside a repository."""
+    """Yield every line that a commit on any branch has added. Raises CalledProcessError outside git."""
     where = ""
     for line in _git(root, "log", "--all", "--patch", "--unified=0", "--no-renames", "--format=").splitlines():
         if line.startswith("+++ b/"):
@@ -39,10 +39,10 @@ def history(root: Path) -> Iterator[Line]:
 
 
 def find(lines: Iterable[Line]) -> dict[str, set[str]]:
-    """What looks like a secret, by form, by the name it is given or by how random it is; with the files it is in."""
+    """Return the files of each text that looks like a secret by its form, its name or its randomness."""
     classes: Iterable[type] = get_mapping_from_secret_type_to_class().values()
     plugins: list[Any] = [
-        initialize.from_plugin_classname(each.__name__) for each in classes if each.__name__ != _OTHER_INTEREST
+        initialize.from_plugin_classname(each.__name__) for each in classes if each.__name__ != _NOT_SECRETS
     ]
     found = defaultdict(set)
     for name, line in set(lines):

@@ -1,4 +1,4 @@
-"""The four tables, each closed to everybody but its rows' owner."""
+"""Make the four tables. Each row is open to its owner only."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""What each person may use of each door: when their bucket is full again, and the model tokens of their day."""
+"""Make the table of what a user may use at each entry point: when the bucket is full again, and the day's tokens."""
 
 from alembic import op
 
@@ -9,7 +9,7 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
-# Rewritten twice in each turn, and never in an indexed column: with room on its page, that leaves the index alone.
+# Each turn updates a row twice, in no indexed column: with free space on the page, Postgres leaves the index unchanged.
 TABLE = """
 create table allowance (
     user_id text not null,

@@ -1,7 +1,7 @@
-"""No index of calls by conversation: no statement of a turn needs it, and each call had to be written into it.
+"""Drop the index of calls by conversation: no statement of a turn needs it, and each call had to be written into it.
 
-It lured the planner as well: to read all calls of a person through it, and throw most away, looked cheaper than to look
-up those of twenty turns. A conversation that is deleted finds its calls among its owner's, by the primary key.
+It misled the planner too: to read all calls of a user through it, and drop most of them, looked cheaper than to look up
+those of twenty turns. When a conversation is deleted, Postgres finds its calls through the primary key.
 """
 
 from alembic import op

@@ -1,7 +1,7 @@
-"""What Postgres did for each statement of the program: its plan, as it was executed, for whom it was executed.
+"""Read the plan of each statement that Postgres executed for the program.
 
-The server's own auto_explain writes the plans down, those of foreign keys among them: of the statements as the program
-sends them, with their values, under the runtime role and with row-level security. Nothing is copied or asked again.
+The server's auto_explain logs the plans, also those of foreign keys. They belong to the statements as the program sends
+them: with their values, under the runtime role and with row-level security.
 """
 
 import contextlib
@@ -24,19 +24,19 @@ import taskchat
 from dev.postgres import APP, Postgres
 
 MOST_DISCARDED: Final = 2
-"""Rows that a scan may read and throw away: a conversation that turns out to be taken, and a little more."""
+"""Rows that a scan may read and discard: a conversation with a lease, and a little more."""
 
 MOST_ROWS: Final = 500
-"""Rows that a scan may give: a history has at most 200 messages, whatever a person has written."""
+"""Rows that a scan may return. The query of a history reads at most 200, whatever a user has stored."""
 
 SETTINGS: Final = {
     "session_preload_libraries": "auto_explain",
     "auto_explain.log_min_duration": "0",
     "auto_explain.log_analyze": "on",
     "auto_explain.log_buffers": "on",
-    "auto_explain.log_timing": "off",  # of each node, which would cost more than the statement
+    "auto_explain.log_timing": "off",  # timing each node would cost more than the statement
     "auto_explain.log_format": "json",
-    "auto_explain.log_nested_statements": "on",  # what a foreign key looks up
+    "auto_explain.log_nested_statements": "on",  # the lookups of foreign keys
 }
 _INDEX_SCANS: Final = {"Index Scan", "Index Only Scan", "Bitmap Index Scan"}
 _OTHER_SCANS: Final = {"Seq Scan", "Sample Scan", "Tid Scan", "Tid Range Scan"}
@@ -48,7 +48,7 @@ _ENTRY: Final = re.compile(r"LOG:  duration: ([0-9.]+) ms  plan:$")
 
 
 def _statements() -> Iterator[tuple[str, Any]]:
-    """Each statement with the name that its module gives it. What a module imports is another's."""
+    """Yield each statement under its module's name for it. Skip what a module imports."""
     for found in pkgutil.walk_packages(taskchat.__path__, "taskchat."):
         module = importlib.import_module(found.name)
         defined = set(re.findall(r"^(\w+)(?:: Final.*)? =", inspect.getsource(module), re.MULTILINE))
@@ -58,7 +58,7 @@ def _statements() -> Iterator[tuple[str, Any]]:
 
 
 STATEMENTS: Final = dict(_statements())
-"""Every statement that a module of the program has, by its name."""
+"""Every statement of the program's modules, by name."""
 
 
 @dataclass(frozen=True)
@@ -72,22 +72,22 @@ class Plan:
 
     @property
     def pages(self) -> int:
-        """Pages of tables and indexes that were looked at, in memory or not."""
+        """Return the number of pages of tables and indexes that were read, from memory or not."""
         return int(self.root["Shared Hit Blocks"] + self.root["Shared Read Blocks"])
 
     @property
     def indexes(self) -> set[str]:
-        """The indexes in use."""
+        """Return the indexes in use."""
         found = {node["Index Name"] for node in self._nodes if "Index Name" in node}
         return found.union(*(node.get("Conflict Arbiter Indexes", ()) for node in self._nodes))
 
     @property
     def touches_tables(self) -> bool:
-        """Whether it reads or writes a table of the program's."""
+        """Return True if the plan reads or writes a table of the program."""
         return any(node.get("Relation Name") in SQLModel.metadata.tables for node in self._nodes)
 
     def faults(self, first_columns: dict[str, str]) -> list[str]:
-        """What would make it slower as tables grow. `first_columns` are those of all indexes."""
+        """Return what makes the plan slower as tables grow. `first_columns` names the first column of each index."""
         scans = [node for node in self._nodes if node.get("Relation Name", "") in {*SQLModel.metadata.tables, ""}]
         faults = [fault for node in scans for fault in _faults(node)]
         ownerless = sorted(index for index in self.indexes if first_columns.get(index) != "user_id")
@@ -111,16 +111,16 @@ def _faults(node: dict[str, Any]) -> Iterator[str]:
     if kind in _INDEX_SCANS and "(user_id = " not in node.get("Index Cond", ""):
         yield f"{where} is not searched by the owner"
     if node.get("Rows Removed by Filter", 0) > MOST_DISCARDED:
-        yield f"{node['Rows Removed by Filter']:.0f} rows of {where} are read and thrown away"
+        yield f"{node['Rows Removed by Filter']:.0f} rows of {where} are read and discarded"
     if kind in _INDEX_SCANS and node["Actual Rows"] * node["Actual Loops"] > MOST_ROWS:
         yield f"{node['Actual Rows'] * node['Actual Loops']:.0f} rows of {where} are read"
 
 
 class Recorder:
-    """Reads what auto_explain writes into the server's log."""
+    """Reads the plans that auto_explain writes into the server's log."""
 
     def __init__(self, postgres: Postgres) -> None:
-        """Switch it on for connections of the runtime role that are made from now on."""
+        """Turn auto_explain on for new connections of the runtime role."""
         self._log = postgres.log
         with psycopg.connect(postgres.superuser_url, autocommit=True) as database:
             for name, value in SETTINGS.items():
@@ -129,11 +129,11 @@ class Recorder:
         self.skip()
 
     def skip(self) -> None:
-        """Forget what was executed until now."""
+        """Skip the plans in the log until now."""
         self._at = self._log.stat().st_size
 
     def read(self) -> list[Plan]:
-        """What was executed since it was read last, and touched a table of the program's."""
+        """Return the plans since the last read that touch a table of the program."""
         with self._log.open("rb") as log:
             log.seek(self._at)
             written = log.read()
@@ -151,15 +151,15 @@ def _parse(lines: list[str]) -> Iterator[Plan]:
 
 
 def _bare(text: str) -> str:
-    """The statement with ? for each value, however the driver writes that."""
+    """Return the statement with ? for each value, in place of the driver's own placeholder."""
     return re.sub(r"\$\d+|%s", "?", text)
 
 
 @contextlib.contextmanager
 def naming() -> Iterator[dict[str, str]]:
-    """The names of the statements that run inside the block, by their texts.
+    """Collect the names of the statements that run inside the block, by their texts.
 
-    A statement that is built upon another goes by what it does to which table.
+    A statement without a name of its own is named after its verb and its table.
     """
     names: dict[str, str] = {}
     current = ""

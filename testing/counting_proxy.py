@@ -1,4 +1,4 @@
-"""A wire to the database that counts how often the client waits for it, and can be cut at any byte."""
+"""A proxy before the database that counts how often the client waits, and can cut the connection at any byte."""
 
 import contextlib
 import select
@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 QUIET = 0.02
-"""Seconds without a word from the client until it is taken to be waiting. It never pauses in the middle of speaking."""
+"""Seconds without a byte from the client after which it counts as waiting. It never pauses inside a message."""
 
 
-class Wire:
-    """Passes bytes on, an answer only when the client has nothing more to say, however either side's bytes arrive."""
+class CountingProxy:
+    """Pass bytes on. An answer waits until the client has sent all it has, so that timing does not change the count."""
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
@@ -24,37 +24,39 @@ class Wire:
         self._is_cut = False
         self.port: int = self._listener.getsockname()[1]
         self.delay = 0.0
-        """Seconds that an answer takes on its way, in place of waiting for the client to be quiet."""
+        """Seconds by which each answer is delayed. With a delay the proxy does not wait for the client."""
         self.roundtrips = 0
-        """Times that the client spoke and had to wait. The TCP handshake is not among them."""
-        self.said, self.heard = b"", b""
-        """All that the client said, and what it was answered. Readable where it is not encrypted."""
-        self.cut_saying: int | None = None
-        self.cut_hearing: int | None = None
-        """Bytes of the client's, or of its answers, after which the wire is cut: once, counted from the last reset."""
+        """Times that the client sent something and waited. The TCP handshake is not counted."""
+        self.sent, self.received = b"", b""
+        """Bytes from the client and from the database since the last reset. Readable without TLS."""
+        self.cut_sent: int | None = None
+        self.cut_received: int | None = None
+        """Bytes in one direction, since the last reset, after which the proxy cuts the connection once."""
         self.is_mute = False
-        """Whether answers to connections that exist are kept from the client, for as long as these last."""
+        """Keep all further answers from the connections that are open now."""
 
     @property
     def statements(self) -> list[str]:
-        """The statements in what the client said since the last reset, in order."""
-        spoken = [message for message in messages(self.said) if message[:1] in b"PQ"]
-        return [message[5:].strip(b"\0").split(b"\0")[0].decode() for message in spoken]  # a Parse's name is empty
+        """List the statements that the client sent since the last reset."""
+        sent_messages = [message for message in messages(self.sent) if message[:1] in b"PQ"]
+        return [
+            message[5:].strip(b"\0").split(b"\0")[0].decode() for message in sent_messages
+        ]  # a Parse's name is empty
 
     def url(self, direct: str) -> str:
-        """The same database, through this wire."""
+        """Return the URL of the same database through this proxy."""
         return direct.replace(f":{urlsplit(direct).port}/", f":{self.port}/")
 
     def reset(self) -> None:
-        """Count from here."""
-        self.roundtrips, self.said, self.heard = 0, b"", b""
+        """Start all counts at zero."""
+        self.roundtrips, self.sent, self.received = 0, b"", b""
 
     def start(self) -> None:
-        """Accept connections from now on."""
+        """Accept connections."""
         self._run(self._accept)
 
     def stop(self) -> None:
-        """Cut everything."""
+        """Close all connections and stop."""
         self._stop_sender.close()
         for thread in self._threads:
             thread.join()
@@ -99,17 +101,17 @@ class Wire:
                     return
 
     def _measure(self, data: bytes, *, is_answer: bool) -> bytes:
-        """What of the data gets through."""
-        before, most = (self.heard, self.cut_hearing) if is_answer else (self.said, self.cut_saying)
+        """Count the data, and return the part before the cut."""
+        before, most = (self.received, self.cut_received) if is_answer else (self.sent, self.cut_sent)
         if most is not None and len(before) + len(data) > most:
-            self._is_cut, self.cut_hearing, self.cut_saying = True, None, None
+            self._is_cut, self.cut_received, self.cut_sent = True, None, None
             data = data[: most - len(before)]
-        self.heard, self.said = (before + data, self.said) if is_answer else (self.heard, before + data)
+        self.received, self.sent = (before + data, self.sent) if is_answer else (self.received, before + data)
         return data
 
 
 def messages(stream: bytes) -> list[bytes]:
-    """The protocol's messages in a stream that begins with one."""
+    """Split a stream into the messages of the Postgres protocol."""
     found = []
     while stream:
         size = struct.unpack("!i", stream[1:5])[0] + 1
@@ -119,12 +121,12 @@ def messages(stream: bytes) -> list[bytes]:
 
 
 @contextlib.contextmanager
-def running(url: str) -> Iterator[Wire]:
-    """A wire to the database of the URL."""
+def running(url: str) -> Iterator[CountingProxy]:
+    """Run a proxy to the database of the URL."""
     parts = urlsplit(url)
-    wire = Wire(str(parts.hostname), int(parts.port or 5432))
-    wire.start()
+    proxy = CountingProxy(str(parts.hostname), int(parts.port or 5432))
+    proxy.start()
     try:
-        yield wire
+        yield proxy
     finally:
-        wire.stop()
+        proxy.stop()

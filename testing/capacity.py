@@ -1,9 +1,10 @@
-"""What a load needs of each part, and what a million turns cost: the tables of docs/scaling.md, from stated numbers.
+"""Calculate the tables of docs/scaling.md from stated numbers: the needs of each load, and the cost of a million turns.
 
-`python -m bench.capacity` prints the tables. To try your own numbers, change the ones here.
+`python -m testing.capacity` prints the tables. Change the numbers here to try your own.
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -14,38 +15,38 @@ LOADS: Final = (10, 1_000, 100_000)
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn with one tool call, as it loads each part."""
+    """The load of one turn with one tool call."""
 
     seconds: float = 5.0
-    """How long it takes, on average; all but some hundredths of it is the model's time. A slow one takes 12."""
+    """The average duration, nearly all of it the model's time. A slow turn takes 12."""
     transactions: int = 3
     """Begin, tool call, finish."""
     holding_ms: float = 12.0
-    """How long these hold a server connection, together: 8 ms, and a roundtrip of the network in each."""
+    """Time for which the transactions hold a server connection: 8 ms, and one network roundtrip in each."""
     database_cpu_ms: float = 3.0
-    """CPU of Postgres."""
+    """CPU time of Postgres."""
     database_bytes: int = 1_300
-    """Rows with their share of the indexes: two messages and a tool call."""
+    """Two messages and a tool call, with their share of the indexes."""
     log_bytes: int = 2_500
-    """The audit line, the metrics, and the lines of the platform."""
+    """The audit line, the metrics, and the platform's lines."""
     input_tokens: int = 3_000
-    """Of two model calls: instructions, tools and a short history, twice."""
+    """Input of two model calls: instructions, tools and a short history, twice."""
     cached_tokens: int = 1_500
-    """How many of these a provider has in its cache: providers keep nothing shorter than about a thousand tokens."""
+    """Input that the provider has cached. Providers cache nothing shorter than about a thousand tokens."""
     output_tokens: int = 300
-    """A call, an answer, and a little reasoning."""
+    """A tool call, an answer, and a little reasoning."""
 
 
 @dataclass(frozen=True)
 class Prices:
-    """US dollars, us-east-1, without free tiers or discounts."""
+    """Prices in US dollars, in us-east-1, without free tiers or discounts."""
 
     gb_second: float = 0.0000166667
     million_invocations: float = 0.20
     million_requests: float = 1.00
     log_gb: float = 0.50
     compute_hour: float = 0.106
-    """Of one Neon compute unit (CU), Launch plan."""
+    """One Neon compute unit (CU) in the Launch plan."""
     storage_gb_month: float = 0.35
     million_input_tokens: float = 0.125
     million_cached_tokens: float = 0.01
@@ -53,66 +54,66 @@ class Prices:
 
 
 MEMORY_GB: Final = 1.0
-"""The template's MemorySize: a function that waits for the model is billed for all of it."""
+"""The template's MemorySize. Lambda bills all of it while a function waits for the model."""
 
 UTILISATION: Final = 0.3
-"""Of the database's CPU, on average over a day: what is paid for beyond that waits for the peaks."""
+"""Average share of the paid database CPU that is in use over a day. The rest is for peaks."""
 
 CONNECTIONS_OF_CU: Final = {0.25: 104, 1: 419, 2: 839, 4: 1_678, 8: 3_357, 9: 4_000}
-"""max_connections by Neon's compute size, the largest for all beyond it."""
+"""max_connections for each of Neon's compute sizes. Larger sizes have as many as the largest here."""
 
 POOL_SHARE: Final = 0.9
-"""Of max_connections, what one role's pool for one database may use."""
+"""Share of max_connections that the pool of one role and database may use."""
 
 CLIENT_CONNECTIONS: Final = 10_000
-"""That Neon's pooler takes for one compute."""
+"""Client connections that Neon's pooler accepts for one compute."""
 
 ENVIRONMENTS: Final = 1_000
-"""That an account may run at once, all functions of a region together, until it asks for more."""
+"""Environments that an account may run at once in one region, for all functions, without a quota increase."""
 
 ENVIRONMENTS_PER_SECOND: Final = 100
-"""That one function may add: a thousand in ten seconds."""
+"""Environments that Lambda adds to one function: a thousand in ten seconds."""
 
 THROTTLE: Final = 20
-"""The template's ThrottlingRate, per second."""
+"""The template's ThrottlingRate: requests per second."""
 
 TOKENS_PER_MINUTE: Final = 2_000_000
-"""That a vendor's second tier gives for a small model: the first has 500,000, the last 180 million."""
+"""Limit of the vendor's second tier for a small model. The first tier has 500,000, the last 180 million."""
 
 
 def per_second(per_minute: float) -> float:
-    """Turns per second."""
+    """Convert turns per minute to turns per second."""
     return per_minute / 60
 
 
 def busy(rate: float, seconds: float) -> float:
-    """How many are at work on average when `rate` per second come, each for `seconds`: Little's law."""
+    """Return the average number in service when `rate` arrive per second, each for `seconds` (Little's law)."""
     return rate * seconds
 
 
 def peak(average: float) -> int:
-    """As many as are hardly ever exceeded when people come independently of each other: three deviations more."""
+    """Return a number that is rarely exceeded when users arrive independently: three standard deviations more."""
     return math.ceil(average + 3 * math.sqrt(average))
 
 
 def pool(max_connections: int) -> int:
-    """Server connections of the pooler for one role and database."""
+    """Return the pooler's server connections for one role and database."""
     return int(POOL_SHARE * max_connections)
 
 
 def throughput(clients: int, thinking: float, holding: float, servers: int) -> float:
-    """Turns per second of `clients` that each think, then hold a server; no more than the servers can bear."""
+    """Return turns per second of `clients` that each think, then hold a server. The servers bound it."""
     return min(clients / (thinking + holding), servers / holding)
 
 
 def waiting(clients: int, thinking: float, holding: float, servers: int) -> float:
-    """How many of the clients wait for a server on average, once there are too few servers."""
+    """Return the average number of clients that wait for a server."""
     return max(0.0, clients - throughput(clients, thinking, holding, servers) * (thinking + holding))
 
 
 def load_table(turn: Turn) -> Iterator[str]:
-    """What each load needs, with the limit that it meets by default; bold is what exceeds it."""
-    yield "| Turns per minute | " + " | ".join(f"{load:,}" for load in LOADS) + " | by default at most |"
+    """Yield the needs of each load beside the default limit. A need above the limit is bold."""
+    yield "| Turns per minute | " + " | ".join(f"{load:,}" for load in LOADS) + " | default limit |"
     yield "|---|" + "---:|" * len(LOADS) + "---|"
     for name, need, limit, unit in _NEEDS:
         cells = [_cell(need(per_second(load), turn), limit) for load in LOADS]
@@ -150,12 +151,12 @@ _NEEDS: Final[tuple[tuple[str, Need, float, str], ...]] = (
         "in the second tier",
     ),
     (
-        "dollars an hour, all in all",
+        "dollars an hour, in total",
         lambda rate, turn: 3600 * rate / 1e6 * sum(dollars for _, dollars, _ in _costs(turn, Prices())),
         0,
         "see below",
     ),
-    ("new rows, GB a day", lambda rate, turn: 86_400 * rate * turn.database_bytes / 1e9, 0, "what you keep"),
+    ("new rows, GB a day", lambda rate, turn: 86_400 * rate * turn.database_bytes / 1e9, 0, "your retention"),
     ("logs, GB a day", lambda rate, turn: 86_400 * rate * turn.log_bytes / 1e9, 0, "`LogRetentionDays`"),
 )
 
@@ -166,11 +167,11 @@ def _cell(value: float, limit: float) -> str:
 
 
 def cost_table(turn: Turn, prices: Prices) -> Iterator[str]:
-    """What a million turns cost, part by part."""
-    yield "| A million turns | dollars | because |"
+    """Yield the cost of a million turns, part by part."""
+    yield "| A million turns | dollars | basis |"
     yield "|---|---:|---|"
     costs = list(_costs(turn, prices))
-    for name, dollars, reason in [*costs, ("**all**", sum(dollars for _, dollars, _ in costs), "")]:
+    for name, dollars, reason in [*costs, ("**total**", sum(dollars for _, dollars, _ in costs), "")]:
         yield f"| {name} | {dollars:,.2f} | {reason} |"
 
 
@@ -194,13 +195,13 @@ def _costs(turn: Turn, prices: Prices) -> Iterator[tuple[str, float, str]]:
 
 
 def tables() -> dict[str, str]:
-    """The tables of docs/scaling.md as they must stand there."""
+    """Return the tables of docs/scaling.md, word for word."""
     return {"load": "\n".join(load_table(Turn())), "cost": "\n".join(cost_table(Turn(), Prices()))}
 
 
 def main() -> None:
     """Print the tables."""
-    print(*tables().values(), sep="\n\n")
+    sys.stdout.write("\n\n".join(tables().values()) + "\n")
 
 
 if __name__ == "__main__":

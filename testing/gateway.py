@@ -1,4 +1,4 @@
-"""API Gateway as a handler sees it: HTTP API events (payload 2.0) in, status, headers and body out."""
+"""API Gateway as a handler sees it: an HTTP API event (payload 2.0), and the response to it."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ Handler = Callable[[dict[str, Any], Any], dict[str, Any]]
 
 
 class LambdaContext:
-    """The context of one invocation, with as much time left as the test says."""
+    """The context of one invocation, with a remaining time that the caller sets."""
 
     function_name = "taskchat"
     function_version = "1"
@@ -27,13 +27,13 @@ class LambdaContext:
         self._milliseconds = int(seconds * 1000)
 
     def get_remaining_time_in_millis(self) -> int:
-        """Time left, in milliseconds."""
+        """Return the remaining time in milliseconds."""
         return self._milliseconds
 
 
 @dataclass(frozen=True)
 class Response:
-    """What the caller gets."""
+    """A response as the client gets it."""
 
     status: int
     headers: dict[str, str]
@@ -41,12 +41,12 @@ class Response:
 
     @cached_property
     def json(self) -> Any:
-        """The body, parsed."""
+        """Parse the body."""
         return json.loads(self.body)
 
 
 def event(method: str, path: str, *, headers: dict[str, str] | None = None, body: bytes = b"") -> dict[str, Any]:
-    """The event for a request to a deployed HTTP API."""
+    """Return the event of a request to a deployed HTTP API."""
     return {
         "version": "2.0",
         "routeKey": "$default",
@@ -67,7 +67,7 @@ def event(method: str, path: str, *, headers: dict[str, str] | None = None, body
 
 
 def invoke(handler: Handler, request: dict[str, Any], *, seconds: float = 30) -> Response:
-    """One invocation of a warm environment."""
+    """Invoke a handler once."""
     answer = handler(request, LambdaContext(seconds))
     body = base64.b64decode(answer["body"]).decode() if answer["isBase64Encoded"] else answer["body"]
     return Response(answer["statusCode"], answer["headers"], body)
@@ -75,9 +75,9 @@ def invoke(handler: Handler, request: dict[str, Any], *, seconds: float = 30) ->
 
 @contextmanager
 def runtime_log() -> Iterator[io.StringIO]:
-    """What the Lambda runtime's own handler writes: all that reaches the root logger from INFO on, tracebacks included.
+    """Collect what the Lambda runtime's handler writes: all records of the root logger from INFO on, with tracebacks.
 
-    Not pytest's caplog, which also sees what is kept from the root logger.
+    Unlike pytest's caplog it does not see records that do not propagate to the root logger.
     """
     written, root = io.StringIO(), logging.getLogger()
     handler, before = logging.StreamHandler(written), root.level

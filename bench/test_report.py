@@ -14,7 +14,7 @@ from matplotlib.figure import Figure as Drawing
 from bench import pictures, report
 from bench.figures import Figure, table
 from bench.waterfall import Span
-from tests.conftest import ROOT
+from dev.state import ROOT
 
 PICTURES = sorted(pictures.DRAWN.glob("*.svg"))
 

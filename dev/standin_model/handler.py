@@ -1,4 +1,4 @@
-"""From a request to its response: what both model routes do."""
+"""Turn a request into its response, in the same way for both model routes."""
 
 import json
 from collections import deque
@@ -11,25 +11,26 @@ from starlette.responses import Response, StreamingResponse
 from . import failures
 from .conversation import Answer, Conversation, Json, dump
 from .faults import Fault, Faults
+from .hanging import HangingRequests
 from .planning import next_answer
 from .prompt_cache import PromptCache, count
-from .waiting import WaitingRoom
-from .wire import ApiError, JsonResponse, Usage, Wire, new_id
+from .wire import ApiError, JsonResponse, Usage, WireFormat, new_id
 
 RECORDS = 500  # requests kept for inspection
-CLIENT_GONE = 499  # a status that no one receives; it is for the record
+CLIENT_GONE = 499  # nobody receives this status; it is for the record
 
 
-class Desk:
-    """What one running stand-in holds. Nothing of a conversation is among it."""
+class Handler:
+    """Answers the model's requests. Holds the state of one running stand-in, and nothing of a conversation."""
 
     def __init__(self) -> None:
         self.cache = PromptCache()
         self.faults = Faults()
-        self.room = WaitingRoom()
+        self.hanging = HangingRequests()
         self.records: deque[Json] = deque(maxlen=RECORDS)
 
-    async def handle(self, request: Request, wire: Wire) -> Response:
+    async def handle(self, request: Request, wire: WireFormat) -> Response:
+        """Record the request and answer it, with the error object of the API if it is wrong."""
         record = _record(request)
         self.records.append(record)
         try:
@@ -40,12 +41,12 @@ class Desk:
         record["status"] = response.status_code
         return response
 
-    async def _respond(self, request: Request, wire: Wire, record: Json) -> Response:
+    async def _respond(self, request: Request, wire: WireFormat, record: Json) -> Response:
         check_key(request)
         record["body"] = body = parse(await request.body())
         conversation = wire.read(body)
-        record["message"] = conversation.turn.said
-        fault = self.faults.strike(conversation)
+        record["message"] = conversation.turn.message
+        fault = self.faults.take(conversation)
         record["fault"] = fault and fault.name
         if fault and (response := await self._fail_early(fault, request)):
             return response
@@ -61,11 +62,11 @@ class Desk:
             response: Response = failures.INSTEAD[fault.name](**fault.parameters)
             return response
         wait = failures.BEFORE.get(fault.name)
-        if wait and not await wait(self.room, request, **fault.parameters):
+        if wait and not await wait(self.hanging, request, **fault.parameters):
             return Response(status_code=CLIENT_GONE)
         return None
 
-    def _usage(self, wire: Wire, body: Json, answer: Answer) -> Usage:
+    def _usage(self, wire: WireFormat, body: Json, answer: Answer) -> Usage:
         output = (answer.text or answer.refusal or "") + "".join(call.arguments for call in answer.calls)
         return Usage(*self.cache.tokens(wire.prompt(body)), count(output))
 
@@ -87,7 +88,7 @@ def _deliver(payload: Json, chunks: Iterable[bytes] | None, fault: Fault | None)
 
 
 async def _each(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
-    """Starlette would iterate a plain iterator in a thread, at many times the cost."""
+    """Yield the chunks. Starlette would iterate a plain iterator in a thread, at many times the cost."""
     for chunk in chunks:
         yield chunk
 
@@ -101,13 +102,14 @@ def _record(request: Request) -> Json:
 
 
 def check_key(request: Request) -> None:
-    """Any key will do, but there must be one."""
+    """Raise ApiError if the request has no API key. Any key will do."""
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not key.strip():
         raise ApiError(401, "No API key was sent: the Authorization header must be 'Bearer <key>'.")
 
 
 def parse(body: bytes) -> Json:
+    """Return the body as a JSON object. Raises ApiError if it is none."""
     try:
         parsed: Any = json.loads(body)
     except ValueError as error:

@@ -1,6 +1,6 @@
-"""People with conversations and tasks, as many as wanted, stored in seconds: what turns are measured among.
+"""Store users with conversations and tasks, many within seconds, so that turns are measured among their rows.
 
-Ids are made from a person's number, so that whoever measures knows them.
+An id is derived from the user's number, so that the measuring code knows it.
 """
 
 import hashlib
@@ -12,22 +12,22 @@ from uuid import UUID
 import psycopg
 
 TURNS: Final = 25
-"""Of each ordinary person, with two messages and one tool call each."""
+"""Turns of each ordinary user, with two messages and one tool call each."""
 
 TURNS_PER_CONVERSATION: Final = 10
 
 TASKS: Final = 10
-"""Of each ordinary person, every other one completed."""
+"""Tasks of each ordinary user, every other one completed."""
 
 BUSY: Final = 0
-"""The number of the person who has LONG messages in one conversation, and LONG tasks."""
+"""The number of the user with LONG messages in one conversation, and LONG tasks."""
 
 LONG: Final = 10_000
 
 CHUNK: Final = 10_000
-"""People stored in one statement: between two of them there is something to tell."""
+"""Users stored by one statement. The progress is printed after each."""
 
-# `u` is a person's number, `t` that of a turn or a task of theirs.
+# `u` is a user's number, `t` the number of one of the user's turns or tasks.
 _PEOPLE: Final = "generate_series(%(first)s::int, %(last)s - 1) u, lateral (select md5('user' || u) as user_id) p"
 _TURNS: Final = f"{_PEOPLE}, generate_series(0, %(turns)s - 1) t"
 _CONVERSATION: Final = "md5(user_id || (t / %(per)s))::uuid"
@@ -55,12 +55,12 @@ _STORE: Final = {
 
 
 def user_id(number: int) -> str:
-    """The id of a person who was stored."""
+    """Return the id of a stored user."""
     return _md5(f"user{number}").hex
 
 
 def conversation_id(number: int) -> UUID:
-    """The id of their first conversation, which has TURNS_PER_CONVERSATION turns; the busy one's has LONG messages."""
+    """Return the id of a user's first conversation: TURNS_PER_CONVERSATION turns, or LONG messages of the busy user."""
     return _md5(f"{user_id(number)}0")
 
 
@@ -69,14 +69,14 @@ def _md5(text: str) -> UUID:
 
 
 def store(superuser_url: str, first: int, last: int, say: Callable[[str], None] = lambda _: None) -> None:
-    """Store the people with the numbers from `first` to before `last`, and tell `say` how far it has come."""
+    """Store the users with the numbers from `first` to before `last`, and pass the progress to `say`."""
     usual = {"turns": TURNS, "per": TURNS_PER_CONVERSATION, "tasks": TASKS}
     if first == BUSY:
         _store(superuser_url, {"first": 0, "last": 1, "turns": LONG // 2, "per": LONG // 2, "tasks": LONG})
         first += 1
     for at in range(first, last, CHUNK):
         _store(superuser_url, {"first": at, "last": min(at + CHUNK, last), **usual})
-        say(f"{min(at + CHUNK, last):,} people are stored")
+        say(f"{min(at + CHUNK, last):,} users are stored")
     with psycopg.connect(superuser_url, autocommit=True) as database:
         database.execute("vacuum (analyze)")
 
@@ -84,7 +84,7 @@ def store(superuser_url: str, first: int, last: int, say: Callable[[str], None] 
 def _store(superuser_url: str, values: dict[str, int]) -> None:
     def run(statement: str) -> None:
         with psycopg.connect(superuser_url, autocommit=True) as database:
-            database.execute("set session_replication_role = replica")  # no foreign key is asked for: all are right
+            database.execute("set session_replication_role = replica")  # skip the checks of foreign keys: all are right
             database.execute(statement.encode(), values)
 
     with ThreadPoolExecutor(2) as pool:

@@ -1,0 +1,56 @@
+"""Signed requests of a caller, as API Gateway hands them to a function."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import uuid4
+
+from dev.tokens import Issuer
+from testing.gateway import event
+
+AUTH: Final = "https://auth.example.com"
+"""The issuer and the audience of tokens for the chat route."""
+
+RESOURCE: Final = "https://api.example.com/mcp"
+"""The audience of tokens for the MCP endpoint."""
+
+
+def identity(issuer: Issuer) -> dict[str, str]:
+    """Return the environment variables with which the functions accept the issuer's tokens."""
+    return {
+        "AUTH_ISSUER": AUTH,
+        "AUTH_AUDIENCE": AUTH,
+        "AUTH_JWKS_JSON": issuer.jwks_json,
+        "MCP_RESOURCE_URL": RESOURCE,
+    }
+
+
+@dataclass(frozen=True)
+class Caller:
+    """A user and the issuer of their tokens."""
+
+    id: str
+    issuer: Issuer
+
+    @classmethod
+    def new(cls, issuer: Issuer) -> "Caller":
+        """Return a user that the service does not know yet."""
+        return cls(uuid4().hex, issuer)
+
+    @property
+    def token(self) -> str:
+        """Mint a token for the chat route."""
+        return self.issuer.mint(self.id, issuer=AUTH, audience=AUTH)
+
+    @property
+    def mcp_token(self) -> str:
+        """Mint an access token for the MCP endpoint."""
+        return self.issuer.mint_for_mcp(self.id, issuer=AUTH, resource=RESOURCE)
+
+    def request(self, body: Any, key: str | None = None, **headers: str) -> dict[str, Any]:
+        """Return the event of a chat request. Bytes are sent as they are, any other body as JSON."""
+        sent = {"authorization": f"Bearer {self.token}", "content-type": "application/json"}
+        sent |= {"idempotency-key": key} if key else {}
+        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return event("POST", f"/api/{self.id}/chat", headers=sent, body=raw)
