@@ -1,4 +1,4 @@
-"""A tool call takes effect and is recorded in one transaction, whichever tool it is."""
+"""Check that every tool call takes effect and is recorded in one transaction."""
 
 import asyncio
 from collections.abc import Awaitable

@@ -1,4 +1,4 @@
-"""Tasks as the engine's tests see them: the text is the title, and a task changes when it is completed."""
+"""Describe tasks for the engine's tests: the text is the title, and a task changes when it is completed."""
 
 from typing import Final
 
@@ -7,12 +7,12 @@ from tests.example_domain import ABSENT, Call, ExampleDomain, Sentence
 
 
 class Tasks(ExampleDomain):
-    """The sentences of docs/stand-in-model.md, and what comes of them."""
+    """Holds the sentences of docs/stand-in-model.md and their effects."""
 
     toolset = toolset
     table, text, state = "task", "title", "completed"
     states = (False, True)
-    required = {"description": ""}  # noqa: RUF012  (nobody writes to it)
+    required = {"description": ""}  # noqa: RUF012  (no code writes to it)
     page = "tasks"
     id_argument = "task_id"
     absent = f"Task {ABSENT} was not found."

@@ -1,4 +1,4 @@
-"""Calls of a model that nobody trusts, for what the task tools take and what it must not get at."""
+"""Test that hostile calls of the task tools fail and change nothing."""
 
 from typing import Any
 

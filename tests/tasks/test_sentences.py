@@ -1,4 +1,4 @@
-"""The sentences about tasks that the stand-in model understands, as docs/stand-in-model.md lists them."""
+"""Test the sentences about tasks, which docs/stand-in-model.md lists for the stand-in model."""
 
 from collections.abc import Iterator
 
