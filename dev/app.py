@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chat.app import app as chat
 from dev import processes, state
+from dev.standin_model.domain import domain
 from dev.tokens import Issuer
 from mcp_tools.app import process as mcp_process
 
@@ -48,6 +49,7 @@ async def token(_request: Request) -> JSONResponse:
             user_id, issuer=url, resource=os.environ["MCP_RESOURCE_URL"], lifetime=TOKEN_LIFETIME
         ),
         "expires_in": int(TOKEN_LIFETIME.total_seconds()),
+        "examples": [domain.examples.add, domain.examples.show, *domain.examples.more],
     }
     return JSONResponse(tokens, headers={"Cache-Control": "no-store"})
 

@@ -13,9 +13,10 @@ from dev import backend, client, processes, state
 from dev.client import UnreachableError
 from dev.processes import StartupError
 from dev.server import stop_on_signals
+from dev.standin_model.domain import domain
 
-RESULT_CHARACTERS = 300  # enough for a task; a long list is better read on the page
-USAGE = 'Give a message: make chat MESSAGE="add buy milk" (add CONVERSATION=<id> to continue a conversation).'
+RESULT_CHARACTERS = 300  # enough for one thing; a long list is better read on the page
+USAGE = f'Give a message: make chat MESSAGE="{domain.examples.add}" (add CONVERSATION=<id> to continue a conversation).'
 
 
 def main() -> int:

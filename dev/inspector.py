@@ -13,17 +13,12 @@ from dev import backend, client, node, processes, proof, state
 from dev.client import UnreachableError
 from dev.processes import StartupError
 from dev.proof import ProofError
+from dev.standin_model.domain import domain
 
 README: Final = state.ROOT / "README.md"
 LIMIT_SECONDS = 180  # the first run downloads the Inspector
-CALLS: tuple[tuple[str, dict[str, object]], ...] = (
-    ("add_task", {"title": "buy milk"}),
-    ("list_tasks", {"status": "pending"}),
-    ("update_task", {"task_id": 1, "title": "buy oat milk"}),
-    ("complete_task", {"task_id": 1}),
-    ("delete_task", {"task_id": 1}),
-)
-"""Each tool once. The command has a database of its own, so the first task is number 1."""
+CALLS: Final = domain.examples.calls
+"""On the database of this command alone, so that the first thing has the id 1."""
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,27 @@ import psycopg
 
 from dev import backend, postgres, state
 from dev import standin_model as model
+from dev.standin_model.domain import domain
 from dev.tokens import Issuer
 
 AUTH = "https://auth.example.com"
 HOST = "api.example.com"
 RESOURCE = f"https://{HOST}/mcp"
 EVENTS = state.ROOT / "events"
-TOOLS = ("add_task", "list_tasks", "complete_task", "delete_task", "update_task")
+EXAMPLES = domain.examples
+TOOLS = EXAMPLES.tools
+CALLED = str(EXAMPLES.calls[0][1][EXAMPLES.text])
+"""The text of the thing that the MCP event adds."""
+WORDS = {
+    # For a JSON text that stands inside a string of the event's own JSON.
+    name: json.dumps(json.dumps(value))[1:-1]
+    for name, value in {
+        "ADD": EXAMPLES.add,
+        "SHOW": EXAMPLES.show,
+        "CALL": {"name": TOOLS[0], "arguments": EXAMPLES.calls[0][1]},
+    }.items()
+}
+"""What each name in the events' bodies stands for."""
 CHAT, MCP_TOOLS = "ChatFunction", "McpToolsFunction"
 
 
@@ -53,8 +67,8 @@ class Expected:
 EXPECTED = (
     Expected("health", CHAT, 200, says=('"ok"',)),
     Expected("chat_unauthorized", CHAT, 401, says=('"status":401',)),
-    Expected("chat_add", CHAT, 200, tool_calls=("add_task ok",), says=("buy milk",)),
-    Expected("chat_list", CHAT, 200, tool_calls=("list_tasks ok",), says=("buy milk",)),
+    Expected("chat_add", CHAT, 200, tool_calls=(f"{TOOLS[0]} ok",), says=(EXAMPLES.added,)),
+    Expected("chat_list", CHAT, 200, tool_calls=(f"{TOOLS[1]} ok",), says=(EXAMPLES.added,)),
     Expected("mcp_initialize", MCP_TOOLS, 200, says=('"serverInfo"',)),
     Expected(
         "mcp_list_tools",
@@ -62,7 +76,7 @@ EXPECTED = (
         200,
         says=tuple(f'"name":"{tool}"' for tool in TOOLS),
     ),
-    Expected("mcp_call_tool", MCP_TOOLS, 200, says=("call mum", '"isError":false')),
+    Expected("mcp_call_tool", MCP_TOOLS, 200, says=(CALLED, '"isError":false')),
 )
 """In the order in which the events are sent: a later one finds the rows of an earlier one."""
 
@@ -83,14 +97,15 @@ def body_of(answer: dict[str, Any]) -> str:
 class Kept:
     """The rows that a user has in the database."""
 
-    tasks: list[str]
+    things: list[str]
+    """Their texts."""
     calls: list[str]
     messages: int
 
 
 EVERYTHING_KEPT = Kept(
-    tasks=["buy milk", "call mum"],
-    calls=["chat add_task ok", "chat list_tasks ok", "mcp add_task ok"],
+    things=[EXAMPLES.added, CALLED],
+    calls=[f"chat {TOOLS[0]} ok", f"chat {TOOLS[1]} ok", f"mcp {TOOLS[0]} ok"],
     messages=4,
 )
 """The rows that all the events together leave in the database."""
@@ -115,10 +130,10 @@ class Surroundings:
         return self.issuer.mint(self.user_id, issuer=AUTH, audience=AUTH)
 
     def event(self, name: str) -> dict[str, Any]:
-        """Return an event with the user's id and tokens in it, and the current time."""
+        """Return an event with the user's id and tokens, the domain's words and the current time in it."""
         mcp_token = self.issuer.mint_for_mcp(self.user_id, issuer=AUTH, resource=RESOURCE)
         template = string.Template((EVENTS / f"{name}.json").read_text())
-        filled = template.safe_substitute(USER_ID=self.user_id, TOKEN=self.token, MCP_TOKEN=mcp_token)
+        filled = template.safe_substitute(USER_ID=self.user_id, TOKEN=self.token, MCP_TOKEN=mcp_token, **WORDS)
         event: dict[str, Any] = json.loads(filled)
         event["requestContext"]["timeEpoch"] = int(time.time() * 1000)
         return event
@@ -131,7 +146,7 @@ class Surroundings:
                 return [value for (value,) in connection.execute(query, [self.user_id])]
 
             return Kept(
-                tasks=column("SELECT title FROM task WHERE user_id = %s ORDER BY id"),
+                things=column(f"SELECT {EXAMPLES.text} FROM {EXAMPLES.table} WHERE user_id = %s ORDER BY id"),  # noqa: S608
                 calls=column(
                     "SELECT concat_ws(' ', door, tool, outcome) FROM tool_call WHERE user_id = %s ORDER BY created_at"
                 ),

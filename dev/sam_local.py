@@ -22,14 +22,16 @@ from dev import client, processes, proof, state
 from dev.client import UnreachableError
 from dev.processes import StartupError
 from dev.proof import Kept, ProofError, Surroundings
+from dev.standin_model.domain import domain
 
 HOST = "127.0.0.1"
+EXAMPLES = domain.examples
 IMAGE = "lambda/python:3.13-x86_64"
 DESKTOP_NAME = "host.docker.internal"  # this machine's name in containers, if the engine runs in a virtual machine
 START_SECONDS = 60
 INVOKE_SECONDS = 120  # a container, with a large layer mounted into it, is started for each event
 BRIDGE = "{{range .IPAM.Config}}{{.Gateway}} {{.Subnet}}{{end}}"
-AFTER_TURNS = Kept(tasks=["buy milk"] * 2, calls=["chat add_task ok"] * 2, messages=4)
+AFTER_TURNS = Kept(things=[EXAMPLES.added] * 2, calls=[f"chat {EXAMPLES.tools[0]} ok"] * 2, messages=4)
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,11 @@ def _prove_invoke(sam: Sam, around: Surroundings, directory: Path) -> None:
 
 def _prove_start_api(sam: Sam, around: Surroundings, directory: Path) -> None:
     """Check that `sam local start-api` serves the template's routes. Raises ProofError."""
-    chat, message = f"/api/{around.user_id}/chat", {"message": "Add buy milk"}
+    chat, message = f"/api/{around.user_id}/chat", {"message": EXAMPLES.add}
     with _api(sam, directory / "start-api.log") as url:
         turn = _request(url, 200, chat, message, {"Authorization": f"Bearer {around.token}"})
-        if [(call["tool"], call["outcome"]) for call in turn["tool_calls"]] != [("add_task", "ok")]:
-            raise ProofError(f"expected one call of add_task, got {turn}")
+        if [(call["tool"], call["outcome"]) for call in turn["tool_calls"]] != [(EXAMPLES.tools[0], "ok")]:
+            raise ProofError(f"expected one call of {EXAMPLES.tools[0]}, got {turn}")
         _request(url, 401, chat, message)
         _request(url, 200, "/health")
         _request(url, 404, "/no/such/path")

@@ -1,5 +1,6 @@
 """Start everything on this machine (`make dev`), print how to use it, and stop all of it at the end."""
 
+import json
 import os
 import shlex
 import signal
@@ -8,10 +9,11 @@ from types import FrameType
 
 from dev import backend, client, processes, state
 from dev.processes import StartupError
+from dev.standin_model.domain import domain
 
 DEFAULT_PORT = 8000
+EXAMPLE = domain.examples.add_and_show
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-EXAMPLE = "Add water the plants, then show me my tasks"
 
 
 def main() -> int:
@@ -81,7 +83,7 @@ The server restarts when a file under functions/ or shared/ changes. Ctrl-C stop
 def curl(address: str, token: str) -> str:
     """Return one turn as a line to paste into a shell."""
     command = ["curl", "-sS", address, "-H", f"Authorization: Bearer {token}", "-H", "Content-Type: application/json"]
-    return shlex.join([*command, "-w", r"\n", "-d", f'{{"message": "{EXAMPLE}"}}'])
+    return shlex.join([*command, "-w", r"\n", "-d", json.dumps({"message": EXAMPLE})])
 
 
 if __name__ == "__main__":

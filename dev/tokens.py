@@ -12,8 +12,10 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
+from dev.standin_model.domain import domain
+
 LIFETIME = timedelta(minutes=15)  # Better Auth's own
-MCP_SCOPE = "tasks:read tasks:write"
+MCP_SCOPE = " ".join(domain.examples.scopes)
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Issuer:
         return jwt.encode(usual | claims, self.key, algorithm="EdDSA", headers={"kid": self.kid, "typ": typ})
 
     def mint_for_mcp(self, user_id: str, *, issuer: str, resource: str, lifetime: timedelta = LIFETIME) -> str:
-        """Return an access token for the MCP endpoint at `resource` (RFC 9068), with both scopes."""
+        """Return an access token for the MCP endpoint at `resource` (RFC 9068), with all scopes."""
         return self.mint(user_id, issuer=issuer, audience=resource, lifetime=lifetime, typ="at+jwt", scope=MCP_SCOPE)
 
 

@@ -6,14 +6,15 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import SQLModel
 
-import taskchat.conversations.models
-import taskchat.limits
-import taskchat.tasks  # noqa: F401  (these three fill the metadata with every table)
 from migrations.policies import secure_tables
 from migrations.roles import grant_rights, make_role, read_role, refuse_open_schema
+from taskchat import limits
+from taskchat.conversations import models
 from taskchat.database.engine import create_engine_for
 from taskchat.settings import MigrationSettings, SettingsError, load
+from taskchat.tasks import toolset
 
+_WITH_TABLES = (models, limits, toolset)  # their imports fill the metadata with every table
 config = context.config
 _ONE_MIGRATION_AT_A_TIME = 8_250_411  # any constant: the key of an advisory lock
 

@@ -3,31 +3,33 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 
 from dev import processes
 from testing.gateway import Response
+from tests.domain import example
 
 Rows = psycopg.Connection[dict[str, Any]]
 
-# A log of every change to a task, kept by the database itself: neither the program nor its records are asked.
-_WATCH = """
+# A log of every change to a thing, kept by the database itself: neither the program nor its records are asked.
+_WATCH: Final = f"""
 create schema if not exists watch;
-create table if not exists watch.effect (n bigserial, user_id text, kind text, title text, was text, task_id bigint);
+create table if not exists watch.effect (n bigserial, user_id text, kind text, text text, was text);
 create index if not exists effect_user_id_idx on watch.effect (user_id);
 create or replace function watch.note() returns trigger language plpgsql security definer as $$
 begin
-    insert into watch.effect (user_id, kind, title, was, task_id) values (
-        coalesce(new.user_id, old.user_id), lower(tg_op), new.title, old.title, coalesce(new.id, old.id));
+    insert into watch.effect (user_id, kind, text, was) values (
+        coalesce(new.user_id, old.user_id), lower(tg_op), new.{example.text}, old.{example.text});
     return null;
 end $$;
-create or replace trigger watch after insert or update or delete on task for each row execute function watch.note();
-"""
-SETTLED = 15
+create or replace trigger watch after insert or update or delete on {example.table}
+    for each row execute function watch.note();
+"""  # noqa: S608  (the domain's own names)
+_UNWATCH: Final = f"drop trigger if exists watch on {example.table}; drop schema if exists watch cascade"
+SETTLED: Final = 15
 """Seconds within which the database has done with a connection that was cut."""
-_UNWATCH = "drop trigger if exists watch on task; drop schema if exists watch cascade"
 
 
 @contextmanager
@@ -41,15 +43,11 @@ def watched(rows: Rows) -> Iterator[None]:
 
 
 def effects(rows: Rows, user_id: str) -> list[str]:
-    """Every change that was ever committed to the person's tasks, in order: `insert buy milk`."""
-    found = rows.execute("select kind, title, was from watch.effect where user_id = %s order by n", [user_id])
-    return [f"{row['kind']} {row['title'] or row['was']}" for row in found]
-
-
-def tasks(rows: Rows, user_id: str) -> list[tuple[str, bool]]:
-    """Title and state of the person's tasks."""
-    found = rows.execute("select title, completed from task where user_id = %s order by id", [user_id])
-    return [(row["title"], row["completed"]) for row in found]
+    """Return every change that was ever committed to the person's things, in order: `insert milk`."""
+    found = rows.execute(
+        "select kind, coalesce(text, was) as text from watch.effect where user_id = %s order by n", [user_id]
+    )
+    return [f"{row['kind']} {row['text']}" for row in found]
 
 
 def messages(rows: Rows, user_id: str, turn_id: str) -> list[tuple[str, str]]:

@@ -45,7 +45,10 @@ class Sentence(str):
 
 
 class ExampleDomain(ABC):
-    """A domain as the engine's tests use it. A text is one or two plain words, such as "buy milk"."""
+    """A domain as the engine's tests use it. A text is one or two plain words, such as "buy milk".
+
+    `change`, `rename` and `delete` take the id of a thing in place of its text, and then list nothing.
+    """
 
     toolset: ClassVar[Toolset]
     """The domain itself, as both functions take it."""
@@ -98,6 +101,10 @@ class ExampleDomain(ABC):
     @abstractmethod
     def fail(self) -> Sentence:
         """Return a message whose one call of `change_tool` fails, with the error `absent`."""
+
+    def lookup(self, text: str) -> list[str]:
+        """Return the tools that the stand-in calls to find the thing with this text or id."""
+        return [] if text.isdecimal() else [self.list_tool]
 
     # Tool calls
 

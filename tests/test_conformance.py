@@ -1,14 +1,14 @@
 """The run of the public MCP suite (`make conformance`) cannot pass by leaving something out."""
 
-from dev.conformance.scenarios import FIXTURES, NOT_APPLICABLE, TASKS, Endpoint, Result, judge
+from dev.conformance.scenarios import FIXTURES, NOT_APPLICABLE, OWN, Endpoint, Result, judge
 
 VERSION = "2026-07-28"
 GOOD = Result("ping", 3)
 
 
-def results(*at_tasks: Result) -> dict[Endpoint, dict[str, Result]]:
+def results(*at_own: Result) -> dict[Endpoint, dict[str, Result]]:
     """Return these results for the server with the real tools, and none for the server with fixtures."""
-    return {"tasks": {result.scenario: result for result in at_tasks}, "fixtures": {}}
+    return {"own": {result.scenario: result for result in at_own}, "fixtures": {}}
 
 
 def test_a_scenario_passes_at_its_own_server() -> None:
@@ -30,7 +30,7 @@ def test_a_failure_or_a_warning_fails() -> None:
 
 def test_a_scenario_that_was_not_run_fails() -> None:
     """A scenario that checked nothing fails too, and one that passed only at the other server."""
-    for given in (results(), results(Result("ping", 0)), {"tasks": {}, "fixtures": {"ping": GOOD}}):
+    for given in (results(), results(Result("ping", 0)), {"own": {}, "fixtures": {"ping": GOOD}}):
         assert judge(VERSION, ["ping"], given).failed == ("ping: the suite checked nothing",)
 
 
@@ -43,5 +43,5 @@ def test_a_scenario_that_does_not_apply_has_a_reason() -> None:
 
 def test_every_scenario_has_one_place() -> None:
     """No scenario both must pass and is excused."""
-    assert not TASKS & FIXTURES
-    assert not (TASKS | FIXTURES) & NOT_APPLICABLE.keys()
+    assert not OWN & FIXTURES
+    assert not (OWN | FIXTURES) & NOT_APPLICABLE.keys()

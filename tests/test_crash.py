@@ -24,7 +24,9 @@ from testing.gateway import Response
 from tests import db_assertions as truth
 from tests.crash_points import SOCKET, STATEMENT, Trap
 from tests.db_assertions import Rows
+from tests.domain import example
 from tests.environments import Environment, Fleet, Outcome
+from tests.example_domain import Row, Sentence
 
 Report = Callable[[str], None]
 AT_ONCE = 4
@@ -40,11 +42,10 @@ LEASE_SECONDS = 60
 class Scenario:
     """A message, and all that must come of it, once."""
 
-    message: str
-    tools: list[str]
-    effects: list[str]
-    tasks: list[tuple[str, bool]]
-    before: list[str] = field(default_factory=list)
+    message: Sentence
+    things: list[Row]
+    """What the person has in the end."""
+    before: list[Sentence] = field(default_factory=list)
     """What the person has said before, in the same conversation."""
     aside: bool = False
     """Whether what was said before was said in another conversation."""
@@ -55,33 +56,16 @@ class Scenario:
         return f"“{self.message}”" + (", as a later turn" if self.before and not self.aside else "")
 
 
-ONE = Scenario("Add buy milk", ["add_task"], ["insert buy milk"], [("buy milk", False)])
-SEVERAL = Scenario(
-    "Add buy milk and call mum, then finish the milk",
-    ["add_task", "add_task", "list_tasks", "complete_task"],
-    ["insert buy milk", "insert call mum", "update buy milk"],
-    [("buy milk", True), ("call mum", False)],
-)
-DELETE = Scenario(
-    "Remove the milk one", ["list_tasks", "delete_task"], ["delete buy milk"], [], ["Add buy milk"], aside=True
-)
-RENAME = Scenario(
-    "Rename the milk one to buy oat milk",
-    ["list_tasks", "update_task"],
-    ["update buy oat milk"],
-    [("buy oat milk", False)],
-    ["Add buy milk"],
-)
-LATER = Scenario(
-    "Add call mum and finish the milk",
-    ["add_task", "list_tasks", "complete_task"],
-    ["insert call mum", "update buy milk"],
-    [("buy milk", True), ("call mum", False)],
-    ["Add buy milk", "What is left?"],
-)
-FAILING = Scenario(
-    "Finish 987654321, then add buy milk", ["complete_task", "add_task"], ["insert buy milk"], [("buy milk", False)]
-)
+MILK, MUM = example.row("milk"), example.row("call mum")
+CHANGED_MILK = example.row("milk", changed=True)
+ADD_MILK, ADD_MUM = example.add("milk"), example.add("call mum")
+
+ONE = Scenario(ADD_MILK, [MILK])
+SEVERAL = Scenario(example.add("milk", "call mum").then(example.change("milk")), [CHANGED_MILK, MUM])
+DELETE = Scenario(example.delete("milk"), [], [ADD_MILK], aside=True)
+RENAME = Scenario(example.rename("milk", "oat milk"), [example.row("oat milk")], [ADD_MILK])
+LATER = Scenario(ADD_MUM.then(example.change("milk")), [CHANGED_MILK, MUM], [ADD_MILK, example.show()])
+FAILING = Scenario(example.fail().then(ADD_MILK), [MILK])
 
 
 @pytest.fixture(autouse=True)
@@ -147,13 +131,13 @@ class Story:
         scenario, user_id = self.scenario, self.client.id
         response = self.retry().answer
         truth.check_turn(self.rows, user_id, scenario.message, response)
-        assert [call["tool"] for call in response.json["tool_calls"]] == scenario.tools
-        assert truth.effects(self.rows, user_id) == self.effects_before + scenario.effects
-        assert truth.tasks(self.rows, user_id) == scenario.tasks
+        assert [call["tool"] for call in response.json["tool_calls"]] == scenario.message.tools
+        assert truth.effects(self.rows, user_id) == self.effects_before + scenario.message.effects
+        assert example.rows_of(self.rows, user_id) == scenario.things
         again = environment.ask(self.request).answer
         assert again.headers["idempotent-replayed"] == "true"
         assert (again.status, again.body) == (200, response.body)
-        assert truth.effects(self.rows, user_id) == self.effects_before + scenario.effects
+        assert truth.effects(self.rows, user_id) == self.effects_before + scenario.message.effects
 
     def _lease(self) -> dict[str, Any] | None:
         return self.rows.execute(
@@ -332,7 +316,7 @@ class TestAZombie:
         story.check_done(zombie)
 
     @pytest.mark.parametrize("database_url", ["pooled"], indirect=True)
-    @pytest.mark.parametrize("point", ["before INSERT INTO task", "before commit"])
+    @pytest.mark.parametrize("point", [f"before INSERT INTO {example.table}", "before commit"])
     def test_with_its_transaction_open_holds_nobody_up(
         self, point: str, fleet: Fleet, rows: Rows, issuer: Issuer
     ) -> None:
@@ -355,7 +339,7 @@ class TestAZombie:
 
     def _take_another_turn(self, story: Story, fleet: Fleet) -> Response:
         with fleet.cold() as environment:
-            asked = {"message": "Add call mum", "conversation_id": story.conversation_id}
+            asked = {"message": ADD_MUM, "conversation_id": story.conversation_id}
             return environment.ask(story.client.request(asked)).answer
 
     def _check_honest(self, late: Response, finished: Response) -> None:
@@ -368,5 +352,5 @@ class TestAZombie:
 
     def _check_untouched(self, story: Story, rows: Rows, finished: Response, later: Response) -> None:
         truth.check_turn(rows, story.client.id, ONE.message, finished)
-        truth.check_turn(rows, story.client.id, "Add call mum", later)
-        assert truth.effects(rows, story.client.id) == ["insert buy milk", "insert call mum"]
+        truth.check_turn(rows, story.client.id, ADD_MUM, later)
+        assert truth.effects(rows, story.client.id) == ADD_MILK.effects + ADD_MUM.effects

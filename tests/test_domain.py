@@ -3,6 +3,7 @@
 import pytest
 
 from dev.standin_model.client import StandIn
+from dev.standin_model.domain import domain
 from tests.conftest import Person, run
 from tests.domain import example
 from tests.example_domain import ABSENT, Rows, Sentence
@@ -24,6 +25,13 @@ SENTENCES = [
 def test_each_sentence_calls_its_tools(alice: Person, sentence: Sentence) -> None:
     """The stand-in model makes these calls, in this order."""
     assert [call["tool"] for call in alice.say(sentence).json["tool_calls"]] == sentence.tools
+
+
+def test_a_thing_is_known_by_its_id_too(alice: Person, rows: Rows) -> None:
+    """Then nothing is listed."""
+    (thing,) = map(str, example.put(rows, alice.id, "milk"))
+    for sentence in (example.change(thing), example.rename(thing, "oat milk"), example.delete(thing)):
+        assert [call["tool"] for call in alice.say(sentence).json["tool_calls"]] == sentence.tools
 
 
 def test_rows_are_read_and_written(alice: Person, rows: Rows) -> None:
@@ -64,3 +72,17 @@ def test_its_tools_are_the_toolset_s() -> None:
     named = {example.add_tool, example.list_tool, example.change_tool, example.rename_tool, example.delete_tool}
     assert named <= {tool.name for tool in run(process.tools.list_tools())}
     assert example.delete_tool in example.toolset.destructive
+
+
+def test_the_development_commands_know_the_same_domain() -> None:
+    """Their examples call each tool once, name all scopes and look into the right table."""
+    from chat.app import process
+
+    known = domain.examples
+    tools = {tool.name: tool for tool in run(process.tools.list_tools())}
+    assert sorted(known.tools) == sorted(tools)
+    assert (known.scopes, known.table, known.text) == (example.toolset.scopes, example.table, example.text)
+    assert known.tools[:2] == (example.add_tool, example.list_tool)
+    assert domain.reads <= {
+        name for name, tool in tools.items() if tool.annotations and tool.annotations.read_only_hint
+    }

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, LiteralString
 from uuid import uuid4
 
@@ -18,8 +19,7 @@ from sqlalchemy import text
 from sqlmodel import SQLModel
 
 import taskchat.conversations.models
-import taskchat.limits
-import taskchat.tasks  # noqa: F401  # with those before: fills the metadata
+import taskchat.limits  # noqa: F401  # with those before and the domain: fills the metadata
 from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
@@ -28,10 +28,10 @@ from taskchat.database.transaction import Database
 from testing.callers import AUTH, RESOURCE, Caller
 from testing.gateway import event
 from tests.conftest import Person, databases, variables
+from tests.domain import example
 from tests.environments import Environment, Fleet, ForkServer
+from tests.example_domain import Call, Rows
 from tests.test_mcp_door import McpClient
-
-Rows = psycopg.Connection[dict[str, Any]]
 
 TABLES = sorted(SQLModel.metadata.tables)
 OWNER_FILTER = re.compile(r"(?:\w+\.)?user_id = (%s(?:::\w+)?)")
@@ -94,25 +94,24 @@ class Intruder:
     """Somebody who tries all there is to try against what is another's, through both doors."""
 
     person: Person
-    task_id: int
+    thing: int
+    """What they try to get at."""
     conversation_id: str
 
     def attack(self) -> list[str]:
         """Everything that was answered."""
-        say, mcp = self.person.say, McpClient(self.person.mcp_token)
-        answers = [
-            say(wish.format(self.task_id)).body
-            for wish in ("what is left?", "list my tasks", "finish {}", "rename {} to stolen", "delete {}")
-        ]
+        say, mcp, thing = self.person.say, McpClient(self.person.mcp_token), str(self.thing)
+        wishes = (example.show(), example.change(thing), example.rename(thing, "stolen"), example.delete(thing))
+        answers = [say(wish).body for wish in wishes]
         intruding = say("what did I just say?", self.conversation_id)
         assert intruding.status == 404
         answers.append(intruding.body)
-        for tool in ("complete_task", "delete_task", "update_task"):
-            arguments = {"task_id": self.task_id} | ({"title": "stolen"} if tool == "update_task" else {})
-            result = mcp.call(tool, **arguments)
-            assert result["isError"], tool
+        calls = example.call_change, partial(example.call_rename, text="stolen"), example.call_delete
+        for call in (make(self.thing) for make in calls):
+            result = mcp.call(call["name"], **call["arguments"])
+            assert result["isError"], call
             answers.append(str(result))
-        return [*answers, str(mcp.call("list_tasks")), str(mcp.call("list_tasks", status="pending"))]
+        return [*answers, str(mcp.call(example.list_tool))]
 
 
 class TestOneLayerGone:
@@ -120,29 +119,34 @@ class TestOneLayerGone:
 
     @pytest.fixture
     def victim(self, alice: Person) -> Person:
-        """Somebody with a task, a conversation and a turn under a key."""
-        assert alice.say("add secretplan", key="k").status == 200
+        """Somebody with a thing, a conversation and a turn under a key."""
+        assert alice.say(example.add("secretplan"), key="k").status == 200
         return alice
 
     @pytest.fixture
     def intruder(self, victim: Person, bob: Person, rows: Rows) -> Intruder:
         """Somebody else, who knows every id there is."""
-        assert bob.say("add ownplan", key="k").status == 200
-        McpClient(bob.mcp_token).call("list_tasks")  # over a connection that is made now
-        (task,) = rows.execute("select id from task where user_id = %s", [victim.id]).fetchall()
+        assert bob.say(example.add("ownplan"), key="k").status == 200
+        McpClient(bob.mcp_token).call(example.list_tool)  # over a connection that is made now
+        (thing,) = example.ids_of(rows, victim.id)
         (talk,) = rows.execute("select id::text from conversation where user_id = %s", [victim.id]).fetchall()
-        return Intruder(bob, task["id"], talk["id"])
+        return Intruder(bob, thing, talk["id"])
 
     def test_without_any_owner_filter_rows_are_safe(self, victim: Person, intruder: Intruder, rows: Rows) -> None:
         """Row-level security alone: not one row of another's is seen or changed, and one's own still are."""
         before = everything_of(rows, victim)
         with owner_filters_removed(databases()) as removed:
             answers = intruder.attack()
-            assert intruder.person.say("add ownplan", key="k").headers["idempotent-replayed"] == "true"
+            assert intruder.person.say(example.add("ownplan"), key="k").headers["idempotent-replayed"] == "true"
         assert removed >= {
-            "FROM task", "UPDATE task", "DELETE FROM task", "FROM message", "FROM tool_call", "UPDATE conversation",
+            f"FROM {example.table}",
+            f"UPDATE {example.table}",
+            f"DELETE FROM {example.table}",  # noqa: S608  (compared, not run)
+            "FROM message",
+            "FROM tool_call",
+            "UPDATE conversation",
             "FROM conversation",
-        }  # fmt: skip
+        }
         assert "secretplan" not in str(answers)
         assert "ownplan" in answers[0]
         assert everything_of(rows, victim) == before
@@ -159,7 +163,7 @@ class TestOneLayerGone:
     def test_without_both_they_are_not(self, victim: Person, intruder: Intruder, rows: Rows) -> None:
         """So the two tests above do remove what they say they remove."""
         with row_level_security_off(rows), owner_filters_removed(databases()):
-            assert "secretplan" in intruder.person.say(f"finish {intruder.task_id}").body
+            assert "secretplan" in intruder.person.say(example.change(str(intruder.thing))).body
 
 
 class TestNobodySet:
@@ -169,7 +173,7 @@ class TestNobodySet:
     @pytest.mark.parametrize("setting", [None, ""])
     def test_no_row_is_seen(self, server: Postgres, alice: Person, table: str, setting: str | None) -> None:
         """With the setting unset, and with the empty one that a transaction leaves behind."""
-        alice.say("add one")
+        alice.say(example.add("one"))
         with psycopg.connect(server.app_url) as connection:
             if setting is not None:
                 connection.execute("select set_config('app.user_id', %s, true)", [setting])
@@ -186,23 +190,16 @@ class TestNobodySet:
         assert found == {"forced": True, "commands": ["*"]}
 
 
-def add(database: Database, person: str, title: str) -> None:
-    """One task of a person's."""
-    with database.transaction(person) as session:
-        session.execute(
-            text("insert into task (user_id, title, description) values (:user_id, :title, '')"),
-            {"user_id": person, "title": title},
-        )
-
-
 def test_interleaved_transactions_do_not_mix(
-    server: Postgres, pooler: PgBouncer, report: Callable[[str], None]
+    server: Postgres, pooler: PgBouncer, rows: Rows, report: Callable[[str], None]
 ) -> None:
     """20 people, 8 environments at once, 1,200 transactions that read without any filter: each sees what is theirs."""
     people, at_once = [uuid4().hex for _ in range(PEOPLE)], 8
     databases = [Database(pooler.url(server.app_url)) for _ in range(at_once)]
+    owners = text(f"select distinct user_id from {example.table}")  # noqa: S608
+    texts = text(f"select {example.text} from {example.table}")  # noqa: S608
     for person in people:
-        add(databases[0], person, person)
+        example.put(rows, person, person)
 
     def work(number: int) -> list[tuple[int, str]]:
         order, served = random.Random(number), []  # noqa: S311
@@ -211,8 +208,8 @@ def test_interleaved_transactions_do_not_mix(
             with databases[number].transaction(person) as session:
                 pid = session.execute(text("select pg_backend_pid()")).scalar_one()
                 for _statement in range(2):
-                    assert session.execute(text("select distinct user_id from task")).scalars().all() == [person]
-                assert session.execute(text("select title from task")).scalars().all() == [person]
+                    assert session.execute(owners).scalars().all() == [person]
+                assert session.execute(texts).scalars().all() == [person]
             served.append((pid, person))
         return served
 
@@ -237,10 +234,10 @@ class Guest(Caller):
 
     @property
     def mark(self) -> str:
-        """What every title of theirs holds, and nobody else's."""
+        """What every text of theirs holds, and nobody else's."""
         return f"x{self.id[:12]}x"
 
-    def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
+    def call(self, call: Call) -> dict[str, Any]:
         """A tool call through the MCP door, as the gateway hands it over."""
         token = self.issuer.mint_for_mcp(self.id, issuer=AUTH, resource=RESOURCE)
         headers = {
@@ -249,7 +246,7 @@ class Guest(Caller):
             "accept": "application/json, text/event-stream",
             "mcp-protocol-version": "2025-11-25",
         }
-        message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
+        message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
         return event("POST", "/mcp", headers=headers, body=json.dumps(message).encode())
 
 
@@ -278,8 +275,7 @@ def test_both_doors_at_once_do_not_mix(
         fleet.stop()
     made = transactions(pooler) - before
     for guest in guests:
-        titles = rows.execute("select title from task where user_id = %s", [guest.id]).fetchall()
-        assert all(guest.mark in row["title"] for row in titles)
+        assert all(guest.mark in held for held, _ in example.rows_of(rows, guest.id))
     assert made >= TRANSACTIONS
     report(f"{answered} requests of {PEOPLE} people through both doors, {made} transactions: no leak")
 
@@ -288,10 +284,10 @@ def visit(environment: Environment, order: random.Random, guests: list[Guest]) -
     """A turn and three calls by some of the people; how many requests were answered without a foreign mark."""
     chatting, calling = order.choice(guests), order.choice(guests)
     requests = [
-        (chatting, chatting.request({"message": f"add {chatting.mark}, then show all tasks"})),
-        (calling, calling.call("add_task", title=calling.mark)),
-        (calling, calling.call("list_tasks")),
-        (chatting, chatting.call("list_tasks", status="pending")),
+        (chatting, chatting.request({"message": example.add(chatting.mark).then(example.show())})),
+        (calling, calling.call(example.call_add(calling.mark))),
+        (calling, calling.call(example.call_list())),
+        (chatting, chatting.call(example.call_list())),
     ]
     for guest, request in requests:
         answer = environment.ask(request).answer

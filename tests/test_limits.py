@@ -18,7 +18,7 @@ import psycopg
 import pytest
 import sqlalchemy
 from mangum import Mangum
-from sqlmodel import Session
+from sqlmodel import Session, SQLModel
 
 from chat.usage import MAX_OUTPUT_TOKENS, Usage
 from dev import processes
@@ -33,14 +33,15 @@ from testing.gateway import Handler, Response, event, invoke
 from tests import db_assertions as truth
 from tests import proxy
 from tests.conftest import ROOT, Logs, Person, reset_processes, serving, variables
+from tests.domain import example
 from tests.environments import Environment, Fleet, ForkServer
-from tests.test_untrusted_model import add_tasks
 
 Rows = psycopg.Connection[dict[str, Any]]
 
 SLOW = 1
 """Requests in a minute: so few that no test takes long enough for one to come back by itself."""
 DAY_SECONDS = 86_400
+ADD_MILK, CALL_MUM = example.add("milk"), example.add("call mum")
 STATELESS = "2026-07-28"
 """The protocol version whose clients need no handshake: each request stands for itself."""
 
@@ -368,7 +369,7 @@ def limited(monkeypatch: pytest.MonkeyPatch, environment: None) -> Callable[...,
 
 def snapshot(rows: Rows) -> dict[str, list[Any]]:
     """All that the tables hold."""
-    tables = ("conversation", "message", "tool_call", "task", "allowance")
+    tables = SQLModel.metadata.tables
     return {table: rows.execute(f"table {table} order by 1, 2, 3".encode()).fetchall() for table in tables}
 
 
@@ -387,26 +388,26 @@ class TestTheChat:
     ) -> None:
         """429 with a time, not a row of anything, a line for the operator, and nothing to anybody else."""
         limited(turn_burst=2, turns_per_minute=SLOW, daily_model_tokens=10**9)
-        assert [alice.say("Add buy milk").status for _ in range(2)] == [200, 200]
+        assert [alice.say(ADD_MILK).status for _ in range(2)] == [200, 200]
         before = snapshot(rows)
-        check_refused(alice.say("Add call mum", key="k"), most=60)
+        check_refused(alice.say(CALL_MUM, key="k"), most=60)
         assert snapshot(rows) == before
         assert [(line["actor"], line["door"]) for line in logs() if line["message"] == "limit reached"] == [
             (alice.id, "chat")
         ]
-        assert bob.say("Add buy milk").status == 200
+        assert bob.say(ADD_MILK).status == 200
         let_pass(rows, alice.id, timedelta(minutes=1))
-        again = alice.say("Add call mum", key="k")
+        again = alice.say(CALL_MUM, key="k")
         assert (again.status, again.headers.get("idempotent-replayed")) == (200, None)
 
     def test_a_refusal_holds_no_conversation(self, limited: Callable[..., None], alice: Person, rows: Rows) -> None:
         """The lease of the conversation that was refused is nobody's: the next is taken at once."""
         limited(turn_burst=1, turns_per_minute=SLOW)
-        conversation_id = alice.say("Add buy milk").json["conversation_id"]
-        check_refused(alice.say("Add call mum", conversation_id), most=60)
+        conversation_id = alice.say(ADD_MILK).json["conversation_id"]
+        check_refused(alice.say(CALL_MUM, conversation_id), most=60)
         assert truth.lease(rows, alice.id, conversation_id) is None
         let_pass(rows, alice.id, timedelta(minutes=1))
-        assert alice.say("Add call mum", conversation_id).status == 200
+        assert alice.say(CALL_MUM, conversation_id).status == 200
 
     def test_what_is_replayed_is_free(self, limited: Callable[..., None], alice: Person, rows: Rows) -> None:
         """With an empty bucket and a day that is used up, a finished turn is answered all the same."""
@@ -420,14 +421,14 @@ class TestTheChat:
     def test_what_does_not_run_is_free(self, limited: Callable[..., None], alice: Person, rows: Rows) -> None:
         """A conversation that is busy or not there, a key that was used, a message that is none."""
         limited(turn_burst=2, turns_per_minute=SLOW, daily_model_tokens=10**9)
-        conversation_id = alice.say("Add buy milk", key="k").json["conversation_id"]
+        conversation_id = alice.say(ADD_MILK, key="k").json["conversation_id"]
         before = allowance(rows, alice.id)
         hold = "update conversation set lease_until = clock_timestamp() + %s where user_id = %s"
         rows.execute(hold, [timedelta(minutes=1), alice.id])
         statuses = [
-            alice.say("Add call mum", conversation_id).status,
-            alice.say("Add call mum", str(uuid4())).status,
-            alice.say("Add call mum", key="k").status,
+            alice.say(CALL_MUM, conversation_id).status,
+            alice.say(CALL_MUM, str(uuid4())).status,
+            alice.say(CALL_MUM, key="k").status,
             alice.say("").status,
         ]
         assert statuses == [409, 404, 422, 422]
@@ -438,22 +439,22 @@ class TestTheChat:
     ) -> None:
         """It asks the model again. Refused, it stays as it was, and can be taken up later."""
         limited(turn_burst=1, turns_per_minute=SLOW)
-        standin.fault("server_error", match="add buy milk", times=None, after_calls=1)
-        assert alice.say("Add buy milk", key="k").status == 502
+        standin.fault("server_error", match=ADD_MILK, times=None, after_calls=1)
+        assert alice.say(ADD_MILK, key="k").status == 502
         standin.reset()
         before = snapshot(rows)
-        check_refused(alice.say("Add buy milk", key="k"), most=60)
+        check_refused(alice.say(ADD_MILK, key="k"), most=60)
         assert snapshot(rows) == before
         let_pass(rows, alice.id, timedelta(minutes=1))
-        answer = alice.say("Add buy milk", key="k")
-        truth.check_turn(rows, alice.id, "Add buy milk", answer)
-        assert [call["tool"] for call in answer.json["tool_calls"]] == ["add_task"]
+        answer = alice.say(ADD_MILK, key="k")
+        truth.check_turn(rows, alice.id, ADD_MILK, answer)
+        assert [call["tool"] for call in answer.json["tool_calls"]] == ADD_MILK.tools
 
     def test_a_day_that_is_used_up(self, limited: Callable[..., None], alice: Person, rows: Rows) -> None:
         """The turn whose last answer reaches the quota is done; the next waits for midnight, and then is done too."""
         limited(daily_model_tokens=1)
         assert alice.say("hello").status == 200
-        refusal = alice.say("Add call mum")
+        refusal = alice.say(CALL_MUM)
         check_refused(refusal, most=DAY_SECONDS)
         assert refusal.json["detail"] == "The day's model tokens are used up."
         yesterday(rows, alice.id)
@@ -464,27 +465,27 @@ class TestTheChat:
     ) -> None:
         """The model is asked no more: 429 with what was done, and after midnight the turn goes on from there."""
         limited(daily_model_tokens=1)
-        answer = alice.say("Add buy milk", key="k")
+        answer = alice.say(ADD_MILK, key="k")
         check_refused(answer, most=DAY_SECONDS)
         (made,) = answer.json["tool_calls"]
-        assert (made["tool"], made["outcome"]) == ("add_task", "ok")
+        assert (made["tool"], made["outcome"]) == (example.add_tool, "ok")
         assert len(standin.requests()) == 1
         assert tokens(rows, alice.id) == told(standin)
         yesterday(rows, alice.id)
         limited(daily_model_tokens=10**6)
-        again = alice.say("Add buy milk", key="k").json
+        again = alice.say(ADD_MILK, key="k").json
         assert (again["turn_id"], again["tool_calls"]) == (answer.json["turn_id"], [made])
-        assert truth.tasks(rows, alice.id) == [("buy milk", False)]
+        assert example.rows_of(rows, alice.id) == [example.row("milk")]
 
     def test_no_turn_outruns_the_day_by_more_than_a_call(
         self, limited: Callable[..., None], alice: Person, rows: Rows, standin: StandIn
     ) -> None:
         """A model that reads the list as often as it may, with little left."""
-        add_tasks(rows, alice, 50, "x" * 2_000)
+        example.put(rows, alice.id, *["x" * 300] * 50)
         quota = 60_000
         limited(daily_model_tokens=quota)
         for made in range(12):
-            calls = [{"name": "list_tasks", "arguments": {}}] * 4
+            calls = [example.call_list()] * 4
             standin.fault("call", calls=calls, match="hello", after_calls=4 * made)
         check_refused(alice.say("hello"), most=DAY_SECONDS)
         costs = [request["tokens"] for request in standin.requests()]
@@ -528,7 +529,7 @@ class TestTheChat:
         client, environments = Caller.new(issuer), [fleet.start() for _ in range(8)]
 
         def ask(environment: Environment) -> list[Response]:
-            return [environment.ask(client.request({"message": "Add buy milk"})).answer for _ in range(25)]
+            return [environment.ask(client.request({"message": ADD_MILK})).answer for _ in range(25)]
 
         with ThreadPoolExecutor(8) as pool:
             answers = [answer for answers in pool.map(ask, environments) for answer in answers]
@@ -536,10 +537,10 @@ class TestTheChat:
         assert Counter(answer.status for answer in answers) == {200: 10, 429: 190}
         for answer in answers:
             if answer.status == 200:
-                truth.check_turn(rows, client.id, "Add buy milk", answer)
+                truth.check_turn(rows, client.id, ADD_MILK, answer)
             else:
                 check_refused(answer, most=60)
-        assert truth.tasks(rows, client.id) == [("buy milk", False)] * 10
+        assert example.rows_of(rows, client.id) == [example.row("milk")] * 10
         assert tokens(rows, client.id) == sum(request["tokens"] for request in standin.requests())
 
 
@@ -568,7 +569,7 @@ class TestWhatATurnCosts:
 
     def test_a_turn(self, alice: Person, rows: Rows, standin: StandIn, logs: Logs) -> None:
         """Stored with its reply, logged, and counted: as many tokens as the model told of."""
-        alice.say("Add buy milk and call mum, then finish the milk")
+        alice.say(example.add("milk", "call mum").then(example.change("milk")))
         usage = usage_of(rows, alice)
         assert told(standin) > 0
         assert tokens(rows, alice.id) == usage["input_tokens"] + usage["output_tokens"] == told(standin)
@@ -590,8 +591,8 @@ class TestWhatATurnCosts:
     )
     def test_a_turn_that_goes_wrong(self, alice: Person, rows: Rows, standin: StandIn, logs: Logs, fault: str) -> None:
         """What was answered before is counted, and so is an answer that is of no use: it was paid for."""
-        standin.fault(fault, match="add buy milk", times=None, after_calls=1)
-        alice.say("Add buy milk")
+        standin.fault(fault, match=ADD_MILK, times=None, after_calls=1)
+        alice.say(ADD_MILK)
         assert told(standin) > 0
         assert tokens(rows, alice.id) == told(standin)
         assert [tokens for _, tokens in accounts(logs, alice)] == [told(standin)]
@@ -604,8 +605,8 @@ class TestWhatATurnCosts:
         self, alice: Person, rows: Rows, standin: StandIn, logs: Logs, fault: str, tries: int
     ) -> None:
         """Given up, lost, or not to be read: each try is taken to cost what the model had to read for it, or about."""
-        standin.fault(fault, match="add buy milk", times=None, after_calls=1)
-        assert alice.say("Add buy milk", seconds=3).status in (502, 504)
+        standin.fault(fault, match=ADD_MILK, times=None, after_calls=1)
+        assert alice.say(ADD_MILK, seconds=3).status in (502, 504)
         (read, *given_up) = standin.requests()
         assert len(given_up) == tries
         (line,) = [line for line in logs() if line["message"] == "turn interrupted"]
@@ -619,7 +620,7 @@ class TestWhatATurnCosts:
         """Nobody listens: it costs nothing."""
         monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
         reset_processes()
-        assert alice.say("Add buy milk").status == 502
+        assert alice.say(ADD_MILK).status == 502
         assert tokens(rows, alice.id) == 0
 
     def test_a_database_that_fails_in_a_tool(self, alice: Person, rows: Rows, standin: StandIn) -> None:
@@ -628,9 +629,9 @@ class TestWhatATurnCosts:
             "create or replace function refuse() returns trigger language plpgsql as $$"
             " begin raise exception using errcode = '57014'; end $$"
         )
-        rows.execute("create trigger refuse before insert on task for each row execute function refuse()")
+        rows.execute(f"create trigger refuse before insert on {example.table} for each row execute function refuse()")
         try:
-            assert alice.say("Add buy milk").status == 503
+            assert alice.say(ADD_MILK).status == 503
         finally:
             rows.execute("drop function refuse cascade")
         assert told(standin) > 0
@@ -638,11 +639,11 @@ class TestWhatATurnCosts:
 
     def test_a_turn_in_two_attempts(self, alice: Person, rows: Rows, standin: StandIn, logs: Logs) -> None:
         """The day has both; the reply has what the attempt that gave it cost, and each attempt its own line."""
-        standin.fault("server_error", match="add buy milk", times=None, after_calls=1)
-        assert alice.say("Add buy milk", key="k").status == 502
+        standin.fault("server_error", match=ADD_MILK, times=None, after_calls=1)
+        assert alice.say(ADD_MILK, key="k").status == 502
         first = told(standin)
         standin.reset()
-        assert alice.say("Add buy milk", key="k").status == 200
+        assert alice.say(ADD_MILK, key="k").status == 200
         second, usage = told(standin), usage_of(rows, alice)
         assert usage["input_tokens"] + usage["output_tokens"] == second
         assert tokens(rows, alice.id) == first + second
@@ -745,34 +746,34 @@ def door(limited: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> Calla
     return start
 
 
-def call(token: str) -> tuple[dict[str, str], bytes]:
-    """Headers and body with which a client adds a task."""
+def tool_call(token: str) -> tuple[dict[str, str], bytes]:
+    """Headers and body with which a client calls a tool."""
     meta = {
         "io.modelcontextprotocol/protocolVersion": STATELESS,
         "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
         "io.modelcontextprotocol/clientCapabilities": {},
     }
-    params = {"name": "add_task", "arguments": {"title": "buy milk"}, "_meta": meta}
+    params = example.call_add("milk") | {"_meta": meta}
     headers = {
         "accept": "application/json, text/event-stream",
         "authorization": f"Bearer {token}",
         "content-type": "application/json",
         "mcp-protocol-version": STATELESS,
         "mcp-method": "tools/call",
-        "mcp-name": "add_task",
+        "mcp-name": example.add_tool,
     }
     return headers, json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode()
 
 
-def add_task(person: Person, handler: Handler, method: str = "POST", token: str | None = None) -> Response:
-    """A client of the person's adds a task."""
-    headers, body = call(token or person.mcp_token)
+def call_tool(person: Person, handler: Handler, method: str = "POST", token: str | None = None) -> Response:
+    """Call a tool as a client of the person."""
+    headers, body = tool_call(token or person.mcp_token)
     return invoke(handler, event(method, "/mcp", headers=headers, body=body))
 
 
 def _post(url: str, person: Person) -> int:
     """The same over real HTTP: the status."""
-    headers, body = call(person.mcp_token)
+    headers, body = tool_call(person.mcp_token)
     connection = http.client.HTTPConnection(urlsplit(url).netloc)
     try:
         connection.request("POST", "/mcp", body, headers | {"host": urlsplit(RESOURCE).netloc})
@@ -792,14 +793,14 @@ class TestTheMcpDoor:
     ) -> None:
         """429 with a time, no call is made, nothing to anybody else, and it fills again."""
         handler = door(mcp_burst=3, mcp_requests_per_minute=SLOW)
-        assert [add_task(alice, handler).status for _ in range(3)] == [200] * 3
+        assert [call_tool(alice, handler).status for _ in range(3)] == [200] * 3
         before = snapshot(rows)
-        check_refused(add_task(alice, handler), most=60)
+        check_refused(call_tool(alice, handler), most=60)
         assert snapshot(rows) == before
-        assert add_task(bob, handler).status == 200
+        assert call_tool(bob, handler).status == 200
         let_pass(rows, alice.id, timedelta(minutes=1))
-        assert [add_task(alice, handler).status for _ in range(2)] == [200, 429]
-        assert truth.tasks(rows, alice.id) == [("buy milk", False)] * 4
+        assert [call_tool(alice, handler).status for _ in range(2)] == [200, 429]
+        assert example.rows_of(rows, alice.id) == [example.row("milk")] * 4
         assert allowance(rows, alice.id, "chat") is None
 
     def test_40_at_once_over_http(self, door: Callable[..., Handler], alice: Person, rows: Rows) -> None:
@@ -810,22 +811,22 @@ class TestTheMcpDoor:
         with serving(process.app) as url, ThreadPoolExecutor(20) as pool:
             statuses = Counter(pool.map(lambda _: _post(url, alice), range(40)))
         assert statuses == {200: 7, 429: 33}
-        assert truth.tasks(rows, alice.id) == [("buy milk", False)] * 7
+        assert example.rows_of(rows, alice.id) == [example.row("milk")] * 7
 
     def test_only_who_is_known_is_charged(self, door: Callable[..., Handler], alice: Person, rows: Rows) -> None:
         """Not a request without a token that holds, nor one that asks for nothing."""
         handler = door(mcp_burst=1, mcp_requests_per_minute=SLOW)
-        assert add_task(alice, handler, token=alice.token).status == 401
-        assert add_task(alice, handler, "GET").status == 405
+        assert call_tool(alice, handler, token=alice.token).status == 401
+        assert call_tool(alice, handler, "GET").status == 405
         metadata = event("GET", "/.well-known/oauth-protected-resource")
         assert invoke(handler, metadata).status == 200
         assert allowance(rows, alice.id, "mcp") is None
-        assert [add_task(alice, handler).status for _ in range(2)] == [200, 429]
+        assert [call_tool(alice, handler).status for _ in range(2)] == [200, 429]
 
     def test_no_database(self, door: Callable[..., Handler], alice: Person, monkeypatch: pytest.MonkeyPatch) -> None:
         """503 with a time to come back: who cannot be counted is not served."""
         monkeypatch.setenv("DATABASE_URL", "postgresql://u:p@127.0.0.1:1/d?sslmode=disable")
-        answer = add_task(alice, door(mcp_burst=1, mcp_requests_per_minute=SLOW))
+        answer = call_tool(alice, door(mcp_burst=1, mcp_requests_per_minute=SLOW))
         assert (answer.status, answer.headers["content-type"]) == (503, "application/problem+json")
         assert answer.json["type"] == "urn:taskchat:problem:database-unavailable"
         assert int(answer.headers["retry-after"]) >= 1
@@ -833,7 +834,7 @@ class TestTheMcpDoor:
     def test_switched_off(self, door: Callable[..., Handler], alice: Person, rows: Rows) -> None:
         """Nobody is refused, and nothing is kept of it."""
         handler = door(turn_burst=1, turns_per_minute=SLOW)
-        assert {add_task(alice, handler).status for _ in range(5)} == {200}
+        assert {call_tool(alice, handler).status for _ in range(5)} == {200}
         assert allowance(rows, alice.id, "mcp") is None
 
 

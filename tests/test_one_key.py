@@ -27,6 +27,7 @@ from testing.gateway import Response
 from tests import db_assertions as truth
 from tests.conftest import variables
 from tests.db_assertions import Rows
+from tests.domain import example
 from tests.environments import Environment, Fleet, ForkServer
 
 Report = Callable[[str], None]
@@ -63,7 +64,7 @@ class TestTwoRequestsAtOnce:
     @pytest.fixture
     def places(self, pair: list[Environment], client: Caller) -> list[str]:
         """Two conversations of theirs."""
-        begun = [environment.ask(client.request({"message": "What is left?"})).answer for environment in pair]
+        begun = [environment.ask(client.request({"message": example.show()})).answer for environment in pair]
         return [answer.json["conversation_id"] for answer in begun]
 
     def race(self, pair: list[Environment], client: Caller, bodies: list[dict[str, str | None]]) -> list[Response]:
@@ -86,7 +87,7 @@ class TestTwoRequestsAtOnce:
         """The same words in each."""
         winners = Counter[int]()
         for number in range(ROUNDS):
-            bodies = [{"message": f"Add n{number}", "conversation_id": place} for place in places]
+            bodies = [{"message": example.add(f"n{number}"), "conversation_id": place} for place in places]
             answers = self.race(pair, client, bodies)
             self.check(rows, client, answers, number + 1)
             winners[[answer.status for answer in answers].index(200)] += 1
@@ -98,7 +99,7 @@ class TestTwoRequestsAtOnce:
         """The one that is refused leaves no conversation behind."""
         begun = 0
         for number in range(ROUNDS):
-            bodies = [{"message": f"Add n{number}", "conversation_id": place} for place in (None, places[1])]
+            bodies = [{"message": example.add(f"n{number}"), "conversation_id": place} for place in (None, places[1])]
             answers = self.race(pair, client, bodies)
             self.check(rows, client, answers, number + 1)
             begun += answers[0].status == 200
@@ -110,10 +111,12 @@ class TestTwoRequestsAtOnce:
     ) -> None:
         """Whichever words come first are done."""
         for number in range(ROUNDS):
-            bodies = [{"message": f"Add {word}{number}", "conversation_id": places[0]} for word in "ab"]
+            bodies = [{"message": example.add(f"{word}{number}"), "conversation_id": places[0]} for word in "ab"]
             answers = self.race(pair, client, bodies)
             self.check(rows, client, answers, number + 1)
-            assert ("Added a" in answers[0].body) is (answers[0].status == 200)
+            won = [answer.status for answer in answers].index(200)
+            (made,) = answers[won].json["tool_calls"]
+            assert made["result"][example.text] == f"{'ab'[won]}{number}"
 
 
 class TestBegunAgain:

@@ -37,7 +37,9 @@ from tests import db_assertions as truth
 from tests.conftest import variables
 from tests.crash_points import Trap
 from tests.db_assertions import Rows
+from tests.domain import example
 from tests.environments import Environment, Fleet, ForkServer, Outcome
+from tests.example_domain import Sentence
 
 STEPS = 20
 """Steps of one sequence."""
@@ -64,23 +66,23 @@ SHORT = 1.8
 Report = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A thing to ask for, each time with words of its own."""
+Kind = Callable[[str], Sentence]
+"""A thing to ask for, in words that a mark makes a turn's own."""
 
-    message: str
-    effects: tuple[str, ...]
-
-
-KINDS = [
-    Kind("Add {0}a", ("insert {0}a",)),
-    Kind("Add {0}a and {0}b", ("insert {0}a", "insert {0}b")),
-    Kind("Add {0}a, then finish {0}a", ("insert {0}a", "update {0}a")),
-    Kind("Add {0}a, then delete {0}a", ("insert {0}a", "delete {0}a")),
-    Kind("Add {0}a, then rename {0}a to {0}b", ("insert {0}a", "update {0}b")),
-    Kind("Add {0}a, then show all tasks", ("insert {0}a",)),
+KINDS: list[Kind] = [
+    lambda mark: example.add(f"{mark}a"),
+    lambda mark: example.add(f"{mark}a", f"{mark}b"),
+    lambda mark: example.add(f"{mark}a").then(example.change(f"{mark}a")),
+    lambda mark: example.add(f"{mark}a").then(example.delete(f"{mark}a")),
+    lambda mark: example.add(f"{mark}a").then(example.rename(f"{mark}a", f"{mark}b")),
+    lambda mark: example.add(f"{mark}a").then(example.show()),
 ]
-EFFECTS = {"add_task": "insert", "complete_task": "update", "update_task": "update", "delete_task": "delete"}
+EFFECTS = {
+    example.add_tool: "insert",
+    example.change_tool: "update",
+    example.rename_tool: "update",
+    example.delete_tool: "delete",
+}
 
 MODEL_MISTAKES = [
     # The turn is done all the same: the model is told, or asked again.
@@ -120,14 +122,9 @@ class Asked:
     """The answer, once somebody had it."""
 
     @property
-    def message(self) -> str:
-        """What is said."""
-        return self.kind.message.format(self.mark)
-
-    @property
-    def effects(self) -> list[str]:
-        """What must come of it."""
-        return [effect.format(self.mark) for effect in self.kind.effects]
+    def message(self) -> Sentence:
+        """What is said, and what must come of it."""
+        return self.kind(self.mark)
 
     @property
     def turn_id(self) -> UUID:
@@ -542,9 +539,9 @@ class Turns(RuleBasedStateMachine):
         assert [call["position"] for call in recorded] == list(range(len(recorded)))
         noted = [EFFECTS[call["tool"]] for call in recorded if call["outcome"] == "ok" and call["tool"] in EFFECTS]
         assert [effect.split()[0] for effect in done] == noted, f"{asked.message!r}: {done} against {recorded}"
-        assert done == asked.effects[: len(done)], f"{asked.message!r}: {done}"
+        assert done == asked.message.effects[: len(done)], f"{asked.message!r}: {done}"
         if reply is not None:
-            assert done == asked.effects, f"{asked.message!r}: {done}"
+            assert done == asked.message.effects, f"{asked.message!r}: {done}"
         if asked.body is not None:
             answer = json.loads(asked.body)
             assert answer["response"] == reply

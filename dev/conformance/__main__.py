@@ -19,7 +19,7 @@ from dev.proof import ProofError
 
 HOST: Final = "127.0.0.1"
 LIMIT_SECONDS: Final = 300
-PATHS: Final[dict[Endpoint, str]] = {"tasks": "/mcp", "fixtures": "/fixtures/mcp"}
+PATHS: Final[dict[Endpoint, str]] = {"own": "/mcp", "fixtures": "/fixtures/mcp"}
 RUNS: Final = (("released", "2025-11-25"), ("upcoming", "2025-11-25"), ("upcoming", "2026-07-28"))
 """The suite's packages by their names in package.json, and the protocol version each is run for."""
 WRONG: Final = ("FAILURE", "WARNING")
@@ -143,7 +143,7 @@ def _endpoints(log: Path) -> Iterator[str]:
     port = processes.free_port(HOST)
     url = f"http://{HOST}:{port}"
     with proof.surroundings("conformance") as around, log.open("wb") as output:
-        known = {"AUTH_ISSUER": url, "AUTH_JWKS_JSON": issuer().jwks_json, "MCP_RESOURCE_URL": url + PATHS["tasks"]}
+        known = {"AUTH_ISSUER": url, "AUTH_JWKS_JSON": issuer().jwks_json, "MCP_RESOURCE_URL": url + PATHS["own"]}
         names = {"POWERTOOLS_SERVICE_NAME": "taskchat", "POWERTOOLS_METRICS_NAMESPACE": "taskchat"}
         command = [sys.executable, "-m", "uvicorn", "dev.conformance.app:app", "--host", HOST, "--port", str(port)]
         process = processes.spawn(

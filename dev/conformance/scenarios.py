@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-Endpoint = Literal["tasks", "fixtures"]
+Endpoint = Literal["own", "fixtures"]
 
-TASKS: Final = frozenset(
+OWN: Final = frozenset(
     {
         "caching",
         "dns-rebinding-protection",
@@ -94,7 +94,7 @@ NOT_APPLICABLE: Final = {
 }
 """Scenarios that apply to neither endpoint, and the reason."""
 
-NAMES: Final = TASKS | FIXTURES | NOT_APPLICABLE.keys()
+NAMES: Final = OWN | FIXTURES | NOT_APPLICABLE.keys()
 
 _WITH_SESSIONS: Final = "2025-11-25"
 NOT_APPLICABLE_THERE: Final = {(_WITH_SESSIONS, "server-sse-multiple-streams"): _NO_SESSION}
@@ -138,7 +138,7 @@ def endpoint(scenario: str) -> Endpoint | None:
     """Return the endpoint that must pass the scenario, or None if this module names none."""
     if scenario in FIXTURES:
         return "fixtures"
-    return "tasks" if scenario in TASKS else None
+    return "own" if scenario in OWN else None
 
 
 def judge(version: str, scenarios: Iterable[str], results: dict[Endpoint, dict[str, Result]]) -> Verdict:

@@ -6,7 +6,7 @@ A function's keyword parameters are the fault's parameters, with their defaults.
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,10 +16,13 @@ from .conversation import Answer, Call, Json, dump
 from .hanging import HangingRequests
 from .wire import ApiError
 
+if TYPE_CHECKING:
+    from .script import Examples
+
 EVENTS = "text/event-stream"
-BROKEN_JSON = '{"title": "buy mi'
+BROKEN_JSON = '{"text": "unfin'
 NOT_STORABLE = "\x00\ud800"  # Postgres refuses both: a NUL and half of a surrogate pair
-TOO_LONG = 5_000  # characters; a title may have 200
+TOO_LONG = 5_000  # characters: more than any tool takes
 
 
 class DroppedConnection(Response):
@@ -119,8 +122,9 @@ def say(answer: Answer, *, text: str = "This is what I was told to say.") -> Ans
 
 
 def call(answer: Answer, *, calls: list[Json] | None = None) -> Answer:
-    given: list[Json] = [{"name": "list_tasks"}] if calls is None else calls
-    return Answer(calls=tuple(Call.new(each["name"], each.get("arguments", {})) for each in given))
+    if calls is None:
+        return Answer(calls=(_listing(),))
+    return Answer(calls=tuple(Call.new(each["name"], each.get("arguments", {})) for each in calls))
 
 
 def refusal(answer: Answer, *, text: str = "I will not help with that.") -> Answer:
@@ -144,16 +148,17 @@ def unknown_tool(answer: Answer) -> Answer:
 
 
 def endless_tool_calls(answer: Answer) -> Answer:
-    return Answer(calls=(Call.new("list_tasks", {}),))
+    return Answer(calls=(_listing(),))
 
 
 def malformed_arguments(answer: Answer) -> Answer:
     return Answer(calls=tuple(replace(each, arguments=BROKEN_JSON) for each in _calls(answer)))
 
 
-def wrong_arguments(answer: Answer, *, tool: str = "add_task", arguments: Json | None = None) -> Answer:
-    wrong = {"title": "x" * TOO_LONG} if arguments is None else arguments
-    return Answer(calls=(Call.new(tool, wrong),))
+def wrong_arguments(answer: Answer, *, tool: str | None = None, arguments: Json | None = None) -> Answer:
+    examples = _examples()
+    wrong = examples.calls[0][1] | {examples.text: "x" * TOO_LONG} if arguments is None else arguments
+    return Answer(calls=(Call.new(tool or examples.tools[0], wrong),))
 
 
 def extra_arguments(answer: Answer, *, user_id: str = "someone-else") -> Answer:
@@ -162,7 +167,7 @@ def extra_arguments(answer: Answer, *, user_id: str = "someone-else") -> Answer:
 
 def duplicate_call_ids(answer: Answer) -> Answer:
     calls = _calls(answer)
-    pair = calls if len(calls) > 1 else (*calls, Call.new("list_tasks", {}))
+    pair = calls if len(calls) > 1 else (*calls, _listing())
     return Answer(calls=tuple(replace(each, call_id=pair[0].call_id) for each in pair))
 
 
@@ -177,7 +182,17 @@ def _spoil(arguments: Json) -> Json:
 
 
 def _calls(answer: Answer) -> tuple[Call, ...]:
-    return answer.calls or (Call.new("list_tasks", {}),)
+    return answer.calls or (_listing(),)
+
+
+def _listing() -> Call:
+    return Call.new(_examples().tools[1], {})
+
+
+def _examples() -> "Examples":
+    from .domain import domain  # not before: its sentences are made of scripts, and those know the faults
+
+    return domain.examples
 
 
 def _with_arguments(answer: Answer, change: Callable[[Json], Json]) -> Answer:

@@ -10,8 +10,8 @@ import re
 from collections import defaultdict, deque
 
 from .conversation import Answer, Call, Conversation, Json
+from .domain import domain
 from .script import NOT_UNDERSTOOD, Ask, Outcome, Result, Trouble, Wish, enumerate_names
-from .tasks import domain
 
 RETRY = re.compile(r"\bmake the call once more\b", re.IGNORECASE)  # a failed call that asks for this counts as not made
 Key = tuple[str, str]

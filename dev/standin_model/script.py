@@ -1,12 +1,13 @@
 """Define what a script is made of: a generator that yields the tool calls it needs next, and is sent their results.
 
-The scripts of the domain are in dev/standin_model/tasks; those about the conversation itself are below.
+A script of a domain is in its package; those about the conversation itself are below.
 """
 
+import re
 import textwrap
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from .conversation import Conversation, Json, Turn
 from .faults import simulated_fault
@@ -56,13 +57,45 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
+class Examples:
+    """Holds what the development commands and the page say, call and look for, to try a domain."""
+
+    add: str
+    """A message that adds one thing, with one call of the first tool of `calls`."""
+    added: str
+    """The text of that thing."""
+    show: str
+    """A message that lists the things, with one call of the second tool of `calls`."""
+    more: tuple[str, ...]
+    """Further messages to suggest on the page."""
+    calls: tuple[tuple[str, Json], ...]
+    """Each tool once, in an order that works on an empty table, where the first thing has the id 1."""
+    table: str
+    text: str
+    """The column of the things' text, and the name of the first tool's argument for it."""
+    scopes: tuple[str, ...]
+    """All scopes of the toolset."""
+
+    @property
+    def add_and_show(self) -> str:
+        """A message that does both."""
+        return f"{self.add}, then {self.show[0].lower()}{self.show[1:]}"
+
+    @property
+    def tools(self) -> tuple[str, ...]:
+        """The names of all tools."""
+        return tuple(tool for tool, _ in self.calls)
+
+
+@dataclass(frozen=True, slots=True)
 class Domain:
-    """Holds the stand-in's knowledge of a domain."""
+    """Holds what the stand-in and the development commands know of a domain."""
 
     understand: Callable[[str], list[Wish]]
     """Reads a message."""
     help: str
     """Lists the sentences that are understood, after one that was not."""
+    examples: Examples
     reads: frozenset[str] = field(default_factory=frozenset)
     """Tools that change nothing."""
     key: str = ""
@@ -80,6 +113,14 @@ def unclear(text: str) -> Wish:
     return Wish(lambda _: say(Outcome(f"\u201c{short(text)}\u201d", NOT_UNDERSTOOD)))
 
 
+def any_domain(clause: str) -> Wish | None:
+    """Return the wish of a clause that means the same in every domain: to recall, or to simulate a fault."""
+    for pattern, make in _ANY_DOMAIN:
+        if pattern.fullmatch(clause):
+            return make(clause)
+    return None
+
+
 def recall_message() -> Wish:
     """Return the wish to repeat the message before the current one."""
     return Wish(lambda conversation: say(Outcome(_last_said(conversation.turns[:-1]))))
@@ -93,6 +134,13 @@ def recall_tools() -> Wish:
 def simulate(message: str) -> Wish:
     """Return the wish to report a simulated fault: the request was answered with it before this runs."""
     return Wish(lambda _: say(Outcome(_simulated(message))))
+
+
+_ANY_DOMAIN: Final[tuple[tuple[re.Pattern[str], Callable[[str], Wish]], ...]] = (
+    (re.compile(r"what did i (?:just )?(?:say|write|ask)\b.*", re.IGNORECASE | re.DOTALL), lambda _: recall_message()),
+    (re.compile(r"(?:which|what) tools (?:did|have) you use.*", re.IGNORECASE | re.DOTALL), lambda _: recall_tools()),
+    (re.compile(r"simulate .+", re.IGNORECASE | re.DOTALL), simulate),
+)
 
 
 def _last_said(earlier: list[Turn]) -> str:

@@ -1,1 +1,1 @@
-"""The tests of tasks themselves, and tasks as the engine's tests see them. Replace it with `taskchat.tasks`."""
+"""Test the task tools, and describe tasks for the engine's tests. Replace it together with `taskchat.tasks`."""

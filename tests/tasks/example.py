@@ -1,4 +1,4 @@
-"""Tasks as the engine's tests see them: the text is the title, and a task changes when it is completed."""
+"""Describe tasks for the engine's tests: the text is the title, and a task changes when it is completed."""
 
 from typing import Final
 
@@ -7,12 +7,12 @@ from tests.example_domain import ABSENT, Call, ExampleDomain, Sentence
 
 
 class Tasks(ExampleDomain):
-    """The sentences of docs/stand-in-model.md, and what comes of them."""
+    """Holds the sentences of docs/stand-in-model.md and their effects."""
 
     toolset = toolset
     table, text, state = "task", "title", "completed"
     states = (False, True)
-    required = {"description": ""}  # noqa: RUF012  (nobody writes to it)
+    required = {"description": ""}  # noqa: RUF012  (no code writes to it)
     page = "tasks"
     id_argument = "task_id"
     absent = f"Task {ABSENT} was not found."
@@ -29,15 +29,15 @@ class Tasks(ExampleDomain):
 
     def change(self, text: str) -> Sentence:
         """Complete a task."""
-        return Sentence(f"Finish {text}", ["list_tasks", "complete_task"], [f"update {text}"])
+        return Sentence(f"Finish {text}", [*self.lookup(text), "complete_task"], [f"update {text}"])
 
     def rename(self, text: str, new: str) -> Sentence:
         """Give a task another title."""
-        return Sentence(f"Rename {text} to {new}", ["list_tasks", "update_task"], [f"update {new}"])
+        return Sentence(f"Rename {text} to {new}", [*self.lookup(text), "update_task"], [f"update {new}"])
 
     def delete(self, text: str) -> Sentence:
         """Delete a task."""
-        return Sentence(f"Delete {text}", ["list_tasks", "delete_task"], [f"delete {text}"])
+        return Sentence(f"Delete {text}", [*self.lookup(text), "delete_task"], [f"delete {text}"])
 
     def fail(self) -> Sentence:
         """Complete a task that is not there."""

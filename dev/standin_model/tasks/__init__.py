@@ -1,6 +1,6 @@
 """The stand-in's knowledge of tasks. Replace this package together with `taskchat.tasks` (docs/your-own-tools.md)."""
 
-from dev.standin_model.script import Domain
+from dev.standin_model.script import Domain, Examples
 
 from .sentences import understand
 
@@ -12,4 +12,20 @@ domain = Domain(
     ),
     reads=frozenset({"list_tasks"}),
     key="task_id",
+    examples=Examples(
+        add="Add buy milk",
+        added="buy milk",
+        show="What is left?",
+        more=("Mark buy milk as done",),
+        calls=(
+            ("add_task", {"title": "call mum"}),
+            ("list_tasks", {"status": "pending"}),
+            ("update_task", {"task_id": 1, "title": "call dad"}),
+            ("complete_task", {"task_id": 1}),
+            ("delete_task", {"task_id": 1}),
+        ),
+        table="task",
+        text="title",
+        scopes=("tasks:read", "tasks:write"),
+    ),
 )

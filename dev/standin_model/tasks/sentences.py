@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 
-from dev.standin_model.script import Script, Wish, recall_message, recall_tools, simulate, unclear
+from dev.standin_model.script import Script, Wish, any_domain, unclear
 
 from .scripts import Status, Target, add, change, each, show
 
@@ -46,6 +46,8 @@ def _bare(clause: str) -> str:
 
 
 def _wishes(clause: str) -> list[Wish]:
+    if wish := any_domain(clause):
+        return [wish]
     for pattern, make in GRAMMAR:
         if found := pattern.fullmatch(clause):
             return make(found)
@@ -118,9 +120,6 @@ Grammar = tuple[tuple[str, Callable[[re.Match[str]], list[Wish]]], ...]
 SHOWN = r"tasks?|list|left|pending|open|to-?do|to do|done|completed|finished|everything|all"
 TASK_TO = r"(?:an?|the)? ?(?:new )?(?:tasks?|to-?dos?|reminders?)(?: to| for| called| named)?:? "
 RULES: Grammar = (
-    (r"what did i (?:just )?(?:say|write|ask)\b.*", lambda _: [recall_message()]),
-    (r"(?:which|what) tools (?:did|have) you use.*", lambda _: [recall_tools()]),
-    (r"simulate .+", lambda found: [simulate(found[0])]),
     (r"mark (?P<targets>.+?) (?:as )?(?:done|completed?|finished)", _finish),
     (rf"(?:finish|complete|check off|tick off|{I_DID}) (?P<targets>.+)", _finish),
     (r"(?:delete|remove) (?P<targets>.+)", _delete),

@@ -1,29 +1,17 @@
 """The five tools, through the protocol and against Postgres."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
-import psycopg
 import pytest
-from sqlalchemy import event
 
-from taskchat.toolcalls.call import CallContext, calling
 from tests.conftest import Person, run
+from tests.example_domain import Rows
 from tests.test_mcp_door import McpClient
+from tests.tool_calls import Outcome, acall
 
-Rows = psycopg.Connection[dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("environment")
-
-
-class Outcome:
-    """How a call ended: its structured content, or the sentence of its failure."""
-
-    def __init__(self, result: Any, call: CallContext) -> None:
-        self.content = result.structured_content
-        self.failure = result.content[0].text if result.is_error else None
-        self.record = call.records[0]
 
 
 Tool = Callable[..., Outcome]
@@ -35,19 +23,18 @@ def user_id() -> str:
     return uuid4().hex
 
 
-async def acall(user_id: str, name: str, arguments: dict[str, Any]) -> Outcome:
-    """One call of a tool on the person's behalf, as the agent makes it."""
-    from chat.app import process
-
-    call = CallContext(user_id, "chat", turn_id=uuid4(), call_id=uuid4().hex)
-    with calling(call):
-        return Outcome(await process.tools.call_tool(name, arguments), call)
-
-
 @pytest.fixture
 def tool(user_id: str) -> Tool:
     """Call a tool as that person."""
     return lambda name, **arguments: run(acall(user_id, name, arguments))
+
+
+def test_the_tools_are_these() -> None:
+    """Five tools, by their names."""
+    from chat.app import process
+
+    named = {tool.name for tool in run(process.tools.list_tools())}
+    assert named == {"add_task", "list_tasks", "complete_task", "delete_task", "update_task"}
 
 
 def test_add_gives_back_the_task(tool: Tool) -> None:
@@ -293,54 +280,3 @@ def test_a_tool_s_own_fault_is_no_secret_and_no_leak(tool: Tool, rows: Rows, mon
     outcome = tool("add_task", title="a")
     assert outcome.failure == "The tool failed. Nothing was changed."
     assert rows.execute("select from task where user_id = %s", [outcome.record.user_id]).fetchall() == []
-
-
-def test_effect_and_record_are_one_commit(tool: Tool, user_id: str, rows: Rows) -> None:
-    """Task and record of a call bear the id of the same Postgres transaction."""
-    tool("add_task", title="a")
-    found = rows.execute(
-        "select t.xmin::text = c.xmin::text as same from task t, tool_call c where t.user_id = %s and c.user_id = %s",
-        [user_id, user_id],
-    ).fetchall()
-    assert found == [{"same": True}]
-
-
-def test_without_a_record_there_is_no_effect(user_id: str, rows: Rows) -> None:
-    """When the record cannot be written, neither is the task."""
-    from chat.app import process
-
-    call = CallContext(user_id, "chat", turn_id=uuid4(), call_id="the same twice")
-
-    async def twice() -> None:
-        with calling(call):
-            await process.tools.call_tool("add_task", {"title": "first"})
-            await process.tools.call_tool("add_task", {"title": "second"})
-
-    with pytest.raises(Exception, match="tool_call_pkey"):
-        run(twice())
-    titles = rows.execute("select title from task where user_id = %s", [user_id]).fetchall()
-    assert titles == [{"title": "first"}]
-
-
-def test_nothing_gives_way_inside_a_transaction(user_id: str) -> None:
-    """Calls that run at once in one process never hold two transactions open, nor one across another's turn."""
-    from chat.app import process
-
-    log: list[str] = []
-    run(acall(user_id, "list_tasks", {}))
-    event.listen(process.database.engine, "begin", lambda _connection: log.append("begin"))
-    event.listen(process.database.engine, "commit", lambda _connection: log.append("commit"))
-
-    async def tick() -> None:
-        for _ in range(50):
-            log.append(".")
-            await asyncio.sleep(0)
-
-    async def all_at_once() -> None:
-        calls: list[Awaitable[Any]] = [acall(user_id, "list_tasks", {}) for _ in range(5)]
-        await asyncio.gather(tick(), *calls)
-
-    run(all_at_once())
-    begun = [index for index, entry in enumerate(log) if entry == "begin"]
-    assert len(begun) == 5
-    assert all(log[index + 1] == "commit" for index in begun)

@@ -1,0 +1,24 @@
+"""Call a tool on a person's behalf, as the agent does."""
+
+from typing import Any
+from uuid import uuid4
+
+from taskchat.toolcalls.call import CallContext, calling
+
+
+class Outcome:
+    """How a call ended: its structured content, or the sentence of its failure."""
+
+    def __init__(self, result: Any, call: CallContext) -> None:
+        self.content = result.structured_content
+        self.failure = result.content[0].text if result.is_error else None
+        self.record = call.records[0]
+
+
+async def acall(user_id: str, name: str, arguments: dict[str, Any]) -> Outcome:
+    """One call of a tool on the person's behalf, as the agent makes it."""
+    from chat.app import process
+
+    call = CallContext(user_id, "chat", turn_id=uuid4(), call_id=uuid4().hex)
+    with calling(call):
+        return Outcome(await process.tools.call_tool(name, arguments), call)
