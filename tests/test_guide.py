@@ -1,6 +1,7 @@
 """Check that docs/your-own-tools.md can be followed. `make guide` follows it, which takes minutes; this takes none."""
 
 import ast
+import importlib
 import re
 import shlex
 import subprocess
@@ -40,6 +41,17 @@ def tracked() -> set[str]:
 def test_each_file_of_python_is_whole(path: str) -> None:
     """It parses, and it says what it is for."""
     assert ast.get_docstring(ast.parse(FILES[path]))
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_each_file_imports_names_that_are_there(path: str) -> None:
+    """Of the packages of the repository; other files of the guide have the rest."""
+    imports = [node for node in ast.walk(ast.parse(FILES[path])) if isinstance(node, ast.ImportFrom)]
+    for node in imports:
+        module = node.module or ""
+        if module.split(".")[0] in {"taskchat", "dev", "tests", "migrations"} and ".expenses" not in module:
+            there = importlib.import_module(module)
+            assert [alias.name for alias in node.names if not hasattr(there, alias.name)] == [], module
 
 
 def test_each_file_has_its_directory(tracked: set[str]) -> None:
