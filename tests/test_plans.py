@@ -38,10 +38,10 @@ INDEXES = {
     "lease.LOCK_CONVERSATION": {"conversation_pkey"},
     "lease._REMAINING_LEASE": {"conversation_pkey"},
     "lease._HOLD_LEASE": {"conversation_pkey"},
-    "lease._RELEASE_LEASE": {"conversation_pkey"},
+    "lease.RELEASE_LEASE": {"conversation_pkey"},
     "history._MOVE_START": {"conversation_pkey"},
     "turns._STORE_MESSAGE": {"conversation_pkey"},
-    "turns._STORE_REPLY": set(),
+    "turns._RELEASE_AND_STORE_REPLY": {"conversation_pkey"},
     "history.MESSAGES_OF_TURN": {"message_user_id_turn_id_role_key"},
     "history.EARLIER_MESSAGES": {"message_pkey", "conversation_pkey", "message_user_id_turn_id_role_key"},
     "history.CALLS_SHOWN": {

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, NoReturn
 from uuid import UUID
 
-from sqlalchemy import ARRAY, Interval, and_, any_, bindparam, case, func, or_, select, update
+from sqlalchemy import ARRAY, Interval, Result, and_, any_, bindparam, case, func, or_, select, update
 from sqlmodel import Session
 
 from taskchat import deadline
@@ -60,11 +60,11 @@ ACQUIRE_LEASE: Final = (
 LOCK_CONVERSATION: Final = select(CONVERSATION.c.fence).where(THIS_CONVERSATION).with_for_update()
 _REMAINING_LEASE: Final = select(CONVERSATION.c.lease_until - _NOW, CONVERSATION.c.id).where(THIS_CONVERSATION)
 _HOLD_LEASE: Final = select(CONVERSATION.c.fence).where(_LEASED).with_for_update(read=True)
-_RELEASE_LEASE: Final = (
+RELEASE_LEASE: Final = (
     update(CONVERSATION)
     .where(_LEASED)
     .values(turn_id=None, lease_until=None, updated_at=_NOW)
-    .returning(CONVERSATION.c.fence)
+    .returning(CONVERSATION.c.user_id, CONVERSATION.c.id)
 )
 
 
@@ -85,21 +85,22 @@ class Lease:
 
     def check(self, session: Session) -> None:
         """Hold the lease for the rest of the transaction, which raises LeaseLost before it commits if it is lost."""
-        held = session.execute(_HOLD_LEASE, self._key())
-
-        def confirm() -> None:
-            if held.one_or_none() is None:
-                raise LeaseLost(retry_after=1)
-
-        before_commit(session, confirm)
+        held = session.execute(_HOLD_LEASE, self.key())
+        before_commit(session, lambda: require_lease(held))
 
     def release(self, session: Session) -> None:
         """Let the next turn in. Raises LeaseLost."""
-        if session.execute(_RELEASE_LEASE, self._key()).one_or_none() is None:
-            raise LeaseLost(retry_after=1)
+        require_lease(session.execute(RELEASE_LEASE, self.key()))
 
-    def _key(self) -> dict[str, Any]:
+    def key(self) -> dict[str, Any]:
+        """Return the parameters of the statements that hold or release this lease."""
         return {"of_user": self.user_id, "of_id": self.conversation_id, "of_fence": self.fence}
+
+
+def require_lease(result: Result[Any]) -> None:
+    """Raise LeaseLost if a statement that needs the lease returned no row."""
+    if result.one_or_none() is None:
+        raise LeaseLost(retry_after=1)
 
 
 def lease_parameters(own: Sequence[Lease]) -> dict[str, Any]:

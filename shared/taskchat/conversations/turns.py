@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID, uuid4, uuid5
 
-from sqlalchemy import Row, bindparam, literal, select
+from sqlalchemy import Integer, Row, Uuid, bindparam, literal, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session
 
@@ -24,10 +24,18 @@ from taskchat.conversations.history import (
     join_turns,
     keep_within,
 )
-from taskchat.conversations.lease import ACQUIRE_LEASE, LOCK_CONVERSATION, Lease, lease_parameters, refuse
+from taskchat.conversations.lease import (
+    ACQUIRE_LEASE,
+    LOCK_CONVERSATION,
+    RELEASE_LEASE,
+    Lease,
+    lease_parameters,
+    refuse,
+    require_lease,
+)
 from taskchat.conversations.models import CONVERSATION, MESSAGE, THIS_CONVERSATION
-from taskchat.database.transaction import Batch, undo
-from taskchat.database.types import SafeText
+from taskchat.database.transaction import Batch, after_commit, undo
+from taskchat.database.types import SafeJson, SafeText
 from taskchat.errors import KeyReused
 from taskchat.toolcalls.models import ToolCall
 
@@ -54,7 +62,19 @@ _STORE_MESSAGE: Final = (
     .on_conflict_do_nothing()
     .returning(*MESSAGE_COLUMNS)
 )
-_STORE_REPLY: Final = insert(MESSAGE)
+_RELEASED: Final = RELEASE_LEASE.cte("released")
+_REPLY_OF_LEASE: Final[dict[str, Any]] = {
+    "user_id": _RELEASED.c.user_id,
+    "conversation_id": _RELEASED.c.id,
+    "position": bindparam("at", type_=Integer),
+    "turn_id": bindparam("of_turn", type_=Uuid),
+    "role": literal("assistant"),
+    "content": bindparam("said", type_=SafeText),
+    "usage": bindparam("used", type_=SafeJson),
+}
+_RELEASE_AND_STORE_REPLY: Final = (
+    insert(MESSAGE).from_select(list(_REPLY_OF_LEASE), select(*_REPLY_OF_LEASE.values())).returning(MESSAGE.c.position)
+)
 
 
 @dataclass(frozen=True)
@@ -138,18 +158,14 @@ def begin(
 
 
 def finish(session: Session, begun: Begun, reply: str, usage: dict[str, Any]) -> None:
-    """Store the reply and let the next turn in. Raises LeaseLost."""
-    begun.lease.release(session)
-    answered = {
-        "user_id": begun.lease.user_id,
-        "conversation_id": begun.lease.conversation_id,
-        "position": begun.turn.position + 1,
-        "turn_id": begun.lease.turn_id,
-        "role": "assistant",
-        "content": reply,
-        "usage": usage,
-    }
-    session.execute(_STORE_REPLY, answered)
+    """Store the reply and let the next turn in. The transaction's end raises LeaseLost.
+
+    One statement does both, so that it stores nothing without the lease, and nothing need be read before the commit.
+    """
+    lease = begun.lease
+    answered = {"of_turn": lease.turn_id, "at": begun.turn.position + 1, "said": reply, "used": usage}
+    stored = session.execute(_RELEASE_AND_STORE_REPLY, lease.key() | answered)
+    after_commit(session, lambda: require_lease(stored))
 
 
 def recorded_calls(session: Session, lease: Lease) -> list[ToolCall]:

@@ -48,6 +48,7 @@ _INSIDE: Final = {
 """What is used of the driver without its having promised it."""
 
 _BEGIN: Final = "begin transaction"
+_COMMIT: Final = "commit"
 _SHORT: Final = struct.Struct("!H")
 _LONG: Final = struct.Struct("!i")
 
@@ -223,7 +224,7 @@ class PipelinedConnection(TidyConnection):
         try:
             self._exchange(batch)
         except (OSError, pg8000.InterfaceError):
-            if batch[0].context.statement != _BEGIN:  # there was something before it
+            if not _can_repeat(batch):
                 raise
             self._connect_again()
             self._exchange(batch)
@@ -250,8 +251,6 @@ class PipelinedConnection(TidyConnection):
     def commit(self) -> None:
         """Commit, together with what was put off. Raises the error of any of it; then all of it is rolled back."""
         try:
-            if self._batch and self._batch[0].context.statement == _BEGIN:
-                self.settle()  # so that a dead connection shows before the commit is on its way
             super().commit()
         except pg8000.DatabaseError:
             self.rollback()  # a commit that is answered has ended the transaction, whatever the answer
@@ -354,6 +353,11 @@ class PipelinedConnection(TidyConnection):
         with suppress(OSError, ValueError):
             stream.close()
         wire.close()
+
+
+def _can_repeat(batch: list[_Statement]) -> bool:
+    """Tell if the batch is a transaction's beginning without its commit: it has no effect if no answer came."""
+    return batch[0].context.statement == _BEGIN and batch[-1].context.statement != _COMMIT
 
 
 def _moment(text: str) -> Any:

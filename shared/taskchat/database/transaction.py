@@ -62,6 +62,7 @@ def _kind(error: Exception) -> str:
 
 
 _CHECKS: Final = "taskchat.checks"
+_CHECKS_AFTER: Final = "taskchat.checks_after"
 
 
 def before_commit(session: Session, check: Callable[[], None]) -> None:
@@ -70,6 +71,14 @@ def before_commit(session: Session, check: Callable[[], None]) -> None:
     That is the place to look at an answer which nothing else depends on: it need not be waited for on its own.
     """
     session.info.setdefault(_CHECKS, []).append(check)
+
+
+def after_commit(session: Session, check: Callable[[], None]) -> None:
+    """Have `check` run after the transaction has committed. It may raise, which undoes nothing.
+
+    That is the place to look at an answer to a statement that did nothing if it found nothing.
+    """
+    session.info.setdefault(_CHECKS_AFTER, []).append(check)
 
 
 def undo(session: Session) -> None:
@@ -153,6 +162,8 @@ class Database:
                     check()
                 is_committing = True
                 session.commit()
+                for check in session.info.get(_CHECKS_AFTER, ()):
+                    check()
         except (SQLAlchemyError, OSError) as error:
             if not _is_passing(error):
                 raise
