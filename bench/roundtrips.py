@@ -56,7 +56,7 @@ def _connect(url: str) -> tuple[int, int]:
     """Roundtrips of the first connection, and of taking it again."""
     counts = []
     with wire.running(url) as between:
-        database = Database(between.url(url))
+        database = Database(lambda: between.url(url))
         for _ in range(2):
             between.reset()
             with database.engine.connect():

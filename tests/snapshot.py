@@ -45,7 +45,10 @@ def _state(app: Any) -> dict[str, Any]:
 def _freeze(app: Any) -> dict[str, Any]:
     """Run the hooks as the runtime does before it takes a snapshot. What is still alive of what must be fresh?"""
     process = app.process
-    fresh = {"settings": process.settings, "engine": process.database.engine, "verifier": process.verifier}
+    fresh = {"settings": process.settings, "verifier": process.verifier}
+    with process.database.engine.connect() as connection:
+        fresh["connection"] = connection.connection.dbapi_connection
+    del connection
     if hasattr(process, "turns"):
         fresh["model client"] = process.turns.agent._client
     watched = {name: weakref.ref(made) for name, made in fresh.items()}

@@ -197,7 +197,7 @@ def add(database: Database, person: str, title: str) -> None:
 def test_interleaved_transactions_do_not_mix(server: Postgres, pooler: PgBouncer, tell: Callable[[str], None]) -> None:
     """20 people, 8 environments at once, 1,200 transactions that read without any filter: each sees what is theirs."""
     people, at_once = [uuid4().hex for _ in range(PEOPLE)], 8
-    databases = [Database(pooler.url(server.app_url)) for _ in range(at_once)]
+    databases = [Database(lambda: pooler.url(server.app_url)) for _ in range(at_once)]
     for person in people:
         add(databases[0], person, person)
 

@@ -48,7 +48,7 @@ STATELESS = "2026-07-28"
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
     """A database as one execution environment has it."""
-    database = Database(database_url)
+    database = Database(lambda: database_url)
     yield database
     database.close()
 
@@ -102,7 +102,7 @@ def at_once(url: str, workers: int, times: int, do: Callable[[Database], Any]) -
         begin.wait()
         return [do(database) for _ in range(times // workers)]
 
-    databases = [Database(url) for _ in range(workers)]
+    databases = [Database(lambda: url) for _ in range(workers)]
     try:
         with ThreadPoolExecutor(workers) as pool:
             return [outcome for outcomes in pool.map(work, databases) for outcome in outcomes]
@@ -128,7 +128,7 @@ class TestTheBucket:
     def test_200_at_once_of_somebody_known(self, database_url: str, rows: Rows, burst: int) -> None:
         """The same with a row that was there before, full again since long ago."""
         user_id, limits = uuid4().hex, Limits("chat", burst, SLOW)
-        database = Database(database_url)
+        database = Database(lambda: database_url)
         assert spend(database, limits, user_id) is None
         database.close()
         let_pass(rows, user_id, timedelta(days=9))

@@ -29,6 +29,7 @@ from taskchat.database import pg8000_pipeline as pipeline
 from taskchat.database.engine import UnsafeRole, connect_arguments
 from taskchat.database.pg8000_pipeline import PipelinedConnection, TidyConnection
 from taskchat.database.transaction import Database
+from taskchat.postgres_url import parse
 from taskchat.tasks.models import Task
 from tests import wire
 from tests.conftest import Logs, Person
@@ -41,14 +42,14 @@ THREADS = 4
 
 def stock(url: str) -> TidyConnection:
     """The driver as it is."""
-    return TidyConnection(**connect_arguments(url)[0])
+    return TidyConnection(**connect_arguments(parse(url)))
 
 
 def pipelined(
     url: str, *, patience: float = PATIENCE, check: Callable[[Any], None] = lambda _connection: None
 ) -> PipelinedConnection:
     """The driver that sends what belongs together at once."""
-    return PipelinedConnection(lambda: connect_arguments(url)[0], lambda: patience, check, {})
+    return PipelinedConnection(lambda: connect_arguments(parse(url)), lambda: patience, check, {})
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def ask(connection: Any, sql: str, *values: Any) -> Any:
     try:
         cursor.execute(sql, values)
         if isinstance(connection, PipelinedConnection):
-            connection.settle()
+            connection.flush()
         rows = cursor.fetchall() if cursor.description else None
     except Exception as error:
         said = error.args[0]
@@ -419,7 +420,7 @@ class TestWhatIsPutOff:
 
     def test_leads_sqlalchemy_to_no_conclusion(self, database_url: str) -> None:
         """A row that the ORM changes again, by a statement that is known now: its count is not there yet."""
-        database, person = Database(database_url), uuid4().hex
+        database, person = Database(lambda: database_url), uuid4().hex
         for title in ("first", "second", "third"):
             with database.transaction(person) as session:
                 task = session.scalars(select(Task)).one_or_none() or Task(user_id=person)
@@ -470,7 +471,7 @@ class TestBehindAPooler:
     def test_the_trap_of_the_driver_is_real(self, server: Postgres) -> None:
         """Outside a transaction stock pg8000 runs what another client has said since it said its own."""
         with pgbouncer.running(server, pool_size=1) as pooler:
-            connections = [TidyConnection(**connect_arguments(pooler.url(server.app_url))[0]) for _ in range(2)]
+            connections = [TidyConnection(**connect_arguments(parse(pooler.url(server.app_url)))) for _ in range(2)]
             for connection in connections:
                 connection.autocommit = True
             first, second = connections
@@ -498,7 +499,7 @@ class TestBehindAPooler:
         seen: list[tuple[str, list[str]]] = []
 
         def serve(number: int) -> None:
-            database = Database(url)
+            database = Database(lambda: url)
             for step in range(300):
                 person = people[(step * 7 + number) % 20]
                 with database.transaction(person) as session:
@@ -507,7 +508,7 @@ class TestBehindAPooler:
                     seen.append((person, list(found)))
             database.close()
 
-        database = Database(url)
+        database = Database(lambda: url)
         for person in people:
             with database.transaction(person) as session:
                 session.add(Task(user_id=person, title=person))
@@ -593,7 +594,7 @@ class TestABrokenWire:
     def test_a_transaction_that_reads_nothing_is_never_done_twice(
         self, server: Postgres, between: Wire, rows: Rows
     ) -> None:
-        """It goes out with its commit. If no answer comes it may have taken effect: it is an error, and not repeated."""
+        """It goes out with its commit. An answer that does not come is an error: it may have taken effect."""
         title = uuid4().hex
         connection = self.warm(server, between)
         between.reset()
@@ -636,7 +637,7 @@ class TestABrokenWire:
         """A role that has become unsafe meanwhile is not served on the new connection."""
         rows.execute("create role turncoat login password 'x'")
         rows.execute("grant select on task to turncoat")
-        database = Database(f"postgresql://turncoat:x@{server.host}:{server.port}/taskchat?sslmode=disable")
+        database = Database(lambda: f"postgresql://turncoat:x@{server.host}:{server.port}/taskchat?sslmode=disable")
         with database.transaction("alice") as session:
             pid = session.execute(text("select pg_backend_pid()")).scalar_one()
         rows.execute("alter role turncoat bypassrls")
@@ -683,7 +684,7 @@ class TestAnotherDriver:
     ) -> Iterator[Database]:
         """A database opened with a driver of another version."""
         monkeypatch.setattr(pipeline, "TESTED_WITH", "1.31.5")
-        database = Database(database_url)
+        database = Database(lambda: database_url)
         yield database
         database.close()
 
@@ -743,7 +744,7 @@ class TestRoundtrips:
         """
         url = pooler.url(server.app_url)
         with wire.running(url) as between:
-            database = Database(between.url(url))
+            database = Database(lambda: between.url(url))
             database.engine.connect().close()
             connecting = between.roundtrips
             database.engine.connect().close()

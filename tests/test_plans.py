@@ -37,7 +37,7 @@ INDEXES = {
     "lease.ACQUIRE_LEASE": {"conversation_pkey", "message_user_id_turn_id_role_key"},
     "lease.LOCK_CONVERSATION": {"conversation_pkey"},
     "lease._REMAINING_LEASE": {"conversation_pkey"},
-    "lease._HOLD_LEASE": {"conversation_pkey"},
+    "lease.HOLD_LEASE": {"conversation_pkey"},
     "lease.RELEASE_LEASE": {"conversation_pkey"},
     "history._MOVE_START": {"conversation_pkey"},
     "turns._STORE_MESSAGE": {"conversation_pkey"},
@@ -67,7 +67,7 @@ INDEXES = {
 """The index each statement looks its rows up in; an insert that names no conflict needs none."""
 
 NO_PLAN = {
-    "transaction._ACT_FOR": "touches no table",
+    "transaction.SET_USER": "touches no table",
     "history._SAID": "is part of the statements that begin a turn",
     "history._CALLS_OF_PERSON": "is what those that read calls are built upon",
     "types.NOW": "is part of a table's definition",

@@ -98,6 +98,9 @@ _REFUSED_FOR: Final = select(
     case((_USED_TODAY >= _QUOTA, cast(_TODAY + _DAY, DateTime) - _UTC)),
 ).where(ALLOWANCE.c.user_id == bindparam("of_user"), ALLOWANCE.c.door == bindparam("of_door"))
 
+STATEMENTS: Final = (_SPEND, _RECORD)
+"""The statements of nearly every turn."""
+
 _DAY_USED_UP: Final = "The day's model tokens are used up."
 
 logger = Logger()

@@ -16,9 +16,8 @@ from typing import Final
 
 from aws_lambda_powertools import Logger
 
-import taskchat.conversations.models
-import taskchat.limits  # noqa: F401  (every table must be known to the check of the database role)
-from taskchat import deadline, logs
+from taskchat import deadline, limits, logs
+from taskchat.conversations import turns
 from taskchat.database.transaction import Database
 from taskchat.settings import Settings, SettingsError, forget_secret, is_on_lambda, load
 from taskchat.toolcalls.toolset import Toolset
@@ -41,6 +40,7 @@ class Process:
         """Serve the tools of `toolset`. Read the environment at first use, unless `settings` are given."""
         logs.configure()
         self.toolset = toolset
+        self.database = Database(lambda: self.settings.database_url.get_secret_value())
         self.tools = toolset.create_server(lambda: self.database)
         self._given_settings = settings
 
@@ -49,18 +49,16 @@ class Process:
         """Return the environment, parsed. Raises SettingsError."""
         return self._given_settings or load(Settings)
 
-    @cached_property
-    def database(self) -> Database:
-        """Return the database, which connects at first use. Raises SettingsError."""
-        return Database(self.settings.database_url.get_secret_value())
-
     def get_ready(self) -> None:
         """Open what the first request would wait for. Raises SettingsError."""
 
+    def connect(self) -> None:
+        """Connect to the database, and prepare the statements of nearly every turn. Raises what connecting raises."""
+        self.database.get_ready([*limits.STATEMENTS, *turns.STATEMENTS])
+
     async def close(self) -> None:
         """Close what was opened, and drop it: the next use opens it anew."""
-        if "database" in vars(self):
-            self.database.close()
+        self.database.close()
         for name in list(vars(self)):
             if isinstance(getattr(type(self), name, None), cached_property):
                 delattr(self, name)
@@ -99,13 +97,13 @@ def get_ready(process: Process) -> None:
     gc.freeze()  # what exists now stays: the collector need not look at it again
 
 
-def side_by_side(*steps: Step) -> None:
+def run_concurrently(*steps: Step) -> None:
     """Run all steps at once, each in a thread, until the deadline. Raises SettingsError when all have ended."""
     wrong: list[SettingsError] = []
 
     def take(step: Step) -> None:
         try:
-            attempt(step)
+            run_logging_failure(step)
         except SettingsError as error:
             wrong.append(error)
 
@@ -119,7 +117,7 @@ def side_by_side(*steps: Step) -> None:
         raise wrong[0]
 
 
-def attempt(step: Step) -> None:
+def run_logging_failure(step: Step) -> None:
     """Run one step. Log a failure and continue: the same step may succeed when a request needs it.
 
     Raises SettingsError: a wrong setting stays wrong.

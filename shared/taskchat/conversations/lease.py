@@ -59,7 +59,7 @@ ACQUIRE_LEASE: Final = (
 )
 LOCK_CONVERSATION: Final = select(CONVERSATION.c.fence).where(THIS_CONVERSATION).with_for_update()
 _REMAINING_LEASE: Final = select(CONVERSATION.c.lease_until - _NOW, CONVERSATION.c.id).where(THIS_CONVERSATION)
-_HOLD_LEASE: Final = select(CONVERSATION.c.fence).where(_LEASED).with_for_update(read=True)
+HOLD_LEASE: Final = select(CONVERSATION.c.fence).where(_LEASED).with_for_update(read=True)
 RELEASE_LEASE: Final = (
     update(CONVERSATION)
     .where(_LEASED)
@@ -85,7 +85,7 @@ class Lease:
 
     def check(self, session: Session) -> None:
         """Hold the lease for the rest of the transaction, which raises LeaseLost before it commits if it is lost."""
-        held = session.execute(_HOLD_LEASE, self.key())
+        held = session.execute(HOLD_LEASE, self.key())
         before_commit(session, lambda: require_lease(held))
 
     def release(self, session: Session) -> None:

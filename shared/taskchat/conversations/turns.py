@@ -26,6 +26,7 @@ from taskchat.conversations.history import (
 )
 from taskchat.conversations.lease import (
     ACQUIRE_LEASE,
+    HOLD_LEASE,
     LOCK_CONVERSATION,
     RELEASE_LEASE,
     Lease,
@@ -34,7 +35,7 @@ from taskchat.conversations.lease import (
     require_lease,
 )
 from taskchat.conversations.models import CONVERSATION, MESSAGE, THIS_CONVERSATION
-from taskchat.database.transaction import Batch, after_commit, undo
+from taskchat.database.transaction import Batch, after_commit, roll_back
 from taskchat.database.types import SafeJson, SafeText
 from taskchat.errors import KeyReused
 from taskchat.toolcalls.models import ToolCall
@@ -42,7 +43,11 @@ from taskchat.toolcalls.models import ToolCall
 _NAMESPACE: Final = UUID("8c5f3f1e-0f0e-4f0b-9d53-1d7f0f7f6a52")  # of turn and conversation ids; random, made once
 _TITLE_LENGTH: Final = 80
 
-_CREATE_CONVERSATION: Final = insert(CONVERSATION).on_conflict_do_nothing()
+_CREATE_CONVERSATION: Final = (
+    insert(CONVERSATION)
+    .values(user_id=bindparam("of_user"), id=bindparam("of_id"), title=bindparam("titled"))
+    .on_conflict_do_nothing()
+)
 _MESSAGE_OF_LEASE: Final[dict[str, Any]] = {
     "user_id": CONVERSATION.c.user_id,
     "conversation_id": CONVERSATION.c.id,
@@ -75,6 +80,18 @@ _REPLY_OF_LEASE: Final[dict[str, Any]] = {
 _RELEASE_AND_STORE_REPLY: Final = (
     insert(MESSAGE).from_select(list(_REPLY_OF_LEASE), select(*_REPLY_OF_LEASE.values())).returning(MESSAGE.c.position)
 )
+
+STATEMENTS: Final = (
+    _CREATE_CONVERSATION,
+    ACQUIRE_LEASE,
+    MESSAGES_OF_TURN,
+    EARLIER_MESSAGES,
+    CALLS_SHOWN,
+    _STORE_MESSAGE,
+    HOLD_LEASE,
+    _RELEASE_AND_STORE_REPLY,
+)
+"""The statements of nearly every turn."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +147,7 @@ def begin(
     here = {"of_user": user_id, "of_turn": turn_id, "of_id": request.conversation_id or uuid5(turn_id, "conversation")}
     batch = Batch(session)
     if request.conversation_id is None:
-        batch.add(_CREATE_CONVERSATION, _new_conversation(here, request))
+        batch.add(_CREATE_CONVERSATION, here | {"titled": request.message.split("\n")[0][:_TITLE_LENGTH]})
     if own:  # a commit of theirs may be under way: what comes after the lock sees what it did
         batch.add(LOCK_CONVERSATION, here)
     acquired = batch.add(ACQUIRE_LEASE, here | lease_parameters(own))
@@ -176,13 +193,8 @@ def recorded_calls(session: Session, lease: Lease) -> list[ToolCall]:
 def _finished(session: Session, messages: dict[str, Row[Any]], calls: list[ToolCall]) -> Finished:
     """Return the turn as it was, and roll back: the lease that was taken to look at it is not kept."""
     (turn,) = join_turns(list(messages.values()), calls)
-    undo(session)
+    roll_back(session)
     return Finished(messages["user"].conversation_id, turn)
-
-
-def _new_conversation(here: dict[str, Any], request: Request) -> dict[str, Any]:
-    title = request.message.split("\n")[0][:_TITLE_LENGTH]
-    return {"user_id": here["of_user"], "id": here["of_id"], "title": title}
 
 
 def _new_message(request: Request) -> dict[str, Any]:
