@@ -22,6 +22,7 @@ from pg8000 import core, legacy
 from sqlalchemy import text
 from sqlmodel import select
 
+from chat.app import ChatProcess, process
 from dev import pgbouncer, processes
 from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
@@ -30,6 +31,7 @@ from taskchat.database.engine import UnsafeRole, connect_arguments
 from taskchat.database.pg8000_pipeline import PipelinedConnection, TidyConnection
 from taskchat.database.transaction import Database
 from taskchat.postgres_url import parse
+from taskchat.tasks import toolset
 from taskchat.tasks.models import Task
 from tests import wire
 from tests.conftest import Logs, Person
@@ -693,8 +695,11 @@ class TestAnotherDriver:
         (line,) = [line for line in logs() if line["message"] == "driver not pipelined"]
         assert (line["level"], line["pg8000"], line["tested_with"]) == ("WARNING", pg8000.__version__, "1.31.5")
 
-    def test_is_used_as_it_is(self, database: Database, alice: Person, rows: Rows) -> None:
+    def test_is_used_as_it_is(
+        self, database: Database, alice: Person, rows: Rows, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A turn is as right as ever, and so is a transaction after its connection died."""
+        monkeypatch.setattr(process, "database", database)
         assert alice.say("Add buy milk").json["tool_calls"][0]["outcome"] == "ok"
         with database.transaction(alice.id) as session:
             assert session.scalars(text("select title from task")).all() == ["buy milk"]
@@ -775,11 +780,32 @@ class TestRoundtrips:
         expected = [what for what in TURN if is_new or what != "insert conversation"]
         assert [gist(sql) for sql in between.statements] == expected
 
+    def test_of_getting_ready(self, between: Wire, database_url: str, environment: None) -> None:
+        """One besides those of connecting: Postgres describes every statement, and executes none."""
+        new = ChatProcess(toolset)
+        new.database.engine.connect().close()
+        between.reset()
+        new.connect()
+        kinds = Counter(message[:1] for message in wire.messages(between.said))
+        assert between.roundtrips == 1
+        assert set(kinds) == {b"P", b"D", b"S"}
+        assert kinds[b"P"] == kinds[b"D"] > 10
+        new.reset()
+
+    def test_of_a_first_turn(self, alice: Person, between: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One more than of later ones, for the record of the call: the columns of all other statements are known."""
+        monkeypatch.setattr(process, "database", ChatProcess(toolset).database)
+        process.connect()
+        between.reset()
+        assert alice.say("Add buy milk").status == 200
+        assert between.roundtrips == 6
+
     def test_of_a_turn_by_the_driver_as_it_is(
-        self, alice: Person, between: Wire, monkeypatch: pytest.MonkeyPatch
+        self, alice: Person, between: Wire, database_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Ten times as many: what the count above would be if nothing were put off."""
+        """Ten times as many: what the count above would be if nothing were queued."""
         monkeypatch.setattr(pipeline, "TESTED_WITH", "another")
+        monkeypatch.setattr(process, "database", Database(lambda: database_url))
         conversation = alice.say("Add buy milk").json["conversation_id"]
         between.reset()
         alice.say("Add feed the cat", conversation)

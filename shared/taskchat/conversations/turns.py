@@ -91,7 +91,7 @@ STATEMENTS: Final = (
     HOLD_LEASE,
     _RELEASE_AND_STORE_REPLY,
 )
-"""The statements of nearly every turn."""
+"""The statements of nearly every turn. SQLAlchemy finds a compiled one again if it gets the same parameters' names."""
 
 
 @dataclass(frozen=True)
@@ -144,15 +144,17 @@ def begin(
     A lease among `own` is taken over. The caller names those that it was given itself, by commits of unknown outcome.
     Raises NotFound, TurnInProgress, or KeyReused when `turn_id` belongs to another request.
     """
-    here = {"of_user": user_id, "of_turn": turn_id, "of_id": request.conversation_id or uuid5(turn_id, "conversation")}
+    this_turn = {"of_user": user_id, "of_turn": turn_id}
+    here = this_turn | {"of_id": request.conversation_id or uuid5(turn_id, "conversation")}
     batch = Batch(session)
     if request.conversation_id is None:
-        batch.add(_CREATE_CONVERSATION, here | {"titled": request.message.split("\n")[0][:_TITLE_LENGTH]})
+        title = request.message.split("\n")[0][:_TITLE_LENGTH]
+        batch.add(_CREATE_CONVERSATION, {"of_user": user_id, "of_id": here["of_id"], "titled": title})
     if own:  # a commit of theirs may be under way: what comes after the lock sees what it did
         batch.add(LOCK_CONVERSATION, here)
     acquired = batch.add(ACQUIRE_LEASE, here | lease_parameters(own))
     # Each statement sees what was committed before it began; with the lock held, nobody begins or finishes this turn.
-    of_turn = batch.add(MESSAGES_OF_TURN, here)
+    of_turn = batch.add(MESSAGES_OF_TURN, this_turn)
     earlier = batch.add(EARLIER_MESSAGES, here)
     calls = batch.add(CALLS_SHOWN, here)
     stored = batch.add(_STORE_MESSAGE, here | _new_message(request))

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 import pg8000  # type: ignore[import-untyped]
 from aws_lambda_powertools import Logger
-from sqlalchemy import Executable, Row, SelectBase, TextClause, UpdateBase, text
+from sqlalchemy import Executable, Row, Select, TextClause, UpdateBase, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlmodel import Session
@@ -31,7 +31,7 @@ LONGEST_PAUSE: Final = 0.4
 """Seconds between two attempts to reach a database that is away. Each pause is twice as long as the one before."""
 
 Returned = TypeVar("Returned")
-Statement = SelectBase | TextClause | UpdateBase
+Statement = Select[Any] | TextClause | UpdateBase
 
 _TEMPORARY_SQLSTATES: Final = ("08", "53", "57", "40", "55P03", "25P03", "28")
 """Connection lost, out of resources, shut down or timed out, deadlock, lock and idle timeout, wrong password."""
@@ -125,6 +125,7 @@ class Database:
     def __init__(self, url: Callable[[], str]) -> None:
         """Call `url` for each new connection. It returns the pooled endpoint's URL, with the runtime role."""
         self.engine = create_engine_for(url, check=refuse_unsafe_role)
+        self._is_prepared = False
 
     @contextmanager
     def transaction(self, user_id: str) -> Iterator[Session]:
@@ -150,19 +151,22 @@ class Database:
             raise (CommitOutcomeUnknown if is_unknown else DatabaseUnavailable)(retry_after=RETRY_AFTER) from error
 
     def get_ready(self, statements: Sequence[Statement]) -> None:
-        """Connect, compile the statements, and learn the columns of each. None is executed.
+        """Connect. The first time, compile the statements and learn the columns of each; none is executed.
 
         Raises what connecting raises, and Postgres's error for a statement that it cannot parse.
         """
         with Session(self.engine) as session:
             connection: Any = session.connection().connection.dbapi_connection
-            if not isinstance(connection, PipelinedConnection):
-                return  # stock pg8000 would execute them
-            prepared = [SET_USER, *statements]
-            compiled = [statement.compile(dialect=self.engine.dialect) for statement in prepared]
-            connection.describe(str(one) for one in compiled)
-            for statement, known in zip(prepared, compiled, strict=True):
-                session.execute(statement, dict.fromkeys(known.params))  # queued, and given up with the session
+            if not self._is_prepared and isinstance(connection, PipelinedConnection):  # stock pg8000 would execute them
+                self._prepare(session, connection, [SET_USER, *statements])
+
+    def _prepare(self, session: Session, connection: PipelinedConnection, statements: Sequence[Statement]) -> None:
+        compiled = [statement.compile(dialect=self.engine.dialect) for statement in statements]
+        connection.describe(str(one) for one in compiled)
+        for statement, one in zip(statements, compiled, strict=True):
+            required = [name for name, parameter in one.binds.items() if parameter.required]
+            session.execute(statement, dict.fromkeys(required))  # queued, and given up with the session
+        self._is_prepared = True
 
     def close(self) -> None:
         """Give the connection back, as before a snapshot or at the end of a test. The next use connects again."""
