@@ -38,7 +38,7 @@ PER_MESSAGE: Final = (
     "As for a new conversation. Each message is also read, and written as JSON for each of two model calls."
 )
 AWAY: Final = (
-    "Six roundtrips are 14 ms of it. The rest is the CPU above, and waits for the pooler, Postgres and the model, which"
+    "Five roundtrips take 12 ms. The rest is the CPU above, and waits for the pooler, Postgres and the model, which"
     " share two cores with all else that runs."
 )
 ONE_BY_ONE: Final = (

@@ -200,7 +200,9 @@ def environment(
 def forget() -> None:
     """Drop what outlives an invocation, as a new execution environment would start without it."""
     for module in filter(None, map(sys.modules.get, ("chat.app", "mcp_tools.app"))):
-        module.process.reset()
+        process = module.process
+        process.reset()
+        process.database = type(process.database)(process.database_url)  # a reset keeps the engine, and its listeners
 
 
 def databases() -> "list[Database]":

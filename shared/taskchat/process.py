@@ -1,7 +1,8 @@
 """The objects that a process opens once and shares between requests, and when it opens and closes them.
 
 Lambda either starts a process and sends it requests, or takes a snapshot of a process (SnapStart) and starts many from
-it. The snapshot holds no settings, keys, clients or connections: each process opens its own.
+it. The snapshot holds no settings, keys, clients or connections: each process opens its own. It does hold the engine,
+whose compiled statements stay valid.
 """
 
 import asyncio
@@ -31,7 +32,7 @@ Step = Callable[[], object]
 
 
 class Process:
-    """Opens each shared object at its first use. A function adds its own in a subclass.
+    """The objects that requests share, each opened at its first use. A function adds its own in a subclass.
 
     No object here belongs to a request, and importing a module opens none.
     """
@@ -40,7 +41,7 @@ class Process:
         """Serve the tools of `toolset`. Read the environment at first use, unless `settings` are given."""
         logs.configure()
         self.toolset = toolset
-        self.database = Database(lambda: self.settings.database_url.get_secret_value())
+        self.database = Database(self.database_url)
         self.tools = toolset.create_server(lambda: self.database)
         self._given_settings = settings
 
@@ -48,6 +49,10 @@ class Process:
     def settings(self) -> Settings:
         """Return the environment, parsed. Raises SettingsError."""
         return self._given_settings or load(Settings)
+
+    def database_url(self) -> str:
+        """Return the address of the database. Raises SettingsError."""
+        return self.settings.database_url.get_secret_value()
 
     def get_ready(self) -> None:
         """Open what the first request would wait for. Raises SettingsError."""
@@ -101,18 +106,18 @@ def run_concurrently(*steps: Step) -> None:
     """Run all steps at once, each in a thread, until the deadline. Raises SettingsError when all have ended."""
     wrong: list[SettingsError] = []
 
-    def take(step: Step) -> None:
+    def run(step: Step) -> None:
         try:
             run_logging_failure(step)
         except SettingsError as error:
             wrong.append(error)
 
-    late = time.monotonic() + min(deadline.remaining(), PATIENCE)
-    threads = [Thread(target=copy_context().run, args=(take, step), daemon=True) for step in steps]
+    end = time.monotonic() + min(deadline.remaining(), PATIENCE)
+    threads = [Thread(target=copy_context().run, args=(run, step), daemon=True) for step in steps]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(max(0.0, late - time.monotonic()))
+        thread.join(max(0.0, end - time.monotonic()))
     if wrong:
         raise wrong[0]
 
