@@ -103,14 +103,19 @@ def get_ready(process: Process) -> None:
 
 
 def run_concurrently(*steps: Step) -> None:
-    """Run all steps at once, each in a thread, until the deadline. Raises SettingsError when all have ended."""
+    """Run all steps at once, each in a thread, until the deadline. Raises SettingsError when all have ended.
+
+    It logs any other failure and continues: the same step may succeed when a request needs it.
+    """
     wrong: list[SettingsError] = []
 
     def run(step: Step) -> None:
         try:
-            run_logging_failure(step)
-        except SettingsError as error:
+            step()
+        except SettingsError as error:  # a wrong setting stays wrong
             wrong.append(error)
+        except Exception as error:
+            logger.warning("not ready ahead", extra={"reason": type(error).__name__})
 
     end = time.monotonic() + min(deadline.remaining(), PATIENCE)
     threads = [Thread(target=copy_context().run, args=(run, step), daemon=True) for step in steps]
@@ -120,16 +125,3 @@ def run_concurrently(*steps: Step) -> None:
         thread.join(max(0.0, end - time.monotonic()))
     if wrong:
         raise wrong[0]
-
-
-def run_logging_failure(step: Step) -> None:
-    """Run one step. Log a failure and continue: the same step may succeed when a request needs it.
-
-    Raises SettingsError: a wrong setting stays wrong.
-    """
-    try:
-        step()
-    except SettingsError:
-        raise
-    except Exception as error:
-        logger.warning("not ready ahead", extra={"reason": type(error).__name__})

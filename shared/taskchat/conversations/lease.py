@@ -1,4 +1,4 @@
-"""The lease of a conversation: an expiry and a fencing number on its row, so that one turn at a time may write."""
+"""The lease of a conversation: an expiry and a fencing token on its row, so that one turn at a time may write."""
 
 import math
 from collections.abc import Sequence
@@ -17,19 +17,19 @@ from taskchat.database.types import Timestamp
 from taskchat.errors import NotFound, TurnInProgress
 
 LEASE_GRACE: Final = 5.0
-"""Seconds by which a lease outlives its request's deadline: no living turn loses it, and a crashed one is soon over."""
+"""Seconds by which a lease outlives its request's deadline: no live turn loses it, and a crashed one soon does."""
 
 MAX_LEASE: Final = 40.0
 """Seconds of a lease where no deadline is set."""
 
 MAX_RETRY_AFTER: Final = 2
-"""Seconds a caller is asked to wait at most: a turn that still runs is nearly always over by then."""
+"""Seconds a caller is asked to wait at most: a running turn nearly always ends within them."""
 
 _NOW: Final = func.clock_timestamp()
 _LEASED: Final = and_(
     THIS_CONVERSATION, CONVERSATION.c.fence == bindparam("of_fence"), CONVERSATION.c.lease_until > _NOW
 )
-# A fence alone would not do: what was rolled back gave its number back, and another process may hold the same one.
+# A fence alone is not enough: a rollback frees its number, and another process may hold the same one.
 _OWN: Final = and_(
     CONVERSATION.c.turn_id == bindparam("of_turn"),
     CONVERSATION.c.lease_until == any_(bindparam("own_leases", type_=ARRAY(Timestamp))),
@@ -104,7 +104,7 @@ def require_lease(result: Result[Any]) -> None:
 
 
 def lease_parameters(own: Sequence[Lease]) -> dict[str, Any]:
-    """Return what ACQUIRE_LEASE needs to know: how long the lease is, and which leases it may take over."""
+    """Return ACQUIRE_LEASE's parameters: the length of the lease, and the leases that it may take over."""
     seconds = min(deadline.remaining() + LEASE_GRACE, MAX_LEASE)
     return {"lease": timedelta(seconds=seconds), "own_leases": [lease.until for lease in own]}
 

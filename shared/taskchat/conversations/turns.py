@@ -96,7 +96,7 @@ STATEMENTS: Final = (
 
 @dataclass(frozen=True)
 class Request:
-    """What a person asked for, checked and in its final form."""
+    """A user's request, checked and in its final form."""
 
     message: str
     conversation_id: UUID | None = None
@@ -104,14 +104,14 @@ class Request:
 
     @property
     def hash(self) -> str:
-        """Equal for equal requests: a key that comes back must bring the same one."""
+        """Return the same text for equal requests: a key that comes back must bring the same one."""
         fields = [self.message, self.conversation_id and str(self.conversation_id), self.timezone]
         return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Begun:
-    """A turn that may run now. `turn.calls` are those that an earlier, interrupted attempt already made."""
+    """A turn that may run now. `turn.calls` are the calls of an earlier, interrupted attempt."""
 
     lease: Lease
     turn: Turn
@@ -120,14 +120,14 @@ class Begun:
 
 @dataclass(frozen=True)
 class Finished:
-    """A turn that is already done: its answer, as it was."""
+    """A turn that is already done, with its answer as it was."""
 
     conversation_id: UUID
     turn: Turn
 
 
 def turn_id_for(user_id: str, idempotency_key: str | None) -> UUID:
-    """Return the same id for the same person's same key, and a new one where there is no key."""
+    """Return the same id for the same user and key, and a new one if there is no key."""
     return uuid4() if idempotency_key is None else uuid5(_NAMESPACE, f"{user_id}\n{idempotency_key}")
 
 
@@ -139,9 +139,9 @@ def begin(
     history_tokens: int,
     own: Sequence[Lease] = (),
 ) -> Begun | Finished:
-    """Take the lease, read the history, and store what the person said: once, however often the turn is tried.
+    """Take the lease, read the history, and store the message: once, however often the turn is tried.
 
-    A lease among `own` is taken over. The caller names those that it was given itself, by commits of unknown outcome.
+    It takes over a lease among `own`: leases that the same process got by commits of unknown outcome.
     Raises NotFound, TurnInProgress, or KeyReused when `turn_id` belongs to another request.
     """
     this_turn = {"of_user": user_id, "of_turn": turn_id}
@@ -150,26 +150,27 @@ def begin(
     if request.conversation_id is None:
         title = request.message.split("\n")[0][:_TITLE_LENGTH]
         batch.add(_CREATE_CONVERSATION, {"of_user": user_id, "of_id": here["of_id"], "titled": title})
-    if own:  # a commit of theirs may be under way: what comes after the lock sees what it did
+    if own:  # their commit may be under way: statements after the lock see its effects
         batch.add(LOCK_CONVERSATION, here)
     acquired = batch.add(ACQUIRE_LEASE, here | lease_parameters(own))
-    # Each statement sees what was committed before it began; with the lock held, nobody begins or finishes this turn.
+    # Each statement sees what was committed before it began. With the lock held, no other process changes this turn.
     of_turn = batch.add(MESSAGES_OF_TURN, this_turn)
     earlier = batch.add(EARLIER_MESSAGES, here)
     calls = batch.add(CALLS_SHOWN, here)
-    stored = batch.add(_STORE_MESSAGE, here | _new_message(request))
+    said = {"said": request.message, "said_in": request.timezone, "asked": request.hash}
+    stored = batch.add(_STORE_MESSAGE, here | said)
     batch.send()
 
-    messages = {message.role: message for message in of_turn.rows}
+    messages = {row.role: row for row in of_turn.rows}
     if "user" in messages and messages["user"].request_hash != request.hash:
         raise KeyReused
     if "assistant" in messages:
         return _finished(session, messages, calls.objects())
     conversation = acquired.first() or refuse(session, here)
-    said = messages.get("user") or stored.first()
-    if said is None:  # another transaction has said something else under this key since we looked
+    message = messages.get("user") or stored.first()
+    if message is None:  # another transaction has stored another message under this key since we looked
         raise KeyReused
-    (turn,) = join_turns([said], calls.objects())
+    (turn,) = join_turns([message], calls.objects())
     history = join_turns(earlier.rows[::-1], calls.objects())
     kept = keep_within(session, conversation, history, turn.position, history_tokens)
     lease = Lease(user_id, conversation.id, turn_id, conversation.fence, conversation.lease_until)
@@ -188,16 +189,12 @@ def finish(session: Session, begun: Begun, reply: str, usage: dict[str, Any]) ->
 
 
 def recorded_calls(session: Session, lease: Lease) -> list[ToolCall]:
-    """Return the calls of the turn that took effect or failed, as they are committed."""
+    """Return the committed calls of the turn, those that failed too."""
     return list(session.scalars(CALLS_OF_TURN, {"of_user": lease.user_id, "of_turn": lease.turn_id}))
 
 
 def _finished(session: Session, messages: dict[str, Row[Any]], calls: list[ToolCall]) -> Finished:
-    """Return the turn as it was, and roll back: the lease that was taken to look at it is not kept."""
+    """Return the turn as it was, and roll back: the lease was taken only to look at it."""
     (turn,) = join_turns(list(messages.values()), calls)
     roll_back(session)
     return Finished(messages["user"].conversation_id, turn)
-
-
-def _new_message(request: Request) -> dict[str, Any]:
-    return {"said": request.message, "said_in": request.timezone, "asked": request.hash}

@@ -76,7 +76,8 @@ def create_engine_for(
             return arguments | {"timeout": _time_for("connect", longest)}
 
         def accept(connection: Any) -> None:
-            _check_channel_binding(connection, target)
+            if target.needs_channel_binding and not str(connection.auth.mechanism_name).endswith("-PLUS"):
+                raise pg8000.InterfaceError("the server did not offer the channel binding that DATABASE_URL requires")
             if check:
                 check(connection)
 
@@ -96,11 +97,6 @@ _POOL: Final[dict[str, Any]] = {
     "pool_recycle": RECYCLE_AFTER,
     "hide_parameters": True,  # exceptions end in logs, parameters are people's words
 }
-
-
-def _check_channel_binding(connection: Any, target: PostgresUrl) -> None:
-    if target.needs_channel_binding and not str(connection.auth.mechanism_name).endswith("-PLUS"):
-        raise pg8000.InterfaceError("the server did not offer the channel binding that DATABASE_URL requires")
 
 
 def _connect_stock(arguments: dict[str, Any], longest: float, accept: Callable[[Any], None]) -> Any:
