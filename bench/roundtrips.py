@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 
+import taskchat.process  # noqa: F401  (it imports the tables, whose owners each new connection checks)
 from bench import parts
 from bench.parts import Parts, Worker
 from bench.turn import HISTORIES, NEW, SUBJECTS, WARM_UP

@@ -315,7 +315,7 @@ class Cuts:
             self.counts["cold"] += 1
         else:
             for database in databases():
-                database.connect()
+                database.get_ready(())
         self.wire.reset()
         self.wire.dark = self.chance.choice([0.0, 0.0, 0.2])
         setattr(self.wire, side, place)
