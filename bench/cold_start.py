@@ -49,14 +49,14 @@ def _get_ready(app: Any) -> dict[str, float]:
 
     asyncio.set_event_loop(asyncio.new_event_loop())
     waited: list[float] = []
-    side_by_side = app.side_by_side
+    run_concurrently = app.run_concurrently
 
     def timed(*steps: Callable[[], object]) -> None:
-        waited.append(_timed(lambda: side_by_side(*steps)))
+        waited.append(_timed(lambda: run_concurrently(*steps)))
 
-    app.side_by_side = timed
+    app.run_concurrently = timed
     whole = _timed(lambda: get_ready(app.process))
-    app.side_by_side = side_by_side
+    app.run_concurrently = run_concurrently
     return {"settings, clients, tools": whole - waited[0], "connection and keys": waited[0]}
 
 

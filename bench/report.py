@@ -39,7 +39,7 @@ PER_MESSAGE: Final = (
     "As for a new conversation. The turn also reads each message, and writes it as JSON for each of two model calls."
 )
 AWAY: Final = (
-    "Six roundtrips take 14 ms. The rest is the CPU above, and waits for the pooler, Postgres and the model, which"
+    "Five roundtrips take 12 ms. The rest is the CPU above, and waits for the pooler, Postgres and the model, which"
     " share two cores with everything else."
 )
 ONE_BY_ONE: Final = (

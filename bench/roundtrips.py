@@ -57,7 +57,7 @@ def _connect(url: str) -> tuple[int, int]:
     """Return the roundtrips to connect, and to take the same connection again."""
     counts = []
     with counting_proxy.running(url) as between:
-        database = Database(between.url(url))
+        database = Database(lambda: between.url(url))
         for _ in range(2):
             between.reset()
             with database.engine.connect():

@@ -26,7 +26,7 @@ def migrate() -> None:
     """Run the Alembic command. Raises SettingsError, ValueError, or the error of the database."""
     settings = load(MigrationSettings)
     role = read_role(settings.database_url.get_secret_value())
-    with create_engine_for(settings.migration_database_url.get_secret_value(), STATEMENT_SECONDS).begin() as connection:
+    with create_engine_for(settings.migration_database_url.get_secret_value, STATEMENT_SECONDS).begin() as connection:
         connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": _ONE_MIGRATION_AT_A_TIME})
         context.configure(connection=connection, target_metadata=SQLModel.metadata, compare_server_default=True)
         context.run_migrations()

@@ -200,7 +200,9 @@ def environment(
 def reset_processes() -> None:
     """Close and drop what a process keeps between invocations, as if it were new."""
     for module in filter(None, map(sys.modules.get, ("chat.app", "mcp_tools.app"))):
-        module.process.reset()
+        process = module.process
+        process.reset()
+        process.database = type(process.database)(process.database_url)  # a reset keeps the engine, and its listeners
 
 
 def databases() -> "list[Database]":

@@ -45,7 +45,10 @@ def _state(app: Any) -> dict[str, Any]:
 def _freeze(app: Any) -> dict[str, Any]:
     """Run the hooks before a snapshot as the runtime does, and return which objects that must be fresh are alive."""
     process = app.process
-    fresh = {"settings": process.settings, "engine": process.database.engine, "verifier": process.verifier}
+    fresh = {"settings": process.settings, "verifier": process.verifier}
+    with process.database.engine.connect() as connection:
+        fresh["connection"] = connection.connection.dbapi_connection
+    del connection
     if hasattr(process, "turns"):
         fresh["model"] = process.turns.agent._model
     watched = {name: weakref.ref(made) for name, made in fresh.items()}

@@ -23,7 +23,7 @@ from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from taskchat import deadline, imports
 from taskchat.http.auth import KeySet
-from taskchat.process import attempt, side_by_side, start
+from taskchat.process import run_concurrently, start
 from testing.gateway import event
 from testing.naive import IMPORTS as NAIVE
 from tests.conftest import ROOT, Logs, Person, reset_processes, serving, variables
@@ -117,25 +117,25 @@ print(json.dumps([gc.isenabled(), gc.get_freeze_count() > 100_000, Built.__pydan
 class TestGettingReady:
     """What is done before the first request, on Lambda."""
 
-    def test_steps_go_side_by_side(self) -> None:
+    def test_steps_run_concurrently(self) -> None:
         """Each waits for the other, so that neither could end alone."""
         both = threading.Barrier(2, timeout=PATIENCE)
         with deadline.within(PATIENCE):
-            side_by_side(both.wait, both.wait)
+            run_concurrently(both.wait, both.wait)
         assert not both.broken
 
     def test_a_step_has_the_deadline_of_all(self) -> None:
         """What a thread waits for ends when the rest must."""
         left: list[float] = []
         with deadline.within(PATIENCE):
-            side_by_side(lambda: left.append(deadline.remaining()))
+            run_concurrently(lambda: left.append(deadline.remaining()))
         assert 0 < left[0] <= PATIENCE
 
     def test_a_step_that_never_ends_is_left_behind(self) -> None:
         """Getting ready is over when its time is, whatever hangs."""
         released = threading.Event()
         with deadline.within(0.05):
-            side_by_side(released.wait)
+            run_concurrently(released.wait)
         released.set()
 
     def test_a_failure_is_told_and_no_more(self, logs: Logs) -> None:
@@ -144,11 +144,8 @@ class TestGettingReady:
         def fail() -> None:
             raise ConnectionRefusedError("canary")
 
-        side_by_side(fail)
-        attempt(fail)
-        assert [(line["message"], line["reason"]) for line in logs()] == 2 * [
-            ("not ready ahead", "ConnectionRefusedError")
-        ]
+        run_concurrently(fail)
+        assert [(line["message"], line["reason"]) for line in logs()] == [("not ready ahead", "ConnectionRefusedError")]
         assert "canary" not in json.dumps(logs())
 
     def test_only_lambda_gets_ready(self, monkeypatch: pytest.MonkeyPatch) -> None:

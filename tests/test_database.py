@@ -18,6 +18,7 @@ from dev.tokens import Issuer
 from taskchat.database.engine import UnsafeRole, connect_arguments
 from taskchat.database.transaction import Database
 from taskchat.errors import DatabaseUnavailable
+from taskchat.postgres_url import parse
 from taskchat.tasks.models import Task
 from tests.conftest import variables
 from tests.test_cold_start import fresh
@@ -32,7 +33,7 @@ NEON = (
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
     """A database of its own, as one execution environment has it."""
-    database = Database(database_url)
+    database = Database(lambda: database_url)
     yield database
     database.close()
 
@@ -54,45 +55,46 @@ class TestTheUrl:
 
     def test_neon_s_string_works_as_copied(self) -> None:
         """Its parameters are not the driver's, and are obeyed all the same: verified TLS, channel binding."""
-        arguments, binding = connect_arguments(NEON)
+        url = parse(NEON)
+        arguments = connect_arguments(url)
         assert (arguments["user"], arguments["password"], arguments["database"]) == ("app", "p@ss", "neondb")
         assert arguments["ssl_context"].verify_mode is ssl.CERT_REQUIRED
         assert arguments["ssl_context"].check_hostname
-        assert binding
+        assert url.needs_channel_binding
 
     def test_tls_is_only_off_when_the_url_says_so(self) -> None:
         """No sslmode is as good as require."""
-        assert isinstance(connect_arguments("postgresql://u:p@h/d")[0]["ssl_context"], ssl.SSLContext)
-        assert connect_arguments("postgresql://u:p@h/d?sslmode=disable")[0]["ssl_context"] is False
+        assert isinstance(connect_arguments(parse("postgresql://u:p@h/d"))["ssl_context"], ssl.SSLContext)
+        assert connect_arguments(parse("postgresql://u:p@h/d?sslmode=disable"))["ssl_context"] is False
 
     def test_the_system_s_authorities_are_a_file_of_no_name(self) -> None:
         """`sslrootcert=system` is libpq's word for them."""
-        context = connect_arguments("postgresql://u:p@h/d?sslrootcert=system")[0]["ssl_context"]
+        context = connect_arguments(parse("postgresql://u:p@h/d?sslrootcert=system"))["ssl_context"]
         assert context.cert_store_stats() == ssl.create_default_context().cert_store_stats()
         assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
 
     @pytest.mark.parametrize("mode", ["allow", "prefer", "require", "verify-ca", "verify-full"])
     def test_every_other_mode_verifies(self, mode: str) -> None:
         """More than libpq asks of the weaker ones, and never less."""
-        context = connect_arguments(f"postgresql://u:p@h/d?sslmode={mode}")[0]["ssl_context"]
+        context = connect_arguments(parse(f"postgresql://u:p@h/d?sslmode={mode}"))["ssl_context"]
         assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
 
     @pytest.mark.parametrize("url", ["", "mysql://u:p@h/d", "postgresql:///d", "postgresql://h/d", "ep-cool-rain"])
     def test_what_is_no_postgres_url_is_refused(self, url: str) -> None:
         """At start, and without showing what it was."""
         with pytest.raises(ValueError, match="a database URL looks like"):
-            connect_arguments(url)
+            parse(url)
 
     def test_an_unknown_authority_is_not_trusted(self, server: Postgres, pooler: PgBouncer) -> None:
         """A server whose certificate nobody vouches for gets no password."""
         url = pooler.url(server.app_url).split("&sslrootcert")[0].split("?")[0] + "?sslmode=require"
         with pytest.raises(DatabaseUnavailable):
-            titles(Database(url), "anybody")
+            titles(Database(lambda: url), "anybody")
 
     def test_channel_binding_is_not_given_up(self, server: Postgres, pooler: PgBouncer) -> None:
         """Where the URL requires it and the server does not offer it, there is no connection."""
         with pytest.raises(DatabaseUnavailable):
-            titles(Database(f"{pooler.url(server.app_url)}&channel_binding=require"), "anybody")
+            titles(Database(lambda: f"{pooler.url(server.app_url)}&channel_binding=require"), "anybody")
 
 
 class TestIsolation:
@@ -125,7 +127,7 @@ class TestIsolation:
     def test_a_role_that_could_bypass_it_is_refused(self, server: Postgres, role: str) -> None:
         """The owner of the tables and a superuser are not served."""
         with pytest.raises(UnsafeRole):
-            titles(Database(getattr(server, role)), "anybody")
+            titles(Database(lambda: getattr(server, role)), "anybody")
 
     @pytest.mark.parametrize("package", ["chat", "mcp_tools"])
     @pytest.mark.parametrize("role", ["owner_url", "superuser_url", "app_url"])
@@ -155,7 +157,7 @@ else:
         rows.execute(f"alter table {table} {weakness} row level security".encode())
         try:
             with pytest.raises(UnsafeRole):
-                titles(Database(server.app_url), "anybody")
+                titles(Database(lambda: server.app_url), "anybody")
         finally:
             rows.execute(f"alter table {table} enable row level security".encode())
             rows.execute(f"alter table {table} force row level security".encode())
@@ -166,14 +168,14 @@ else:
         rows.execute("create role climber login password 'x' in role mighty")
         url = f"postgresql://climber:x@{server.host}:{server.port}/taskchat?sslmode=disable"
         with pytest.raises(UnsafeRole):
-            titles(Database(url), "anybody")
+            titles(Database(lambda: url), "anybody")
 
     def test_bypassrls_is_refused(self, server: Postgres, rows: Rows) -> None:
         """Neon's console gives its roles BYPASSRLS, and nothing else would tell."""
         rows.execute("create role bypasser login bypassrls password 'x'")
         url = f"postgresql://bypasser:x@{server.host}:{server.port}/taskchat?sslmode=disable"
         with pytest.raises(UnsafeRole):
-            titles(Database(url), "anybody")
+            titles(Database(lambda: url), "anybody")
 
 
 class TestTheConnection:
@@ -190,7 +192,7 @@ class TestTheConnection:
 
     def test_the_trap_behind_that_is_real(self, server: Postgres) -> None:
         """Stock pg8000, given a lone surrogate, does not answer the next query with that query's own row."""
-        connection = pg8000.connect(**connect_arguments(server.app_url)[0])
+        connection = pg8000.connect(**connect_arguments(parse(server.app_url)))
         cursor = connection.cursor()
         cursor.execute("select 1")
         with pytest.raises(UnicodeEncodeError):
@@ -228,7 +230,7 @@ class TestTheConnection:
 
     def test_a_pooler_that_restarted_is_no_failure(self, server: Postgres, pooler: PgBouncer) -> None:
         """Nor is a pooler that dropped everybody."""
-        database = Database(pooler.url(server.app_url))
+        database = Database(lambda: pooler.url(server.app_url))
         alice = uuid4().hex
         add(database, alice, "hers")
         pooler.restart()
@@ -238,7 +240,7 @@ class TestTheConnection:
     def test_no_database_is_said_so(self) -> None:
         """Nobody listens: unavailable, with a time to come back."""
         with pytest.raises(DatabaseUnavailable) as raised:
-            titles(Database("postgresql://u:p@127.0.0.1:9/d?sslmode=disable"), "anybody")
+            titles(Database(lambda: "postgresql://u:p@127.0.0.1:9/d?sslmode=disable"), "anybody")
         assert raised.value.retry_after
 
     def test_a_statement_that_takes_too_long_is_given_up(self, database: Database) -> None:

@@ -25,7 +25,7 @@ NOW = Turn(uuid4(), 0, "now", datetime.now(UTC), None)
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
     """A database of its own."""
-    database = Database(database_url)
+    database = Database(lambda: database_url)
     yield database
     database.close()
 

@@ -195,7 +195,7 @@ def test_interleaved_transactions_do_not_mix(
 ) -> None:
     """20 people, 8 environments at once, 1,200 transactions that read without any filter: each sees what is theirs."""
     people, at_once = [uuid4().hex for _ in range(PEOPLE)], 8
-    databases = [Database(pooler.url(server.app_url)) for _ in range(at_once)]
+    databases = [Database(lambda: pooler.url(server.app_url)) for _ in range(at_once)]
     owners = text(f"select distinct user_id from {example.table}")  # noqa: S608
     texts = text(f"select {example.text} from {example.table}")  # noqa: S608
     for person in people:

@@ -25,9 +25,11 @@ from dev import processes
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
+from taskchat.conversations import turns as conversations
+from taskchat.conversations.lease import LeaseLost
 from taskchat.database.transaction import Database
 from taskchat.errors import TooManyRequests
-from taskchat.limits import DayLeft, Limits
+from taskchat.limits import STATEMENTS, DayLeft, Limits
 from testing.callers import RESOURCE, Caller
 from testing.gateway import Handler, Response, event, invoke
 from tests import db_assertions as truth
@@ -49,7 +51,7 @@ STATELESS = "2026-07-28"
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
     """A database as one execution environment has it."""
-    database = Database(database_url)
+    database = Database(lambda: database_url)
     yield database
     database.close()
 
@@ -103,7 +105,7 @@ def at_once(url: str, workers: int, times: int, do: Callable[[Database], Any]) -
         begin.wait()
         return [do(database) for _ in range(times // workers)]
 
-    databases = [Database(url) for _ in range(workers)]
+    databases = [Database(lambda: url) for _ in range(workers)]
     try:
         with ThreadPoolExecutor(workers) as pool:
             return [outcome for outcomes in pool.map(work, databases) for outcome in outcomes]
@@ -129,7 +131,7 @@ class TestTheBucket:
     def test_200_at_once_of_somebody_known(self, database_url: str, rows: Rows, burst: int) -> None:
         """The same with a row that was there before, full again since long ago."""
         user_id, limits = uuid4().hex, Limits("chat", burst, SLOW)
-        database = Database(database_url)
+        database = Database(lambda: database_url)
         assert spend(database, limits, user_id) is None
         database.close()
         let_pass(rows, user_id, timedelta(days=9))
@@ -681,6 +683,38 @@ class TestWhatATurnCosts:
             reset_processes()
         assert (wire.lost, usage_of(rows, alice)["requests"]) == (1, 1)
         assert tokens(rows, alice.id) == told(standin)
+
+
+def end_turn(database: Database, person: str, limits: Limits, end: Callable[[Session], None]) -> None:
+    """Count 70 tokens and end a turn, in one transaction."""
+    with database.transaction(person) as session:
+        limits.record(session, person, 70)
+        end(session)
+
+
+class TestALostLease:
+    """A turn that has lost its lease stores no reply. The tokens that it used count once."""
+
+    @pytest.mark.parametrize("is_known", [False, True], ids=["new statements", "known statements"])
+    def test_it_stores_nothing_and_its_tokens_count_once(
+        self, database: Database, rows: Rows, *, is_known: bool
+    ) -> None:
+        """Its reply and the commit go out together; then the turn runner tries to give the lease back."""
+        limits, person = Limits("chat", 0, 0, 10_000), uuid4().hex
+        if is_known:
+            database.get_ready([*STATEMENTS, *conversations.STATEMENTS])
+        with database.transaction(person) as session:
+            begun = conversations.begin(session, person, uuid4(), conversations.Request("Add milk"), 1000)
+        assert isinstance(begun, conversations.Begun)
+        taken = "update conversation set fence = fence + 1 where user_id = %s returning *"
+        theirs = rows.execute(taken, [person]).fetchone()
+        for end in (lambda session: conversations.finish(session, begun, "Late.", {}), begun.lease.release):
+            with pytest.raises(LeaseLost):
+                end_turn(database, person, limits, end)
+        assert rows.execute("select * from conversation where user_id = %s", [person]).fetchall() == [theirs]
+        stored = rows.execute("select role from message where user_id = %s", [person]).fetchall()
+        assert stored == [{"role": "user"}]
+        assert (allowance(rows, person) or {})["model_tokens"] == 70
 
 
 class TestAProvider:

@@ -125,13 +125,13 @@ class TestBegunAgain:
     @pytest.fixture
     def database(self, server: Postgres) -> Iterator[Database]:
         """This process's."""
-        with closing(Database(server.app_url)) as database:
+        with closing(Database(lambda: server.app_url)) as database:
             yield database
 
     @pytest.fixture
     def other(self, server: Postgres) -> Iterator[Database]:
         """Another process's."""
-        with closing(Database(server.app_url)) as database:
+        with closing(Database(lambda: server.app_url)) as database:
             yield database
 
     @pytest.fixture

@@ -27,7 +27,7 @@ from taskchat.http.gateway import MARGIN, MAX_SECONDS, lambda_handler
 from taskchat.http.middleware import add_security_headers, limit_body, require_json
 from taskchat.http.problems import answer_errors, answer_routing_error
 from taskchat.limits import chat_limits
-from taskchat.process import Process, side_by_side, start
+from taskchat.process import Process, run_concurrently, start
 from taskchat.tasks import toolset
 
 Token = Annotated[str, Security(BearerToken())]
@@ -52,7 +52,7 @@ class ChatProcess(Process):
     def get_ready(self) -> None:
         """Open what the first request would wait for: connection, keys, tools. Raises SettingsError."""
         keys, agent = self.verifier.keys, self.turns.agent
-        side_by_side(self.database.connect, keys.fetch_ahead)
+        run_concurrently(self.connect, keys.fetch_ahead)
         asyncio.get_event_loop().run_until_complete(agent.list_tools())
 
     async def close(self) -> None:

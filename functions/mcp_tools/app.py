@@ -24,7 +24,7 @@ from taskchat.http.gateway import lambda_handler
 from taskchat.http.middleware import JSON, add_security_headers, check_address, limit_body, require_json
 from taskchat.http.problems import answer_errors, answer_routing_error
 from taskchat.limits import mcp_limits
-from taskchat.process import Process, side_by_side, start
+from taskchat.process import Process, run_concurrently, start
 from taskchat.tasks import toolset
 
 METADATA_PATH: Final = "/.well-known/oauth-protected-resource"
@@ -71,7 +71,7 @@ class McpProcess(Process):
     def get_ready(self) -> None:
         """Open what the first request would wait for: app, connection and keys. Raises SettingsError."""
         asyncio.get_event_loop().run_until_complete(self._start_app())
-        side_by_side(self.database.connect, self.verifier.keys.fetch_ahead)
+        run_concurrently(self.connect, self.verifier.keys.fetch_ahead)
 
     async def _start_app(self) -> None:
         """Start the app and stop it again: FastMCP imports a part of itself only then."""

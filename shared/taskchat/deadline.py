@@ -1,4 +1,4 @@
-"""The moment by which a request must be done. Whatever waits (model, database, retry) spends from the same time."""
+"""The moment by which a request must be done. Everything that waits (model, database, retry) shares the time left."""
 
 import math
 import time
@@ -20,5 +20,5 @@ def within(seconds: float) -> Iterator[None]:
 
 
 def remaining() -> float:
-    """Seconds left, negative once the deadline has passed, and endless where none is set."""
+    """Return the seconds left: negative once the deadline has passed, infinite if none is set."""
     return _deadline.get() - time.monotonic()

@@ -1,8 +1,8 @@
-"""How much one person may use of a door: so many requests at once, then at a steady rate, and model tokens by the day.
+"""How much one user may use of an entry point: a burst of requests, then a steady rate, and model tokens by the day.
 
-A row holds what was used, and one statement takes from it, so that it is exact however many ask at once. Of a token
-bucket it keeps the moment at which it is full again: each request puts that off by the time in which one token comes
-back, and there is none to be had while it is further away than a whole bucket takes to fill.
+A row holds the use, and one statement takes from it, so the count is exact under any concurrency. Of a token bucket
+the row keeps the moment at which it is full again. Each request moves that moment by the time in which one token comes
+back. A request is refused while the moment is further away than a whole bucket takes to fill.
 """
 
 import math
@@ -36,7 +36,7 @@ from taskchat.settings import Settings
 
 
 class Allowance(SQLModel, table=True):
-    """What a person has used of a door lately."""
+    """A user's recent use of an entry point."""
 
     __table_args__ = (
         CheckConstraint("door in ('chat', 'mcp')", name="allowance_door_check"),
@@ -46,7 +46,7 @@ class Allowance(SQLModel, table=True):
     user_id: str = Field(sa_type=SafeText, primary_key=True)
     door: str = Field(sa_type=SafeText, primary_key=True)
     full_at: datetime = Field(sa_type=Timestamp)
-    """When the person's bucket is full again if nothing more is taken from it: past for one that is full."""
+    """When the user's bucket is full again if they take nothing more from it. In the past for a full one."""
     day: date
     """The day, by UTC, that `model_tokens` are of."""
     model_tokens: int = Field(sa_column=Column(BigInteger, nullable=False))
@@ -55,14 +55,13 @@ class Allowance(SQLModel, table=True):
 
 ALLOWANCE: Final = SQLModel.metadata.tables["allowance"]
 
-_BOUNDLESS: Final = {"interval": timedelta(), "bucket": timedelta(days=36_500)}
-"""A bucket that nothing is taken from, and that no moment an earlier limit left behind is too far away for."""
+_NO_RATE_LIMIT: Final = {"interval": timedelta(), "bucket": timedelta(days=36_500)}
+"""Parameters that disable the rate limit, whatever the stored row says."""
 
 _NO_QUOTA: Final = 2**63 - 1
 
-# Values come in as parameters, as in history.py. The clock is read once the row is locked, not when it was asked
-# for: who had to wait for others has their moment behind them. It is the database's, which all processes share: by a
-# clock of their own, each would know another midnight.
+# Values are parameters, as in history.py. Postgres reads the clock once it has locked the row, because a request may
+# have waited for others until then. The clock is the database's, so that all processes know the same midnight.
 _NOW: Final = func.clock_timestamp()
 _UTC: Final = func.timezone("UTC", _NOW)
 _TODAY: Final = cast(_UTC, Date)
@@ -98,6 +97,9 @@ _REFUSED_FOR: Final = select(
     case((_USED_TODAY >= _QUOTA, cast(_TODAY + _DAY, DateTime) - _UTC)),
 ).where(ALLOWANCE.c.user_id == bindparam("of_user"), ALLOWANCE.c.door == bindparam("of_door"))
 
+STATEMENTS: Final = (_SPEND, _RECORD)
+"""The statements of nearly every turn."""
+
 _DAY_USED_UP: Final = "The day's model tokens are used up."
 
 logger = Logger()
@@ -105,14 +107,14 @@ logger = Logger()
 
 @dataclass
 class DayLeft:
-    """What was left of a person's day when a request began. Known once its transaction has committed."""
+    """The tokens left of a user's day when a request began. Set once its transaction has committed."""
 
     model_tokens: float = math.inf
     ends_at: float = math.inf
-    """The moment, by time.monotonic, at which the database's day ends and there is a whole day's again."""
+    """The moment, by time.monotonic, at which the database's day ends and the quota is whole again."""
 
     def check(self, used: int) -> None:
-        """Raise TooManyRequests if the request, which has used so many tokens by now, may use no more."""
+        """Raise TooManyRequests if the request, which has used `used` tokens by now, may use no more."""
         seconds = self.ends_at - time.monotonic()
         if used >= self.model_tokens and seconds > 0:
             raise TooManyRequests(_DAY_USED_UP, retry_after=math.ceil(seconds))
@@ -120,7 +122,7 @@ class DayLeft:
 
 @dataclass(frozen=True)
 class Limits:
-    """What each person may use of a door. 0 stands for no limit."""
+    """The limits of each user at an entry point. 0 stands for no limit."""
 
     door: Literal["chat", "mcp"]
     burst: int
@@ -129,13 +131,13 @@ class Limits:
 
     @property
     def any(self) -> bool:
-        """Whether there is anything to ask the database for."""
+        """Tell if there is any limit."""
         return bool(self.daily_model_tokens or self._has_bucket)
 
     def spend(self, session: Session, user_id: str) -> DayLeft:
-        """Take one request from what the person has left, in the caller's transaction; gives the rest of their day.
+        """Take one request from the user's limits, in the caller's transaction. Return the rest of their day.
 
-        The transaction raises TooManyRequests before it commits, if there is nothing left.
+        The transaction raises TooManyRequests before it commits, if nothing is left.
         """
         left = DayLeft()
         if not self.any:
@@ -155,7 +157,7 @@ class Limits:
         return left
 
     def record(self, session: Session, user_id: str, model_tokens: int) -> None:
-        """Add to what the models cost today, in the caller's transaction."""
+        """Add to the day's model tokens, in the caller's transaction."""
         if self.daily_model_tokens and model_tokens:
             session.execute(_RECORD, {"of_user": user_id, "of_door": self.door, "used": model_tokens})
 
@@ -165,11 +167,11 @@ class Limits:
 
     def _values(self, user_id: str) -> dict[str, Any]:
         interval = timedelta(minutes=1) / max(self.per_minute, 1)
-        bucket = {"interval": interval, "bucket": self.burst * interval} if self._has_bucket else _BOUNDLESS
+        bucket = {"interval": interval, "bucket": self.burst * interval} if self._has_bucket else _NO_RATE_LIMIT
         return {"of_user": user_id, "of_door": self.door, "quota": self.daily_model_tokens or _NO_QUOTA, **bucket}
 
     def _refusal(self, session: Session, user_id: str) -> TooManyRequests:
-        """Why, and for how long: the statement that refused has locked the row, so that it is still true."""
+        """Return the reason and the time to wait. They still hold: the statement that refused has locked the row."""
         until_token, until_midnight = session.execute(_REFUSED_FOR, self._values(user_id)).one()
         wait = max(until_token, until_midnight or until_token)
         retry_after = max(1, math.ceil(wait.total_seconds()))
@@ -179,10 +181,10 @@ class Limits:
 
 
 def chat_limits(settings: Settings) -> Limits:
-    """The limits of the chat API."""
+    """Return the limits of the chat API."""
     return Limits("chat", settings.turn_burst, settings.turns_per_minute, settings.daily_model_tokens)
 
 
 def mcp_limits(settings: Settings) -> Limits:
-    """The limits of the MCP endpoint, whose clients bring a model of their own."""
+    """Return the limits of the MCP endpoint, whose clients bring a model of their own."""
     return Limits("mcp", settings.mcp_burst, settings.mcp_requests_per_minute)

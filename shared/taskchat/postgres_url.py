@@ -1,4 +1,4 @@
-"""A database's URL as libpq reads it, taken apart. What is wrong with one is told without a word of it."""
+"""Parse a database's URL as libpq does. Error texts quote nothing of it."""
 
 import re
 import ssl
@@ -21,7 +21,7 @@ _SHAPE: Final = "a database URL looks like postgresql://user:password@host/datab
 
 @dataclass(frozen=True)
 class PostgresUrl:
-    """Where a database is, who asks, and how the connection is secured."""
+    """The parts of a database URL: server, role, and how the connection is secured."""
 
     host: str
     port: int
@@ -38,7 +38,7 @@ class PostgresUrl:
 
 
 def parse(url: str) -> PostgresUrl:
-    """Take a URL apart. Raises ValueError, in words that hold nothing of the URL, for one that cannot work."""
+    """Parse a URL. Raises ValueError for one that cannot work, with a text that quotes nothing of it."""
     parts = _split(url)
     parameters = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     has_tls = _choice(parameters, "sslmode", _TLS_MODES, "require") != "disable"

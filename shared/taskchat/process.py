@@ -1,7 +1,8 @@
 """The objects that a process opens once and shares between requests, and when it opens and closes them.
 
 Lambda either starts a process and sends it requests, or takes a snapshot of a process (SnapStart) and starts many from
-it. The snapshot holds no settings, keys, clients or connections: each process opens its own.
+it. The snapshot holds no settings, keys, clients or connections: each process opens its own. It does hold the engine,
+whose compiled statements stay valid.
 """
 
 import asyncio
@@ -16,9 +17,8 @@ from typing import Final
 
 from aws_lambda_powertools import Logger
 
-import taskchat.conversations.models
-import taskchat.limits  # noqa: F401  (every table must be known to the check of the database role)
-from taskchat import deadline, logs
+from taskchat import deadline, limits, logs
+from taskchat.conversations import turns
 from taskchat.database.transaction import Database
 from taskchat.settings import Settings, SettingsError, forget_secret, is_on_lambda, load
 from taskchat.toolcalls.toolset import Toolset
@@ -32,7 +32,7 @@ Step = Callable[[], object]
 
 
 class Process:
-    """Opens each shared object at its first use. A function adds its own in a subclass.
+    """The objects that requests share, each opened at its first use. A function adds its own in a subclass.
 
     No object here belongs to a request, and importing a module opens none.
     """
@@ -41,6 +41,7 @@ class Process:
         """Serve the tools of `toolset`. Read the environment at first use, unless `settings` are given."""
         logs.configure()
         self.toolset = toolset
+        self.database = Database(self.database_url)
         self.tools = toolset.create_server(lambda: self.database)
         self._given_settings = settings
 
@@ -49,18 +50,20 @@ class Process:
         """Return the environment, parsed. Raises SettingsError."""
         return self._given_settings or load(Settings)
 
-    @cached_property
-    def database(self) -> Database:
-        """Return the database, which connects at first use. Raises SettingsError."""
-        return Database(self.settings.database_url.get_secret_value())
+    def database_url(self) -> str:
+        """Return the address of the database. Raises SettingsError."""
+        return self.settings.database_url.get_secret_value()
 
     def get_ready(self) -> None:
         """Open what the first request would wait for. Raises SettingsError."""
 
+    def connect(self) -> None:
+        """Connect to the database, and prepare the statements of nearly every turn. Raises what connecting raises."""
+        self.database.get_ready([*limits.STATEMENTS, *turns.STATEMENTS])
+
     async def close(self) -> None:
         """Close what was opened, and drop it: the next use opens it anew."""
-        if "database" in vars(self):
-            self.database.close()
+        self.database.close()
         for name in list(vars(self)):
             if isinstance(getattr(type(self), name, None), cached_property):
                 delattr(self, name)
@@ -99,34 +102,26 @@ def get_ready(process: Process) -> None:
     gc.freeze()  # what exists now stays: the collector need not look at it again
 
 
-def side_by_side(*steps: Step) -> None:
-    """Run all steps at once, each in a thread, until the deadline. Raises SettingsError when all have ended."""
+def run_concurrently(*steps: Step) -> None:
+    """Run all steps at once, each in a thread, until the deadline. Raises SettingsError when all have ended.
+
+    It logs any other failure and continues: the same step may succeed when a request needs it.
+    """
     wrong: list[SettingsError] = []
 
-    def take(step: Step) -> None:
+    def run(step: Step) -> None:
         try:
-            attempt(step)
-        except SettingsError as error:
+            step()
+        except SettingsError as error:  # a wrong setting stays wrong
             wrong.append(error)
+        except Exception as error:
+            logger.warning("not ready ahead", extra={"reason": type(error).__name__})
 
-    late = time.monotonic() + min(deadline.remaining(), PATIENCE)
-    threads = [Thread(target=copy_context().run, args=(take, step), daemon=True) for step in steps]
+    end = time.monotonic() + min(deadline.remaining(), PATIENCE)
+    threads = [Thread(target=copy_context().run, args=(run, step), daemon=True) for step in steps]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(max(0.0, late - time.monotonic()))
+        thread.join(max(0.0, end - time.monotonic()))
     if wrong:
         raise wrong[0]
-
-
-def attempt(step: Step) -> None:
-    """Run one step. Log a failure and continue: the same step may succeed when a request needs it.
-
-    Raises SettingsError: a wrong setting stays wrong.
-    """
-    try:
-        step()
-    except SettingsError:
-        raise
-    except Exception as error:
-        logger.warning("not ready ahead", extra={"reason": type(error).__name__})

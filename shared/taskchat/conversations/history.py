@@ -17,13 +17,13 @@ from taskchat.text import as_data, as_json
 from taskchat.toolcalls.models import ToolCall
 
 MAX_HISTORY_TURNS: Final = 50
-"""Earlier turns the model reads at most: what is older rarely matters, and every one costs."""
+"""Earlier turns the model reads at most: older ones rarely matter, and each costs."""
 
 CHARACTERS_PER_TOKEN: Final = 4
 """A rough measure, the same for every model: the budget needs a bound, not a bill."""
 
-# Values come in as parameters, never inside a statement: SQLAlchemy keeps each statement it has compiled, and with it
-# what the first person to use it said.
+# Values are parameters, never part of a statement: SQLAlchemy keeps each compiled statement, and would keep with it
+# the text of the first user.
 _THIS_TURN: Final = and_(MESSAGE.c.user_id == bindparam("of_user"), MESSAGE.c.turn_id == bindparam("of_turn"))
 _SAID: Final = select(MESSAGE.c.position).where(_THIS_TURN, MESSAGE.c.role == "user").correlate(None)
 _BEFORE: Final = func.coalesce(
@@ -47,7 +47,7 @@ _IN_ORDER: Final = (col(ToolCall.turn_id), col(ToolCall.position))
 MESSAGE_COLUMNS: Final = [
     MESSAGE.c[name] for name in ("turn_id", "position", "role", "content", "created_at", "timezone")
 ]
-"""What is read of a message to make a turn of it."""
+"""The columns of a message that a turn needs."""
 
 MESSAGES_OF_TURN: Final = select(*MESSAGE_COLUMNS, MESSAGE.c.conversation_id, MESSAGE.c.request_hash).where(_THIS_TURN)
 EARLIER_MESSAGES: Final = select(*MESSAGE_COLUMNS).where(_EARLIER).order_by(_NEWEST_FIRST).limit(_MOST)
@@ -60,7 +60,7 @@ _MOVE_START: Final = update(CONVERSATION).where(THIS_CONVERSATION).values(histor
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn as it stands in the database: what was said, the calls made, and the reply if there is one."""
+    """One turn as the database holds it: the message, the calls, and the reply if there is one."""
 
     turn_id: UUID
     position: int
@@ -72,7 +72,7 @@ class Turn:
 
     @cached_property
     def tokens(self) -> int:
-        """About how much of a model's input this turn takes."""
+        """Estimate the tokens that this turn takes of a model's input."""
         texts = [self.message, self.reply or ""]
         for call in self.calls:
             texts += [call.tool, as_json(call.arguments), as_data(call.result)]
@@ -82,7 +82,9 @@ class Turn:
 def join_turns(messages: Sequence[Row[Any]], calls: Iterable[ToolCall]) -> list[Turn]:
     """Put messages together into turns, in order, with the calls of each. A reply without a message begins no turn."""
     replies = {message.turn_id: message.content for message in messages if message.role == "assistant"}
-    made = _by_turn(calls)
+    made: dict[UUID, list[ToolCall]] = defaultdict(list)
+    for call in calls:
+        made[call.turn_id].append(call)
     return [
         Turn(
             turn_id=said.turn_id,
@@ -99,7 +101,7 @@ def join_turns(messages: Sequence[Row[Any]], calls: Iterable[ToolCall]) -> list[
 
 
 def keep_within(session: Session, conversation: Row[Any], turns: list[Turn], before: int, budget: int) -> list[Turn]:
-    """Return whole turns within the budget of tokens. Its start is kept in the row and moves in large steps."""
+    """Return whole turns within the budget of tokens. The row keeps where they start; that moves in large steps."""
     turns = [_shorten(turn, budget // 2) for turn in turns]
     kept = _cut(turns, budget)
     if len(kept) < len(turns):
@@ -109,7 +111,7 @@ def keep_within(session: Session, conversation: Row[Any], turns: list[Turn], bef
 
 
 def _cut(turns: list[Turn], budget: int) -> list[Turn]:
-    """All turns while they fit; else the newest that fit half the budget, so that the next cut is many turns away."""
+    """Return all turns if they fit, else the newest within half the budget: the next cut is then many turns away."""
     if len(turns) <= MAX_HISTORY_TURNS and sum(turn.tokens for turn in turns) <= budget:
         return turns
     kept: list[Turn] = []
@@ -123,7 +125,7 @@ def _cut(turns: list[Turn], budget: int) -> list[Turn]:
 
 
 def _shorten(turn: Turn, budget: int) -> Turn:
-    """The turn, its texts cut to equal shares where it is larger than the budget; always to the same."""
+    """Return the turn. If it exceeds the budget, cut its texts to equal shares, always in the same way."""
     if turn.tokens <= budget:
         return turn
     share = budget * CHARACTERS_PER_TOKEN // (2 * len(turn.calls) + 2)
@@ -140,16 +142,9 @@ def _shorten(turn: Turn, budget: int) -> Turn:
 
 
 def _cut_json(value: dict[str, Any], length: int, write: Callable[[Any], str]) -> dict[str, Any]:
-    """The value, or as much of its beginning as is no longer than `length` when it is written."""
+    """Return the value, or as much of its beginning as fits `length` characters when written."""
     if len(write(value)) <= length:
         return value
     text = as_json(value)
     fitting = bisect_right(range(1, length), length, key=lambda end: len(write({"shortened": text[:end]})))
     return {"shortened": text[:fitting]}
-
-
-def _by_turn(calls: Iterable[ToolCall]) -> dict[UUID, list[ToolCall]]:
-    found: dict[UUID, list[ToolCall]] = defaultdict(list)
-    for call in calls:
-        found[call.turn_id].append(call)
-    return found

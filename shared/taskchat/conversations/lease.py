@@ -1,4 +1,4 @@
-"""The lease of a conversation: an expiry and a fencing number on its row, so that one turn at a time may write."""
+"""The lease of a conversation: an expiry and a fencing token on its row, so that one turn at a time may write."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, NoReturn
 from uuid import UUID
 
-from sqlalchemy import ARRAY, Interval, and_, any_, bindparam, case, func, or_, select, update
+from sqlalchemy import ARRAY, Interval, Result, and_, any_, bindparam, case, func, or_, select, update
 from sqlmodel import Session
 
 from taskchat import deadline
@@ -17,19 +17,19 @@ from taskchat.database.types import Timestamp
 from taskchat.errors import NotFound, TurnInProgress
 
 LEASE_GRACE: Final = 5.0
-"""Seconds by which a lease outlives its request's deadline: no living turn loses it, and a crashed one is soon over."""
+"""Seconds by which a lease outlives its request's deadline: no live turn loses it, and a crashed one soon does."""
 
 MAX_LEASE: Final = 40.0
 """Seconds of a lease where no deadline is set."""
 
 MAX_RETRY_AFTER: Final = 2
-"""Seconds a caller is asked to wait at most: a turn that still runs is nearly always over by then."""
+"""Seconds a caller is asked to wait at most: a running turn nearly always ends within them."""
 
 _NOW: Final = func.clock_timestamp()
 _LEASED: Final = and_(
     THIS_CONVERSATION, CONVERSATION.c.fence == bindparam("of_fence"), CONVERSATION.c.lease_until > _NOW
 )
-# A fence alone would not do: what was rolled back gave its number back, and another process may hold the same one.
+# A fence alone is not enough: a rollback frees its number, and another process may hold the same one.
 _OWN: Final = and_(
     CONVERSATION.c.turn_id == bindparam("of_turn"),
     CONVERSATION.c.lease_until == any_(bindparam("own_leases", type_=ARRAY(Timestamp))),
@@ -59,12 +59,12 @@ ACQUIRE_LEASE: Final = (
 )
 LOCK_CONVERSATION: Final = select(CONVERSATION.c.fence).where(THIS_CONVERSATION).with_for_update()
 _REMAINING_LEASE: Final = select(CONVERSATION.c.lease_until - _NOW, CONVERSATION.c.id).where(THIS_CONVERSATION)
-_HOLD_LEASE: Final = select(CONVERSATION.c.fence).where(_LEASED).with_for_update(read=True)
-_RELEASE_LEASE: Final = (
+HOLD_LEASE: Final = select(CONVERSATION.c.fence).where(_LEASED).with_for_update(read=True)
+RELEASE_LEASE: Final = (
     update(CONVERSATION)
     .where(_LEASED)
     .values(turn_id=None, lease_until=None, updated_at=_NOW)
-    .returning(CONVERSATION.c.fence)
+    .returning(CONVERSATION.c.user_id, CONVERSATION.c.id)
 )
 
 
@@ -85,25 +85,26 @@ class Lease:
 
     def check(self, session: Session) -> None:
         """Hold the lease for the rest of the transaction, which raises LeaseLost before it commits if it is lost."""
-        held = session.execute(_HOLD_LEASE, self._key())
-
-        def confirm() -> None:
-            if held.one_or_none() is None:
-                raise LeaseLost(retry_after=1)
-
-        before_commit(session, confirm)
+        held = session.execute(HOLD_LEASE, self.key())
+        before_commit(session, lambda: require_lease(held))
 
     def release(self, session: Session) -> None:
         """Let the next turn in. Raises LeaseLost."""
-        if session.execute(_RELEASE_LEASE, self._key()).one_or_none() is None:
-            raise LeaseLost(retry_after=1)
+        require_lease(session.execute(RELEASE_LEASE, self.key()))
 
-    def _key(self) -> dict[str, Any]:
+    def key(self) -> dict[str, Any]:
+        """Return the parameters of the statements that hold or release this lease."""
         return {"of_user": self.user_id, "of_id": self.conversation_id, "of_fence": self.fence}
 
 
+def require_lease(result: Result[Any]) -> None:
+    """Raise LeaseLost if a statement that needs the lease returned no row."""
+    if result.one_or_none() is None:
+        raise LeaseLost(retry_after=1)
+
+
 def lease_parameters(own: Sequence[Lease]) -> dict[str, Any]:
-    """Return what ACQUIRE_LEASE needs to know: how long the lease is, and which leases it may take over."""
+    """Return ACQUIRE_LEASE's parameters: the length of the lease, and the leases that it may take over."""
     seconds = min(deadline.remaining() + LEASE_GRACE, MAX_LEASE)
     return {"lease": timedelta(seconds=seconds), "own_leases": [lease.until for lease in own]}
 

@@ -22,7 +22,7 @@ class Conversation(SQLModel, table=True):
     """The turn that holds the lease."""
     lease_until: datetime | None = Field(default=None, sa_type=Timestamp)
     fence: int = Field(default=0, sa_column=Column(BigInteger, nullable=False, server_default="0"))
-    """Grows with each lease: who comes with an older number has lost it."""
+    """The fencing token. It grows with each lease: a turn with an older number has lost the lease."""
     next_position: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
     history_start: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
     """Position of the first message the model still reads. Moves rarely, so that prompt caches keep hitting."""
@@ -31,7 +31,7 @@ class Conversation(SQLModel, table=True):
 
 
 class Message(SQLModel, table=True):
-    """What the person said, or what the assistant answered. A turn has at most one of each."""
+    """A user's message or the assistant's reply. A turn has at most one of each."""
 
     __table_args__ = (
         ForeignKeyConstraint(
@@ -50,16 +50,16 @@ class Message(SQLModel, table=True):
     content: str = Field(sa_type=SafeText)
     created_at: datetime = Field(sa_column=Column(Timestamp, nullable=False, server_default=NOW))
     timezone: str | None = Field(default=None, sa_type=SafeText)
-    """The person's zone when they said it: with created_at it lets the same words be shown to the model again."""
+    """The user's time zone then. With created_at, the model can be shown the same text again."""
     request_hash: str | None = Field(default=None, sa_type=SafeText)
-    """Of the request that began the turn: a key that comes back with another body is refused."""
+    """Hash of the request that began the turn: a key that comes back with another body is refused."""
     usage: dict[str, Any] | None = Field(default=None, sa_type=SafeJson)
-    """Of the assistant's message: model and tokens."""
+    """Model and tokens of the assistant's message."""
 
 
 CONVERSATION: Final = SQLModel.metadata.tables["conversation"]
 MESSAGE: Final = SQLModel.metadata.tables["message"]
-"""The same as tables, for statements that return rows: to make objects of them would take as long as all else."""
+"""The same as tables, for statements that return rows: to make objects of them would double the time."""
 
 THIS_CONVERSATION: Final = and_(CONVERSATION.c.user_id == bindparam("of_user"), CONVERSATION.c.id == bindparam("of_id"))
 """The condition that finds a conversation by its owner and its id."""

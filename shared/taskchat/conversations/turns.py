@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID, uuid4, uuid5
 
-from sqlalchemy import Row, bindparam, literal, select
+from sqlalchemy import Integer, Row, Uuid, bindparam, literal, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session
 
@@ -24,17 +24,30 @@ from taskchat.conversations.history import (
     join_turns,
     keep_within,
 )
-from taskchat.conversations.lease import ACQUIRE_LEASE, LOCK_CONVERSATION, Lease, lease_parameters, refuse
+from taskchat.conversations.lease import (
+    ACQUIRE_LEASE,
+    HOLD_LEASE,
+    LOCK_CONVERSATION,
+    RELEASE_LEASE,
+    Lease,
+    lease_parameters,
+    refuse,
+    require_lease,
+)
 from taskchat.conversations.models import CONVERSATION, MESSAGE, THIS_CONVERSATION
-from taskchat.database.transaction import Batch, undo
-from taskchat.database.types import SafeText
+from taskchat.database.transaction import Batch, after_commit, roll_back
+from taskchat.database.types import SafeJson, SafeText
 from taskchat.errors import KeyReused
 from taskchat.toolcalls.models import ToolCall
 
 _NAMESPACE: Final = UUID("8c5f3f1e-0f0e-4f0b-9d53-1d7f0f7f6a52")  # of turn and conversation ids; random, made once
 _TITLE_LENGTH: Final = 80
 
-_CREATE_CONVERSATION: Final = insert(CONVERSATION).on_conflict_do_nothing()
+_CREATE_CONVERSATION: Final = (
+    insert(CONVERSATION)
+    .values(user_id=bindparam("of_user"), id=bindparam("of_id"), title=bindparam("titled"))
+    .on_conflict_do_nothing()
+)
 _MESSAGE_OF_LEASE: Final[dict[str, Any]] = {
     "user_id": CONVERSATION.c.user_id,
     "conversation_id": CONVERSATION.c.id,
@@ -54,12 +67,36 @@ _STORE_MESSAGE: Final = (
     .on_conflict_do_nothing()
     .returning(*MESSAGE_COLUMNS)
 )
-_STORE_REPLY: Final = insert(MESSAGE)
+_RELEASED: Final = RELEASE_LEASE.cte("released")
+_REPLY_OF_LEASE: Final[dict[str, Any]] = {
+    "user_id": _RELEASED.c.user_id,
+    "conversation_id": _RELEASED.c.id,
+    "position": bindparam("at", type_=Integer),
+    "turn_id": bindparam("of_turn", type_=Uuid),
+    "role": literal("assistant"),
+    "content": bindparam("said", type_=SafeText),
+    "usage": bindparam("used", type_=SafeJson),
+}
+_RELEASE_AND_STORE_REPLY: Final = (
+    insert(MESSAGE).from_select(list(_REPLY_OF_LEASE), select(*_REPLY_OF_LEASE.values())).returning(MESSAGE.c.position)
+)
+
+STATEMENTS: Final = (
+    _CREATE_CONVERSATION,
+    ACQUIRE_LEASE,
+    MESSAGES_OF_TURN,
+    EARLIER_MESSAGES,
+    CALLS_SHOWN,
+    _STORE_MESSAGE,
+    HOLD_LEASE,
+    _RELEASE_AND_STORE_REPLY,
+)
+"""The statements of nearly every turn. SQLAlchemy finds a compiled one again if it gets the same parameters' names."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a person asked for, checked and in its final form."""
+    """A user's request, checked and in its final form."""
 
     message: str
     conversation_id: UUID | None = None
@@ -67,14 +104,14 @@ class Request:
 
     @property
     def hash(self) -> str:
-        """Equal for equal requests: a key that comes back must bring the same one."""
+        """Return the same text for equal requests: a key that comes back must bring the same one."""
         fields = [self.message, self.conversation_id and str(self.conversation_id), self.timezone]
         return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Begun:
-    """A turn that may run now. `turn.calls` are those that an earlier, interrupted attempt already made."""
+    """A turn that may run now. `turn.calls` are the calls of an earlier, interrupted attempt."""
 
     lease: Lease
     turn: Turn
@@ -83,14 +120,14 @@ class Begun:
 
 @dataclass(frozen=True)
 class Finished:
-    """A turn that is already done: its answer, as it was."""
+    """A turn that is already done, with its answer as it was."""
 
     conversation_id: UUID
     turn: Turn
 
 
 def turn_id_for(user_id: str, idempotency_key: str | None) -> UUID:
-    """Return the same id for the same person's same key, and a new one where there is no key."""
+    """Return the same id for the same user and key, and a new one if there is no key."""
     return uuid4() if idempotency_key is None else uuid5(_NAMESPACE, f"{user_id}\n{idempotency_key}")
 
 
@@ -102,35 +139,38 @@ def begin(
     history_tokens: int,
     own: Sequence[Lease] = (),
 ) -> Begun | Finished:
-    """Take the lease, read the history, and store what the person said: once, however often the turn is tried.
+    """Take the lease, read the history, and store the message: once, however often the turn is tried.
 
-    A lease among `own` is taken over. The caller names those that it was given itself, by commits of unknown outcome.
+    It takes over a lease among `own`: leases that the same process got by commits of unknown outcome.
     Raises NotFound, TurnInProgress, or KeyReused when `turn_id` belongs to another request.
     """
-    here = {"of_user": user_id, "of_turn": turn_id, "of_id": request.conversation_id or uuid5(turn_id, "conversation")}
+    this_turn = {"of_user": user_id, "of_turn": turn_id}
+    here = this_turn | {"of_id": request.conversation_id or uuid5(turn_id, "conversation")}
     batch = Batch(session)
     if request.conversation_id is None:
-        batch.add(_CREATE_CONVERSATION, _new_conversation(here, request))
-    if own:  # a commit of theirs may be under way: what comes after the lock sees what it did
+        title = request.message.split("\n")[0][:_TITLE_LENGTH]
+        batch.add(_CREATE_CONVERSATION, {"of_user": user_id, "of_id": here["of_id"], "titled": title})
+    if own:  # their commit may be under way: statements after the lock see its effects
         batch.add(LOCK_CONVERSATION, here)
     acquired = batch.add(ACQUIRE_LEASE, here | lease_parameters(own))
-    # Each statement sees what was committed before it began; with the lock held, nobody begins or finishes this turn.
-    of_turn = batch.add(MESSAGES_OF_TURN, here)
+    # Each statement sees what was committed before it began. With the lock held, no other process changes this turn.
+    of_turn = batch.add(MESSAGES_OF_TURN, this_turn)
     earlier = batch.add(EARLIER_MESSAGES, here)
     calls = batch.add(CALLS_SHOWN, here)
-    stored = batch.add(_STORE_MESSAGE, here | _new_message(request))
+    said = {"said": request.message, "said_in": request.timezone, "asked": request.hash}
+    stored = batch.add(_STORE_MESSAGE, here | said)
     batch.send()
 
-    messages = {message.role: message for message in of_turn.rows}
+    messages = {row.role: row for row in of_turn.rows}
     if "user" in messages and messages["user"].request_hash != request.hash:
         raise KeyReused
     if "assistant" in messages:
         return _finished(session, messages, calls.objects())
     conversation = acquired.first() or refuse(session, here)
-    said = messages.get("user") or stored.first()
-    if said is None:  # another transaction has said something else under this key since we looked
+    message = messages.get("user") or stored.first()
+    if message is None:  # another transaction has stored another message under this key since we looked
         raise KeyReused
-    (turn,) = join_turns([said], calls.objects())
+    (turn,) = join_turns([message], calls.objects())
     history = join_turns(earlier.rows[::-1], calls.objects())
     kept = keep_within(session, conversation, history, turn.position, history_tokens)
     lease = Lease(user_id, conversation.id, turn_id, conversation.fence, conversation.lease_until)
@@ -138,36 +178,23 @@ def begin(
 
 
 def finish(session: Session, begun: Begun, reply: str, usage: dict[str, Any]) -> None:
-    """Store the reply and let the next turn in. Raises LeaseLost."""
-    begun.lease.release(session)
-    answered = {
-        "user_id": begun.lease.user_id,
-        "conversation_id": begun.lease.conversation_id,
-        "position": begun.turn.position + 1,
-        "turn_id": begun.lease.turn_id,
-        "role": "assistant",
-        "content": reply,
-        "usage": usage,
-    }
-    session.execute(_STORE_REPLY, answered)
+    """Store the reply and let the next turn in. The transaction's end raises LeaseLost.
+
+    One statement does both, so that it stores nothing without the lease, and nothing need be read before the commit.
+    """
+    lease = begun.lease
+    answered = {"of_turn": lease.turn_id, "at": begun.turn.position + 1, "said": reply, "used": usage}
+    stored = session.execute(_RELEASE_AND_STORE_REPLY, lease.key() | answered)
+    after_commit(session, lambda: require_lease(stored))
 
 
 def recorded_calls(session: Session, lease: Lease) -> list[ToolCall]:
-    """Return the calls of the turn that took effect or failed, as they are committed."""
+    """Return the committed calls of the turn, those that failed too."""
     return list(session.scalars(CALLS_OF_TURN, {"of_user": lease.user_id, "of_turn": lease.turn_id}))
 
 
 def _finished(session: Session, messages: dict[str, Row[Any]], calls: list[ToolCall]) -> Finished:
-    """Return the turn as it was, and roll back: the lease that was taken to look at it is not kept."""
+    """Return the turn as it was, and roll back: the lease was taken only to look at it."""
     (turn,) = join_turns(list(messages.values()), calls)
-    undo(session)
+    roll_back(session)
     return Finished(messages["user"].conversation_id, turn)
-
-
-def _new_conversation(here: dict[str, Any], request: Request) -> dict[str, Any]:
-    title = request.message.split("\n")[0][:_TITLE_LENGTH]
-    return {"user_id": here["of_user"], "id": here["of_id"], "title": title}
-
-
-def _new_message(request: Request) -> dict[str, Any]:
-    return {"said": request.message, "said_in": request.timezone, "asked": request.hash}

@@ -1,7 +1,8 @@
-"""One engine with one connection, for a libpq URL: how it connects, how long it waits, whom it refuses to be."""
+"""One engine with one connection, for a libpq URL: how it connects, how long it waits, which roles it refuses."""
 
 import ssl
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Final
 
 import pg8000  # type: ignore[import-untyped]
@@ -22,9 +23,9 @@ RECYCLE_AFTER: Final = 240
 
 
 ROUNDTRIPS: Final = {"connect": 6, "exchange": 2, "statement": 3}
-"""How often the server is waited for in one step at most. The time that is left is shared out among them.
+"""How often one step waits for the server at most. They share the time that is left.
 
-An exchange is waited for twice when a dead connection had to be replaced, a statement of stock pg8000 three times.
+An exchange waits twice when it had to replace a dead connection, a statement of stock pg8000 three times.
 """
 
 
@@ -32,52 +33,59 @@ logger = Logger()
 
 
 class UnsafeRole(SettingsError):
-    """Raised when the role in DATABASE_URL could ignore row-level security: it would be served everybody's rows."""
+    """Raised when the role in DATABASE_URL could ignore row-level security, and so see every user's rows."""
 
 
-def _tls(url: PostgresUrl) -> ssl.SSLContext | bool:
-    """Return the TLS that the URL asks for, and never less: certificates are verified unless TLS is off."""
-    return url.has_tls and ssl.create_default_context(cafile=url.authorities)
+@lru_cache(maxsize=1)
+def _tls_context(authorities: str | None) -> ssl.SSLContext:
+    """Return a TLS context that verifies certificates. It is kept: to read the system's authorities takes 20 ms."""
+    return ssl.create_default_context(cafile=authorities)
 
 
-def connect_arguments(url: str) -> tuple[dict[str, Any], bool]:
-    """Return pg8000's arguments for a libpq URL, and whether channel binding is required.
-
-    Raises ValueError for a URL that cannot work.
-    """
-    parsed = parse(url)
-    arguments = {
-        "host": parsed.host,
-        "port": parsed.port,
-        "user": parsed.user,
-        "password": parsed.password,
-        "database": parsed.database,
-        "ssl_context": _tls(parsed),
-        "timeout": float(parsed.connect_timeout or CONNECT_TIMEOUT),  # there is no such thing as unlimited here
+def connect_arguments(url: PostgresUrl) -> dict[str, Any]:
+    """Return pg8000's arguments. Certificates are verified unless the URL says that there is no TLS."""
+    return {
+        "host": url.host,
+        "port": url.port,
+        "user": url.user,
+        "password": url.password,
+        "database": url.database,
+        "ssl_context": url.has_tls and _tls_context(url.authorities),
+        "timeout": float(url.connect_timeout or CONNECT_TIMEOUT),  # without a limit is not possible here
         "application_name": "taskchat",
     }
-    return arguments, parsed.needs_channel_binding
 
 
-def create_engine_for(url: str, patience: float | None = None, check: Callable[[Any], None] | None = None) -> Engine:
-    """An engine for a libpq URL: one pooled connection, replaced in time.
+def create_engine_for(
+    url: Callable[[], str], seconds: float | None = None, check: Callable[[Any], None] | None = None
+) -> Engine:
+    """Return an engine with one pooled connection, replaced in time. It calls `url` for each new connection.
 
-    It waits for one answer no longer than `patience` seconds (CONNECT_TIMEOUT if left out), nor past the deadline.
-    `check` raises when a connection that has just been made must not be used.
+    It waits for one answer no longer than `seconds` (the URL's connect_timeout if left out), nor past the deadline.
+    `check` raises when a connection that has just been made must not be used. To connect raises ValueError for a URL
+    that cannot work.
     """
-    arguments, binding_required = connect_arguments(url)
-    most: float = patience or arguments["timeout"]
+    is_pipelined = pipeline.is_supported()
+    shapes: pipeline.Shapes = {}
 
-    def accept(connection: Any) -> None:
-        if binding_required and not str(connection.auth.mechanism_name).endswith("-PLUS"):
-            raise pg8000.InterfaceError("the server did not offer the channel binding that DATABASE_URL requires")
-        if check:
-            check(connection)
+    def connect() -> Any:
+        target = parse(url())
+        arguments, longest = connect_arguments(target), seconds or target.connect_timeout or CONNECT_TIMEOUT
 
-    def connect_with() -> dict[str, Any]:
-        return arguments | {"timeout": _patience(most, "connect")}
+        def arguments_now() -> dict[str, Any]:
+            return arguments | {"timeout": _time_for("connect", longest)}
 
-    engine = _pipelined(connect_with, most, accept) if pipeline.is_supported() else _stock(connect_with, most, accept)
+        def accept(connection: Any) -> None:
+            if target.needs_channel_binding and not str(connection.auth.mechanism_name).endswith("-PLUS"):
+                raise pg8000.InterfaceError("the server did not offer the channel binding that DATABASE_URL requires")
+            if check:
+                check(connection)
+
+        if is_pipelined:
+            return pipeline.PipelinedConnection(arguments_now, lambda: _time_for("exchange", longest), accept, shapes)
+        return _connect_stock(arguments_now(), longest, accept)
+
+    engine = create_engine(pipeline.URL, creator=connect, **_POOL) if is_pipelined else _create_stock_engine(connect)
     event.listen(engine, "handle_error", _distrust_connection)
     return engine
 
@@ -91,31 +99,24 @@ _POOL: Final[dict[str, Any]] = {
 }
 
 
-def _pipelined(connect_with: Callable[[], dict[str, Any]], most: float, accept: Callable[[Any], None]) -> Engine:
-    shapes: pipeline.Shapes = {}
+def _connect_stock(arguments: dict[str, Any], longest: float, accept: Callable[[Any], None]) -> Any:
+    connection = pipeline.TidyConnection(**arguments)
+    connection.longest_wait = longest
+    try:
+        accept(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
-    def connect() -> Any:
-        return pipeline.PipelinedConnection(connect_with, lambda: _patience(most, "exchange"), accept, shapes)
 
-    return create_engine(pipeline.URL, creator=connect, **_POOL)
-
-
-def _stock(connect_with: Callable[[], dict[str, Any]], most: float, accept: Callable[[Any], None]) -> Engine:
-    """What is left where the driver is not the one that was tested: every promise, at several times the roundtrips."""
+def _create_stock_engine(connect: Callable[[], Any]) -> Engine:
+    """Return an engine for a driver of another version. It keeps every promise, at several times the roundtrips."""
     logger.warning("driver not pipelined", extra={"pg8000": pg8000.__version__, "tested_with": pipeline.TESTED_WITH})
-
-    def connect() -> Any:
-        connection = pipeline.TidyConnection(**connect_with())
-        try:
-            accept(connection)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
 
     def limit(connection: Connection, *_: Any) -> None:
         driver: Any = connection.connection.dbapi_connection
-        driver.wait_at_most(_patience(most, "statement"))
+        driver.wait_at_most(_time_for("statement", driver.longest_wait))
 
     engine = create_engine("postgresql+pg8000://", creator=connect, pool_pre_ping=True, **_POOL)
     event.listen(engine, "before_cursor_execute", limit)
@@ -123,13 +124,13 @@ def _stock(connect_with: Callable[[], dict[str, Any]], most: float, accept: Call
     return engine
 
 
-def _patience(most: float, step: str) -> float:
-    """Seconds to wait for one roundtrip, so that the whole step ends before the deadline."""
-    return min(most, max(deadline.remaining(), 0.0) / ROUNDTRIPS[step] + 0.001)  # 0 would mean not to wait at all
+def _time_for(step: str, longest: float) -> float:
+    """Return the seconds to wait for one roundtrip, so that the whole step ends before the deadline."""
+    return min(longest, max(deadline.remaining(), 0.0) / ROUNDTRIPS[step] + 0.001)  # 0 would mean not to wait at all
 
 
 def _distrust_connection(context: ExceptionContext) -> None:
-    """Drop the connection after any error that is not the database's own answer: its protocol state is unknown."""
+    """Drop the connection after any error but Postgres's own answer: the state of the protocol is unknown."""
     if not isinstance(context.original_exception, pg8000.DatabaseError):
         context.is_disconnect = True
 

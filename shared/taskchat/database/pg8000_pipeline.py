@@ -1,22 +1,22 @@
-"""pg8000 that waits once where the driver waits three times: what a transaction says is sent together.
+"""pg8000 that waits once where the driver waits three times: the statements of a transaction go out together.
 
-The driver sends each statement in parts and waits for every part. Here a statement is put off: it goes out with all
-that was put off before it, closed by one Sync, as soon as somebody needs an answer: to read a row, or to commit.
+The driver sends each statement in parts and waits for every part. Here a statement is queued. It goes out with all that
+was queued before it, closed by one Sync, as soon as the program needs an answer: to read a row, or to commit.
 
-- Up to its Sync everything is one transaction on one server, so a pooler in transaction mode parts nothing. That holds
-  without BEGIN too, where the driver's parts end up among other people's statements.
-- The error of a statement whose answer nobody read comes out at the next wait, and so at the latest at the commit.
-- A commit is never in the first exchange of its transaction. What is in that has not taken effect if no answer came, so
-  it is repeated on a new connection: one that died while the process was frozen costs nothing but time.
+- Up to its Sync everything is one transaction on one server, so a pooler in transaction mode separates nothing. That
+  holds without BEGIN too, where the driver's parts end up among other clients' statements.
+- If nothing reads the answer of a statement, its error comes out at the next wait, and at the latest at the commit.
+- An exchange that begins a transaction has no effect if no answer came. So it is repeated on a new connection: one that
+  died while the process was frozen costs nothing but time. An exchange with a commit is never repeated.
 - After any doubt about what was sent or read, the connection is closed.
-- Who runs a statement learns at once whether it has rows, and which columns: it is put off only once that is known, so
-  the first time that it is met it is waited for.
+- A cursor must tell at once whether its statement has rows, and which columns. So a statement is queued only once that
+  is known. `describe` asks for it ahead; otherwise the first execution waits.
 """
 
 import re
 import socket
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -30,13 +30,13 @@ from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql.pg8000 import PGDialect_pg8000
 
 TESTED_WITH: Final = "1.31.6"
-"""The driver's version whose inside this knows. With another one it is not used."""
+"""The driver's version that this module was written for. With another one it is not used."""
 
 URL: Final = "taskchat+pipeline://"
-"""What names the dialect below to SQLAlchemy's create_engine."""
+"""The URL with which SQLAlchemy's create_engine finds the dialect below."""
 
 MAX_SHAPES: Final = 1_000
-"""Statements that are remembered. A turn has a dozen, and some more for lists of several lengths."""
+"""Statements to remember at most. A turn has a dozen, and some more for lists of several lengths."""
 
 _INSIDE: Final = {
     converters: ("timestamptz_in",),
@@ -45,17 +45,22 @@ _INSIDE: Final = {
     legacy: ("convert_paramstyle",),
     legacy.Connection: ("_in_transaction",),
 }
-"""What is used of the driver without its having promised it."""
+"""Undocumented names of the driver that this module uses."""
 
 _BEGIN: Final = "begin transaction"
+_COMMIT: Final = "commit"
 _SHORT: Final = struct.Struct("!H")
 _LONG: Final = struct.Struct("!i")
+_EXECUTED: Final = frozenset({core.COMMAND_COMPLETE, core.EMPTY_QUERY_RESPONSE})
+_DESCRIBED: Final = frozenset({core.ROW_DESCRIPTION, core.NO_DATA})
+"""Types of the message that ends the answer to one statement."""
+_DESCRIBE: Final = core._create_message(b"D", b"S\0")
 
 registry.register(URL.removesuffix("://").replace("+", "."), __name__, "Dialect")
 
 
 class Shape(NamedTuple):
-    """A statement as Postgres takes it, and the columns of its answer as the server told them; None for no rows."""
+    """A statement in Postgres's spelling, and the columns of its answer; None if it returns no rows."""
 
     sql: str
     columns: list[dict[str, Any]] | None
@@ -65,7 +70,7 @@ Shapes = dict[str, Shape]
 
 
 def is_supported() -> bool:
-    """Whether the installed driver is the one that this module knows from inside."""
+    """Tell if the installed driver is the one that this module was written for."""
     known = all(hasattr(owner, name) for owner, names in _INSIDE.items() for name in names)
     return known and pg8000.__version__ == TESTED_WITH
 
@@ -73,8 +78,11 @@ def is_supported() -> bool:
 class TidyConnection(pg8000.Connection):  # type: ignore[misc]  # the driver has no types
     """The driver's connection, which leaves nothing behind when it is closed.
 
-    pg8000 closes the socket and forgets the stream over it, whose unsent bytes the collector then tries to send.
+    pg8000 closes the socket and forgets the stream over it. The garbage collector then tries to send its unsent bytes.
     """
+
+    longest_wait: float
+    """Seconds. The engine sets it when it connects."""
 
     _sock: Any
     _usock: Any
@@ -92,33 +100,33 @@ class TidyConnection(pg8000.Connection):  # type: ignore[misc]  # the driver has
             super().close()
         finally:
             if stream is not None:
-                with suppress(OSError, ValueError):  # nobody is there to take what it still holds
+                with suppress(OSError, ValueError):  # what it still holds cannot be sent any more
                     stream.close()
 
 
 @dataclass
 class _Statement:
-    """What goes over the wire for one statement, and the driver's record of what came back."""
+    """The messages of one statement, and the driver's record of the answer."""
 
     message: bytes
     context: Any
     operation: str | None = None
-    """As a cursor was given it. None for what the connection says by itself."""
+    """The statement as the cursor got it. None for a statement of the connection's own."""
     is_answered: bool = field(default=False, init=False)
 
     @property
     def error(self) -> Exception | None:
-        """The error it was answered with, of the class that the driver raises for it."""
+        """Return Postgres's error, of the class that the driver raises for it."""
         raised: Exception | None = self.context.error
         return raised if self.operation is None or raised is None else _as_cursors_raise(raised)
 
     def forget(self) -> None:
-        """Make the record as if nothing had come back."""
+        """Clear the record of the answer."""
         self.context.__init__(self.context.statement, stream=self.context.stream)
 
 
 def _as_cursors_raise(error: Exception) -> Exception:
-    """The driver's own distinction, which it makes inside `execute`."""
+    """Return the error in the class that the driver's `execute` would raise."""
     if not isinstance(error, pg8000.DatabaseError):
         return error
     answer = error.args[0]
@@ -134,10 +142,10 @@ class PipelinedCursor(pg8000.Cursor):  # type: ignore[misc]
     _row_iter: Iterator[Any] | None
     _input_oids: Sequence[int]
     _statement: _Statement | None = None
-    _is_patient = True
+    _may_wait_later = True
 
     def execute(self, operation: str, args: Sequence[Any] = (), stream: Any = None) -> Self:
-        """Put a statement off that has parameters, is in a transaction and is known; any other one is waited for."""
+        """Queue a known statement with parameters in a transaction; execute any other one at once."""
         self._statement = None
         if self._c is None or self._c.autocommit or not isinstance(args, tuple | list) or not args or stream:
             super().execute(operation, args, stream)
@@ -145,25 +153,25 @@ class PipelinedCursor(pg8000.Cursor):  # type: ignore[misc]
         known = self._c.shapes.get(operation)
         sql = known.sql if known else legacy.convert_paramstyle(self.paramstyle, operation, args)[0]
         if not self._c._in_transaction:
-            self._c.put_off(_BEGIN)
-        self._statement = self._c.put_off(sql, args, self._input_oids, operation=operation)
+            self._c.queue(_BEGIN)
+        self._statement = self._c.queue(sql, args, self._input_oids, operation=operation)
         self._context, self._row_iter, self._input_oids = self._statement.context, None, ()
         self._context.columns = known and known.columns
-        if not known or not self._is_patient:
+        if not known or not self._may_wait_later:
             self._wait()
         return self
 
     def executemany(self, operation: str, param_sets: Sequence[Sequence[Any]]) -> Self:
-        """As the driver does it: each is waited for, since their row counts are added up."""
-        self._is_patient = False
+        """Execute each at once, as the driver does: it adds up their row counts."""
+        self._may_wait_later = False
         try:
             super().executemany(operation, param_sets)
         finally:
-            self._is_patient = True
+            self._may_wait_later = True
         return self
 
     def __next__(self) -> Any:
-        """The next row, waited for if need be. Raises what the statement, or one put off with it, was answered with."""
+        """Return the next row; wait for it if need be. Raises the error of the statement or of one queued with it."""
         self._wait()
         return super().__next__()
 
@@ -171,7 +179,7 @@ class PipelinedCursor(pg8000.Cursor):  # type: ignore[misc]
         if self._statement is None or self._row_iter is not None:
             return
         if not self._statement.is_answered and self._c is not None:
-            self._c.settle()
+            self._c.flush()
         if not self._statement.is_answered:
             raise pg8000.InterfaceError("the statement was given up before there was an answer")
         if self._statement.error:
@@ -180,33 +188,33 @@ class PipelinedCursor(pg8000.Cursor):  # type: ignore[misc]
 
 
 class PipelinedConnection(TidyConnection):
-    """A connection that is not in the middle of an answer, ever: it is settled, has something to send, or is closed."""
+    """A connection that queues statements. Between two calls it is never in the middle of an answer."""
 
     def __init__(
         self,
         arguments: Callable[[], dict[str, Any]],
-        patience: Callable[[], float],
+        timeout: Callable[[], float],
         check: Callable[[Any], None],
         shapes: Shapes,
     ) -> None:
         """Connect with what `arguments` returns, now and whenever a dead connection is replaced.
 
-        It waits for one answer as many seconds as `patience` says at that time. `check` raises when a connection that
-        has just been made must not be used. `shapes` is what is known of statements, to be shared between connections.
-        Raises InterfaceError when nobody can be reached, and what TLS, the server and `check` raise.
+        `timeout` returns the seconds to wait for one answer. `check` raises when a connection that has just been made
+        must not be used. Connections share `shapes`, which they fill with what they learn of statements. Raises
+        InterfaceError when the server cannot be reached, and what TLS, the server and `check` raise.
         """
-        self._arguments, self._patience, self._check, self.shapes = arguments, patience, check, shapes
+        self._arguments, self._timeout, self._check, self.shapes = arguments, timeout, check, shapes
         self._batch: list[_Statement] = []
         self._connect()
 
     def cursor(self) -> PipelinedCursor:
-        """A cursor of this connection."""
+        """Return a cursor of this connection."""
         return PipelinedCursor(self)
 
-    def put_off(self, sql: str, values: Sequence[Any] = (), oids: Sequence[int] = (), **noted: Any) -> _Statement:
+    def queue(self, sql: str, values: Sequence[Any] = (), oids: Sequence[int] = (), **noted: Any) -> _Statement:
         """Send a statement with the next exchange, and note what else is known of it.
 
-        Raises what a value raises that cannot be written down: nothing of it is sent then.
+        Raises what a value raises that cannot be turned into text. Nothing is sent then.
         """
         if self._usock is None:
             raise pg8000.InterfaceError("connection is closed")
@@ -215,30 +223,39 @@ class PipelinedConnection(TidyConnection):
         self._batch.append(statement)
         return statement
 
-    def settle(self) -> None:
-        """Send what was put off and wait for the answers. Raises the first error of those, and what the wire raises."""
+    def flush(self) -> None:
+        """Send what was queued and wait for the answers. Raises the first error, or what the socket raises."""
         batch, self._batch = self._batch, []
         if not batch:
             return
         try:
             self._exchange(batch)
         except (OSError, pg8000.InterfaceError):
-            if batch[0].context.statement != _BEGIN:  # there was something before it
+            if not _can_repeat(batch):
                 raise
             self._connect_again()
             self._exchange(batch)
         self._raise_error(batch)
 
+    def describe(self, operations: Iterable[str]) -> None:
+        """Learn the columns of statements, all in one exchange. Postgres parses them and executes none."""
+        batch = []
+        for operation in operations:
+            sql = legacy.convert_paramstyle("format", operation, ())[0]
+            batch.append(_Statement(self._parse(sql) + _DESCRIBE, core.Context(sql), operation))
+        self._exchange(batch, last=_DESCRIBED)
+        self._raise_error(batch)
+
     def execute_unnamed(self, statement: str, vals: Sequence[Any] = (), oids: Any = (), stream: Any = None) -> Any:
-        """What the driver does in three roundtrips, in one, together with what was put off."""
-        context = self.put_off(statement, vals, oids).context
+        """Execute a statement in one roundtrip, together with what was queued. The driver takes three."""
+        context = self.queue(statement, vals, oids).context
         context.stream = stream
-        self.settle()
+        self.flush()
         return context
 
     def execute_simple(self, statement: str) -> Any:
-        """As the driver's, once everything before it is settled."""
-        self.settle()
+        """Send what was queued, then do as the driver does."""
+        self.flush()
         if self._usock is None:
             raise pg8000.InterfaceError("connection is closed")
         query = core._create_message(b"Q", statement.encode(self._client_encoding) + b"\0")
@@ -248,17 +265,15 @@ class PipelinedConnection(TidyConnection):
         return batch[0].context
 
     def commit(self) -> None:
-        """Commit, together with what was put off. Raises the error of any of it; then all of it is rolled back."""
+        """Commit, together with what was queued. Raises the error of any of it; then all of it is rolled back."""
         try:
-            if self._batch and self._batch[0].context.statement == _BEGIN:
-                self.settle()  # so that a dead connection shows before the commit is on its way
             super().commit()
         except pg8000.DatabaseError:
             self.rollback()  # a commit that is answered has ended the transaction, whatever the answer
             raise
 
     def rollback(self) -> None:
-        """Roll back what was sent, and forget what was not."""
+        """Roll back what was sent, and forget what is still queued."""
         self._batch = []
         super().rollback()
 
@@ -268,17 +283,17 @@ class PipelinedConnection(TidyConnection):
 
     def _connect(self) -> None:
         arguments = self._arguments()
-        wire = _wire(arguments["host"], arguments["port"], arguments["timeout"])
+        opened = _open_socket(arguments["host"], arguments["port"], arguments["timeout"])
         try:
-            super().__init__(**arguments, sock=wire)
+            super().__init__(**arguments, sock=opened)
         except BaseException:
-            wire.close()
+            opened.close()
             raise
-        self.register_in_adapter(TIMESTAMPTZ, _moment)
+        self.register_in_adapter(TIMESTAMPTZ, _parse_timestamp)
         try:
             self._check(self)
         except BaseException:
-            self._cut()
+            self._abort()
             raise
 
     def _connect_again(self) -> None:
@@ -287,18 +302,21 @@ class PipelinedConnection(TidyConnection):
         self.py_types, self.pg_types = adapters
 
     def _message(self, sql: str, params: Sequence[str | None], oids: Sequence[int]) -> bytes:
-        """Parse, Bind, Describe and Execute of an unnamed statement and portal, all in text."""
-        text = sql.encode(self._client_encoding)
-        types = b"".join(_LONG.pack(0 if oid == -1 else oid) for oid in oids)
+        """Return Parse, Bind, Describe and Execute of an unnamed statement and portal, all in text."""
         values = b"".join(self._value(param) for param in params)
         return b"".join(
             (
-                core._create_message(b"P", b"\0" + text + b"\0" + _SHORT.pack(len(oids)) + types),
+                self._parse(sql, oids),
                 core._create_message(b"B", b"\0\0\0\0" + _SHORT.pack(len(params)) + values + b"\0\0"),
                 core._create_message(b"D", b"P\0"),
                 core._create_message(b"E", b"\0\0\0\0\0"),
             )
         )
+
+    def _parse(self, sql: str, oids: Sequence[int] = ()) -> bytes:
+        types = b"".join(_LONG.pack(0 if oid == -1 else oid) for oid in oids)
+        text = sql.encode(self._client_encoding)
+        return bytes(core._create_message(b"P", b"\0" + text + b"\0" + _SHORT.pack(len(oids)) + types))
 
     def _value(self, param: str | None) -> bytes:
         if param is None:
@@ -306,27 +324,29 @@ class PipelinedConnection(TidyConnection):
         value = param.encode(self._client_encoding)
         return _LONG.pack(len(value)) + value
 
-    def _exchange(self, batch: list[_Statement], sync: bytes = core.SYNC_MSG) -> None:
-        """Send, and read all answers up to the server's being ready. Raises what the wire raises: it is closed then."""
+    def _exchange(
+        self, batch: list[_Statement], sync: bytes = core.SYNC_MSG, last: frozenset[bytes] = _EXECUTED
+    ) -> None:
+        """Send, and read all answers until the server is ready. Raises what the socket raises, and closes it then."""
         for statement in batch:
             statement.forget()
         try:
-            self.wait_at_most(self._patience())
+            self.wait_at_most(self._timeout())
             core._write(self._sock, b"".join(statement.message for statement in batch) + sync)
             core._flush(self._sock)
-            self._receive(batch)
+            self._receive(batch, last)
         except BaseException:
-            self._cut()
+            self._abort()
             raise
         self._remember(batch)
 
-    def _receive(self, batch: list[_Statement]) -> None:
+    def _receive(self, batch: list[_Statement], last: frozenset[bytes]) -> None:
         contexts = iter([statement.context for statement in batch])
         context, code = next(contexts), None
         while code != core.READY_FOR_QUERY:
             code, size = core.ci_unpack(core._read(self._sock, 5))
             self.message_types[code](core._read(self._sock, size - 4), context)
-            if code in (core.COMMAND_COMPLETE, core.EMPTY_QUERY_RESPONSE):
+            if code in last:
                 context = next(contexts, context)
 
     def _remember(self, batch: list[_Statement]) -> None:
@@ -344,47 +364,53 @@ class PipelinedConnection(TidyConnection):
             if statement.error:
                 raise statement.error
 
-    def _cut(self) -> None:
-        """Close without a word: the state of the wire is unknown."""
-        stream, wire, self._sock, self._usock = self._sock, self._usock, None, None
-        if wire is None:
+    def _abort(self) -> None:
+        """Close without sending anything: the state of the protocol is unknown."""
+        stream, opened, self._sock, self._usock = self._sock, self._usock, None, None
+        if opened is None:
             return
         with suppress(OSError):
-            wire.shutdown(socket.SHUT_RDWR)  # so that closing does not try to send what is left
+            opened.shutdown(socket.SHUT_RDWR)  # so that closing does not try to send what is left
         with suppress(OSError, ValueError):
             stream.close()
-        wire.close()
+        opened.close()
 
 
-def _moment(text: str) -> Any:
-    """A timestamptz as the driver reads it, in a twentieth of the time; it reads itself what Python has no date for."""
+def _can_repeat(batch: list[_Statement]) -> bool:
+    """Tell if the batch is a transaction's beginning without its commit: it has no effect if no answer came."""
+    first, last = batch[0].context.statement, batch[-1].context.statement
+    return bool(first == _BEGIN and last != _COMMIT)
+
+
+def _parse_timestamp(text: str) -> Any:
+    """Return a timestamptz in a twentieth of the driver's time. The driver parses those that Python cannot hold."""
     try:
         return datetime.fromisoformat(text)
     except ValueError:
         return converters.timestamptz_in(text)
 
 
-def _wire(host: str, port: int, timeout: float) -> socket.socket:
-    """A socket that sends at once what it is given, where the driver's waits for the answer to what went before."""
+def _open_socket(host: str, port: int, timeout: float) -> socket.socket:
+    """Return a socket that sends at once. The driver's own waits for the answer to what it sent before."""
     try:
-        wire = socket.create_connection((host, port), timeout)
+        opened = socket.create_connection((host, port), timeout)
     except OSError as error:
         raise pg8000.InterfaceError(f"Can't create a connection to port {port}") from error
-    wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    wire.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    return wire
+    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    return opened
 
 
 class Dialect(PGDialect_pg8000):
     """SQLAlchemy's dialect for the driver, for statements that may not have been answered yet."""
 
     supports_statement_cache = True
-    # Where a statement was put off its row count is not known, and SQLAlchemy must not conclude anything from it.
+    # The row count of a queued statement is not known, and SQLAlchemy must not conclude anything from it.
     supports_sane_rowcount = False
     supports_sane_multi_rowcount = False
 
     def initialize(self, connection: Connection) -> None:
-        """Take from what the server told when it was connected to what SQLAlchemy asks for in eight roundtrips."""
+        """Set from the server's parameters at connect time what SQLAlchemy would ask for in eight roundtrips."""
         told: dict[str, str] = connection.connection.dbapi_connection.parameter_statuses  # type: ignore[union-attr]
         numbers = re.findall(r"\d+", told["server_version"].split()[0])
         self.server_version_info = tuple(map(int, numbers))
