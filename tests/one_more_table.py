@@ -37,9 +37,9 @@ def migrate() -> None:
 
 def connect() -> None:
     """Print whether the program would serve as the role in DATABASE_URL."""
-    database = Database(load(MigrationSettings).database_url.get_secret_value())
+    database = Database(load(MigrationSettings).database_url.get_secret_value)
     try:
-        database.connect()
+        database.get_ready(())
         print("served")  # noqa: T201  (the test reads it)
     except UnsafeRole:
         print("refused")  # noqa: T201
