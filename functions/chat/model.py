@@ -64,7 +64,6 @@ class ProviderModel(Model):
                 yield event
 
     async def close(self) -> None:
-        """Close the connections."""
         await self._client.close()
 
     def _call(

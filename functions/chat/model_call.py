@@ -36,14 +36,14 @@ class StreamReader(Protocol):
     """Reads the events of one streamed answer."""
 
     def deltas(self, event: Body) -> Iterator[TextDelta]:
-        """Read an event, and yield its text. Raises AnswerUnreadable."""
+        """Read an event, and yield its text. Raises AnswerUnreadable for the provider's own failure."""
 
     def answer(self) -> Body:
         """Return the answer as it would come without a stream. Raises AnswerUnreadable when it broke off."""
 
 
 class Api(Protocol):
-    """One of the two APIs: the modules `responses_api` and `chat_completions_api`."""
+    """One of the two APIs. Each is a module, `responses_api` or `chat_completions_api`, with these names."""
 
     PATH: str
     SETTINGS: dict[str, str]
@@ -51,7 +51,7 @@ class Api(Protocol):
     StreamReader: type[StreamReader]
 
     def build_body(self, call: ModelCall) -> Body:
-        """Return the parameters that only this API has."""
+        """Return the parameters of a request that only this API has."""
 
     def output_items(self, answer: Body) -> list[ResponseOutputItem]:
         """Return the items of an answer. Raises ModelFailed for an incomplete one."""

@@ -55,12 +55,11 @@ class Usage:
         self._add_output(reported, answer)
 
     def estimate(self, body: Body) -> None:
-        """Count a request by its length."""
-        self.estimated_tokens += _tokens(body)
+        self.estimated_tokens += len(json.dumps(body, ensure_ascii=False)) // CHARACTERS_PER_TOKEN
 
     def _add_input(self, body: Body, reported: Any) -> None:
         read = _number(reported, "input_tokens", "prompt_tokens")
-        if not 0 < read <= _bytes(body) + ADDED_TOKENS:
+        if not 0 < read <= len(to_json(body)) + ADDED_TOKENS:
             return self.estimate(body)
         self.input_tokens += read
         details = ("input_tokens_details", "prompt_tokens_details")
@@ -81,10 +80,6 @@ def _number(part: Any, *names: str) -> int:
     return next((value for value in found if type(value) is int and value > 0), 0)  # a bool is an int, too
 
 
-def _tokens(part: Any) -> int:
-    return len(json.dumps(part, ensure_ascii=False)) // CHARACTERS_PER_TOKEN
-
-
 def _characters(answer: Any) -> int:
     """Return the number of characters that the model wrote in an answer."""
     if isinstance(answer, dict):
@@ -93,10 +88,6 @@ def _characters(answer: Any) -> int:
             for name, part in answer.items()
         )
     return sum(map(_characters, answer)) if isinstance(answer, list) else 0
-
-
-def _bytes(body: Body) -> int:
-    return len(to_json(body))  # as it was sent
 
 
 _usage: ContextVar[Usage | None] = ContextVar("usage", default=None)
@@ -112,18 +103,13 @@ def counting(usage: Usage) -> Iterator[None]:
         _usage.reset(token)
 
 
-def current() -> Usage:
-    """Return the usage of the running `counting` block, or one that is thrown away."""
-    return _usage.get() or Usage()
-
-
 @contextmanager
 def charging(body: Body) -> Iterator[Callable[[Body], Body]]:
-    """Count the cost of a request: as its answer tells when that is given to the function, else by the length.
+    """Yield a function that counts the cost of an answer. Without an answer, count the request by its length.
 
     The function returns the answer with the name of the model that was asked.
     """
-    usage = current()
+    usage = _usage.get() or Usage()  # without a `counting` block the cost is not kept
 
     def charge(answer: Body) -> Body:
         usage.add(body, answer.get("usage"), answer.get("output") or answer.get("choices"))

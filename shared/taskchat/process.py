@@ -47,11 +47,9 @@ class Process:
 
     @cached_property
     def settings(self) -> Settings:
-        """Return the environment, parsed. Raises SettingsError."""
         return self._given_settings or load(Settings)
 
     def database_url(self) -> str:
-        """Return the address of the database. Raises SettingsError."""
         return self.settings.database_url.get_secret_value()
 
     def get_ready(self) -> None:
