@@ -112,13 +112,11 @@ class DatabaseUnavailable(Unavailable, slug="database-unavailable", title="The d
     """Raised when the database cannot be reached, or cancelled a statement."""
 
 
-class CommitOutcomeUnknown(
-    DatabaseUnavailable, slug="key-set-unavailable", title="Tokens cannot be verified right now."
-):
+class CommitOutcomeUnknown(DatabaseUnavailable):
     """Raised when the connection was lost during a commit: the transaction may have taken effect or not."""
 
 
-class KeySetUnavailable(Unavailable):
+class KeySetUnavailable(Unavailable, slug="key-set-unavailable", title="Tokens cannot be verified right now."):
     """Raised when a token cannot be verified because the key set cannot be fetched."""
 
 
