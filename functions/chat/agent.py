@@ -70,8 +70,7 @@ MAX_TURN_TOKENS: Final = 200_000
 """Tokens after which a turn makes no more model calls: eight of the longest usual turns, a fifth of a day's tokens."""
 
 MAX_TOOL_OUTPUT: Final = 100_000
-"""Characters of tool output after which a turn makes no more tool calls: six full pages of a list. Each further call of
-the model reads all of them again."""
+"""Characters of tool output in a turn: six full pages of a list. Each further model call reads all of them again."""
 
 MAX_REPLY: Final = 20_000
 """Characters of a reply: more than a person reads, and far below the 6 MB that Lambda can return."""
@@ -110,7 +109,7 @@ class Run:
     failure: TaskchatError | None = None
     """The error that ended the turn inside a tool call. The SDK would wrap it in one of its own."""
     usage: Usage = field(default_factory=Usage)
-    asked: dict[str, str] = field(default_factory=dict)
+    latest_arguments: dict[str, str] = field(default_factory=dict)
     """The arguments of the calls in the model's latest answer, by their ids."""
 
     def check(self) -> None:
@@ -122,7 +121,6 @@ class Run:
             raise ModelFailed(_ENDLESS)
 
     def context(self, call_id: str, refusal: str | None) -> CallContext:
-        """Return the context of one of the turn's tool calls."""
         return CallContext(
             user_id=self.lease.user_id,
             door="chat",
@@ -146,7 +144,7 @@ class _ModelCallHooks(RunHooks[Run]):
     async def on_llm_end(self, context: RunContextWrapper[Run], _agent: Agent[Run], response: ModelResponse) -> None:
         """Keep the arguments of calls: the SDK does not pass on those of an unknown tool."""
         calls = [item for item in response.output if isinstance(item, ResponseFunctionToolCall)]
-        context.context.asked = {call.call_id: call.arguments for call in calls}
+        context.context.latest_arguments = {call.call_id: call.arguments for call in calls}
 
 
 async def _call_tool(run: Run, name: str, call_id: str, raw_arguments: str, *, is_reading: bool = False) -> str:
@@ -185,7 +183,7 @@ def _refusal_to_repeat(run: Run, name: str, arguments: dict[str, Any] | None) ->
         if (call.tool, call.arguments) == (name, wanted):
             if call.outcome == "ok":
                 return _MADE_BEFORE if place < run.resumed else None
-            if call.result == {"error": _MADE_BEFORE} and call.call_id not in run.asked:
+            if call.result == {"error": _MADE_BEFORE} and call.call_id not in run.latest_arguments:
                 return None
     return None
 
@@ -195,7 +193,7 @@ async def _report_unknown_tool(args: ToolErrorFormatterArgs[Any]) -> str | None:
     if args.kind != "tool_not_found":
         return None
     run: Run = args.run_context.context
-    return await _call_tool(run, args.tool_name, args.call_id, run.asked[args.call_id])
+    return await _call_tool(run, args.tool_name, args.call_id, run.latest_arguments[args.call_id])
 
 
 def _adapt(tool: Tool) -> FunctionTool:

@@ -13,8 +13,7 @@ from chat.transport import MAX_ANSWER_BYTES, AnswerTooLong, AnswerUnreadable
 from taskchat.errors import ModelFailed
 
 MAX_CALLS: Final = 64
-"""Tool calls in one turn: enough for a long request, few enough that a loop ends in time. An answer with more is
-refused whole, so that no part of it takes effect."""
+"""Tool calls in one turn, and in one answer: enough for a long request, few enough that a loop ends in time."""
 
 MAX_PARTS: Final = 2_048
 """Values in an answer, at all levels. A call takes seven: all calls of a turn, each with its reasoning, fill half."""

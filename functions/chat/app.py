@@ -19,7 +19,7 @@ from starlette.middleware import Middleware
 from chat.agent import ChatAgent
 from chat.openapi import CHAT_REQUEST, CHAT_RESPONSES, USER_ID_SCHEMA, BearerToken, DescribedApi
 from chat.schemas import ChatRequest, ChatResponse, Health
-from chat.turn import TurnRunner
+from chat.turn import TurnResult, TurnRunner
 from taskchat import deadline
 from taskchat.conversations import turns as conversations
 from taskchat.errors import Forbidden, InvalidInput, NotFound, NotJson
@@ -61,20 +61,12 @@ class ChatProcess(Process):
         await super().close()
 
 
-def _process(request: Request) -> ChatProcess:
-    process: ChatProcess = request.app.state.process
-    return process
-
-
-SharedProcess = Annotated[ChatProcess, Depends(_process)]
-
-
-async def caller(user_id: UserId, token: Token, process: SharedProcess) -> str:
+async def caller(user_id: UserId, token: Token, request: Request) -> str:
     """Return the caller's user id. Raises Unauthenticated, KeySetUnavailable, NotFound for an odd path, or Forbidden.
 
     It runs in the event loop: to hand each request to a thread and back costs more than to check its token.
     """
-    claims = process.verifier.verify(token)
+    claims = request.app.state.process.verifier.verify(token)
     if not USER_ID.fullmatch(user_id):
         raise NotFound
     if claims["sub"] != user_id:
@@ -89,22 +81,21 @@ router: Final = APIRouter()
 
 
 @router.post("/api/{user_id}/chat", responses=CHAT_RESPONSES, openapi_extra=CHAT_REQUEST)
-async def chat(user_id: Caller, process: SharedProcess, request: Request, response: Response) -> ChatResponse:
-    """Do what the person says, and tell what was done."""
-    key = _idempotency_key(request)
+async def chat(user_id: Caller, request: Request, response: Response) -> ChatResponse:
+    """Do what the message asks for. Return the reply, and each tool call of the turn."""
+    turn_id = conversations.turn_id_for(user_id, _idempotency_key(request))
     body = await _read(request)
-    wanted = conversations.Request(body.message, body.conversation_id, body.timezone)
-    turn_id = conversations.turn_id_for(user_id, key)
+    message = conversations.Request(body.message, body.conversation_id, body.timezone)
     with deadline.within(min(deadline.remaining(), MAX_SECONDS - MARGIN)):
-        answer = await process.turns.run(user_id, turn_id, wanted)
-    if answer.replayed:
+        result: TurnResult = await request.app.state.process.turns.run(user_id, turn_id, message)
+    if result.replayed:
         response.headers["Idempotent-Replayed"] = "true"
-    return answer.response
+    return result.response
 
 
 @router.get("/health")
 async def health() -> Health:
-    """Say that this process answers. Anybody may ask: it costs no database, which a scanner would keep awake."""
+    """Return 200 while the process answers. It needs no token and no database, which a scanner would keep awake."""
     return Health(status="ok")
 
 

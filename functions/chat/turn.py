@@ -33,14 +33,14 @@ STOPPING_RETRY_AFTER: Final = 2
 """Seconds that a caller is asked to wait when the server stops: another server may be there at once."""
 
 SCHEMA: Final = "taskchat.usage/1"
-"""Version of the log line that ends each attempt at a turn. It covers new fields, but no changed or removed one."""
+"""Version of the log line that ends each attempt at a turn. A version may get new fields; none changes or goes."""
 
 logger = Logger()
 
 
 @dataclass(frozen=True)
 class TurnResult:
-    """The response of a turn. `replayed` tells that an earlier request did the turn."""
+    """The response of a turn. `replayed` is true if an earlier request did the turn."""
 
     response: ChatResponse
     replayed: bool

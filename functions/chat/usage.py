@@ -11,23 +11,19 @@ import httpx2
 import openai
 from pydantic_core import to_json
 
-from chat.answers import field
+from chat.answers import Json, field
 from taskchat.conversations.history import CHARACTERS_PER_TOKEN
 
 MAX_OUTPUT_TOKENS: Final = 8_000
-"""Tokens that each request allows its answer, reasoning included: about as many as a model writes in the time that a
-request has. A provider's number above it is not plausible."""
+"""Tokens of an answer at most, reasoning included: about as many as a model writes in the time of a request."""
 
 ADDED_TOKENS: Final = 2_000
-"""Tokens that a provider may add to a request: instructions of its own for the use of tools, and marks around messages.
-Beyond these a request has at most one token for each of its bytes."""
+"""Tokens that a provider may add to a request, such as instructions for tools and marks around messages."""
 
 _NOT_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 
 _WRITTEN: Final = frozenset({"text", "content", "refusal", "name", "arguments", "encrypted_content"})
 """Fields of an answer that hold the model's text, of both APIs; the last one holds its reasoning."""
-
-Body = dict[str, Any]
 
 
 @dataclass
@@ -48,16 +44,16 @@ class Usage:
         """Return all tokens that a provider charges for, as far as known."""
         return self.input_tokens + self.output_tokens + self.estimated_tokens
 
-    def add(self, body: Body, reported: Any, answer: Any = None) -> None:
+    def add(self, body: Json, reported: Any, answer: Any) -> None:
         """Count the answer to a request. `reported` is the provider's usage on either API, and not checked yet."""
         self.model, self.requests = body["model"], self.requests + 1
         self._add_input(body, reported)
         self._add_output(reported, answer)
 
-    def estimate(self, body: Body) -> None:
+    def estimate(self, body: Json) -> None:
         self.estimated_tokens += len(json.dumps(body, ensure_ascii=False)) // CHARACTERS_PER_TOKEN
 
-    def _add_input(self, body: Body, reported: Any) -> None:
+    def _add_input(self, body: Json, reported: Any) -> None:
         read = _number(reported, "input_tokens", "prompt_tokens")
         if not 0 < read <= len(to_json(body)) + ADDED_TOKENS:
             return self.estimate(body)
@@ -104,14 +100,14 @@ def counting(usage: Usage) -> Iterator[None]:
 
 
 @contextmanager
-def charging(body: Body) -> Iterator[Callable[[Body], Body]]:
+def charging(body: Json) -> Iterator[Callable[[Json], Json]]:
     """Yield a function that counts the cost of an answer. Without an answer, count the request by its length.
 
     The function returns the answer with the name of the model that was asked.
     """
     usage = _usage.get() or Usage()  # without a `counting` block the cost is not kept
 
-    def charge(answer: Body) -> Body:
+    def charge(answer: Json) -> Json:
         usage.add(body, answer.get("usage"), answer.get("output") or answer.get("choices"))
         return answer | {"model": body["model"]}
 

@@ -1,4 +1,4 @@
-"""How much one user may use of an entry point: a burst of requests, then a steady rate, and model tokens by the day.
+"""Limit each user at an entry point: a burst of requests, then a steady rate, and model tokens by the day.
 
 A row holds the use, and one statement takes from it, so the count is exact under any concurrency. Of a token bucket
 the row keeps the moment at which it is full again. Each request moves that moment by the time in which one token comes

@@ -81,7 +81,7 @@ class Lease:
         before_commit(session, lambda: require_lease(held))
 
     def release(self, session: Session) -> None:
-        """Let the next turn in. Raises LeaseLost."""
+        """Release the lease. Raises LeaseLost."""
         require_lease(session.execute(RELEASE_LEASE, self.key()))
 
     def key(self) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Message(SQLModel, table=True):
 
 CONVERSATION: Final = SQLModel.metadata.tables["conversation"]
 MESSAGE: Final = SQLModel.metadata.tables["message"]
-"""The same as tables, for statements that return rows: to make objects of them would double the time."""
+"""The same as tables, for statements that return rows: to make objects of rows would double the time."""
 
 THIS_CONVERSATION: Final = and_(CONVERSATION.c.user_id == bindparam("of_user"), CONVERSATION.c.id == bindparam("of_id"))
 """The condition that finds a conversation by its owner and its id."""

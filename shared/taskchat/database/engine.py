@@ -1,4 +1,4 @@
-"""One engine with one connection, for a libpq URL: how it connects, how long it waits, which roles it refuses."""
+"""Make an engine with one connection for a libpq URL. It waits only until the deadline, and refuses unsafe roles."""
 
 import ssl
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""pg8000 that waits once where the driver waits three times: the statements of a transaction go out together.
+"""Send the statements of a transaction together, with pg8000.
 
 The driver sends each statement in parts and waits for every part. Here a statement is queued. It goes out with all that
 was queued before it, closed by one Sync, as soon as the program needs an answer: to read a row, or to commit.

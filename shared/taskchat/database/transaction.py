@@ -92,10 +92,6 @@ class BatchResult:
     def first(self) -> Row[Any] | None:
         return self.rows[0] if self.rows else None
 
-    def objects(self) -> list[Any]:
-        """Return the first column of each row: the objects of a statement that selects a model."""
-        return [row[0] for row in self.rows]
-
 
 class Batch:
     """Statements that go to the database together, in one roundtrip. Each sees the effects of those before it."""

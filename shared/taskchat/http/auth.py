@@ -43,14 +43,16 @@ _FORBIDDEN_HEADERS: Final = frozenset({"jku", "x5u", "jwk", "x5c", "crit"})
 logger = Logger()
 
 
+def _read_clock() -> float:
+    """Return the time of day. While Lambda freezes the process, this clock goes on; the monotonic one may stop."""
+    return time.time()
+
+
 class KeySet:
     """Keeps public keys by key id. While the server of the key set is down, the old keys still serve."""
 
-    def __init__(self, url: str | None, static: str | None, clock: Callable[[], float] = time.time) -> None:
-        """Fetch from `url` when a key is needed. `static` is a key set in JSON, for where none can be fetched.
-
-        While Lambda freezes the process, the time of day goes on; the monotonic clock may stop.
-        """
+    def __init__(self, url: str | None, static: str | None, clock: Callable[[], float] = _read_clock) -> None:
+        """Fetch from `url` when a key is needed. `static` is a key set in JSON, for where none can be fetched."""
         self._url = url
         self._clock = clock
         self._is_down = False

@@ -174,7 +174,6 @@ async def _read_properties(context: MiddlewareContext[Any], tool: str) -> dict[s
 def _make_record(
     call: CallContext, tool: str, arguments: Mapping[str, Any], outcome: Outcome, result: dict[str, Any], started: float
 ) -> Record:
-    """Return the row that is stored of a call."""
     return {
         "user_id": call.user_id,
         "turn_id": call.turn_id,
