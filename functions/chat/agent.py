@@ -93,7 +93,7 @@ set_tracing_disabled(True)
 
 @dataclass
 class Run:
-    """What a tool call must know of its turn. The model sees none of it."""
+    """The state of a turn that its tool calls need. The model sees none of it."""
 
     tools: FastMCP
     lease: Lease

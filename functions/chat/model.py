@@ -79,7 +79,7 @@ class ProviderModel(Model):
         is_streamed: bool,
         **state: Any,
     ) -> ModelCall:
-        """Return the call that the SDK asks for by the interface's parameters. `state` is kept by other providers."""
+        """Return the call for the parameters of the SDK's interface. `state` names stored prompts and conversations."""
         if output_schema or handoffs or any(state.values()):
             raise UserError("Output types, handoffs, prompts and stored conversations are not supported.")
         return ModelCall(self._client, self._name, system_instructions, input, model_settings, tools, is_streamed)

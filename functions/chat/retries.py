@@ -79,7 +79,7 @@ async def _retry(attempt: Attempt[Result], body: Json) -> Result:
 
 
 def to_failure(error: Exception) -> TaskchatError:
-    """Return the failure that the caller is told of, and log the reason for the operator."""
+    """Return the problem for the caller, and log the reason for the operator."""
     if isinstance(error, TimeoutError):
         return OutOfTime()
     logger.error("model failed", extra={"reason": _reason(error)})

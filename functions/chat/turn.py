@@ -20,7 +20,7 @@ from taskchat.conversations import turns as conversations
 from taskchat.conversations.history import Turn
 from taskchat.conversations.lease import Lease, LeaseLost
 from taskchat.conversations.turns import Begun, Finished, Request
-from taskchat.database.transaction import LOOKUP_SECONDS, Database, retry_while_unavailable
+from taskchat.database.transaction import Database, retry_while_unavailable
 from taskchat.errors import CommitOutcomeUnknown, OutOfTime, TaskchatError, Unavailable
 from taskchat.limits import DayLeft, Limits
 from taskchat.logs import to_problem
@@ -95,7 +95,7 @@ class TurnRunner:
                     leases.append(begun.lease)
             return begun
 
-        return await retry_while_unavailable(attempt, LOOKUP_SECONDS)
+        return await retry_while_unavailable(attempt)
 
     async def _finish(self, begun: Begun, run: Run, request: Request) -> TurnResult:
         try:
@@ -138,7 +138,7 @@ class TurnRunner:
         logger.warning("turn interrupted", extra=_log_fields(run) | failure)
         try:
             with deadline.within(RELEASE_SECONDS):
-                await retry_while_unavailable(lambda: self._release(run), RELEASE_SECONDS)
+                await retry_while_unavailable(lambda: self._release(run))
         except TaskchatError as error:  # another turn has the lease by now, or will have it when it expires
             logger.warning("lease not released", extra={"problem": error.slug})
         problem.members |= _progress(run)

@@ -44,7 +44,7 @@ class Usage:
         """Return all tokens that a provider charges for, as far as known."""
         return self.input_tokens + self.output_tokens + self.estimated_tokens
 
-    def add(self, body: Json, reported: Any, answer: Any) -> None:
+    def add(self, body: Json, reported: Any, answer: Any = None) -> None:
         """Count the answer to a request. `reported` is the provider's usage on either API, and not checked yet."""
         self.model, self.requests = body["model"], self.requests + 1
         self._add_input(body, reported)
@@ -62,7 +62,7 @@ class Usage:
         cached = sum(_number(field(reported, name), "cached_tokens") for name in details)
         self.cached_tokens += cached if cached <= read else 0
 
-    def _add_output(self, reported: Any, answer: Any) -> None:
+    def _add_output(self, reported: Any, answer: Any = None) -> None:
         written = _number(reported, "output_tokens", "completion_tokens")
         if 0 < written <= MAX_OUTPUT_TOKENS:
             self.output_tokens += written

@@ -36,7 +36,7 @@ _EARLIER: Final = and_(
     MESSAGE.c.position < _BEFORE,
 )
 _NEWEST_FIRST: Final = MESSAGE.c.position.desc()
-_MOST: Final = 4 * MAX_HISTORY_TURNS  # two messages a turn, and as many again: more than these are not kept anyway
+_MOST: Final = 4 * MAX_HISTORY_TURNS  # twice the messages of the turns that can be kept
 _EARLIER_TURNS: Final = func.array(
     select(MESSAGE.c.turn_id).where(_EARLIER).order_by(_NEWEST_FIRST).limit(_MOST).correlate(None).scalar_subquery()
 )

@@ -1,4 +1,4 @@
-"""A short transaction on behalf of one user: the only way in which the program uses the database.
+"""Open short transactions, each on behalf of one user. The program uses the database in no other way.
 
 Every transaction begins by telling Postgres the user's id (`app.user_id`), which row-level security then enforces.
 The setting ends with the transaction, so it is safe behind a pooler in transaction mode.
@@ -27,7 +27,7 @@ RETRY_AFTER: Final = 2
 """Seconds after which a caller may retry when the database is unavailable."""
 
 LOOKUP_SECONDS: Final = 3.0
-"""Seconds to find out the outcome of a commit that the database did not answer."""
+"""Seconds to find out the outcome of a commit that the database did not answer. The deadline may leave fewer."""
 
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 0.4
@@ -70,9 +70,9 @@ def roll_back(session: Session) -> None:
     session.info.clear()
 
 
-async def retry_while_unavailable(attempt: Callable[[], Returned], seconds: float) -> Returned:
-    """Return the result of `attempt`. Repeat it while it raises DatabaseUnavailable, until the seconds have passed."""
-    end, pause = time.monotonic() + min(seconds, deadline.remaining()), FIRST_PAUSE
+async def retry_while_unavailable(attempt: Callable[[], Returned]) -> Returned:
+    """Return the result of `attempt`. Repeat it while the database is unavailable and time remains."""
+    end, pause = time.monotonic() + min(LOOKUP_SECONDS, deadline.remaining()), FIRST_PAUSE
     while True:
         try:
             return attempt()

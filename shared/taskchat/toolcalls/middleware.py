@@ -18,7 +18,7 @@ from pydantic import ValidationError as PydanticValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session
 
-from taskchat.database.transaction import LOOKUP_SECONDS, Database, retry_while_unavailable
+from taskchat.database.transaction import Database, retry_while_unavailable
 from taskchat.errors import CommitOutcomeUnknown, DatabaseUnavailable, TaskchatError, ToolFailure
 from taskchat.logs import to_problem
 from taskchat.text import make_storable
@@ -94,7 +94,7 @@ class AuditMiddleware(Middleware):
                 return unsettled.settle(begin())
 
         try:
-            return await retry_while_unavailable(attempt, LOOKUP_SECONDS)
+            return await retry_while_unavailable(attempt)
         except BaseException as error:
             call.unsettled.append(unsettled)
             unsettled.report("unknown")
