@@ -90,7 +90,7 @@ class TestToolsOnly:
             "resumed",
             "failure",
             "usage",
-            "asked",
+            "latest_arguments",
         }
         assert set(inspect.signature(Run).parameters) == held
 

@@ -64,7 +64,7 @@ DOMAIN = {name for name, _ in plans.statements_of(importlib.import_module(PACKAG
 
 NO_PLAN = {
     "transaction.SET_USER": "touches no table",
-    "history._SAID": "is part of the statements that begin a turn",
+    "models.POSITION_OF_TURN": "is part of the statements that begin a turn",
     "history._CALLS_OF_PERSON": "is what those that read calls are built upon",
     "types.NOW": "is part of a table's definition",
 }

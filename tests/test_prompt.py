@@ -175,7 +175,7 @@ async def _ask(model: Model, given: list[Any], settings: ModelSettings, *, is_st
     from chat.app import process
 
     listed = [tool.to_mcp_tool() for tool in await process.tools.list_tools()]
-    tools: Any = [_adapt(tool.name, str(tool.description), tool.input_schema) for tool in listed]
+    tools: Any = [_adapt(tool) for tool in listed]
     known: Any = ("Be brief.", given, settings, tools, None, [], ModelTracing.DISABLED)
     state: Any = dict.fromkeys(("previous_response_id", "conversation_id", "prompt"))
     if not is_streamed:

@@ -36,7 +36,8 @@ _settings: Final = process.settings
 _resource: Final = str(_settings.mcp_resource_url).removesuffix("/mcp") + FIXTURES_PATH
 _fixture_settings: Final = _settings.model_copy(update={"mcp_resource_url": _resource})
 own_endpoint: Final = process.app
-_fixture_process: Final = McpProcess(process.toolset, _fixture_settings)
+_fixture_process: Final = McpProcess(process.toolset)
+_fixture_process.settings = _fixture_settings
 _fixture_process.tools = fixtures
 fixture_endpoint: Final = _fixture_process.app
 _with_token: Final = {True: WithToken(fixture_endpoint, _fixture_settings), False: WithToken(own_endpoint, _settings)}

@@ -20,6 +20,7 @@ from agents import (
     RunContextWrapper,
     RunHooks,
     Runner,
+    RunResult,
     ToolErrorFormatterArgs,
     ToolExecutionConfig,
     TResponseInputItem,
@@ -69,8 +70,7 @@ MAX_TURN_TOKENS: Final = 200_000
 """Tokens after which a turn makes no more model calls: eight of the longest usual turns, a fifth of a day's tokens."""
 
 MAX_TOOL_OUTPUT: Final = 100_000
-"""Characters of tool output after which a turn makes no more tool calls: six full pages of a list. Each further call of
-the model reads all of them again."""
+"""Characters of tool output in a turn: six full pages of a list. Each further model call reads all of them again."""
 
 MAX_REPLY: Final = 20_000
 """Characters of a reply: more than a person reads, and far below the 6 MB that Lambda can return."""
@@ -93,7 +93,7 @@ set_tracing_disabled(True)
 
 @dataclass
 class Run:
-    """What a tool call must know of its turn. The model sees none of it."""
+    """The state of a turn that its tool calls need. The model sees none of it."""
 
     tools: FastMCP
     lease: Lease
@@ -106,10 +106,10 @@ class Run:
     """Calls whose outcome is unknown."""
     resumed: int = 0
     """Number of the calls that earlier, interrupted attempts made."""
-    failure: TaskchatError | None = field(default=None)
+    failure: TaskchatError | None = None
     """The error that ended the turn inside a tool call. The SDK would wrap it in one of its own."""
     usage: Usage = field(default_factory=Usage)
-    asked: dict[str, str] = field(default_factory=dict)
+    latest_arguments: dict[str, str] = field(default_factory=dict)
     """The arguments of the calls in the model's latest answer, by their ids."""
 
     def check(self) -> None:
@@ -120,42 +120,43 @@ class Run:
         if self.usage.tokens >= MAX_TURN_TOKENS:
             raise ModelFailed(_ENDLESS)
 
+    def context(self, call_id: str, refusal: str | None) -> CallContext:
+        return CallContext(
+            user_id=self.lease.user_id,
+            door="chat",
+            turn_id=self.lease.turn_id,
+            call_id=call_id,
+            conversation_id=self.lease.conversation_id,
+            check_lease=self.lease.check,
+            refusal=refusal,
+            records=self.calls,
+            unsettled=self.unsettled,
+            max_destructive=self.max_destructive,
+        )
+
 
 class _ModelCallHooks(RunHooks[Run]):
     """Checks the turn before each model call, and keeps its tool calls' arguments after it."""
 
     async def on_llm_start(self, context: RunContextWrapper[Run], *_: Any) -> None:
-        """End a turn that may make no more model calls."""
         context.context.check()
 
     async def on_llm_end(self, context: RunContextWrapper[Run], _agent: Agent[Run], response: ModelResponse) -> None:
         """Keep the arguments of calls: the SDK does not pass on those of an unknown tool."""
         calls = [item for item in response.output if isinstance(item, ResponseFunctionToolCall)]
-        context.context.asked = {call.call_id: call.arguments for call in calls}
+        context.context.latest_arguments = {call.call_id: call.arguments for call in calls}
 
 
 async def _call_tool(run: Run, name: str, call_id: str, raw_arguments: str, *, is_reading: bool = False) -> str:
     """Make one call on the tool server, and return its output for the model."""
     arguments = parse_arguments(raw_arguments)
-    call = CallContext(
-        user_id=run.lease.user_id,
-        door="chat",
-        turn_id=run.lease.turn_id,
-        call_id=call_id,
-        position=len(run.calls),
-        conversation_id=run.lease.conversation_id,
-        check_lease=run.lease.check,
-        refusal=_refusal(run, arguments) or (None if is_reading else _refusal_to_repeat(run, name, arguments)),
-        records=run.calls,
-        unsettled=run.unsettled,
-        max_destructive=run.max_destructive,
-    )
+    refusal = _refusal(run, arguments) or (None if is_reading else _refusal_to_repeat(run, name, arguments))
     try:
         if deadline.remaining() <= 0:
             raise OutOfTime
         if len(run.calls) >= MAX_CALLS:
             raise ModelFailed(_ENDLESS)
-        with calling(call):
+        with calling(run.context(call_id, refusal)):
             await run.tools.call_tool(name, arguments or {})
     except Exception as error:
         run.failure = to_problem(error)
@@ -182,7 +183,7 @@ def _refusal_to_repeat(run: Run, name: str, arguments: dict[str, Any] | None) ->
         if (call.tool, call.arguments) == (name, wanted):
             if call.outcome == "ok":
                 return _MADE_BEFORE if place < run.resumed else None
-            if call.result == {"error": _MADE_BEFORE} and call.call_id not in run.asked:
+            if call.result == {"error": _MADE_BEFORE} and call.call_id not in run.latest_arguments:
                 return None
     return None
 
@@ -192,19 +193,17 @@ async def _report_unknown_tool(args: ToolErrorFormatterArgs[Any]) -> str | None:
     if args.kind != "tool_not_found":
         return None
     run: Run = args.run_context.context
-    return await _call_tool(run, args.tool_name, args.call_id, run.asked[args.call_id])
+    return await _call_tool(run, args.tool_name, args.call_id, run.latest_arguments[args.call_id])
 
 
-def _adapt(name: str, description: str, schema: dict[str, Any], *, is_reading: bool = False) -> FunctionTool:
+def _adapt(tool: Tool) -> FunctionTool:
+    is_reading = bool(tool.annotations and tool.annotations.read_only_hint)
+
     async def invoke(context: ToolContext[Run], raw_arguments: str) -> str:
-        return await _call_tool(context.context, name, context.tool_call_id, raw_arguments, is_reading=is_reading)
+        return await _call_tool(context.context, tool.name, context.tool_call_id, raw_arguments, is_reading=is_reading)
 
     # Not strict: the vendor's strict mode would make every optional argument required.
-    return FunctionTool(name, description, schema, invoke, strict_json_schema=False)
-
-
-def _is_reading(tool: Tool) -> bool:
-    return bool(tool.annotations and tool.annotations.read_only_hint)
+    return FunctionTool(tool.name, str(tool.description), tool.input_schema, invoke, strict_json_schema=False)
 
 
 _RUN_CONFIG: Final = RunConfig(
@@ -240,17 +239,8 @@ class ChatAgent:
         Raises ModelFailed, OutOfTime, or the error of a tool call that ended the turn: DatabaseUnavailable, LeaseLost.
         """
         await self.list_tools()
-        message = max(index for index, item in enumerate(items) if item.get("role") == "user")
-        config = self._configure(run, items[:message])
         try:
-            result = await Runner.run(
-                self._agent,
-                items[message:],
-                context=run,
-                max_turns=MAX_MODEL_CALLS,
-                hooks=_ModelCallHooks(),
-                run_config=config,
-            )
+            result = await self._run(run, items)
         except ModelRefusalError as refusal:  # an answer too, and the person should read it
             return _readable(refusal.refusal)
         except MaxTurnsExceeded as error:
@@ -266,7 +256,6 @@ class ChatAgent:
         return _readable(str(result.final_output or ""))
 
     async def close(self) -> None:
-        """Close the connections to the model."""
         await self._model.close()
 
     async def list_tools(self) -> None:
@@ -275,17 +264,22 @@ class ChatAgent:
             return
         tools = [tool.to_mcp_tool() for tool in await self.tools.list_tools()]
         if not self._agent.tools:  # set by another turn meanwhile: the SDK refuses an agent whose tools change in a run
-            self._agent.tools = [
-                _adapt(tool.name, str(tool.description), tool.input_schema, is_reading=_is_reading(tool))
-                for tool in tools
-            ]
+            self._agent.tools = [_adapt(tool) for tool in tools]
 
-    def _configure(self, run: Run, history: list[TResponseInputItem]) -> RunConfig:
+    async def _run(self, run: Run, items: list[TResponseInputItem]) -> RunResult:
+        message = max(index for index, item in enumerate(items) if item.get("role") == "user")
         config = copy(_RUN_CONFIG)
-        config.call_model_input_filter = partial(compose, history)
+        config.call_model_input_filter = partial(compose, items[:message])
         if self._has_cache_key:
             config.model_settings = ModelSettings(extra_args={"prompt_cache_key": str(run.lease.conversation_id)})
-        return config
+        return await Runner.run(
+            self._agent,
+            items[message:],
+            context=run,
+            max_turns=MAX_MODEL_CALLS,
+            hooks=_ModelCallHooks(),
+            run_config=config,
+        )
 
 
 def _readable(reply: str) -> str:

@@ -1,21 +1,19 @@
 """Read the JSON of a model's answer, refuse what is too large or incomplete, and make the rest safe to pass on."""
 
 import json
-from collections.abc import Iterable
 from typing import Any, Final
 from uuid import uuid4
 
 from agents import ModelResponse, Usage
 from openai.types.responses import ResponseFunctionToolCall, ResponseOutputItem
 
-from chat.arguments import NO_ARGUMENTS, readable_arguments
+from chat.arguments import inner_values, parse_arguments
 from chat.model_input import UNNAMED
 from chat.transport import MAX_ANSWER_BYTES, AnswerTooLong, AnswerUnreadable
 from taskchat.errors import ModelFailed
 
 MAX_CALLS: Final = 64
-"""Tool calls in one turn: enough for a long request, few enough that a loop ends in time. An answer with more is
-refused whole, so that no part of it takes effect."""
+"""Tool calls in one turn, and in one answer: enough for a long request, few enough that a loop ends in time."""
 
 MAX_PARTS: Final = 2_048
 """Values in an answer, at all levels. A call takes seven: all calls of a turn, each with its reasoning, fill half."""
@@ -97,13 +95,9 @@ def _check_parts(answer: Json) -> None:
         parts += len(level)
         if parts > MAX_PARTS:
             raise AnswerTooLong
-        level = [inner for part in level for inner in _inner_values(part)]
+        level = [inner for part in level for inner in inner_values(part)]
     if level:
         raise AnswerTooLong
-
-
-def _inner_values(part: Any) -> Iterable[Any]:
-    return part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
 
 
 def _encodable(part: Any) -> Any:
@@ -116,12 +110,13 @@ def _encodable(part: Any) -> Any:
 
 
 def encodable_text(text: str) -> str:
-    """Replace lone surrogates in a text."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _safe_arguments(arguments: Any) -> str:
-    return readable_arguments(encodable_text(_unescaped(arguments))) if isinstance(arguments, str) else NO_ARGUMENTS
+    """Return the arguments, or `null` if they cannot be parsed: the SDK parses them too, and its run would end."""
+    text = encodable_text(_unescaped(arguments)) if isinstance(arguments, str) else "null"
+    return "null" if parse_arguments(text) is None else text
 
 
 def _unescaped(arguments: str) -> str:

@@ -1,6 +1,7 @@
-"""The chat API: the route, who may use it, what goes wrong in words, and the Lambda handler.
+"""Serve the chat API: authenticate the caller, run a turn, and make the Lambda handler.
 
-A request walks one way: answer_errors, caller, chat, TurnRunner. Who is calling is settled before the body is read.
+A request passes answer_safely, limit_body, caller, chat and TurnRunner, in this order: `chat` reads the body of a known
+caller only.
 """
 
 import asyncio
@@ -18,15 +19,15 @@ from starlette.middleware import Middleware
 from chat.agent import ChatAgent
 from chat.openapi import CHAT_REQUEST, CHAT_RESPONSES, USER_ID_SCHEMA, BearerToken, DescribedApi
 from chat.schemas import ChatRequest, ChatResponse, Health
-from chat.turn import TurnRunner
+from chat.turn import TurnResult, TurnRunner
 from taskchat import deadline
 from taskchat.conversations import turns as conversations
 from taskchat.errors import Forbidden, InvalidInput, NotFound, NotJson
 from taskchat.http.auth import USER_ID, Verifier, create_chat_verifier
 from taskchat.http.gateway import MARGIN, MAX_SECONDS, lambda_handler
-from taskchat.http.middleware import add_security_headers, limit_body, require_json
-from taskchat.http.problems import answer_errors, answer_routing_error
-from taskchat.limits import chat_limits
+from taskchat.http.middleware import answer_safely, limit_body, require_json
+from taskchat.http.problems import answer_routing_error
+from taskchat.limits import Limits
 from taskchat.process import Process, run_concurrently, start
 from taskchat.tasks import toolset
 
@@ -35,7 +36,7 @@ UserId = Annotated[str, Path(json_schema_extra=USER_ID_SCHEMA)]
 
 
 class ChatProcess(Process):
-    """What the chat function's requests share."""
+    """The objects that requests to the chat function share."""
 
     @cached_property
     def verifier(self) -> Verifier:
@@ -44,38 +45,28 @@ class ChatProcess(Process):
 
     @cached_property
     def turns(self) -> TurnRunner:
-        """Return the turn runner. Raises SettingsError."""
         settings, agent = self.settings, ChatAgent(self.settings, self.toolset, self.tools)
-        limits = chat_limits(settings)
+        limits = Limits("chat", settings.turn_burst, settings.turns_per_minute, settings.daily_model_tokens)
         return TurnRunner(self.database, agent, settings.history_tokens, settings.deletions_per_turn, limits)
 
     def get_ready(self) -> None:
         """Open what the first request would wait for: connection, keys, tools. Raises SettingsError."""
-        keys, agent = self.verifier.keys, self.turns.agent
-        run_concurrently(self.connect, keys.fetch_ahead)
+        agent = self.turns.agent
+        run_concurrently(self.connect, self.verifier.keys.fetch_ahead)
         asyncio.get_event_loop().run_until_complete(agent.list_tools())
 
     async def close(self) -> None:
-        """Close what was opened, and drop it: the next use opens it anew."""
         if "turns" in vars(self):
             await self.turns.agent.close()
         await super().close()
 
 
-def _process(request: Request) -> ChatProcess:
-    process: ChatProcess = request.app.state.process
-    return process
-
-
-SharedProcess = Annotated[ChatProcess, Depends(_process)]
-
-
-async def caller(user_id: UserId, token: Token, process: SharedProcess) -> str:
+async def caller(user_id: UserId, token: Token, request: Request) -> str:
     """Return the caller's user id. Raises Unauthenticated, KeySetUnavailable, NotFound for an odd path, or Forbidden.
 
     It runs in the event loop: to hand each request to a thread and back costs more than to check its token.
     """
-    claims = process.verifier.verify(token)
+    claims = request.app.state.process.verifier.verify(token)
     if not USER_ID.fullmatch(user_id):
         raise NotFound
     if claims["sub"] != user_id:
@@ -90,22 +81,21 @@ router: Final = APIRouter()
 
 
 @router.post("/api/{user_id}/chat", responses=CHAT_RESPONSES, openapi_extra=CHAT_REQUEST)
-async def chat(user_id: Caller, process: SharedProcess, request: Request, response: Response) -> ChatResponse:
-    """Do what the person says, and tell what was done."""
-    key = _idempotency_key(request)
+async def chat(user_id: Caller, request: Request, response: Response) -> ChatResponse:
+    """Do what the message asks for. Return the reply, and each tool call of the turn."""
+    turn_id = conversations.turn_id_for(user_id, _idempotency_key(request))
     body = await _read(request)
-    wanted = conversations.Request(body.message, body.conversation_id, body.timezone)
-    turn_id = conversations.turn_id_for(user_id, key)
+    message = conversations.Request(body.message, body.conversation_id, body.timezone)
     with deadline.within(min(deadline.remaining(), MAX_SECONDS - MARGIN)):
-        answer = await process.turns.run(user_id, turn_id, wanted)
-    if answer.replayed:
+        result: TurnResult = await request.app.state.process.turns.run(user_id, turn_id, message)
+    if result.replayed:
         response.headers["Idempotent-Replayed"] = "true"
-    return answer.response
+    return result.response
 
 
 @router.get("/health")
 async def health() -> Health:
-    """Say that this process answers. Anybody may ask: it costs no database, which a scanner would keep awake."""
+    """Return 200 while the process answers. It needs no token and no database, which a scanner would keep awake."""
     return Health(status="ok")
 
 
@@ -117,7 +107,7 @@ def _idempotency_key(request: Request) -> str | None:
 
 
 async def _read(request: Request) -> ChatRequest:
-    """The body, checked. Raises UnsupportedMediaType, BodyTooLarge, NotJson or InvalidInput."""
+    """Return the checked body. Raises UnsupportedMediaType, BodyTooLarge, NotJson or InvalidInput."""
     require_json(request.headers)
     try:
         return ChatRequest.model_validate_json(await request.body())
@@ -129,7 +119,7 @@ async def _read(request: Request) -> ChatRequest:
 
 
 def _field(fault: ErrorDetails) -> str:
-    """The field at fault. The name of an unknown one is the caller's own text, and is not sent back."""
+    """Return the field at fault. The name of an unknown field is the caller's text, and is not sent back."""
     if fault["type"] == "extra_forbidden":
         return "unknown"
     return str(fault["loc"][0]) if fault["loc"] else "body"
@@ -150,7 +140,7 @@ def create_app(process: ChatProcess) -> DescribedApi:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=[Middleware(add_security_headers), Middleware(answer_errors), Middleware(limit_body)],
+        middleware=[Middleware(answer_safely), Middleware(limit_body)],
         exception_handlers={HTTPException: answer_routing_error},
         lifespan=_lifespan,
     )

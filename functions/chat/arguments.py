@@ -1,6 +1,7 @@
 """Read the arguments of a tool call, which a model has written."""
 
 import json
+from collections.abc import Iterable
 from typing import Any, Final
 
 MAX_ARGUMENTS: Final = 32 * 1024
@@ -9,9 +10,6 @@ arguments of all calls of a turn are far below what Lambda can return."""
 
 MAX_DEPTH: Final = 64
 """Levels of a call's arguments. No tool needs three, and JSON that is nested too deeply cannot be encoded."""
-
-NO_ARGUMENTS: Final = "null"
-"""JSON text that replaces arguments that cannot be read. It is no object, so the call fails."""
 
 
 def parse_arguments(text: str) -> dict[str, Any] | None:
@@ -22,15 +20,13 @@ def parse_arguments(text: str) -> dict[str, Any] | None:
         arguments = json.loads(text or "{}")
     except (ValueError, RecursionError):
         return None
-    return arguments if isinstance(arguments, dict) and is_shallow(arguments, MAX_DEPTH) else None
+    return arguments if isinstance(arguments, dict) and _is_shallow(arguments, MAX_DEPTH) else None
 
 
-def readable_arguments(text: str) -> str:
-    """Return the text, or NO_ARGUMENTS for one that cannot be parsed: the SDK parses it too, and its run would end."""
-    return NO_ARGUMENTS if parse_arguments(text) is None else text
+def inner_values(value: Any) -> Iterable[Any]:
+    """Return the values inside a JSON object or list. No other value has any."""
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
-def is_shallow(value: Any, depth: int) -> bool:
-    """Tell if a JSON value has at most so many levels."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return depth > 0 and all(is_shallow(item, depth - 1) for item in inner)
+def _is_shallow(value: Any, depth: int) -> bool:
+    return depth > 0 and all(_is_shallow(item, depth - 1) for item in inner_values(value))

@@ -21,14 +21,12 @@ SETTINGS: Final = {name: name for name in ("temperature", "top_p", "parallel_too
     "presence_penalty": "presence_penalty",
     "max_tokens": "max_tokens",
 }
-"""The API's parameter for each of the SDK's settings."""
 
 _TEXTS: Final = ("content", "refusal", "reasoning_content", "reasoning")
 """Fields of a message that arrive in pieces. The last two are names of other vendors, who want them back."""
 
 
 def build_body(call: ModelCall) -> Json:
-    """Return the parameters of a request that only this API has."""
     messages = Converter.items_to_messages(call.input, model=call.model, base_url=str(call.client.base_url))
     system: list[Any] = [{"content": call.instructions, "role": "system"}] if call.instructions else []
     streaming = ChatCmplHelpers.get_stream_options_param(call.client, call.settings, stream=call.is_streamed)
@@ -42,7 +40,6 @@ def build_body(call: ModelCall) -> Json:
 
 
 def output_items(answer: Json) -> list[ResponseOutputItem]:
-    """Return the items of an answer. Raises ModelFailed for an answer that is no whole one."""
     choice = next(iter(objects(answer.get("choices"))), {})
     message: Any = choice.get("message")
     check_complete(choice.get("finish_reason"), is_readable=isinstance(message, dict))
@@ -66,7 +63,6 @@ class StreamReader:
         self._finish_reason: Any = None
 
     def deltas(self, event: Json) -> Iterator[TextDelta]:
-        """Read a chunk, and yield an event for its text."""
         self._known |= {name: event[name] for name in ("id", "usage") if event.get(name)}
         for choice in objects(event.get("choices"))[:1]:
             self._finish_reason = choice.get("finish_reason") or self._finish_reason
@@ -96,7 +92,6 @@ class StreamReader:
             self._arguments[index].append(arguments)
 
     def answer(self) -> Json:
-        """Return the answer as it would come without a stream. Raises AnswerUnreadable when it broke off."""
         if not self._finish_reason:
             raise AnswerUnreadable
         message: Json = {"role": "assistant", **{name: "".join(parts) for name, parts in self._texts.items()}}

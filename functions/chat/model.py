@@ -16,7 +16,7 @@ from openai.types.responses import Response, ResponseCompletedEvent
 
 from chat import chat_completions_api, responses_api
 from chat.answers import Json, read_answer, to_model_response, used_fields
-from chat.model_call import Api, Body, ModelCall, build_body
+from chat.model_call import Api, ModelCall, build_body
 from chat.reasoning import for_fallback
 from chat.retries import FAULTS, ask_with_retries, to_failure
 from chat.transport import AnswerTooLong, AnswerUnreadable, model_http_client
@@ -64,7 +64,6 @@ class ProviderModel(Model):
                 yield event
 
     async def close(self) -> None:
-        """Close the connections."""
         await self._client.close()
 
     def _call(
@@ -80,21 +79,21 @@ class ProviderModel(Model):
         is_streamed: bool,
         **state: Any,
     ) -> ModelCall:
-        """Return the call that the SDK asks for by the interface's parameters. `state` is kept by other providers."""
+        """Return the call for the parameters of the SDK's interface. `state` names stored prompts and conversations."""
         if output_schema or handoffs or any(state.values()):
             raise UserError("Output types, handoffs, prompts and stored conversations are not supported.")
         return ModelCall(self._client, self._name, system_instructions, input, model_settings, tools, is_streamed)
 
-    async def _ask(self, attempt: Any, body: Body) -> Any:
+    async def _ask(self, attempt: Any, body: Json) -> Any:
         fallback = partial(for_fallback, body, self._fallback) if self._fallback else None
         return await ask_with_retries(attempt, body, fallback)
 
-    async def _fetch(self, options: RequestOptions, body: Body) -> Json:
+    async def _fetch(self, options: RequestOptions, body: Json) -> Json:
         with charging(body) as charge:
             response = await self._client.post(self._api.PATH, body=body, cast_to=httpx2.Response, options=options)
             return charge(read_answer(response.content))
 
-    async def _stream(self, options: RequestOptions, body: Body) -> AsyncGenerator[TResponseStreamEvent]:
+    async def _stream(self, options: RequestOptions, body: Json) -> AsyncGenerator[TResponseStreamEvent]:
         reader = self._api.StreamReader()
         with charging(body) as charge:
             async with aclosing(self._events(options, body)) as events:
@@ -106,7 +105,7 @@ class ProviderModel(Model):
         response = Response.model_construct(id="response", output=output, status="completed")
         yield ResponseCompletedEvent.model_construct(type="response.completed", response=response, sequence_number=0)
 
-    async def _events(self, options: RequestOptions, body: Body) -> AsyncGenerator[Json]:
+    async def _events(self, options: RequestOptions, body: Json) -> AsyncGenerator[Json]:
         """Send the request and yield the events of its answer. Raises the errors of `FAULTS`."""
         kind, number = AsyncStream[object], 0
         stream = await self._client.post(

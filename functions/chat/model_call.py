@@ -9,7 +9,8 @@ from openai import AsyncOpenAI, Omit
 from openai.types.responses import ResponseOutputItem, ResponseRefusalDeltaEvent, ResponseTextDeltaEvent
 from pydantic import BaseModel
 
-Body = dict[str, Any]
+from chat.answers import Json
+
 TextDelta: TypeAlias = ResponseTextDeltaEvent | ResponseRefusalDeltaEvent
 
 READ_ELSEWHERE: Final = frozenset(
@@ -35,29 +36,29 @@ class ModelCall:
 class StreamReader(Protocol):
     """Reads the events of one streamed answer."""
 
-    def deltas(self, event: Body) -> Iterator[TextDelta]:
-        """Read an event, and yield its text. Raises AnswerUnreadable."""
+    def deltas(self, event: Json) -> Iterator[TextDelta]:
+        """Read an event, and yield its text. Raises AnswerUnreadable for the provider's own failure."""
 
-    def answer(self) -> Body:
+    def answer(self) -> Json:
         """Return the answer as it would come without a stream. Raises AnswerUnreadable when it broke off."""
 
 
 class Api(Protocol):
-    """One of the two APIs: the modules `responses_api` and `chat_completions_api`."""
+    """One of the two APIs. Each is a module, `responses_api` or `chat_completions_api`, with these names."""
 
     PATH: str
     SETTINGS: dict[str, str]
     """The parameter of a request for each setting of the SDK that has one."""
     StreamReader: type[StreamReader]
 
-    def build_body(self, call: ModelCall) -> Body:
-        """Return the parameters that only this API has."""
+    def build_body(self, call: ModelCall) -> Json:
+        """Return the parameters of a request that only this API has."""
 
-    def output_items(self, answer: Body) -> list[ResponseOutputItem]:
+    def output_items(self, answer: Json) -> list[ResponseOutputItem]:
         """Return the items of an answer. Raises ModelFailed for an incomplete one."""
 
 
-def build_body(api: Api, call: ModelCall) -> Body:
+def build_body(api: Api, call: ModelCall) -> Json:
     """Return the body of a request. Raises UserError for a setting that would be ignored."""
     settings = {name: value for name, value in vars(call.settings).items() if value is not None}
     if unknown := settings.keys() - api.SETTINGS.keys() - READ_ELSEWHERE:
@@ -65,7 +66,7 @@ def build_body(api: Api, call: ModelCall) -> Body:
     same = {parameter: settings.get(name) for name, parameter in api.SETTINGS.items()}
     body = {"model": call.model, **api.build_body(call), **same, "stream": call.is_streamed or None}
     given = {name: _plain(value) for name, value in body.items() if value is not None and not isinstance(value, Omit)}
-    return given | (call.settings.extra_args or {}) | cast(Body, call.settings.extra_body or {})
+    return given | (call.settings.extra_args or {}) | cast(Json, call.settings.extra_body or {})
 
 
 def _plain(value: Any) -> Any:

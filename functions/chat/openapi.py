@@ -32,7 +32,6 @@ class DescribedApi(FastAPI):
     """An app whose description includes the schemas of request and problems."""
 
     def openapi(self) -> dict[str, Any]:
-        """Return the description."""
         models = (ChatRequest, Problem, FieldProblem, TurnProblem)
         _, schemas = models_json_schema([(model, "validation") for model in models], ref_template=_SCHEMA_REFERENCE)
         document = super().openapi()

@@ -1,10 +1,11 @@
 """Set the effort of models that reason, and remove reasoning from requests to a provider that cannot read it."""
 
 import re
-from typing import Any, Final
+from typing import Final
 
 from openai.types.shared import Reasoning
 
+from chat.answers import Json
 from taskchat.settings import Settings
 
 _REASONING_MODELS: Final = re.compile(r"(.*/)?(o\d|gpt-[5-9])(?!.*chat)")
@@ -12,8 +13,6 @@ _REASONING_MODELS: Final = re.compile(r"(.*/)?(o\d|gpt-[5-9])(?!.*chat)")
 
 _EFFORT_FIELDS: Final = frozenset({"reasoning", "reasoning_effort"})
 """Fields of a request that hold the effort, of both APIs."""
-
-Body = dict[str, Any]
 
 
 def reasons(model: str) -> bool:
@@ -33,20 +32,20 @@ def effort(settings: Settings) -> Reasoning | None:
     return Reasoning(effort=settings.reasoning_effort)
 
 
-def for_fallback(body: Body, model: str) -> Body:
+def for_fallback(body: Json, model: str) -> Json:
     """Return the request for another model, without the reasoning of the first one."""
     plain = _without_reasoning(body) if isinstance(body.get("input"), list) else body
     refused = frozenset() if reasons(model) else _EFFORT_FIELDS
     return {name: value for name, value in plain.items() if name not in refused} | {"model": model}
 
 
-def self_contained(body: Body) -> Body:
+def self_contained(body: Json) -> Json:
     """Return the request without reasoning that it only names: the provider was asked not to keep any."""
     is_named = any(item.get("type") == "reasoning" and not item.get("encrypted_content") for item in body["input"])
     return _without_reasoning(body) if is_named else body
 
 
-def _without_reasoning(body: Body) -> Body:
+def _without_reasoning(body: Json) -> Json:
     """Remove the reasoning, which only the model that made it can read, and the ids that tie calls to it."""
     items = [item for item in body["input"] if item.get("type") != "reasoning"]
     return body | {

@@ -26,7 +26,6 @@ SETTINGS: Final = {name: name for name in ("temperature", "top_p", "parallel_too
     "max_tokens": "max_output_tokens",
     "reasoning": "reasoning",
 }
-"""The API's parameter for each of the SDK's settings."""
 
 _ITEMS: Final[dict[Any, type[Any]]] = {
     "message": ResponseOutputMessage,
@@ -42,7 +41,6 @@ _DELTAS: Final[dict[Any, type[TextDelta]]] = {
 
 
 def build_body(call: ModelCall) -> Json:
-    """Return the parameters of a request that only this API has."""
     return self_contained(
         {
             "instructions": call.instructions,
@@ -55,7 +53,6 @@ def build_body(call: ModelCall) -> Json:
 
 
 def output_items(answer: Json) -> list[ResponseOutputItem]:
-    """Return the items of an answer. Raises ModelFailed for an answer that is no whole one."""
     items, is_ended = answer.get("output"), answer.get("status") not in ("failed", "cancelled")
     reason = field(answer.get("incomplete_details"), "reason")
     check_complete(reason, is_readable=isinstance(items, list) and is_ended)
@@ -71,7 +68,6 @@ class StreamReader:
         self._end: Json | None = None
 
     def deltas(self, event: Json) -> Iterator[TextDelta]:
-        """Read an event, and yield it if it holds text. Raises AnswerUnreadable for the provider's own failure."""
         kind = event.get("type")
         if kind in ("error", "response.failed"):
             raise AnswerUnreadable
@@ -84,7 +80,7 @@ class StreamReader:
             yield _DELTAS[kind].model_construct(**known | {"delta": encodable_text(event["delta"])})
 
     def answer(self) -> Json:
-        """Return the answer. Some providers leave the items out of the last event. Raises AnswerUnreadable."""
         if not isinstance(self._end, dict):
             raise AnswerUnreadable
+        # Some providers leave the items out of the last event.
         return self._end | {"output": self._end.get("output") or self._items}

@@ -6,11 +6,12 @@ Nothing else retries a model call: the retries of the vendor's client and of the
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import openai
 from aws_lambda_powertools import Logger
 
+from chat.answers import Json
 from chat.transport import AnswerTooLong, AnswerUnreadable
 from taskchat import deadline
 from taskchat.errors import ModelFailed, OutOfTime, TaskchatError
@@ -37,14 +38,13 @@ KNOWN_CODES: Final = (
 FAULTS: Final = (openai.APIError, AnswerUnreadable, TimeoutError)
 """Errors of a model call that are expected. All others are faults of this program."""
 
-Body = dict[str, Any]
 Result = TypeVar("Result")
-Attempt = Callable[[Body], Awaitable[Result]]
+Attempt = Callable[[Json], Awaitable[Result]]
 
 logger = Logger()
 
 
-async def ask_with_retries(attempt: Attempt[Result], body: Body, fallback: Callable[[], Body] | None) -> Result:
+async def ask_with_retries(attempt: Attempt[Result], body: Json, fallback: Callable[[], Json] | None) -> Result:
     """Return what an attempt returns for the body, or else for the fallback's. Raises ModelFailed or OutOfTime.
 
     All tries of the first model together leave the fallback half of the time.
@@ -65,7 +65,7 @@ async def ask_with_retries(attempt: Attempt[Result], body: Body, fallback: Calla
         raise to_failure(error) from error
 
 
-async def _retry(attempt: Attempt[Result], body: Body) -> Result:
+async def _retry(attempt: Attempt[Result], body: Json) -> Result:
     for number in range(1, MAX_ATTEMPTS):
         try:
             return await attempt(body)
@@ -79,7 +79,7 @@ async def _retry(attempt: Attempt[Result], body: Body) -> Result:
 
 
 def to_failure(error: Exception) -> TaskchatError:
-    """Return the failure that the caller is told of, and log the reason for the operator."""
+    """Return the problem for the caller, and log the reason for the operator."""
     if isinstance(error, TimeoutError):
         return OutOfTime()
     logger.error("model failed", extra={"reason": _reason(error)})

@@ -82,7 +82,6 @@ class ChatResponse(BaseModel):
 
 
 def view_calls(calls: list[ToolCall]) -> list[ToolCallView]:
-    """Return the recorded calls as the response shows them."""
     return [ToolCallView.model_validate(call) for call in calls]
 
 

@@ -5,8 +5,8 @@ The bound is on the stream itself, so that it holds for all code that reads an a
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from http.cookiejar import CookieJar
-from typing import Any, Final
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Final
 
 import httpx2
 import openai
@@ -26,18 +26,11 @@ _USED_HEADERS: Final = ("content-type", "retry-after", "retry-after-ms", "x-requ
 
 
 class AnswerUnreadable(Exception):
-    """Raised when a model's answer is packed, is not JSON, or breaks off."""
+    """Raised when a model's answer is compressed, is not JSON, or breaks off."""
 
 
 class AnswerTooLong(AnswerUnreadable):
     """Raised when an answer is longer, or has more parts, than any answer may."""
-
-
-class _NoCookies(CookieJar):
-    """Keeps no cookie: a jar would tie the turns of different users together, and grow with every answer."""
-
-    def extract_cookies(self, response: Any, request: Any) -> None:
-        """Ignore the cookies of a response."""
 
 
 class _BoundedStream(httpx2.AsyncByteStream):
@@ -67,10 +60,11 @@ class _BoundedStream(httpx2.AsyncByteStream):
 
 
 def model_http_client() -> httpx2.AsyncClient:
-    """Return an HTTP client that asks for unpacked answers and bounds each one. It uses proxies as usual."""
+    """Return an HTTP client that asks for uncompressed answers and bounds each one. It uses proxies as usual."""
     return openai.DefaultAsyncHttpxClient(
         headers={"Accept-Encoding": "identity"},
-        cookies=_NoCookies(),
+        # A cookie would tie the turns of different users together, and the jar would grow with every answer.
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
         event_hooks={"response": [_bound]},
         # A redirect would send the conversation to an address that is not configured.
         follow_redirects=False,
@@ -78,19 +72,19 @@ def model_http_client() -> httpx2.AsyncClient:
 
 
 async def _bound(response: httpx2.Response) -> None:
-    """Bound a body before it is read. Raises AnswerUnreadable for a packed answer: none was asked for."""
-    is_packed = response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity")
-    if is_packed and response.is_success:
+    """Bound a body before it is read. Raises AnswerUnreadable for a compressed answer, which no request asks for."""
+    is_compressed = response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity")
+    if is_compressed and response.is_success:
         raise AnswerUnreadable
     response.headers = httpx2.Headers(_used(response.headers))
     if isinstance(response.stream, httpx2.AsyncByteStream):
-        max_bytes = _max_bytes(response, is_packed=is_packed)
+        max_bytes = _max_bytes(response, is_compressed=is_compressed)
         response.stream = _BoundedStream(response.stream, max_bytes, is_cut=not response.is_success)
 
 
-def _max_bytes(response: httpx2.Response, *, is_packed: bool) -> int:
+def _max_bytes(response: httpx2.Response, *, is_compressed: bool) -> int:
     if not response.is_success:
-        return 0 if is_packed else MAX_ERROR_BYTES
+        return 0 if is_compressed else MAX_ERROR_BYTES
     return MAX_STREAM_BYTES if response.headers.get("content-type") == EVENT_STREAM else MAX_ANSWER_BYTES
 
 

@@ -10,7 +10,6 @@ from typing import Final
 from uuid import UUID
 
 from aws_lambda_powertools import Logger
-from sqlmodel import Session
 
 from chat.agent import ChatAgent, Run
 from chat.model_input import build_input
@@ -21,7 +20,7 @@ from taskchat.conversations import turns as conversations
 from taskchat.conversations.history import Turn
 from taskchat.conversations.lease import Lease, LeaseLost
 from taskchat.conversations.turns import Begun, Finished, Request
-from taskchat.database.transaction import Database, retry_while_away
+from taskchat.database.transaction import Database, retry_while_unavailable
 from taskchat.errors import CommitOutcomeUnknown, OutOfTime, TaskchatError, Unavailable
 from taskchat.limits import DayLeft, Limits
 from taskchat.logs import to_problem
@@ -33,18 +32,15 @@ RELEASE_SECONDS: Final = 1.0
 STOPPING_RETRY_AFTER: Final = 2
 """Seconds that a caller is asked to wait when the server stops: another server may be there at once."""
 
-LOOKUP_SECONDS: Final = 3.0
-"""Seconds in which a turn may look up if its beginning or its reply was committed."""
-
 SCHEMA: Final = "taskchat.usage/1"
-"""Version of the log line that ends each attempt at a turn. It covers new fields, but no changed or removed one."""
+"""Version of the log line that ends each attempt at a turn. A version may get new fields; none changes or goes."""
 
 logger = Logger()
 
 
 @dataclass(frozen=True)
 class TurnResult:
-    """The response of a turn. `replayed` tells that an earlier request did the turn."""
+    """The response of a turn. `replayed` is true if an earlier request did the turn."""
 
     response: ChatResponse
     replayed: bool
@@ -76,33 +72,30 @@ class TurnRunner:
         return await self._finish(begun, run, request)
 
     async def _begin(self, user_id: str, turn_id: UUID, request: Request) -> tuple[Begun | Finished, DayLeft]:
-        leases: list[Lease] = []
         try:
             with self.database.transaction(user_id) as session:
                 # First, here as at the end: a turn that holds a conversation must not wait for a row of the limits.
                 left = self.limits.spend(session, user_id)
-                begun = self._take_lease(session, user_id, turn_id, request, leases)
+                begun = conversations.begin(session, user_id, turn_id, request, self.history_tokens)
         except CommitOutcomeUnknown:
-            begun = await self._begin_again(request, leases)
+            if isinstance(begun, Begun):  # a stored answer stands in any case
+                begun = await self._begin_again(request, begun.lease)
         return begun, left
 
-    async def _begin_again(self, request: Request, leases: list[Lease]) -> Begun | Finished:
+    async def _begin_again(self, request: Request, lease: Lease) -> Begun | Finished:
         """Begin a turn again whose commit had no answer. Its allowance was spent the first time."""
+        leases = [lease]  # those that this turn may hold
 
         def attempt() -> Begun | Finished:
-            with self.database.transaction(leases[0].user_id) as session:
-                return self._take_lease(session, leases[0].user_id, leases[0].turn_id, request, leases)
+            with self.database.transaction(lease.user_id) as session:
+                begun = conversations.begin(
+                    session, lease.user_id, lease.turn_id, request, self.history_tokens, own=leases
+                )
+                if isinstance(begun, Begun):
+                    leases.append(begun.lease)
+            return begun
 
-        return await retry_while_away(attempt, LOOKUP_SECONDS)
-
-    def _take_lease(
-        self, session: Session, user_id: str, turn_id: UUID, request: Request, leases: list[Lease]
-    ) -> Begun | Finished:
-        """Begin the turn, and add its lease to those that this turn may hold."""
-        begun = conversations.begin(session, user_id, turn_id, request, self.history_tokens, leases)
-        if isinstance(begun, Begun):
-            leases.append(begun.lease)
-        return begun
+        return await retry_while_unavailable(attempt)
 
     async def _finish(self, begun: Begun, run: Run, request: Request) -> TurnResult:
         try:
@@ -124,7 +117,7 @@ class TurnRunner:
         try:
             self._commit_reply(begun, run, reply)
         except CommitOutcomeUnknown:
-            again = await self._begin_again(request, [run.lease])
+            again = await self._begin_again(request, run.lease)
             if isinstance(again, Finished):
                 run.calls = again.turn.calls
                 return again.turn
@@ -145,7 +138,7 @@ class TurnRunner:
         logger.warning("turn interrupted", extra=_log_fields(run) | failure)
         try:
             with deadline.within(RELEASE_SECONDS):
-                await retry_while_away(lambda: self._release(run), RELEASE_SECONDS)
+                await retry_while_unavailable(lambda: self._release(run))
         except TaskchatError as error:  # another turn has the lease by now, or will have it when it expires
             logger.warning("lease not released", extra={"problem": error.slug})
         problem.members |= _progress(run)

@@ -11,23 +11,19 @@ import httpx2
 import openai
 from pydantic_core import to_json
 
-from chat.answers import field
+from chat.answers import Json, field
 from taskchat.conversations.history import CHARACTERS_PER_TOKEN
 
 MAX_OUTPUT_TOKENS: Final = 8_000
-"""Tokens that each request allows its answer, reasoning included: about as many as a model writes in the time that a
-request has. A provider's number above it is not plausible."""
+"""Tokens of an answer at most, reasoning included: about as many as a model writes in the time of a request."""
 
 ADDED_TOKENS: Final = 2_000
-"""Tokens that a provider may add to a request: instructions of its own for the use of tools, and marks around messages.
-Beyond these a request has at most one token for each of its bytes."""
+"""Tokens that a provider may add to a request, such as instructions for tools and marks around messages."""
 
 _NOT_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 
 _WRITTEN: Final = frozenset({"text", "content", "refusal", "name", "arguments", "encrypted_content"})
 """Fields of an answer that hold the model's text, of both APIs; the last one holds its reasoning."""
-
-Body = dict[str, Any]
 
 
 @dataclass
@@ -48,26 +44,25 @@ class Usage:
         """Return all tokens that a provider charges for, as far as known."""
         return self.input_tokens + self.output_tokens + self.estimated_tokens
 
-    def add(self, body: Body, reported: Any, answer: Any = None) -> None:
+    def add(self, body: Json, reported: Any, answer: Any = None) -> None:
         """Count the answer to a request. `reported` is the provider's usage on either API, and not checked yet."""
         self.model, self.requests = body["model"], self.requests + 1
         self._add_input(body, reported)
         self._add_output(reported, answer)
 
-    def estimate(self, body: Body) -> None:
-        """Count a request by its length."""
-        self.estimated_tokens += _tokens(body)
+    def estimate(self, body: Json) -> None:
+        self.estimated_tokens += len(json.dumps(body, ensure_ascii=False)) // CHARACTERS_PER_TOKEN
 
-    def _add_input(self, body: Body, reported: Any) -> None:
+    def _add_input(self, body: Json, reported: Any) -> None:
         read = _number(reported, "input_tokens", "prompt_tokens")
-        if not 0 < read <= _bytes(body) + ADDED_TOKENS:
+        if not 0 < read <= len(to_json(body)) + ADDED_TOKENS:
             return self.estimate(body)
         self.input_tokens += read
         details = ("input_tokens_details", "prompt_tokens_details")
         cached = sum(_number(field(reported, name), "cached_tokens") for name in details)
         self.cached_tokens += cached if cached <= read else 0
 
-    def _add_output(self, reported: Any, answer: Any) -> None:
+    def _add_output(self, reported: Any, answer: Any = None) -> None:
         written = _number(reported, "output_tokens", "completion_tokens")
         if 0 < written <= MAX_OUTPUT_TOKENS:
             self.output_tokens += written
@@ -81,10 +76,6 @@ def _number(part: Any, *names: str) -> int:
     return next((value for value in found if type(value) is int and value > 0), 0)  # a bool is an int, too
 
 
-def _tokens(part: Any) -> int:
-    return len(json.dumps(part, ensure_ascii=False)) // CHARACTERS_PER_TOKEN
-
-
 def _characters(answer: Any) -> int:
     """Return the number of characters that the model wrote in an answer."""
     if isinstance(answer, dict):
@@ -93,10 +84,6 @@ def _characters(answer: Any) -> int:
             for name, part in answer.items()
         )
     return sum(map(_characters, answer)) if isinstance(answer, list) else 0
-
-
-def _bytes(body: Body) -> int:
-    return len(to_json(body))  # as it was sent
 
 
 _usage: ContextVar[Usage | None] = ContextVar("usage", default=None)
@@ -112,20 +99,15 @@ def counting(usage: Usage) -> Iterator[None]:
         _usage.reset(token)
 
 
-def current() -> Usage:
-    """Return the usage of the running `counting` block, or one that is thrown away."""
-    return _usage.get() or Usage()
-
-
 @contextmanager
-def charging(body: Body) -> Iterator[Callable[[Body], Body]]:
-    """Count the cost of a request: as its answer tells when that is given to the function, else by the length.
+def charging(body: Json) -> Iterator[Callable[[Json], Json]]:
+    """Yield a function that counts the cost of an answer. Without an answer, count the request by its length.
 
     The function returns the answer with the name of the model that was asked.
     """
-    usage = current()
+    usage = _usage.get() or Usage()  # without a `counting` block the cost is not kept
 
-    def charge(answer: Body) -> Body:
+    def charge(answer: Json) -> Json:
         usage.add(body, answer.get("usage"), answer.get("output") or answer.get("choices"))
         return answer | {"model": body["model"]}
 

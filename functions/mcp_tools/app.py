@@ -21,9 +21,9 @@ from taskchat import deadline
 from taskchat.errors import OutOfTime, Unauthenticated
 from taskchat.http.auth import Verifier, create_mcp_verifier
 from taskchat.http.gateway import lambda_handler
-from taskchat.http.middleware import JSON, add_security_headers, check_address, limit_body, require_json
-from taskchat.http.problems import answer_errors, answer_routing_error
-from taskchat.limits import mcp_limits
+from taskchat.http.middleware import JSON, answer_safely, check_address, limit_body, require_json
+from taskchat.http.problems import answer_routing_error
+from taskchat.limits import Limits
 from taskchat.process import Process, run_concurrently, start
 from taskchat.tasks import toolset
 
@@ -65,7 +65,6 @@ class McpProcess(Process):
 
     @cached_property
     def app(self) -> StarletteWithLifespan:
-        """Return the app for the current settings. Raises SettingsError."""
         return create_app(self)
 
     def get_ready(self) -> None:
@@ -83,7 +82,9 @@ class _Admission:
     """Checks content type, deadline and limits of each authenticated request."""
 
     def __init__(self, app: ASGIApp, process: McpProcess) -> None:
-        self._app, self._process, self._limits = app, process, mcp_limits(process.settings)
+        self._app, self._process = app, process
+        # The clients bring a model of their own: there is no quota of model tokens.
+        self._limits = Limits("mcp", process.settings.mcp_burst, process.settings.mcp_requests_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Raises UnsupportedMediaType, OutOfTime, TooManyRequests or DatabaseUnavailable."""
@@ -117,8 +118,7 @@ def create_app(process: McpProcess) -> StarletteWithLifespan:
     app.add_middleware(filter_errors)
     app.add_middleware(limit_body)
     app.add_middleware(check_address, resource, process.settings.cors_origins, public=METADATA_PATH)
-    app.add_middleware(answer_errors)
-    app.add_middleware(add_security_headers)
+    app.add_middleware(answer_safely)
     return app
 
 

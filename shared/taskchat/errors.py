@@ -21,83 +21,68 @@ class TaskchatError(Exception):
         self.members: dict[str, Any] = {}
         """More members of the problem: the fields at fault, or the state of the turn."""
 
+    def __init_subclass__(cls, status: int | None = None, slug: str | None = None, title: str | None = None) -> None:
+        """Set what the arguments of the class statement name. The rest is inherited."""
+        super().__init_subclass__()
+        cls.status, cls.slug, cls.title = status or cls.status, slug or cls.slug, title or cls.title
 
-class Malformed(TaskchatError):
+
+class Malformed(TaskchatError, status=400, slug="malformed", title="This is not a request."):
     """Raised when an event is not an HTTP request of API Gateway."""
 
-    status, slug, title = 400, "malformed", "This is not a request."
 
-
-class NotJson(TaskchatError):
+class NotJson(TaskchatError, status=400, slug="not-json", title="The body is not JSON."):
     """Raised when the body is not JSON text in UTF-8."""
 
-    status, slug, title = 400, "not-json", "The body is not JSON."
 
-
-class Unauthenticated(TaskchatError):
+class Unauthenticated(TaskchatError, status=401, slug="unauthenticated", title="A valid bearer token is needed."):
     """Raised when there is no token, or an invalid one."""
 
-    status, slug, title = 401, "unauthenticated", "A valid bearer token is needed."
 
-
-class Forbidden(TaskchatError):
+class Forbidden(TaskchatError, status=403, slug="forbidden", title="This path belongs to another user."):
     """Raised when the path and the token name different users."""
 
-    status, slug, title = 403, "forbidden", "This path belongs to another user."
 
-
-class OriginRefused(TaskchatError):
+class OriginRefused(TaskchatError, status=403, slug="origin-refused", title="Pages of this origin may not call this."):
     """Raised when a browser sends a request of another site's page, and that site is not allowed."""
 
-    status, slug, title = 403, "origin-refused", "Pages of this origin may not call this."
 
-
-class NotFound(TaskchatError):
+class NotFound(TaskchatError, status=404, slug="not-found", title="There is nothing here."):
     """Raised for an unknown path and for a conversation of another user: the client cannot tell the two apart."""
 
-    status, slug, title = 404, "not-found", "There is nothing here."
 
-
-class MethodNotAllowed(TaskchatError):
+class MethodNotAllowed(TaskchatError, status=405, slug="method-not-allowed", title="This method is not allowed here."):
     """Raised when the path is known, but not the method."""
 
-    status, slug, title = 405, "method-not-allowed", "This method is not allowed here."
 
-
-class NotAcceptable(TaskchatError):
+class NotAcceptable(
+    TaskchatError, status=406, slug="not-acceptable", title="The answer is JSON, which this request does not accept."
+):
     """Raised when the client does not accept JSON."""
 
-    status, slug, title = 406, "not-acceptable", "The answer is JSON, which this request does not accept."
 
-
-class TurnInProgress(TaskchatError):
+class TurnInProgress(
+    TaskchatError, status=409, slug="turn-in-progress", title="A turn is still running in this conversation."
+):
     """Raised when another turn holds the lease of the conversation."""
 
-    status, slug, title = 409, "turn-in-progress", "A turn is still running in this conversation."
 
-
-class BodyTooLarge(TaskchatError):
+class BodyTooLarge(TaskchatError, status=413, slug="body-too-large", title="The body is larger than 32 KiB."):
     """Raised when the body is over the limit, before it is parsed."""
 
-    status, slug, title = 413, "body-too-large", "The body is larger than 32 KiB."
 
-
-class UnsupportedMediaType(TaskchatError):
+class UnsupportedMediaType(
+    TaskchatError, status=415, slug="unsupported-media-type", title="The body must be application/json."
+):
     """Raised when the body is not declared as application/json."""
 
-    status, slug, title = 415, "unsupported-media-type", "The body must be application/json."
 
-
-class Misdirected(TaskchatError):
+class Misdirected(TaskchatError, status=421, slug="misdirected", title="This host is not served here."):
     """Raised when the Host header names another host."""
 
-    status, slug, title = 421, "misdirected", "This host is not served here."
 
-
-class InvalidInput(TaskchatError):
+class InvalidInput(TaskchatError, status=422, slug="invalid-input", title="The request does not fit the contract."):
     """Raised when a field is missing, unknown or out of range."""
-
-    status, slug, title = 422, "invalid-input", "The request does not fit the contract."
 
     def __init__(self, fields: list[dict[str, str]]) -> None:
         """`fields` has the name of each field at fault and the reason, never the value."""
@@ -105,53 +90,39 @@ class InvalidInput(TaskchatError):
         self.members = {"fields": fields}
 
 
-class KeyReused(TaskchatError):
+class KeyReused(
+    TaskchatError, status=422, slug="idempotency-key-reused", title="This Idempotency-Key was used for another request."
+):
     """Raised when an Idempotency-Key is used again with another body."""
 
-    status, slug, title = 422, "idempotency-key-reused", "This Idempotency-Key was used for another request."
 
-
-class TooManyRequests(TaskchatError):
+class TooManyRequests(TaskchatError, status=429, slug="too-many-requests", title="This user has reached a limit."):
     """Raised when a user has reached a limit. `retry_after` says when it ends."""
 
-    status, slug, title = 429, "too-many-requests", "This user has reached a limit."
 
-
-class ModelFailed(TaskchatError):
+class ModelFailed(TaskchatError, status=502, slug="model-failed", title="The model failed to answer."):
     """Raised when the model gave no usable answer. The turn is kept, with the tool calls that took effect."""
 
-    status, slug, title = 502, "model-failed", "The model failed to answer."
 
-
-class Unavailable(TaskchatError):
+class Unavailable(TaskchatError, status=503, slug="unavailable", title="The service is not available right now."):
     """Base of temporary errors: a service that this one needs cannot be reached."""
 
-    status, slug, title = 503, "unavailable", "The service is not available right now."
 
-
-class DatabaseUnavailable(Unavailable):
+class DatabaseUnavailable(Unavailable, slug="database-unavailable", title="The database cannot be reached right now."):
     """Raised when the database cannot be reached, or cancelled a statement."""
-
-    slug, title = "database-unavailable", "The database cannot be reached right now."
 
 
 class CommitOutcomeUnknown(DatabaseUnavailable):
     """Raised when the connection was lost during a commit: the transaction may have taken effect or not."""
 
 
-class KeySetUnavailable(Unavailable):
+class KeySetUnavailable(Unavailable, slug="key-set-unavailable", title="Tokens cannot be verified right now."):
     """Raised when a token cannot be verified because the key set cannot be fetched."""
 
-    slug, title = "key-set-unavailable", "Tokens cannot be verified right now."
 
-
-class OutOfTime(TaskchatError):
+class OutOfTime(TaskchatError, status=504, slug="out-of-time", title="The answer took too long."):
     """Raised when the deadline of the request passes. The turn is kept, with the tool calls that took effect."""
 
-    status, slug, title = 504, "out-of-time", "The answer took too long."
 
-
-class ToolFailure(TaskchatError):
+class ToolFailure(TaskchatError, slug="tool-failure", title="The tool could not do that."):
     """Raised by a tool that refuses a call. `detail` is a plain sentence for the model. It has no HTTP status."""
-
-    slug, title = "tool-failure", "The tool could not do that."

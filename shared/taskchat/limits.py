@@ -1,4 +1,4 @@
-"""How much one user may use of an entry point: a burst of requests, then a steady rate, and model tokens by the day.
+"""Limit each user at an entry point: a burst of requests, then a steady rate, and model tokens by the day.
 
 A row holds the use, and one statement takes from it, so the count is exact under any concurrency. Of a token bucket
 the row keeps the moment at which it is full again. Each request moves that moment by the time in which one token comes
@@ -32,7 +32,6 @@ from sqlmodel import Field, Session, SQLModel
 from taskchat.database.transaction import before_commit
 from taskchat.database.types import SafeText, Timestamp, runtime_rights
 from taskchat.errors import TooManyRequests
-from taskchat.settings import Settings
 
 
 class Allowance(SQLModel, table=True):
@@ -131,7 +130,6 @@ class Limits:
 
     @property
     def any(self) -> bool:
-        """Tell if there is any limit."""
         return bool(self.daily_model_tokens or self._has_bucket)
 
     def spend(self, session: Session, user_id: str) -> DayLeft:
@@ -178,13 +176,3 @@ class Limits:
         logger.warning("limit reached", extra={"actor": user_id, "door": self.door, "retry_after": retry_after})
         detail = _DAY_USED_UP if until_midnight else "Too many at once."
         return TooManyRequests(detail, retry_after=retry_after)
-
-
-def chat_limits(settings: Settings) -> Limits:
-    """Return the limits of the chat API."""
-    return Limits("chat", settings.turn_burst, settings.turns_per_minute, settings.daily_model_tokens)
-
-
-def mcp_limits(settings: Settings) -> Limits:
-    """Return the limits of the MCP endpoint, whose clients bring a model of their own."""
-    return Limits("mcp", settings.mcp_burst, settings.mcp_requests_per_minute)

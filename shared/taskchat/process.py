@@ -37,21 +37,18 @@ class Process:
     No object here belongs to a request, and importing a module opens none.
     """
 
-    def __init__(self, toolset: Toolset, settings: Settings | None = None) -> None:
-        """Serve the tools of `toolset`. Read the environment at first use, unless `settings` are given."""
+    def __init__(self, toolset: Toolset) -> None:
+        """Serve the tools of `toolset`."""
         logs.configure()
         self.toolset = toolset
         self.database = Database(self.database_url)
         self.tools = toolset.create_server(lambda: self.database)
-        self._given_settings = settings
 
     @cached_property
     def settings(self) -> Settings:
-        """Return the environment, parsed. Raises SettingsError."""
-        return self._given_settings or load(Settings)
+        return load(Settings)
 
     def database_url(self) -> str:
-        """Return the address of the database. Raises SettingsError."""
         return self.settings.database_url.get_secret_value()
 
     def get_ready(self) -> None:

@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import Row, Uuid, and_, any_, bindparam, func, select, update
 from sqlmodel import Session, col
 
-from taskchat.conversations.models import CONVERSATION, MESSAGE, THIS_CONVERSATION
+from taskchat.conversations.models import CONVERSATION, MESSAGE, POSITION_OF_TURN, THIS_CONVERSATION, THIS_TURN
 from taskchat.text import as_data, as_json
 from taskchat.toolcalls.models import ToolCall
 
@@ -24,10 +24,9 @@ CHARACTERS_PER_TOKEN: Final = 4
 
 # Values are parameters, never part of a statement: SQLAlchemy keeps each compiled statement, and would keep with it
 # the text of the first user.
-_THIS_TURN: Final = and_(MESSAGE.c.user_id == bindparam("of_user"), MESSAGE.c.turn_id == bindparam("of_turn"))
-_SAID: Final = select(MESSAGE.c.position).where(_THIS_TURN, MESSAGE.c.role == "user").correlate(None)
 _BEFORE: Final = func.coalesce(
-    _SAID.scalar_subquery(), select(CONVERSATION.c.next_position - 2).where(THIS_CONVERSATION).scalar_subquery()
+    POSITION_OF_TURN.scalar_subquery(),
+    select(CONVERSATION.c.next_position - 2).where(THIS_CONVERSATION).scalar_subquery(),
 )
 _START: Final = select(CONVERSATION.c.history_start).where(THIS_CONVERSATION).scalar_subquery()
 _EARLIER: Final = and_(
@@ -37,7 +36,7 @@ _EARLIER: Final = and_(
     MESSAGE.c.position < _BEFORE,
 )
 _NEWEST_FIRST: Final = MESSAGE.c.position.desc()
-_MOST: Final = 4 * MAX_HISTORY_TURNS  # two messages a turn, and as many again: more than these are not kept anyway
+_MOST: Final = 4 * MAX_HISTORY_TURNS  # twice the messages of the turns that can be kept
 _EARLIER_TURNS: Final = func.array(
     select(MESSAGE.c.turn_id).where(_EARLIER).order_by(_NEWEST_FIRST).limit(_MOST).correlate(None).scalar_subquery()
 )
@@ -49,7 +48,7 @@ MESSAGE_COLUMNS: Final = [
 ]
 """The columns of a message that a turn needs."""
 
-MESSAGES_OF_TURN: Final = select(*MESSAGE_COLUMNS, MESSAGE.c.conversation_id, MESSAGE.c.request_hash).where(_THIS_TURN)
+MESSAGES_OF_TURN: Final = select(*MESSAGE_COLUMNS, MESSAGE.c.conversation_id, MESSAGE.c.request_hash).where(THIS_TURN)
 EARLIER_MESSAGES: Final = select(*MESSAGE_COLUMNS).where(_EARLIER).order_by(_NEWEST_FIRST).limit(_MOST)
 CALLS_SHOWN: Final = _CALLS_OF_PERSON.where(
     col(ToolCall.turn_id) == any_(func.array_append(_EARLIER_TURNS, bindparam("of_turn", type_=Uuid)))

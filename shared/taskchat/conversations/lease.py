@@ -11,7 +11,7 @@ from sqlalchemy import ARRAY, Interval, Result, and_, any_, bindparam, case, fun
 from sqlmodel import Session
 
 from taskchat import deadline
-from taskchat.conversations.models import CONVERSATION, MESSAGE, THIS_CONVERSATION
+from taskchat.conversations.models import CONVERSATION, POSITION_OF_TURN, THIS_CONVERSATION
 from taskchat.database.transaction import before_commit
 from taskchat.database.types import Timestamp
 from taskchat.errors import NotFound, TurnInProgress
@@ -37,14 +37,6 @@ _OWN: Final = and_(
 _FREE: Final = and_(
     THIS_CONVERSATION, or_(CONVERSATION.c.lease_until.is_(None), CONVERSATION.c.lease_until <= _NOW, _OWN)
 )
-_IS_STORED: Final = (
-    select(MESSAGE.c.position)
-    .where(
-        MESSAGE.c.user_id == bindparam("of_user"), MESSAGE.c.turn_id == bindparam("of_turn"), MESSAGE.c.role == "user"
-    )
-    .correlate(None)
-    .exists()
-)
 
 ACQUIRE_LEASE: Final = (
     update(CONVERSATION)
@@ -53,12 +45,12 @@ ACQUIRE_LEASE: Final = (
         turn_id=bindparam("of_turn"),
         lease_until=_NOW + bindparam("lease", type_=Interval),
         fence=CONVERSATION.c.fence + 1,
-        next_position=CONVERSATION.c.next_position + case((_IS_STORED, 0), else_=2),
+        next_position=CONVERSATION.c.next_position + case((POSITION_OF_TURN.exists(), 0), else_=2),
     )
     .returning(CONVERSATION)
 )
 LOCK_CONVERSATION: Final = select(CONVERSATION.c.fence).where(THIS_CONVERSATION).with_for_update()
-_REMAINING_LEASE: Final = select(CONVERSATION.c.lease_until - _NOW, CONVERSATION.c.id).where(THIS_CONVERSATION)
+_REMAINING_LEASE: Final = select(CONVERSATION.c.lease_until - _NOW).where(THIS_CONVERSATION)
 HOLD_LEASE: Final = select(CONVERSATION.c.fence).where(_LEASED).with_for_update(read=True)
 RELEASE_LEASE: Final = (
     update(CONVERSATION)
@@ -89,7 +81,7 @@ class Lease:
         before_commit(session, lambda: require_lease(held))
 
     def release(self, session: Session) -> None:
-        """Let the next turn in. Raises LeaseLost."""
+        """Release the lease. Raises LeaseLost."""
         require_lease(session.execute(RELEASE_LEASE, self.key()))
 
     def key(self) -> dict[str, Any]:

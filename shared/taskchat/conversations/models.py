@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, Integer, UniqueConstraint, and_, bindparam
+from sqlalchemy import BigInteger, CheckConstraint, Column, Integer, UniqueConstraint, and_, bindparam, select
 from sqlmodel import Field, ForeignKeyConstraint, SQLModel
 
 from taskchat.database.types import NOW, SafeJson, SafeText, Timestamp, runtime_rights
@@ -59,7 +59,12 @@ class Message(SQLModel, table=True):
 
 CONVERSATION: Final = SQLModel.metadata.tables["conversation"]
 MESSAGE: Final = SQLModel.metadata.tables["message"]
-"""The same as tables, for statements that return rows: to make objects of them would double the time."""
+"""The same as tables, for statements that return rows: to make objects of rows would double the time."""
 
 THIS_CONVERSATION: Final = and_(CONVERSATION.c.user_id == bindparam("of_user"), CONVERSATION.c.id == bindparam("of_id"))
 """The condition that finds a conversation by its owner and its id."""
+
+THIS_TURN: Final = and_(MESSAGE.c.user_id == bindparam("of_user"), MESSAGE.c.turn_id == bindparam("of_turn"))
+
+POSITION_OF_TURN: Final = select(MESSAGE.c.position).where(THIS_TURN, MESSAGE.c.role == "user").correlate(None)
+"""The position of the turn's message, for a part of another statement."""

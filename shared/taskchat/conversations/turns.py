@@ -1,6 +1,6 @@
-"""A turn's begin and end: one writer per conversation, each turn once.
+"""Begin and finish a turn: one writer per conversation, each turn once.
 
-Nothing here waits for a model: each function is one short transaction's worth of statements.
+Each function executes the statements of one short transaction. None waits for a model.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ _TITLE_LENGTH: Final = 80
 
 _CREATE_CONVERSATION: Final = (
     insert(CONVERSATION)
-    .values(user_id=bindparam("of_user"), id=bindparam("of_id"), title=bindparam("titled"))
+    .values(user_id=bindparam("of_user"), id=bindparam("of_id"), title=bindparam("new_title"))
     .on_conflict_do_nothing()
 )
 _MESSAGE_OF_LEASE: Final[dict[str, Any]] = {
@@ -54,9 +54,9 @@ _MESSAGE_OF_LEASE: Final[dict[str, Any]] = {
     "position": CONVERSATION.c.next_position - 2,
     "turn_id": CONVERSATION.c.turn_id,
     "role": literal("user"),
-    "content": bindparam("said", type_=SafeText),
-    "timezone": bindparam("said_in", type_=SafeText),
-    "request_hash": bindparam("asked", type_=SafeText),
+    "content": bindparam("new_content", type_=SafeText),
+    "timezone": bindparam("new_timezone", type_=SafeText),
+    "request_hash": bindparam("new_hash", type_=SafeText),
 }
 _STORE_MESSAGE: Final = (
     insert(MESSAGE)
@@ -71,11 +71,11 @@ _RELEASED: Final = RELEASE_LEASE.cte("released")
 _REPLY_OF_LEASE: Final[dict[str, Any]] = {
     "user_id": _RELEASED.c.user_id,
     "conversation_id": _RELEASED.c.id,
-    "position": bindparam("at", type_=Integer),
+    "position": bindparam("new_position", type_=Integer),
     "turn_id": bindparam("of_turn", type_=Uuid),
     "role": literal("assistant"),
-    "content": bindparam("said", type_=SafeText),
-    "usage": bindparam("used", type_=SafeJson),
+    "content": bindparam("new_content", type_=SafeText),
+    "usage": bindparam("new_usage", type_=SafeJson),
 }
 _RELEASE_AND_STORE_REPLY: Final = (
     insert(MESSAGE).from_select(list(_REPLY_OF_LEASE), select(*_REPLY_OF_LEASE.values())).returning(MESSAGE.c.position)
@@ -149,42 +149,43 @@ def begin(
     batch = Batch(session)
     if request.conversation_id is None:
         title = request.message.split("\n")[0][:_TITLE_LENGTH]
-        batch.add(_CREATE_CONVERSATION, {"of_user": user_id, "of_id": here["of_id"], "titled": title})
+        batch.add(_CREATE_CONVERSATION, {"of_user": user_id, "of_id": here["of_id"], "new_title": title})
     if own:  # their commit may be under way: statements after the lock see its effects
         batch.add(LOCK_CONVERSATION, here)
     acquired = batch.add(ACQUIRE_LEASE, here | lease_parameters(own))
     # Each statement sees what was committed before it began. With the lock held, no other process changes this turn.
     of_turn = batch.add(MESSAGES_OF_TURN, this_turn)
     earlier = batch.add(EARLIER_MESSAGES, here)
-    calls = batch.add(CALLS_SHOWN, here)
-    said = {"said": request.message, "said_in": request.timezone, "asked": request.hash}
-    stored = batch.add(_STORE_MESSAGE, here | said)
+    shown = batch.add(CALLS_SHOWN, here)
+    new = {"new_content": request.message, "new_timezone": request.timezone, "new_hash": request.hash}
+    stored = batch.add(_STORE_MESSAGE, here | new)
     batch.send()
 
+    calls = [row[0] for row in shown.rows]
     messages = {row.role: row for row in of_turn.rows}
     if "user" in messages and messages["user"].request_hash != request.hash:
         raise KeyReused
     if "assistant" in messages:
-        return _finished(session, messages, calls.objects())
+        return _finished(session, messages, calls)
     conversation = acquired.first() or refuse(session, here)
     message = messages.get("user") or stored.first()
     if message is None:  # another transaction has stored another message under this key since we looked
         raise KeyReused
-    (turn,) = join_turns([message], calls.objects())
-    history = join_turns(earlier.rows[::-1], calls.objects())
+    (turn,) = join_turns([message], calls)
+    history = join_turns(earlier.rows[::-1], calls)
     kept = keep_within(session, conversation, history, turn.position, history_tokens)
     lease = Lease(user_id, conversation.id, turn_id, conversation.fence, conversation.lease_until)
     return Begun(lease, turn, kept)
 
 
 def finish(session: Session, begun: Begun, reply: str, usage: dict[str, Any]) -> None:
-    """Store the reply and let the next turn in. The transaction's end raises LeaseLost.
+    """Store the reply and release the lease. The end of the transaction raises LeaseLost.
 
     One statement does both, so that it stores nothing without the lease, and nothing need be read before the commit.
     """
     lease = begun.lease
-    answered = {"of_turn": lease.turn_id, "at": begun.turn.position + 1, "said": reply, "used": usage}
-    stored = session.execute(_RELEASE_AND_STORE_REPLY, lease.key() | answered)
+    new = {"of_turn": lease.turn_id, "new_position": begun.turn.position + 1, "new_content": reply, "new_usage": usage}
+    stored = session.execute(_RELEASE_AND_STORE_REPLY, lease.key() | new)
     after_commit(session, lambda: require_lease(stored))
 
 

@@ -1,1 +1,1 @@
-"""The database: one engine, transactions on behalf of one person, column types, a driver that pipelines."""
+"""The database: one engine, transactions on behalf of one user, column types, and statements sent together."""

@@ -1,4 +1,4 @@
-"""One engine with one connection, for a libpq URL: how it connects, how long it waits, which roles it refuses."""
+"""Make an engine with one connection for a libpq URL. It waits only until the deadline, and refuses unsafe roles."""
 
 import ssl
 from collections.abc import Callable
@@ -21,13 +21,9 @@ CONNECT_TIMEOUT: Final = 5.0
 RECYCLE_AFTER: Final = 240
 """Seconds until a connection is replaced: under the 300 after which Neon suspends and drops it."""
 
-
 ROUNDTRIPS: Final = {"connect": 6, "exchange": 2, "statement": 3}
-"""How often one step waits for the server at most. They share the time that is left.
-
-An exchange waits twice when it had to replace a dead connection, a statement of stock pg8000 three times.
-"""
-
+"""How often one step waits for the server at most; the waits share the time that is left. An exchange waits twice when
+it had to replace a dead connection, a statement of stock pg8000 three times."""
 
 logger = Logger()
 
@@ -95,7 +91,7 @@ _POOL: Final[dict[str, Any]] = {
     "max_overflow": 0,
     "pool_timeout": CONNECT_TIMEOUT,
     "pool_recycle": RECYCLE_AFTER,
-    "hide_parameters": True,  # exceptions end in logs, parameters are people's words
+    "hide_parameters": True,  # exceptions end in logs, and parameters hold texts of users
 }
 
 

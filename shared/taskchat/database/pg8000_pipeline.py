@@ -1,4 +1,4 @@
-"""pg8000 that waits once where the driver waits three times: the statements of a transaction go out together.
+"""Send the statements of a transaction together, with pg8000.
 
 The driver sends each statement in parts and waits for every part. Here a statement is queued. It goes out with all that
 was queued before it, closed by one Sync, as soon as the program needs an answer: to read a row, or to commit.
@@ -120,8 +120,7 @@ class _Statement:
         raised: Exception | None = self.context.error
         return raised if self.operation is None or raised is None else _as_cursors_raise(raised)
 
-    def forget(self) -> None:
-        """Clear the record of the answer."""
+    def forget_answer(self) -> None:
         self.context.__init__(self.context.statement, stream=self.context.stream)
 
 
@@ -208,18 +207,16 @@ class PipelinedConnection(TidyConnection):
         self._connect()
 
     def cursor(self) -> PipelinedCursor:
-        """Return a cursor of this connection."""
         return PipelinedCursor(self)
 
-    def queue(self, sql: str, values: Sequence[Any] = (), oids: Sequence[int] = (), **noted: Any) -> _Statement:
-        """Send a statement with the next exchange, and note what else is known of it.
-
-        Raises what a value raises that cannot be turned into text. Nothing is sent then.
-        """
+    def queue(
+        self, sql: str, values: Sequence[Any] = (), oids: Sequence[int] = (), operation: str | None = None
+    ) -> _Statement:
+        """Queue a statement for the next exchange. Raises the error of a value that cannot be turned into text."""
         if self._usock is None:
             raise pg8000.InterfaceError("connection is closed")
         message = self._message(sql, core.make_params(self.py_types, values), oids)
-        statement = _Statement(message, core.Context(sql), **noted)
+        statement = _Statement(message, core.Context(sql), operation)
         self._batch.append(statement)
         return statement
 
@@ -233,7 +230,9 @@ class PipelinedConnection(TidyConnection):
         except (OSError, pg8000.InterfaceError):
             if not _can_repeat(batch):
                 raise
-            self._connect_again()
+            adapters = self.py_types, self.pg_types  # SQLAlchemy has registered some
+            self._connect()
+            self.py_types, self.pg_types = adapters
             self._exchange(batch)
         self._raise_error(batch)
 
@@ -296,11 +295,6 @@ class PipelinedConnection(TidyConnection):
             self._abort()
             raise
 
-    def _connect_again(self) -> None:
-        adapters = self.py_types, self.pg_types  # SQLAlchemy has registered some
-        self._connect()
-        self.py_types, self.pg_types = adapters
-
     def _message(self, sql: str, params: Sequence[str | None], oids: Sequence[int]) -> bytes:
         """Return Parse, Bind, Describe and Execute of an unnamed statement and portal, all in text."""
         values = b"".join(self._value(param) for param in params)
@@ -329,7 +323,7 @@ class PipelinedConnection(TidyConnection):
     ) -> None:
         """Send, and read all answers until the server is ready. Raises what the socket raises, and closes it then."""
         for statement in batch:
-            statement.forget()
+            statement.forget_answer()
         try:
             self.wait_at_most(self._timeout())
             core._write(self._sock, b"".join(statement.message for statement in batch) + sync)
@@ -411,7 +405,7 @@ class Dialect(PGDialect_pg8000):
 
     def initialize(self, connection: Connection) -> None:
         """Set from the server's parameters at connect time what SQLAlchemy would ask for in eight roundtrips."""
-        told: dict[str, str] = connection.connection.dbapi_connection.parameter_statuses  # type: ignore[union-attr]
-        numbers = re.findall(r"\d+", told["server_version"].split()[0])
+        parameters: dict[str, str] = connection.connection.dbapi_connection.parameter_statuses  # type: ignore[union-attr]
+        numbers = re.findall(r"\d+", parameters["server_version"].split()[0])
         self.server_version_info = tuple(map(int, numbers))
-        self._backslash_escapes = told["standard_conforming_strings"] != "on"
+        self._backslash_escapes = parameters["standard_conforming_strings"] != "on"

@@ -1,4 +1,4 @@
-"""A short transaction on behalf of one user: the only way in which the program uses the database.
+"""Open short transactions, each on behalf of one user. The program uses the database in no other way.
 
 Every transaction begins by telling Postgres the user's id (`app.user_id`), which row-level security then enforces.
 The setting ends with the transaction, so it is safe behind a pooler in transaction mode.
@@ -24,11 +24,14 @@ from taskchat.database.pg8000_pipeline import PipelinedConnection
 from taskchat.errors import CommitOutcomeUnknown, DatabaseUnavailable
 
 RETRY_AFTER: Final = 2
-"""Seconds after which a caller may retry when the database is away."""
+"""Seconds after which a caller may retry when the database is unavailable."""
+
+LOOKUP_SECONDS: Final = 3.0
+"""Seconds to find out the outcome of a commit that the database did not answer. The deadline may leave fewer."""
 
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 0.4
-"""Seconds between two attempts to reach a database that is away. Each pause is twice as long as the one before."""
+"""Seconds between two attempts to reach the database. Each pause is twice as long as the one before."""
 
 Returned = TypeVar("Returned")
 Statement = Select[Any] | TextClause | UpdateBase
@@ -67,12 +70,9 @@ def roll_back(session: Session) -> None:
     session.info.clear()
 
 
-async def retry_while_away(attempt: Callable[[], Returned], seconds: float) -> Returned:
-    """Return what `attempt` returns. Repeat it while the database is away, for so many seconds or to the deadline.
-
-    Raises what the last attempt raised.
-    """
-    end, pause = time.monotonic() + min(seconds, deadline.remaining()), FIRST_PAUSE
+async def retry_while_unavailable(attempt: Callable[[], Returned]) -> Returned:
+    """Return the result of `attempt`. Repeat it while the database is unavailable and time remains."""
+    end, pause = time.monotonic() + min(LOOKUP_SECONDS, deadline.remaining()), FIRST_PAUSE
     while True:
         try:
             return attempt()
@@ -90,12 +90,7 @@ class BatchResult:
     rows: list[Row[Any]] = field(default_factory=list)
 
     def first(self) -> Row[Any] | None:
-        """Return the first row, or None."""
         return self.rows[0] if self.rows else None
-
-    def objects(self) -> list[Any]:
-        """Return the first column of each row: the objects of a statement that selects a model."""
-        return [row[0] for row in self.rows]
 
 
 class Batch:

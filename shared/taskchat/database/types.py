@@ -1,4 +1,4 @@
-"""What tables are made of: types that refuse what Postgres cannot hold, and the rights of the runtime role."""
+"""Define the column types, which refuse values that Postgres cannot hold, and the rights of the runtime role."""
 
 from typing import Any, Final
 

@@ -23,7 +23,7 @@ from taskchat.settings import Settings, SettingsError
 LEEWAY: Final = 30
 """Seconds by which clocks may differ."""
 MAX_LIFETIME: Final = 3600
-"""Seconds between a token's iat and exp at most: nobody can take a token back before it expires."""
+"""Seconds between a token's iat and exp at most: no server can revoke a token before it expires."""
 MAX_TOKEN_LENGTH: Final = 8192
 KEY_SET_TTL: Final = 300
 """Seconds after which the key set is fetched again."""
@@ -117,7 +117,7 @@ def _fetch(url: str) -> bytes:
 
 
 async def _download(url: str) -> bytes:
-    """Return the body as it was sent: unpacked, it could grow a thousandfold. Raises as _fetch does."""
+    """Return the body as it was sent: decompressed, it could grow a thousandfold. Raises as _fetch does."""
     body = b""
     async with (
         asyncio.timeout(KEY_SET_TIMEOUT),

@@ -1,4 +1,4 @@
-"""Middleware of both apps: headers on each response, a limit to each body, and a check of Host and Origin."""
+"""Wrap both apps: safe responses, a limit to each body, and a check of Host and Origin."""
 
 from typing import Final
 from urllib.parse import urlsplit
@@ -7,6 +7,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from taskchat.errors import BodyTooLarge, Misdirected, OriginRefused, UnsupportedMediaType
+from taskchat.http.problems import problem_response
+from taskchat.logs import to_problem
 
 SECURITY_HEADERS: Final = {
     "Cache-Control": "no-store",
@@ -31,16 +33,28 @@ def require_json(headers: Headers) -> None:
         raise UnsupportedMediaType
 
 
-def add_security_headers(app: ASGIApp) -> ASGIApp:
-    """Return the app with the security headers on every response. It must be the outermost middleware."""
+def answer_safely(app: ASGIApp) -> ASGIApp:
+    """Return the app with the security headers on every response, and a problem in place of each exception.
+
+    It must be the outermost middleware. It raises an exception that comes after the beginning of the response.
+    """
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
         async def send_protected(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(SECURITY_HEADERS)
             await send(message)
 
-        await app(scope, receive, send_protected)
+        try:
+            await app(scope, receive, send_protected)
+        except Exception as error:
+            if has_begun or scope["type"] != "http":
+                raise
+            await problem_response(to_problem(error))(scope, receive, send_protected)
 
     return serve
 

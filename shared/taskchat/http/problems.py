@@ -5,10 +5,8 @@ from typing import Final
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from taskchat.errors import MethodNotAllowed, NotFound, TaskchatError
-from taskchat.logs import to_problem
 
 MEDIA_TYPE: Final = "application/problem+json"
 
@@ -30,24 +28,3 @@ async def answer_routing_error(_request: Request, error: Exception) -> Response:
     response = problem_response(MethodNotAllowed() if is_method else NotFound())
     response.headers.update(getattr(error, "headers", None) or {})  # Allow, with a 405
     return response
-
-
-def answer_errors(app: ASGIApp) -> ASGIApp:
-    """Return the app with a problem in place of each exception that it raises before its response begins."""
-
-    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-
-        async def watch(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await app(scope, receive, watch)
-        except Exception as error:
-            if started or scope["type"] != "http":
-                raise
-            await problem_response(to_problem(error))(scope, receive, send)
-
-    return serve

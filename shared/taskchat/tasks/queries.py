@@ -62,7 +62,6 @@ class TaskNotFound(ToolFailure):
 
 
 def add(session: Session, user_id: str, title: str, description: str) -> TaskView:
-    """Store a new task, and return it."""
     task = session.execute(_INSERT, {"user_id": user_id, "title": title, "description": description}).one()
     return TaskView.model_validate(task)
 

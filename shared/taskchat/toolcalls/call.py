@@ -24,7 +24,6 @@ class CallContext:
     door: Literal["chat", "mcp"]
     turn_id: UUID
     call_id: str
-    position: int = 0
     conversation_id: UUID | None = None
     scopes: frozenset[str] | None = None
     """The scopes of an MCP client's token. None in a turn, which may call every tool."""

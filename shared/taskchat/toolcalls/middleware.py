@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache
-from typing import Any, Final
+from typing import Any
 
 import mcp_types
 from aws_lambda_powertools import Logger
@@ -18,7 +18,7 @@ from pydantic import ValidationError as PydanticValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session
 
-from taskchat.database.transaction import Database, retry_while_away
+from taskchat.database.transaction import Database, retry_while_unavailable
 from taskchat.errors import CommitOutcomeUnknown, DatabaseUnavailable, TaskchatError, ToolFailure
 from taskchat.logs import to_problem
 from taskchat.text import make_storable
@@ -26,9 +26,6 @@ from taskchat.toolcalls import audit_log
 from taskchat.toolcalls.call import CallContext, calling, context_from_token, current_call, open_session
 from taskchat.toolcalls.models import ToolCall
 from taskchat.toolcalls.record import STORE_RECORD, Outcome, Record, UnsettledCall
-
-SETTLING: Final = 3.0
-"""Seconds to find out the outcome of a commit that the database did not answer."""
 
 logger = Logger()
 
@@ -97,7 +94,7 @@ class AuditMiddleware(Middleware):
                 return unsettled.settle(begin())
 
         try:
-            return await retry_while_away(attempt, SETTLING)
+            return await retry_while_unavailable(attempt)
         except BaseException as error:
             call.unsettled.append(unsettled)
             unsettled.report("unknown")
@@ -177,12 +174,11 @@ async def _read_properties(context: MiddlewareContext[Any], tool: str) -> dict[s
 def _make_record(
     call: CallContext, tool: str, arguments: Mapping[str, Any], outcome: Outcome, result: dict[str, Any], started: float
 ) -> Record:
-    """Return the row that is stored of a call."""
     return {
         "user_id": call.user_id,
         "turn_id": call.turn_id,
         "call_id": call.call_id,
-        "position": call.position,
+        "position": len(call.records),
         "conversation_id": call.conversation_id,
         "door": call.door,
         "tool": make_storable(tool[:64]),

@@ -53,5 +53,4 @@ class UnsettledCall:
         return dict(session.execute(_READ_RECORD, key).mappings().one())
 
     def report(self, outcome: Outcome | Literal["unknown"]) -> None:
-        """Write the call's audit line."""
         audit_log.report(self.record | {"outcome": outcome}, self.described)
