@@ -28,7 +28,7 @@ from testing.gateway import Handler, event, invoke, runtime_log
 from tests.conftest import Logs, Person, reset_processes
 from tests.tally import report_at_end
 from tests.test_auth import KeyServer, encoded, listening
-from tests.test_guards import protected
+from tests.test_middleware import protected
 
 Rows = psycopg.Connection[dict[str, Any]]
 Door = Literal["chat", "mcp"]

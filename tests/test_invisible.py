@@ -15,7 +15,7 @@ from dev.standin_model.client import StandIn
 from taskchat.invisible import remove_invisible
 from taskchat.text import plain_text
 from tests.conftest import Person
-from tests.test_mcp_door import McpClient
+from tests.test_mcp_endpoint import McpClient
 from tests.test_untrusted_model import call
 
 Rows = psycopg.Connection[dict[str, Any]]

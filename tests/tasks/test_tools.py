@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import Person, run
 from tests.example_domain import Rows
-from tests.test_mcp_door import McpClient
+from tests.test_mcp_endpoint import McpClient
 from tests.tool_calls import Outcome, acall
 
 pytestmark = pytest.mark.usefixtures("environment")

@@ -11,7 +11,7 @@ from taskchat.http.middleware import MAX_BODY
 from taskchat.settings import Settings, SettingsError, load
 from testing.gateway import Handler, Response, event, invoke
 from tests.conftest import Person, reset_processes
-from tests.test_mcp_door import METADATA, McpClient, titles
+from tests.test_mcp_endpoint import METADATA, McpClient, titles
 
 Rows = psycopg.Connection[dict[str, Any]]
 Send = Callable[..., Response]
