@@ -378,8 +378,8 @@ def _any_content(rng: random.Random) -> bytes:
 def _any_answer(rng: random.Random) -> Json:
     api = rng.choice(["responses", "chat_completions"])
     items = [_any_item(api, rng)] * rng.choice([0, 1, 64, 65, 500, 20_000])
-    told = rng.choice([None, "x", [], 1, {"input_tokens": rng.choice([True, -1, 2**31, "9", 1e9, [], None])}])
-    return answer(api, items, _any_value(rng, 4), usage=told)
+    usage = rng.choice([None, "x", [], 1, {"input_tokens": rng.choice([True, -1, 2**31, "9", 1e9, [], None])}])
+    return answer(api, items, _any_value(rng, 4), usage=usage)
 
 
 def _any_item(api: str, rng: random.Random) -> Json:

@@ -16,7 +16,7 @@ from typing import Any
 
 import openai
 import pytest
-from agents import Agent, ModelSettings, RunConfig, Runner, function_tool
+from agents import Agent, FunctionTool, ModelSettings, RunConfig, Runner
 from agents.models.openai_chatcompletions import OpenAIChatCompletionsModel
 from agents.models.openai_responses import OpenAIResponsesModel
 from openai import AsyncOpenAI, OpenAI
@@ -28,19 +28,13 @@ from pydantic import TypeAdapter
 
 from dev.standin_model import StandIn, running
 from dev.standin_model.failures import BROKEN_JSON, FAULTS, parameters
+from tests.domain import example
 
 Json = dict[str, Any]
 Items = list[Any]
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = (ROOT / "docs" / "stand-in-model.md").read_text()
-PARAMETERS = {
-    "add_task": ["title", "description"],
-    "list_tasks": ["status", "cursor"],
-    "complete_task": ["task_id"],
-    "delete_task": ["task_id"],
-    "update_task": ["task_id", "title", "description"],
-}
 
 
 def table(heading: str) -> list[list[str]]:
@@ -56,51 +50,21 @@ def function(name: str, *names: str, required: tuple[str, ...] = ()) -> Json:
     return {"name": name, "parameters": {"type": "object", "properties": properties, "required": list(required)}}
 
 
-FUNCTIONS = [function(name, *names) for name, names in PARAMETERS.items()]
+FUNCTIONS = [
+    function(example.add_tool, *example.call_add("milk")["arguments"]),
+    function(example.list_tool),
+    function(example.delete_tool, *example.call_delete(1)["arguments"]),
+]
+ADD, ADD_TWO = example.add("milk"), example.add("milk", "bread")
+ARGUMENTS = example.call_add("milk")["arguments"]
 
 
-class Toolbox:
-    """Keep tasks in memory, and return what the program's tools return."""
-
-    def __init__(self, *titles: str) -> None:
-        self.tasks: list[Json] = []
-        self.page_size = 100
-        for title in titles:
-            self.add_task(title.removesuffix(" (done)"))["completed"] = title.endswith(" (done)")
+class Tools:
+    """Fail each call. A domain's tests return what its tools return."""
 
     def run(self, name: str, arguments: str) -> str:
-        try:
-            return json.dumps(getattr(self, name)(**json.loads(arguments)))
-        except (AttributeError, LookupError, ValueError) as error:
-            return str(error.args[0])
-
-    def add_task(self, title: str, description: str | None = None) -> Json:
-        self.tasks.append({"id": len(self.tasks) + 1, "title": title, "description": description, "completed": False})
-        return self.tasks[-1]
-
-    def list_tasks(self, status: str | None = None, cursor: str | None = None) -> Json:
-        found = [task for task in self.tasks if status in (None, "all", _status(task))]
-        start, end = int(cursor or 0), int(cursor or 0) + self.page_size
-        return {"tasks": found[start:end], "next_cursor": str(end) if end < len(found) else None}
-
-    def complete_task(self, task_id: int) -> Json:
-        return self.update_task(task_id, completed=True)
-
-    def delete_task(self, task_id: int) -> Json:
-        task = self.update_task(task_id)
-        self.tasks.remove(task)
-        return task
-
-    def update_task(self, task_id: int, **changes: Any) -> Json:
-        for task in self.tasks:
-            if task["id"] == task_id:
-                task.update(changes)
-                return task
-        raise LookupError(f"There is no task {task_id}.")
-
-
-def _status(task: Json) -> str:
-    return "completed" if task["completed"] else "pending"
+        """Return the output of a call."""
+        return "The tool failed."
 
 
 @dataclass
@@ -121,10 +85,11 @@ class Way:
     api: str
     streamed: bool
     client: OpenAI
+    functions: list[Json] = field(default_factory=lambda: FUNCTIONS)
 
     def ask(self, message: str | Items, **options: Any) -> Reply:
         history = [{"role": "user", "content": message}] if isinstance(message, str) else message
-        tools = options.pop("tools", FUNCTIONS)
+        tools = options.pop("tools", self.functions)
         if self.api == "responses":
             return self._responses(history, [{"type": "function", "strict": False} | tool for tool in tools], options)
         return self._chat(_messages(history), [{"type": "function", "function": tool} for tool in tools], options)
@@ -214,7 +179,7 @@ def _stopped(finish_reason: str | None) -> str | None:
     return {"length": "max_output_tokens", "content_filter": "content_filter"}.get(finish_reason or "")
 
 
-def made(calls: list[Json], toolbox: Toolbox) -> Items:
+def made(calls: list[Json], toolbox: Tools) -> Items:
     """Return the calls and their outputs as input items."""
     outputs = [
         {
@@ -227,7 +192,7 @@ def made(calls: list[Json], toolbox: Toolbox) -> Items:
     return [{"type": "function_call"} | call for call in calls] + outputs
 
 
-def run_turn(way: Way, history: Items, message: str, toolbox: Toolbox, **options: Any) -> tuple[list[list[str]], str]:
+def run_turn(way: Way, history: Items, message: str, toolbox: Tools, **options: Any) -> tuple[list[list[str]], str]:
     """Run a turn, and return the tools called in each response and the final text. Add the turn to the history."""
     history.append({"role": "user", "content": message})
     rounds = []
@@ -275,100 +240,13 @@ def plain(model: StandIn, client: OpenAI) -> Way:
     return Way("responses", False, client)
 
 
-# Sentences
-
-
-def test_independent_calls_come_in_one_response(way: Way) -> None:
-    """A dependent call comes later. Here a task is looked up after it was added, and then completed."""
-    rounds, text = run_turn(way, [], "Add buy milk and call mum, then finish the milk", Toolbox())
-    assert rounds == [["add_task", "add_task"], ["list_tasks"], ["complete_task"]]
-    assert text == "Added buy milk (1) and call mum (2). Finished buy milk (1)."
-
-
-def test_parallel_calls_can_be_forbidden(way: Way) -> None:
-    """`parallel_tool_calls: false` gives one call in each response."""
-    rounds, _ = run_turn(way, [], "add milk and bread", Toolbox(), parallel_tool_calls=False)
-    assert rounds == [["add_task"], ["add_task"]]
-
-
-def test_an_interrupted_turn_makes_the_missing_calls(way: Way) -> None:
-    """Calls in the input count as made. The answer reports all of them."""
-    toolbox = Toolbox()
-    history: Items = [{"role": "user", "content": "add milk and bread"}]
-    history += made([{"call_id": "call_old", "name": "add_task", "arguments": '{"title": "milk"}'}], toolbox)
-    reply = way.ask(history)
-    assert [json.loads(call["arguments"]) for call in reply.calls] == [{"title": "bread"}]
-    assert way.ask(history + made(reply.calls, toolbox)).text == "Added milk (1) and bread (2)."
-
-
-def test_earlier_turns_are_not_repeated(way: Way) -> None:
-    """Only the last message counts, with the calls after it."""
-    toolbox, history = Toolbox(), []
-    run_turn(way, history, "add milk", toolbox)
-    assert run_turn(way, history, "add milk", toolbox) == ([["add_task"]], "Added milk (2).")
-
-
-def test_the_model_reports_its_history(way: Way) -> None:
-    """A test can check that the history arrives."""
-    toolbox, history = Toolbox(), []
-    run_turn(way, history, "add milk", toolbox)
-    assert run_turn(way, history, "Which tools did you use?", toolbox)[1] == "Earlier I used add_task."
-    assert run_turn(way, history, "What did I just say?", toolbox)[1] == "You said: Which tools did you use?"
-
-
-def test_an_unknown_sentence_gets_a_hint(way: Way) -> None:
-    """The answer repeats the sentence, and gives examples of known ones."""
-    reply = way.ask("Remember that I like tea.")
-    assert reply.text is not None
-    assert reply.text.startswith("I did not understand “Remember that I like tea”. I am the stand-in")
-
-
-def test_context_lines_are_not_part_of_the_message(way: Way) -> None:
-    """The program may add a context line before or after the message, in the same part or in another one."""
-    kind = "input_text" if way.api == "responses" else "text"
-    parts = [{"type": kind, "text": "[context: Friday]"}, {"type": kind, "text": "add milk\n[context: end]"}]
-    developer = {"role": "developer", "content": "It is Friday."}
-    reply = way.ask([{"role": "user", "content": parts}, developer])
-    assert [call["arguments"] for call in reply.calls] == ['{"title":"milk"}']
-
-
-def test_an_output_may_be_a_list_of_parts(plain: Way) -> None:
-    """Tools with structured content return such lists."""
-    call = {"type": "function_call", "call_id": "c", "name": "add_task", "arguments": '{"title":"milk"}'}
-    parts = [{"type": "input_text", "text": '{"id": 7, "title": "milk", "completed": false}'}]
-    output = {"type": "function_call_output", "call_id": "c", "output": parts}
-    assert plain.ask([{"role": "user", "content": "add milk"}, call, output]).text == "Added milk (7)."
-
-
-def test_a_missing_tool_is_not_called(way: Way) -> None:
-    """The answer says that the request has no such tool."""
-    assert way.ask("add milk", tools=FUNCTIONS[1:]).text == "I could not add milk: I was given no tool add_task."
-
-
-def test_arguments_fit_the_sent_schema(plain: Way) -> None:
-    """A strict schema requires each parameter. A parameter that the schema lacks is not sent."""
-    strict = function("list_tasks", "status", "cursor", required=("status", "cursor"))
-    bare = function("list_tasks")
-    rounds, _ = run_turn(plain, [], "what is left?", Toolbox(), tools=[bare])
-    assert rounds == [["list_tasks"]]
-    assert plain.ask("what is left?", tools=[strict]).calls[0]["arguments"] == '{"status":"pending","cursor":null}'
-    assert plain.ask("what is left?", tools=[bare]).calls[0]["arguments"] == "{}"
-
-
-@pytest.mark.parametrize("unit", ["and ", "please ", "add ", ". ", ".", ",", "\n", '"', "a, ", "what "])
-def test_every_message_is_answered_at_once(unit: str, plain: Way) -> None:
-    """The patterns take linear time, for 32 KB of any text."""
-    hasty = Way("responses", False, plain.client.with_options(timeout=2))
-    assert hasty.ask(unit * (32_768 // len(unit)))
-
-
 # The two APIs
 
 
 def test_responses_have_the_shape_of_the_real_api(model: StandIn, client: OpenAI) -> None:
     """Each response and each event has the fields that the SDK's types require, with allowed values."""
     event = TypeAdapter[Any](ResponseStreamEvent)
-    for message in ("add milk and bread", "hello", "simulate refusal", "simulate length", "simulate content filter"):
+    for message in (ADD_TWO, "hello", "simulate refusal", "simulate length", "simulate content filter"):
         body = {"model": "any", "input": message, "tools": [{"type": "function", "strict": False} | FUNCTIONS[0]]}
         body["include"] = ["reasoning.encrypted_content"]
         Response.model_validate_json(_raw(client, "/responses", body))
@@ -378,7 +256,7 @@ def test_responses_have_the_shape_of_the_real_api(model: StandIn, client: OpenAI
 
 def test_completions_have_the_shape_of_the_real_api(model: StandIn, client: OpenAI) -> None:
     """Each completion and each chunk does too. The stream ends with [DONE]."""
-    for message in ("add milk and bread", "hello", "simulate refusal", "simulate length", "simulate content filter"):
+    for message in (ADD_TWO, "hello", "simulate refusal", "simulate length", "simulate content filter"):
         body: Json = {"model": "any", "tools": [{"type": "function", "function": FUNCTIONS[0]}]}
         ChatCompletion.model_validate_json(_raw(client, "/chat/completions", body | _asking(message)))
         *chunks, done = _events(_raw(client, "/chat/completions", body | _asking(f"{message}!") | {"stream": True}))
@@ -406,7 +284,7 @@ def _events(stream: str) -> list[tuple[str, str]]:
 def test_ids_look_like_the_real_ones(model: StandIn, client: OpenAI) -> None:
     """Each id has its prefix and is unique."""
     tool: Any = {"type": "function", "strict": False} | FUNCTIONS[0]
-    one, two = (client.responses.create(model="any", input="add milk", tools=[tool]) for _ in range(2))
+    one, two = (client.responses.create(model="any", input=ADD, tools=[tool]) for _ in range(2))
     call: Any = one.output[0]
     assert (one.id[:5], call.id[:3], call.call_id[:5]) == ("resp_", "fc_", "call_")
     other: Any = two.output[0]
@@ -449,7 +327,7 @@ def test_a_body_that_is_no_json_object_is_refused(content: bytes, model: StandIn
         client.post("/responses", content=content, cast_to=str)
 
 
-CALL = {"type": "function_call", "call_id": "c", "name": "add_task", "arguments": "{}"}
+CALL = {"type": "function_call", "call_id": "c", "name": example.add_tool, "arguments": "{}"}
 OUTPUT = {"type": "function_call_output", "call_id": "c", "output": "{}"}
 USER = {"role": "user", "content": "hello"}
 
@@ -491,8 +369,8 @@ def test_reasoning_belongs_to_its_calls(model: StandIn, client: OpenAI) -> None:
     create: Callable[..., Any] = client.responses.create
     options: Json = {"model": "any", "store": False, "include": ["reasoning.encrypted_content"]}
     options["tools"] = [{"type": "function", "strict": False} | FUNCTIONS[0]]
-    reasoning, call = (item.model_dump(exclude_none=True) for item in create(input="add milk", **options).output)
-    user, output = {"role": "user", "content": "add milk"}, OUTPUT | {"call_id": call["call_id"]}
+    reasoning, call = (item.model_dump(exclude_none=True) for item in create(input=ADD, **options).output)
+    user, output = {"role": "user", "content": ADD}, OUTPUT | {"call_id": call["call_id"]}
     without_id = {name: value for name, value in call.items() if name != "id"}
     bare = {name: value for name, value in reasoning.items() if name != "encrypted_content"}
 
@@ -510,7 +388,7 @@ def test_calls_without_reasoning_keep_their_ids(model: StandIn, client: OpenAI) 
     """A model that does not reason accepts them."""
     create: Callable[..., Any] = client.responses.create
     tools = [{"type": "function", "strict": False} | FUNCTIONS[0]]
-    [call] = create(model="any", input="add milk", tools=tools).output
+    [call] = create(model="any", input=ADD, tools=tools).output
     replayed = [USER, call.model_dump(exclude_none=True), OUTPUT | {"call_id": call.call_id}]
     assert create(model="any", input=replayed, tools=tools).status == "completed"
 
@@ -545,10 +423,14 @@ def test_usage_adds_up(way: Way) -> None:
 # The Agents SDK
 
 
-@function_tool
-def add_task(title: str) -> str:
-    """Add a task."""
-    return json.dumps({"id": 1, "title": title, "completed": False})
+def add_tool(calls: list[Json]) -> FunctionTool:
+    """Return the agent's tool, which appends the arguments of each call to the list."""
+
+    async def invoke(_: Any, arguments: str) -> str:
+        calls.append(json.loads(arguments))
+        return "The tool failed."
+
+    return FunctionTool(example.add_tool, "Add a thing.", FUNCTIONS[0]["parameters"], invoke, strict_json_schema=False)
 
 
 AGENT_MODELS = [OpenAIResponsesModel, OpenAIChatCompletionsModel]
@@ -557,22 +439,27 @@ REASONING = ModelSettings(
 )
 
 
-async def _run_agent(base_url: str, kind: Any, settings: ModelSettings, *, streamed: bool) -> Any:
+async def _run_agent(base_url: str, kind: Any, settings: ModelSettings, *, streamed: bool) -> list[Json]:
+    calls: list[Json] = []
     async with AsyncOpenAI(base_url=base_url, api_key="any", max_retries=0) as client:
         agent = Agent(
-            name="agent", model=kind(model="any", openai_client=client), tools=[add_task], model_settings=settings
+            name="agent",
+            model=kind(model="any", openai_client=client),
+            tools=[add_tool(calls)],
+            model_settings=settings,
         )
         quiet = RunConfig(tracing_disabled=True)
         if not streamed:
-            return (await Runner.run(agent, "add milk and bread", run_config=quiet)).final_output
-        result = Runner.run_streamed(agent, "add milk and bread", run_config=quiet)
+            await Runner.run(agent, ADD_TWO, run_config=quiet)
+            return calls
+        result = Runner.run_streamed(agent, ADD_TWO, run_config=quiet)
         async for _ in result.stream_events():
             pass
-        return result.final_output
+        return calls
 
 
-def run_agent(base_url: str, kind: Any, settings: ModelSettings, *, streamed: bool) -> Any:
-    """Return the agent's final answer."""
+def run_agent(base_url: str, kind: Any, settings: ModelSettings, *, streamed: bool) -> list[Json]:
+    """Run the agent, and return the arguments of its tool calls."""
     return asyncio.run(_run_agent(base_url, kind, settings, streamed=streamed))
 
 
@@ -592,8 +479,8 @@ def test_the_agents_sdk_runs_on_it(
     """A run calls a tool with both APIs, plain and streamed, with and without reasoning items."""
     if kind is OpenAIChatCompletionsModel and settings is REASONING:
         settings = ModelSettings()
-    answer = sdk_process.submit(run_agent, model.base_url, kind, settings, streamed=streamed).result()
-    assert answer == "Added milk (1) and bread (1)."
+    calls = sdk_process.submit(run_agent, model.base_url, kind, settings, streamed=streamed).result()
+    assert calls == [example.call_add(text)["arguments"] for text in ("milk", "bread")]
 
 
 # Faults
@@ -658,7 +545,7 @@ def test_a_dropped_connection_is_an_error(name: str, way: Way, model: StandIn) -
     """The connection ends before the answer or in its middle."""
     model.fault(name)
     with pytest.raises(openai.APIConnectionError):
-        way.ask("add milk")
+        way.ask(ADD)
     assert way.ask("hello").text
 
 
@@ -725,21 +612,20 @@ def test_the_server_stops_while_requests_hang() -> None:
 def test_the_text_can_be_scripted(way: Way, model: StandIn) -> None:
     """The model answers with the test's text."""
     model.fault("say", text="Your password is hunter2.")
-    assert way.ask("add milk").text == "Your password is hunter2."
+    assert way.ask(ADD).text == "Your password is hunter2."
 
 
 def test_the_calls_can_be_scripted(way: Way, model: StandIn) -> None:
     """The model makes the test's calls once, and then follows the message."""
-    model.fault("call", calls=[{"name": "delete_task", "arguments": {"task_id": 1}}, {"name": "list_tasks"}])
-    rounds, text = run_turn(way, [], "finish 2", Toolbox("milk", "bread"))
-    assert rounds == [["delete_task", "list_tasks"], ["complete_task"]]
-    assert text == "Finished bread (2)."
+    model.fault("call", calls=[example.call_delete(1), example.call_list()])
+    rounds, _ = run_turn(way, [], ADD, Tools())
+    assert rounds == [[example.delete_tool, example.list_tool], [example.add_tool]]
 
 
 def test_a_refusal_is_no_text(way: Way, model: StandIn) -> None:
     """The answer has a refusal in place of text."""
     model.fault("refusal")
-    reply = way.ask("add milk")
+    reply = way.ask(ADD)
     assert reply.refusal
     assert not reply.text
 
@@ -748,70 +634,70 @@ def test_a_refusal_is_no_text(way: Way, model: StandIn) -> None:
 def test_a_truncated_answer_has_a_reason(name: str, reason: str, way: Way, model: StandIn) -> None:
     """The status says that the answer is incomplete, and why."""
     model.fault(name)
-    assert way.ask("add milk").stopped == reason
+    assert way.ask(ADD).stopped == reason
 
 
 def test_a_text_can_be_empty(way: Way, model: StandIn) -> None:
     """The answer has a message with an empty text."""
     model.fault("empty_text")
-    assert way.ask("add milk").text == ""
+    assert way.ask(ADD).text == ""
 
 
 def test_an_unknown_tool_is_called(way: Way, model: StandIn) -> None:
     """No request offers that tool."""
     model.fault("unknown_tool")
-    assert [call["name"] for call in way.ask("add milk").calls] == ["drop_tables"]
+    assert [call["name"] for call in way.ask(ADD).calls] == ["drop_tables"]
 
 
 def test_endless_calls_continue_until_a_reset(way: Way, model: StandIn) -> None:
     """Each response has one more call, with an id of its own, whatever the outputs are."""
     model.fault("endless_tool_calls")
-    history: Items = [{"role": "user", "content": "add milk"}]
+    history: Items = [{"role": "user", "content": ADD}]
     for _ in range(5):
-        history += made(way.ask(history).calls, Toolbox())
+        history += made(way.ask(history).calls, Tools())
     calls = [item["call_id"] for item in history if item.get("type") == "function_call"]
     assert len(set(calls)) == 5
     model.reset()
-    assert [call["name"] for call in way.ask(history).calls] == ["add_task"]
+    assert [call["name"] for call in way.ask(history).calls] == [example.add_tool]
 
 
 def test_malformed_arguments_are_sent_once(way: Way, model: StandIn) -> None:
     """The call's arguments are no JSON. The next call is correct."""
     model.fault("malformed_arguments")
-    [call] = way.ask("add milk").calls
-    assert call["name"] == "add_task"
+    [call] = way.ask(ADD).calls
+    assert call["name"] == example.add_tool
     with pytest.raises(json.JSONDecodeError):
         json.loads(call["arguments"])
-    history: Items = [{"role": "user", "content": "add milk"}, {"type": "function_call"} | call]
+    history: Items = [{"role": "user", "content": ADD}, {"type": "function_call"} | call]
     history.append({"type": "function_call_output", "call_id": call["call_id"], "output": "That is not JSON."})
-    assert [call["arguments"] for call in way.ask(history).calls] == ['{"title":"milk"}']
+    assert [json.loads(call["arguments"]) for call in way.ask(history).calls] == [ARGUMENTS]
 
 
 def test_wrong_arguments_are_sent(way: Way, model: StandIn) -> None:
-    """They break the schema: a title of 5,000 characters, or the test's values."""
+    """They break the schema: a text of 5,000 characters, or the test's values."""
     model.fault("wrong_arguments")
-    assert len(json.loads(way.ask("add milk").calls[0]["arguments"])["title"]) == 5000
-    model.fault("wrong_arguments", tool="complete_task", arguments={"task_id": "two"})
-    assert way.ask("add milk").calls[0]["arguments"] == '{"task_id":"two"}'
+    assert len(json.loads(way.ask(ADD).calls[0]["arguments"])[example.text]) == 5000
+    model.fault("wrong_arguments", tool=example.change_tool, arguments={example.id_argument: "two"})
+    assert json.loads(way.ask(ADD).calls[0]["arguments"]) == {example.id_argument: "two"}
 
 
 def test_extra_arguments_are_sent(way: Way, model: StandIn) -> None:
     """Here the model names another user."""
     model.fault("extra_arguments", user_id="mallory")
-    assert way.ask("add milk").calls[0]["arguments"] == '{"title":"milk","user_id":"mallory"}'
+    assert json.loads(way.ask(ADD).calls[0]["arguments"]) == ARGUMENTS | {"user_id": "mallory"}
 
 
 def test_two_calls_have_the_same_id(way: Way, model: StandIn) -> None:
     """The second one repeats the first one's id."""
     model.fault("duplicate_call_ids")
-    one, two = way.ask("add milk").calls
+    one, two = way.ask(ADD).calls
     assert one["call_id"] == two["call_id"]
 
 
 def test_bad_text_is_sent(way: Way, model: StandIn) -> None:
     """Arguments and reply have a NUL and a lone surrogate, which JSON allows and Postgres does not."""
     model.fault("bad_text", times=2)
-    assert json.loads(way.ask("add milk").calls[0]["arguments"]) == {"title": "milk\x00\ud800"}
+    assert json.loads(way.ask(ADD).calls[0]["arguments"]) == ARGUMENTS | {example.text: "milk\x00\ud800"}
     text = way.ask("hello").text
     assert text is not None
     assert text.endswith("\x00\ud800")
@@ -822,16 +708,16 @@ def test_a_fault_waits_for_its_message(plain: Way, model: StandIn) -> None:
     model.fault("server_error", match="MILK")
     assert plain.ask("hello").text
     with pytest.raises(openai.InternalServerError):
-        plain.ask("add milk")
+        plain.ask(ADD)
 
 
 def test_a_fault_waits_for_its_call(way: Way, model: StandIn) -> None:
     """With `after_calls` a turn fails after some of its calls."""
     model.fault("server_error", after_calls=1)
-    toolbox = Toolbox()
+    history: Items = []
     with pytest.raises(openai.InternalServerError):
-        run_turn(way, [], "add milk", toolbox)
-    assert [task["title"] for task in toolbox.tasks] == ["milk"]
+        run_turn(way, history, ADD, Tools())
+    assert [item["name"] for item in history if item.get("type") == "function_call"] == [example.add_tool]
 
 
 def test_an_unknown_fault_is_refused(model: StandIn) -> None:
@@ -842,7 +728,7 @@ def test_an_unknown_fault_is_refused(model: StandIn) -> None:
         model.fault("rate_limit", retry=1)
 
 
-@pytest.mark.parametrize("message", ["simulate rate_limit", "Add milk, then simulate rate limit."])
+@pytest.mark.parametrize("message", ["simulate rate_limit", f"{ADD}, then simulate rate limit."])
 def test_a_message_can_ask_for_a_fault(message: str, way: Way) -> None:
     """The fault happens once: the retry succeeds, and the next such message fails again."""
     for _ in range(2):
@@ -853,9 +739,9 @@ def test_a_message_can_ask_for_a_fault(message: str, way: Way) -> None:
 
 def test_a_simulated_fault_happens_once_in_a_turn(way: Way) -> None:
     """The rest of the message is answered."""
-    rounds, text = run_turn(way, [], "Add milk and simulate unknown tool", Toolbox())
-    assert rounds == [["drop_tables"], ["add_task"]]
-    assert text == "Added milk (1). Simulated unknown_tool."
+    rounds, text = run_turn(way, [], f"{ADD} and simulate unknown tool", Tools())
+    assert rounds == [["drop_tables"], [example.add_tool]]
+    assert text.endswith("Simulated unknown_tool.")
 
 
 # The server
@@ -863,10 +749,10 @@ def test_a_simulated_fault_happens_once_in_a_turn(way: Way) -> None:
 
 def test_requests_are_recorded(way: Way, model: StandIn) -> None:
     """The test finds them by their message, until a reset."""
-    way.ask("add milk")
+    way.ask(ADD)
     way.ask("hello")
     [record] = model.requests(match="Milk")
-    assert (record["method"], record["message"], record["body"]["model"]) == ("POST", "add milk", "any")
+    assert (record["method"], record["message"], record["body"]["model"]) == ("POST", ADD, "any")
     model.reset()
     assert model.requests() == []
 
