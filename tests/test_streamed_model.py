@@ -227,7 +227,7 @@ class TestAProvider:
 
     def test_an_answer_that_is_no_stream_is_tried_again(self, provider: RawProvider, model_api: str) -> None:
         """A whole answer in its place holds no event."""
-        provider.shapes = [raw_provider.well, stream()]
+        provider.shapes = [raw_provider.good_answer, stream()]
         events: list[Any] = []
         run(collect(model_at(provider.url, model_api), 30, events))
         assert len(provider.requests) == 2
