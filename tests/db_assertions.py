@@ -1,4 +1,4 @@
-"""What must be true in Postgres of a turn that was done, seen by its superuser and by a driver that is not ours."""
+"""Check what Postgres holds of a turn, as its superuser and with psycopg, which the program does not use."""
 
 import json
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from tests.domain import example
 
 Rows = psycopg.Connection[dict[str, Any]]
 
-# A log of every change to a thing, kept by the database itself: neither the program nor its records are asked.
+# Postgres logs every change to a thing by itself, independently of the program and its records.
 _WATCH: Final = f"""
 create schema if not exists watch;
 create table if not exists watch.effect (n bigserial, user_id text, kind text, text text, was text);
@@ -29,12 +29,12 @@ create or replace trigger watch after insert or update or delete on {example.tab
 """  # noqa: S608  (the domain's own names)
 _UNWATCH: Final = f"drop trigger if exists watch on {example.table}; drop schema if exists watch cascade"
 SETTLED: Final = 15
-"""Seconds within which the database has done with a connection that was cut."""
+"""Seconds within which Postgres ends the work of a connection that was cut."""
 
 
 @contextmanager
 def watched(rows: Rows) -> Iterator[None]:
-    """Have the database note every effect, for as long as the context lasts."""
+    """Have Postgres log every change to a thing inside the block."""
     rows.execute(_WATCH)
     try:
         yield
@@ -43,7 +43,7 @@ def watched(rows: Rows) -> Iterator[None]:
 
 
 def effects(rows: Rows, user_id: str) -> list[str]:
-    """Return every change that was ever committed to the person's things, in order: `insert milk`."""
+    """Return every committed change to the user's things, in order: `insert milk`."""
     found = rows.execute(
         "select kind, coalesce(text, was) as text from watch.effect where user_id = %s order by n", [user_id]
     )
@@ -51,7 +51,7 @@ def effects(rows: Rows, user_id: str) -> list[str]:
 
 
 def messages(rows: Rows, user_id: str, turn_id: str) -> list[tuple[str, str]]:
-    """Role and words of all messages of the turn, in order of position."""
+    """Return role and text of the turn's messages, in order of position."""
     found = rows.execute(
         "select role, content from message where user_id = %s and turn_id = %s order by conversation_id, position",
         [user_id, turn_id],
@@ -60,7 +60,7 @@ def messages(rows: Rows, user_id: str, turn_id: str) -> list[tuple[str, str]]:
 
 
 def positions(rows: Rows, user_id: str, conversation_id: str) -> list[int]:
-    """The positions of all messages in the conversation."""
+    """Return the positions of all messages in the conversation."""
     found = rows.execute(
         "select position from message where user_id = %s and conversation_id = %s order by position",
         [user_id, conversation_id],
@@ -69,7 +69,7 @@ def positions(rows: Rows, user_id: str, conversation_id: str) -> list[int]:
 
 
 def calls(rows: Rows, user_id: str, turn_id: str) -> list[dict[str, Any]]:
-    """The recorded calls of the turn, as an answer shows them, in order of position."""
+    """Return the turn's recorded calls as an answer shows them, in order of position."""
     found = rows.execute(
         "select call_id, tool, arguments, outcome, result, duration_ms from tool_call"
         " where user_id = %s and turn_id = %s order by position",
@@ -79,7 +79,7 @@ def calls(rows: Rows, user_id: str, turn_id: str) -> list[dict[str, Any]]:
 
 
 def call_positions(rows: Rows, user_id: str, turn_id: str) -> list[int]:
-    """The places of the recorded calls in their turn."""
+    """Return the positions of the turn's recorded calls."""
     found = rows.execute(
         "select position from tool_call where user_id = %s and turn_id = %s order by position", [user_id, turn_id]
     )
@@ -87,7 +87,7 @@ def call_positions(rows: Rows, user_id: str, turn_id: str) -> list[int]:
 
 
 def lease(rows: Rows, user_id: str, conversation_id: str) -> dict[str, Any] | None:
-    """The lease on the conversation, if somebody holds it: whose, until when, and its number."""
+    """Return the conversation's lease, if it has not ended: its turn, its end and its fencing token."""
     return rows.execute(
         "select turn_id, lease_until, fence from conversation"
         " where user_id = %s and id = %s and lease_until > clock_timestamp()",
@@ -96,7 +96,7 @@ def lease(rows: Rows, user_id: str, conversation_id: str) -> dict[str, Any] | No
 
 
 def let_leases_run_out(rows: Rows, user_id: str) -> int:
-    """As if the time of every lease of the person's were over. How many were held."""
+    """End the user's leases, as if their time were over, and return how many there were."""
     done = rows.execute(
         "update conversation set lease_until = clock_timestamp() - interval '1 second'"
         " where user_id = %s and lease_until > clock_timestamp()",
@@ -106,16 +106,16 @@ def let_leases_run_out(rows: Rows, user_id: str) -> int:
 
 
 def settle(rows: Rows) -> None:
-    """Wait until the database has done with all that was asked of it over connections that are gone."""
+    """Wait until Postgres has ended the work of connections that are gone."""
     for _ in processes.attempts(SETTLED):
         busy = rows.execute("select from pg_stat_activity where usename = 'taskchat_app' and state <> 'idle'")
         if not busy.fetchall():
             return
-    raise AssertionError("the database is still busy")
+    raise AssertionError("Postgres is still busy")
 
 
 def check_turn(rows: Rows, user_id: str, message: str, response: Response) -> None:
-    """The turn that was answered is kept once and whole, and the answer tells exactly what is kept."""
+    """Check that the turn was stored once and completely, and that the answer equals it."""
     assert response.status == 200, response.body
     answer = response.json
     turn_id, conversation_id = answer["turn_id"], answer["conversation_id"]
@@ -125,5 +125,5 @@ def check_turn(rows: Rows, user_id: str, message: str, response: Response) -> No
     assert call_positions(rows, user_id, turn_id) == list(range(len(kept)))
     assert len({call["call_id"] for call in kept}) == len(kept)
     assert lease(rows, user_id, conversation_id) is None
-    there = positions(rows, user_id, conversation_id)
-    assert there == list(range(len(there)))
+    stored = positions(rows, user_id, conversation_id)
+    assert stored == list(range(len(stored)))

@@ -14,7 +14,7 @@ from psycopg import sql
 from taskchat.toolcalls.toolset import Toolset
 
 Rows = psycopg.Connection[dict[str, Any]]
-"""A connection of the database's superuser."""
+"""Connection of Postgres's superuser."""
 Call = dict[str, Any]
 """A tool call as the stand-in model takes it: `{"name": …, "arguments": …}`."""
 Row = tuple[str, Any]
@@ -25,7 +25,7 @@ ABSENT: Final = 987_654_321
 
 
 class Sentence(str):
-    """A message that the stand-in model understands. It is a plain string that knows what must come of it."""
+    """A message that the stand-in model understands. It is a string that also holds its calls and its effects."""
 
     tools: list[str]
     """The tools that are called, in their order."""
@@ -131,16 +131,16 @@ class ExampleDomain(ABC):
     # Rows
 
     def row(self, text: str, *, changed: bool = False) -> Row:
-        """Return what `rows_of` tells of a new thing, or of one that `change` has changed."""
+        """Return what `rows_of` returns for a new thing, or for one that `change` has changed."""
         return text, self.states[changed]
 
     def rows_of(self, rows: Rows, user_id: str) -> list[Row]:
-        """Return text and state of the person's things, as they lie in Postgres, in order of id."""
+        """Return text and state of the user's things in Postgres, in order of id."""
         found = rows.execute(self._sql("select {text}, {state} from {table} where user_id = %s order by id"), [user_id])
         return [(row[self.text], row[self.state]) for row in found]
 
     def ids_of(self, rows: Rows, user_id: str) -> list[int]:
-        """Return the ids of the person's things."""
+        """Return the ids of the user's things."""
         found = rows.execute(self._sql("select id from {table} where user_id = %s order by id"), [user_id])
         return [row["id"] for row in found]
 

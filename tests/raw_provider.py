@@ -1,7 +1,7 @@
-"""A model's provider that sends any bytes at all, over a raw socket, and the shapes of answers that attack its reader.
+"""Send any bytes as a model's provider, over a raw socket. The shapes are answers that attack the reader.
 
-A shape is a generator: what it yields is sent, and a number is a time to wait in seconds. An endless one ends when the
-client hangs up.
+A shape is a generator. It yields bytes to send, and numbers of seconds to wait. An endless shape ends when the client
+closes the connection.
 """
 
 import contextlib
@@ -18,24 +18,26 @@ from collections.abc import Callable, Iterator
 from itertools import count, repeat
 from typing import Any, Final
 
+from tests.domain import example
+
 Script = Iterator[bytes | float]
 Shape = Callable[[str], Script]
-"""An answer by the API that it is for: responses or chat_completions."""
+"""Make an answer of this API: responses or chat_completions."""
 Json = dict[str, Any]
 
 MEGABYTE: Final = 2**20
 DRIP: Final = 0.02
-"""Seconds between the pieces of an answer that drips."""
+"""Seconds between the pieces of a slow answer."""
 PATIENCE: Final = 60
 
 
 class RawProvider:
-    """A server that answers each request by the shape it was told last, and hangs up."""
+    """Answer each request with the next shape, and close the connection."""
 
     def __init__(self) -> None:
         self.shapes: list[Shape] = []
-        """The answers to come, in their order; the last one is given for ever."""
-        self.heard: list[Json] = []
+        """The next answers, in order. The last one stays."""
+        self.requests: list[Json] = []
         """The bodies of the requests."""
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._over = threading.Event()
@@ -44,7 +46,7 @@ class RawProvider:
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/v1"
 
     def stop(self) -> None:
-        """Hang up on everybody."""
+        """Close all connections."""
         self._over.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -60,11 +62,11 @@ class RawProvider:
                 self._threads[-1].start()
 
     def _answer(self, client: socket.socket) -> None:
-        # The client may hang up at any moment: a good one does.
+        # A good client may close the connection at any moment.
         with contextlib.suppress(OSError), client:
             client.settimeout(PATIENCE)
             path, body = _request(client)
-            self.heard.append(body)
+            self.requests.append(body)
             shape = self.shapes.pop(0) if len(self.shapes) > 1 else self.shapes[0]
             for step in shape("responses" if path.endswith("/responses") else "chat_completions"):
                 if isinstance(step, float):
@@ -101,7 +103,7 @@ def _check_open(client: socket.socket) -> None:
 
 @contextlib.contextmanager
 def running() -> Iterator[RawProvider]:
-    """A provider, until the end of the block."""
+    """Run a provider."""
     provider = RawProvider()
     try:
         yield provider
@@ -110,37 +112,37 @@ def running() -> Iterator[RawProvider]:
 
 
 def head(status: int = 200, *headers: str, framing: str = "Transfer-Encoding: chunked") -> bytes:
-    """The beginning of an answer."""
+    """Return the first line and the headers of an answer."""
     types = [] if any(header.startswith("Content-Type") for header in headers) else ["Content-Type: application/json"]
     lines = [f"HTTP/1.1 {status} Any", *types, *headers, framing, "Connection: close"]
     return ("\r\n".join(filter(None, lines)) + "\r\n\r\n").encode()
 
 
 def sized(content: bytes) -> str:
-    """The header that tells the length."""
+    """Return the header with the length."""
     return f"Content-Length: {len(content)}"
 
 
 def chunk(content: bytes, extension: bytes = b"") -> bytes:
-    """A part of a body in chunks."""
+    """Return one chunk of a body."""
     return b"%x%b\r\n%b\r\n" % (len(content), extension, content)
 
 
 def whole(content: bytes, status: int = 200, *headers: str) -> Script:
-    """An answer as it should be, but for what is in it."""
+    """Send a well-formed answer with this content."""
     yield head(status, *headers, framing=sized(content))
     yield content
 
 
 def bomb(megabytes: int, format_bits: int) -> bytes:
-    """So many megabytes of blanks, packed into a thousandth of that by zlib: in gzip's format (31) or its own (15)."""
+    """Return megabytes of blanks, compressed to a thousandth by zlib, in the format of gzip (31) or zlib (15)."""
     packer = zlib.compressobj(9, zlib.DEFLATED, format_bits)
     blanks = b" " * MEGABYTE
     return b"".join(packer.compress(part) for part in repeat(blanks, megabytes)) + packer.flush()
 
 
 def answer(api: str, items: list[Json], text: Any = "Done.", **extra: Any) -> Json:
-    """What a model says: the calls, or else the text."""
+    """Return a model's answer with these calls, or else with the text."""
     if api == "responses":
         part = {"type": "output_text", "text": text, "annotations": []}
         message = {"type": "message", "id": "msg", "role": "assistant", "status": "completed", "content": [part]}
@@ -149,35 +151,35 @@ def answer(api: str, items: list[Json], text: Any = "Done.", **extra: Any) -> Js
     return {"id": "c", "choices": [{"index": 0, "finish_reason": "stop", "message": message}], **extra}
 
 
-def call(api: str, arguments: str = "{}", name: str = "list_tasks") -> Json:
-    """One call of a tool."""
+def call(api: str, arguments: str = "{}", name: str = example.list_tool) -> Json:
+    """Return one tool call."""
     if api == "responses":
         return {"type": "function_call", "id": "fc", "call_id": "c", "name": name, "arguments": arguments}
     return {"id": "c", "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def well(api: str) -> Script:
-    """What a model that is well answers."""
+def good_answer(api: str) -> Script:
+    """Send the answer "Done."."""
     return whole(json.dumps(answer(api, [])).encode())
 
 
 def text(content: str) -> Shape:
-    """A body of this text."""
+    """Make an answer with this body."""
     return lambda api: whole(content.encode())
 
 
 def of_calls(number: int) -> Shape:
-    """An answer with so many calls."""
+    """Make an answer with so many calls."""
     return lambda api: whole(json.dumps(answer(api, [call(api)] * number)).encode())
 
 
 def of_arguments(arguments: str) -> Shape:
-    """A call with these arguments."""
+    """Make an answer with one call that has these arguments."""
     return lambda api: whole(json.dumps(answer(api, [call(api, arguments)])).encode())
 
 
 def with_value(json_text: str) -> Shape:
-    """An answer with this in the place of its items, of its text, and in a field that nobody knows."""
+    """Make an answer with this value as its items, its text, and an unknown field."""
 
     def shape(api: str) -> Script:
         place = '{"id": "r", "status": "completed", "output": %s, "choices": %s, "unknown": %s, "usage": %s}'
@@ -187,7 +189,7 @@ def with_value(json_text: str) -> Shape:
 
 
 def in_message(json_text: str) -> Shape:
-    """A message with this in the place of its parts."""
+    """Make an answer whose message has this value as its parts."""
 
     def shape(api: str) -> Script:
         written = json.dumps(answer(api, [], text="PLACE"))
@@ -196,13 +198,13 @@ def in_message(json_text: str) -> Shape:
     return shape
 
 
-def packed(content: bytes, encoding: str, status: int = 200) -> Shape:
-    """A body under an encoding that nobody asked for."""
+def encoded(content: bytes, encoding: str, status: int = 200) -> Shape:
+    """Make an answer with a content encoding that the client did not ask for."""
     return lambda api: whole(content, status, f"Content-Encoding: {encoding}")
 
 
 def endless(first: bytes, again: bytes, *, drip: bool = False) -> Shape:
-    """The first bytes, and then others for ever."""
+    """Send the first bytes once, and the others for ever."""
 
     def shape(api: str) -> Script:
         yield first
@@ -215,7 +217,7 @@ def endless(first: bytes, again: bytes, *, drip: bool = False) -> Shape:
 
 
 def dripped(content: bytes) -> Shape:
-    """The bytes one by one, and then blanks."""
+    """Send the bytes one by one, and then blanks."""
 
     def shape(api: str) -> Script:
         for byte in content:
@@ -226,22 +228,22 @@ def dripped(content: bytes) -> Shape:
     return shape
 
 
-def talkative(api: str) -> Script:
-    """As much text as an answer may have, and one call more."""
-    said = answer(api, [call(api)], "y" * (MEGABYTE - 2_000))
+def longest_text(api: str) -> Script:
+    """Send as much text as an answer may have, and a call."""
+    longest = answer(api, [call(api)], "y" * (MEGABYTE - 2_000))
     if api == "responses":
-        said["output"] += answer(api, [], "y" * (MEGABYTE - 2_000))["output"]
-    return whole(json.dumps(said).encode())
+        longest["output"] += answer(api, [], "y" * (MEGABYTE - 2_000))["output"]
+    return whole(json.dumps(longest).encode())
 
 
-def baker(api: str) -> Script:
-    """An answer with thousands of cookies that no other has, and one call more."""
+def many_cookies(api: str) -> Script:
+    """Send thousands of cookies, which differ in each answer, and a call."""
     cookies = [f"Set-Cookie: {random.randbytes(4).hex()}=1" for _ in range(2_000)]  # noqa: S311 (names that differ)
     return whole(json.dumps(answer(api, [call(api)])).encode(), 200, *cookies)
 
 
 def crowded(item: str, megabytes: float = 0.9) -> str:
-    """A JSON list of as many items as so many megabytes hold."""
+    """Return a JSON list with as many items as fit in so many megabytes."""
     return "[" + ",".join([item] * int(megabytes * MEGABYTE / (len(item) + 1))) + "]"
 
 
@@ -251,17 +253,17 @@ DEEP: Final = 200_000
 GIGABYTE: Final = bomb(1_000, 31)
 GIGABYTE_DEFLATED: Final = bomb(1_000, 15)
 CHARSET: Final = "Content-Type: text/a; charset=punycode"
-"""A codec of Python's whose time grows with the square of the length."""
+"""Python's codec takes time that grows with the square of the length."""
 
 OF_BYTES: Final[dict[str, Shape]] = {
-    "a gigabyte in gzip": packed(GIGABYTE, "gzip"),
-    "a gigabyte in deflate": packed(GIGABYTE_DEFLATED, "deflate"),
-    "gzip twice": packed(gzip.compress(GIGABYTE), "gzip, gzip"),
-    "gzip by another name": packed(GIGABYTE, "X-GZIP"),
-    "no gzip under its name": packed(b"{}" * 1_000, "gzip"),
-    "brotli": packed(b"\xff" * 100_000, "br"),
-    "zstd": packed(b"\x28\xb5\x2f\xfd" * 10_000, "zstd"),
-    "a gigabyte in gzip, as an error": packed(GIGABYTE, "gzip", 500),
+    "a gigabyte in gzip": encoded(GIGABYTE, "gzip"),
+    "a gigabyte in deflate": encoded(GIGABYTE_DEFLATED, "deflate"),
+    "gzip twice": encoded(gzip.compress(GIGABYTE), "gzip, gzip"),
+    "gzip by another name": encoded(GIGABYTE, "X-GZIP"),
+    "no gzip under its name": encoded(b"{}" * 1_000, "gzip"),
+    "brotli": encoded(b"\xff" * 100_000, "br"),
+    "zstd": encoded(b"\x28\xb5\x2f\xfd" * 10_000, "zstd"),
+    "a gigabyte in gzip, as an error": encoded(GIGABYTE, "gzip", 500),
     "a gigabyte by a charset": lambda api: whole(GIGABYTE_DEFLATED, 500, "Content-Type: a/b; charset=zlib_codec"),
     "a charset that takes a day": lambda api: whole(b"a" * MEGABYTE + b"-" + b"b" * MEGABYTE, 500, CHARSET),
     "an endless body": endless(head(), chunk(BLANKS)),
@@ -294,7 +296,7 @@ OF_BYTES: Final[dict[str, Shape]] = {
     "nothing": lambda api: iter([]),
     "a word": lambda api: iter([b"HTTP"]),
 }
-"""Answers at which HTTP is what is odd, so that they are the same for each API."""
+"""Answers with faults of HTTP, which are the same for each API."""
 
 OF_JSON: Final[dict[str, Shape]] = {
     "300,000 calls": of_calls(MANY),
@@ -321,27 +323,27 @@ OF_JSON: Final[dict[str, Shape]] = {
     "arguments of lone surrogates": of_arguments(json.dumps(["\ud800" * 4_000])),
     "arguments of a megabyte": of_arguments("{" + " " * 900_000),
     "arguments that only open": of_arguments("[" * 30_000),
-    "a megabyte of text and a call, each time": talkative,
-    "cookies without end": baker,
+    "a megabyte of text and a call, each time": longest_text,
+    "cookies without end": many_cookies,
 }
-"""Answers at which the content is."""
+"""Answers with faults of the content."""
 
 SHAPES: Final = OF_BYTES | OF_JSON
 LASTING: Final = frozenset(
     {"chunks of a byte", "chunks with long names", "answers before the answer", "answers before the answer, dripped"}
     | {"a dripped body", "a dripped head", "a dripped error", "blanks of any length"}
 )
-"""The shapes that nothing but the time of the request ends."""
+"""The shapes that end only with the request's time."""
 
 
-def any_shape(chance: random.Random) -> Shape:
-    """An answer that is put together by chance: status, headers, framing, packing, size, structure, and pace."""
-    status = chance.choice([200, 200, 200, 201, 204, 206, 301, 400, 401, 404, 418, 429, 500, 502, 503, 529, 599])
-    content, encoding = _any_packing(_any_content(chance), chance)
-    headers = [*encoding, *chance.sample(ANY_HEADERS, chance.randrange(4))]
-    framing = chance.choice(["Transfer-Encoding: chunked", sized(content), sized(content[:-1]), sized(content * 9), ""])
-    in_chunks, ends = framing.startswith("Transfer"), chance.random() < 0.6
-    size, pause = chance.choice([1, 7, 1_000, 65_536, MEGABYTE]), chance.choice([0.0, 0.0, 0.01, 0.3])
+def any_shape(rng: random.Random) -> Shape:
+    """Make a random answer: status, headers, framing, encoding, size, structure and speed."""
+    status = rng.choice([200, 200, 200, 201, 204, 206, 301, 400, 401, 404, 418, 429, 500, 502, 503, 529, 599])
+    content, encoding = _any_encoding(_any_content(rng), rng)
+    headers = [*encoding, *rng.sample(ANY_HEADERS, rng.randrange(4))]
+    framing = rng.choice(["Transfer-Encoding: chunked", sized(content), sized(content[:-1]), sized(content * 9), ""])
+    in_chunks, ends = framing.startswith("Transfer"), rng.random() < 0.6
+    size, pause = rng.choice([1, 7, 1_000, 65_536, MEGABYTE]), rng.choice([0.0, 0.0, 0.01, 0.3])
 
     def shape(api: str) -> Script:
         yield head(status, *headers, framing=framing)
@@ -355,43 +357,43 @@ def any_shape(chance: random.Random) -> Shape:
     return shape
 
 
-def _any_packing(content: bytes, chance: random.Random) -> tuple[bytes, list[str]]:
-    if chance.random() < 0.7:
+def _any_encoding(content: bytes, rng: random.Random) -> tuple[bytes, list[str]]:
+    if rng.random() < 0.7:
         return content, []
     names = ["gzip", "deflate", "br", "zstd", "gzip, gzip", "identity", "x-gzip", "compress", "\xff", ""]
-    name = chance.choice(names)
+    name = rng.choice(names)
     return (gzip.compress(content) if "gzip" in name else content), [f"Content-Encoding: {name}"]
 
 
-def _any_content(chance: random.Random) -> bytes:
-    kind = chance.randrange(4)
+def _any_content(rng: random.Random) -> bytes:
+    kind = rng.randrange(4)
     if kind == 0:
-        return chance.randbytes(chance.choice([1, 100, 10_000, 2 * MEGABYTE]))
+        return rng.randbytes(rng.choice([1, 100, 10_000, 2 * MEGABYTE]))
     if kind == 1:
-        return chance.choice([b" ", b"[", b'{"output":', b'"', b"1", b"\0"]) * chance.choice([1, 1_000, 500_000])
-    written = json.dumps(_any_answer(chance)).encode()
-    return written if kind == 2 else written[: chance.randrange(1, len(written))]
+        return rng.choice([b" ", b"[", b'{"output":', b'"', b"1", b"\0"]) * rng.choice([1, 1_000, 500_000])
+    written = json.dumps(_any_answer(rng)).encode()
+    return written if kind == 2 else written[: rng.randrange(1, len(written))]
 
 
-def _any_answer(chance: random.Random) -> Json:
-    api = chance.choice(["responses", "chat_completions"])
-    items = [_any_item(api, chance)] * chance.choice([0, 1, 64, 65, 500, 20_000])
-    told = chance.choice([None, "x", [], 1, {"input_tokens": chance.choice([True, -1, 2**31, "9", 1e9, [], None])}])
-    return answer(api, items, _any_value(chance, 4), usage=told)
+def _any_answer(rng: random.Random) -> Json:
+    api = rng.choice(["responses", "chat_completions"])
+    items = [_any_item(api, rng)] * rng.choice([0, 1, 64, 65, 500, 20_000])
+    usage = rng.choice([None, "x", [], 1, {"input_tokens": rng.choice([True, -1, 2**31, "9", 1e9, [], None])}])
+    return answer(api, items, _any_value(rng, 4), usage=usage)
 
 
-def _any_item(api: str, chance: random.Random) -> Json:
-    item = call(api, chance.choice(["{}", "", "[", "[" * 9_000, "x" * 9_000]), chance.choice(["list_tasks", "\0", "x"]))
-    if chance.random() < 0.5:
-        item[chance.choice([*item, "content", "summary", "status"])] = _any_value(chance, 4)
+def _any_item(api: str, rng: random.Random) -> Json:
+    item = call(api, rng.choice(["{}", "", "[", "[" * 9_000, "x" * 9_000]), rng.choice(["list_tasks", "\0", "x"]))
+    if rng.random() < 0.5:
+        item[rng.choice([*item, "content", "summary", "status"])] = _any_value(rng, 4)
     return item
 
 
-def _any_value(chance: random.Random, depth: int) -> Any:
-    if depth and chance.random() < 0.5:
-        inner = [_any_value(chance, depth - 1) for _ in range(chance.randrange(5))]
-        return inner if chance.random() < 0.5 else {f"k{n}": value for n, value in enumerate(inner)}
-    return chance.choice([None, True, -1, 2**70, 1e300, "", "text", "\ud800", "x" * 5_000, "function_call", "message"])
+def _any_value(rng: random.Random, depth: int) -> Any:
+    if depth and rng.random() < 0.5:
+        inner = [_any_value(rng, depth - 1) for _ in range(rng.randrange(5))]
+        return inner if rng.random() < 0.5 else {f"k{n}": value for n, value in enumerate(inner)}
+    return rng.choice([None, True, -1, 2**70, 1e300, "", "text", "\ud800", "x" * 5_000, "function_call", "message"])
 
 
 ANY_HEADERS: Final = [
@@ -402,7 +404,7 @@ ANY_HEADERS: Final = [
 
 
 def seconds_of(action: Callable[[], Any]) -> float:
-    """How long it takes."""
+    """Return the seconds that the action takes."""
     began = time.monotonic()
     action()
     return time.monotonic() - began

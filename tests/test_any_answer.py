@@ -21,7 +21,7 @@ from testing.gateway import Response
 from tests import raw_provider
 from tests.conftest import variables
 from tests.environments import Environment, Fleet, ForkServer
-from tests.raw_provider import LASTING, OF_BYTES, OF_JSON, SHAPES, RawProvider, any_shape, seconds_of, well
+from tests.raw_provider import LASTING, OF_BYTES, OF_JSON, SHAPES, RawProvider, any_shape, good_answer, seconds_of
 
 Rows = psycopg.Connection[dict[str, Any]]
 
@@ -65,7 +65,7 @@ class Attack:
 
     def check_the_turn_is_intact(self, failed: Response) -> None:
         """A request with its key finishes the turn, and another turn follows."""
-        self.provider.shapes = [well]
+        self.provider.shapes = [good_answer]
         again = self.ask("hello", "k")
         assert (again.status, again.json["turn_id"]) == (200, failed.json["turn_id"])
         assert self.ask("and now?", "l", failed.json["conversation_id"]).status == 200
@@ -121,7 +121,7 @@ def test_nor_does_one_that_comes_through_a_proxy(
             provider.shapes = [SHAPES[what]]
             assert attack.ask("hello", what.replace(" ", "-"), seconds=SECONDS).status == 502
         check_memory(attack)
-        provider.shapes = [well]
+        provider.shapes = [good_answer]
         assert attack.ask("hello", "well").status == 200
 
 
@@ -138,7 +138,7 @@ def test_nor_does_any_made_by_chance(attack: Attack, model_api: str, report: Cal
         assert took < SHORT, f"number {number} of seed {SEED}"
         assert statuses[-1] in (200, 502, 504), f"number {number} of seed {SEED}"
         check_memory(attack)
-    attack.provider.shapes = [well]
+    attack.provider.shapes = [good_answer]
     assert attack.ask("hello", "well").status == 200
     told = {status: statuses.count(status) for status in sorted(set(statuses))}
     most = attack.environment.peak_memory >> 20

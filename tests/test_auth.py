@@ -1,4 +1,4 @@
-"""Who is calling: which tokens are believed, and where the keys come from that decide it."""
+"""Tokens are verified, and the keys that verify them come from the issuer's key set."""
 
 import base64
 import gzip
@@ -44,14 +44,14 @@ USER = "wM8Qm3J2kT0vZx1sY4nB7cD5eF6gH9aL"
 
 
 def encoded(part: Any) -> str:
-    """A part of a token: JSON, or bytes as they are, in base64url without padding."""
+    """Return a part of a token: JSON, or bytes as they are, in base64url without padding."""
     raw = part if isinstance(part, bytes) else json.dumps(part).encode()
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
 @dataclass(frozen=True)
 class Signer:
-    """A key pair, and the tokens it can make: honest ones and others."""
+    """Hold a key pair and sign tokens with it, valid or not."""
 
     algorithm: str
     key: Any
@@ -59,41 +59,41 @@ class Signer:
 
     @property
     def jwk(self) -> dict[str, Any]:
-        """The public key, as a key set publishes it."""
+        """Return the public key as a key set publishes it."""
         kinds: dict[str, Any] = {"EdDSA": OKPAlgorithm, "ES256": ECAlgorithm, "RS256": RSAAlgorithm}
         jwk: dict[str, Any] = json.loads(kinds[self.algorithm].to_jwk(self.key.public_key()))
         return jwk | {"kid": self.kid}
 
     def sign(self, claims: dict[str, Any], **header: Any) -> str:
-        """A token in perfect order, but for what `header` replaces in its header."""
+        """Return a valid token, except for the header members that `header` replaces."""
         return jwt.encode(claims, self.key, self.algorithm, {"kid": self.kid, "typ": None} | header)
 
     def sign_raw(self, header: Any, claims: Any) -> str:
-        """A token of any header and claims, signed truly with Ed25519."""
+        """Return a token with any header and claims, and a valid Ed25519 signature."""
         signed = f"{encoded(header)}.{encoded(claims)}"
         return f"{signed}.{encoded(self.key.sign(signed.encode()))}"
 
 
 def key_set(*signers: Signer) -> str:
-    """A key set of these signers, in JSON."""
+    """Return the key set of these signers as JSON."""
     return json.dumps({"keys": [signer.jwk for signer in signers]})
 
 
 def claims(**changes: Any) -> dict[str, Any]:
-    """The claims of a good token, with some replaced, or left out where None is given."""
+    """Return the claims of a valid token. Replace those that are given, and leave out those that are None."""
     now = int(time.time())
     usual = {"sub": USER, "iss": ISSUER, "aud": AUDIENCE, "iat": now, "exp": now + 900}
     return {name: value for name, value in (usual | changes).items() if value is not None}
 
 
 def shifted(**seconds: float) -> dict[str, Any]:
-    """The claims of a good token, with times given as seconds from now."""
+    """Return the claims of a valid token, with times in seconds from now."""
     return claims(**{name: int(time.time() + offset) for name, offset in seconds.items()})
 
 
 @pytest.fixture(scope="module")
 def signers() -> dict[str, Signer]:
-    """One signer of each kind."""
+    """Make one signer for each algorithm."""
     keys = {
         "EdDSA": ed25519.Ed25519PrivateKey.generate(),
         "ES256": ec.generate_private_key(ec.SECP256R1()),
@@ -104,62 +104,62 @@ def signers() -> dict[str, Signer]:
 
 @pytest.fixture
 def signer(signers: dict[str, Signer]) -> Signer:
-    """The kind that Better Auth is."""
+    """Give the signer with Better Auth's algorithm."""
     return signers["EdDSA"]
 
 
 @pytest.fixture
 def verifier(signers: dict[str, Signer]) -> Verifier:
-    """A verifier that knows all three."""
+    """Make a verifier that knows all three signers."""
     return Verifier(KeySet(None, key_set(*signers.values())), ISSUER, AUDIENCE)
 
 
 def assert_refused(verifier: Verifier, token: str) -> None:
-    """The token proves nothing."""
+    """Check that the verifier refuses the token."""
     with pytest.raises(Unauthenticated):
         verifier.verify(token)
 
 
 class TestSignature:
-    """The algorithm is the key's, whatever the header says."""
+    """The key determines the algorithm, whatever the token's header says."""
 
     @pytest.mark.parametrize("algorithm", ["EdDSA", "ES256", "RS256"])
-    def test_three_algorithms(self, verifier: Verifier, signers: dict[str, Signer], algorithm: str) -> None:
-        """Each verifies with its key, and gives the claims as they were signed."""
+    def test_three_algorithms_verify(self, verifier: Verifier, signers: dict[str, Signer], algorithm: str) -> None:
+        """Each verifies with its key, and the verifier returns the signed claims."""
         signed = claims(name="x")
         assert verifier.verify(signers[algorithm].sign(signed)) == signed
 
-    def test_better_auth_s_own_shape(self, verifier: Verifier, signer: Signer) -> None:
-        """Its session tokens have no typ; other libraries write JWT."""
+    def test_better_auths_header_is_accepted(self, verifier: Verifier, signer: Signer) -> None:
+        """Its session tokens have no typ. Other libraries write JWT."""
         for header in ({}, {"typ": "JWT"}):
             token = signer.sign_raw({"alg": "EdDSA", "kid": signer.kid} | header, claims())
             assert verifier.verify(token)["sub"] == USER
 
     @pytest.mark.parametrize("part", [0, 1, 2])
-    def test_a_changed_part(self, verifier: Verifier, signer: Signer, part: int) -> None:
-        """One bit of the signature, or one claim or header more, and it is refused."""
+    def test_a_changed_part_is_refused(self, verifier: Verifier, signer: Signer, part: int) -> None:
+        """One bit of the signature differs, or one claim or header member is added."""
         parts = signer.sign(claims()).split(".")
         raw = base64.urlsafe_b64decode(parts[part] + "==")
         parts[part] = encoded(bytes([raw[0] ^ 1, *raw[1:]]) if part == 2 else json.loads(raw) | {"x": 1})
         assert_refused(verifier, ".".join(parts))
 
-    def test_another_s_key_id(self, verifier: Verifier, signer: Signer) -> None:
-        """A signature of a key that the key id does not name."""
+    def test_another_signers_key_id_is_refused(self, verifier: Verifier, signer: Signer) -> None:
+        """The signature comes from another key than the key id names."""
         stranger = Signer("EdDSA", ed25519.Ed25519PrivateKey.generate(), signer.kid)
         assert_refused(verifier, stranger.sign(claims()))
 
     @pytest.mark.parametrize("algorithm", ["none", "None", "NONE", ""])
-    def test_no_signature(self, verifier: Verifier, signer: Signer, algorithm: str) -> None:
-        """A header that asks for none gets none believed."""
+    def test_a_token_without_a_signature_is_refused(self, verifier: Verifier, signer: Signer, algorithm: str) -> None:
+        """The header asks for no signature."""
         token = f"{encoded({'alg': algorithm, 'kid': signer.kid})}.{encoded(claims())}."
         assert_refused(verifier, token)
 
     @pytest.mark.parametrize("algorithm", ["EdDSA", "ES256", "RS256"])
     @pytest.mark.parametrize("form", ["pem", "jwk", "raw"])
-    def test_the_public_key_as_a_secret(
+    def test_the_public_key_is_not_a_shared_secret(
         self, verifier: Verifier, signers: dict[str, Signer], algorithm: str, form: str
     ) -> None:
-        """HS256 with what everybody can download as its secret."""
+        """A token signed with HS256 and the public key is refused."""
         signer = signers[algorithm]
         forms = {
             "pem": signer.key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
@@ -170,30 +170,30 @@ class TestSignature:
         assert_refused(verifier, f"{signed}.{encoded(hmac.new(forms[form], signed.encode(), hashlib.sha256).digest())}")
 
     @pytest.mark.parametrize(("named", "used"), [("ES256", "EdDSA"), ("RS256", "ES256"), ("EdDSA", "RS256")])
-    def test_the_algorithm_of_another_key(
+    def test_the_algorithm_of_another_key_is_refused(
         self, verifier: Verifier, signers: dict[str, Signer], named: str, used: str
     ) -> None:
-        """A header that names an algorithm which the key is not for, over a true signature."""
+        """The header names an algorithm that the key does not have, and the signature is valid."""
         token = signers[used].sign(claims())
         header = {"alg": named, "kid": signers[used].kid}
         assert_refused(verifier, ".".join([encoded(header), *token.split(".")[1:]]))
         assert_refused(verifier, signers[named].sign(claims(), kid=signers[used].kid))
 
     @pytest.mark.parametrize("algorithm", ["RS512", "PS256"])
-    def test_another_algorithm_of_the_same_key(
+    def test_another_algorithm_of_the_same_key_is_refused(
         self, verifier: Verifier, signers: dict[str, Signer], algorithm: str
     ) -> None:
-        """RSA keys sign in many ways; one is taken."""
+        """An RSA key can sign with many algorithms, and the verifier accepts one."""
         signer = signers["RS256"]
         assert_refused(verifier, jwt.encode(claims(), signer.key, algorithm, {"kid": signer.kid}))
 
 
 class TestClaims:
-    """What a token must say."""
+    """A token must have each required claim, with a valid value."""
 
     @pytest.mark.parametrize("name", ["iss", "aud", "exp", "iat", "sub"])
-    def test_a_claim_left_out(self, verifier: Verifier, signer: Signer, name: str) -> None:
-        """Five are needed."""
+    def test_a_missing_claim_is_refused(self, verifier: Verifier, signer: Signer, name: str) -> None:
+        """Five claims are required."""
         assert_refused(verifier, signer.sign(claims(**{name: None})))
 
     @pytest.mark.parametrize(
@@ -224,8 +224,8 @@ class TestClaims:
         ],
         ids=str,
     )
-    def test_a_claim_that_is_wrong(self, verifier: Verifier, signer: Signer, changes: dict[str, Any]) -> None:
-        """Another issuer or audience, one among several, and times that are none."""
+    def test_an_invalid_claim_is_refused(self, verifier: Verifier, signer: Signer, changes: dict[str, Any]) -> None:
+        """The issuer or audience is another one or one of several, or a time is no time."""
         assert_refused(verifier, signer.sign_raw({"alg": "EdDSA", "kid": signer.kid}, claims(**changes)))
 
     @pytest.mark.parametrize(
@@ -233,31 +233,33 @@ class TestClaims:
         ["", " ", "a b", "a/b", "../a", "a%2Fb", "a.b", "a\x00", "a\n", "\u00e9", "\ud800", "x" * 65, 1, [], ["a"], {}],
         ids=ascii,
     )
-    def test_a_subject_that_cannot_stand_in_a_path(self, verifier: Verifier, signer: Signer, subject: Any) -> None:
-        """Ids are letters, digits, underscores and hyphens, 64 at most."""
+    def test_a_subject_that_is_no_id_is_refused(self, verifier: Verifier, signer: Signer, subject: Any) -> None:
+        """Ids have letters, digits, underscores and hyphens, and at most 64 characters."""
         assert_refused(verifier, signer.sign_raw({"alg": "EdDSA", "kid": signer.kid}, claims(sub=subject)))
 
     @pytest.mark.parametrize("subject", ["a", "-_-", "A" * 64])
-    def test_a_subject_that_can(self, verifier: Verifier, signer: Signer, subject: str) -> None:
-        """The shortest, the oddest, the longest."""
+    def test_a_subject_that_is_an_id_is_accepted(self, verifier: Verifier, signer: Signer, subject: str) -> None:
+        """The shortest id, an unusual one, and the longest one."""
         assert verifier.verify(signer.sign(claims(sub=subject)))["sub"] == subject
 
     @pytest.mark.parametrize("payload", [b"", b"{", b"[]", b"1", b"null", b"\xff", b"[" * 3000], ids=ascii)
-    def test_no_claims_at_all(self, verifier: Verifier, signer: Signer, payload: bytes) -> None:
-        """A payload that is signed but no JSON object."""
+    def test_a_payload_without_claims_is_refused(self, verifier: Verifier, signer: Signer, payload: bytes) -> None:
+        """The payload is signed, but it is no JSON object."""
         assert_refused(verifier, signer.sign_raw({"alg": "EdDSA", "kid": signer.kid}, payload))
 
 
 class TestTime:
-    """When a token holds. Clocks may differ by 30 seconds, either way."""
+    """A token is valid between its times. The clocks may differ by 30 seconds."""
 
     @pytest.mark.parametrize(
         "offsets",
         [{"iat": -800, "exp": -20}, {"iat": 20}, {"nbf": 20}, {"nbf": -20}, {"iat": -60, "exp": 3540}],
         ids=str,
     )
-    def test_it_holds(self, verifier: Verifier, signer: Signer, offsets: dict[str, float]) -> None:
-        """Just expired, issued or valid in a moment; and an hour's lifetime."""
+    def test_a_token_within_its_time_is_accepted(
+        self, verifier: Verifier, signer: Signer, offsets: dict[str, float]
+    ) -> None:
+        """It expired just now, is issued or valid in a moment, or lives for an hour."""
         assert verifier.verify(signer.sign(shifted(**offsets)))
 
     @pytest.mark.parametrize(
@@ -265,26 +267,28 @@ class TestTime:
         [{"iat": -800, "exp": -40}, {"iat": 40}, {"nbf": 40}, {"iat": -60, "exp": 3541}, {"exp": 10**9}],
         ids=str,
     )
-    def test_it_does_not(self, verifier: Verifier, signer: Signer, offsets: dict[str, float]) -> None:
-        """Beyond the leeway; and a lifetime over an hour, which nobody could take back."""
+    def test_a_token_outside_its_time_is_refused(
+        self, verifier: Verifier, signer: Signer, offsets: dict[str, float]
+    ) -> None:
+        """It is outside the leeway, or lives for more than an hour: it cannot be revoked."""
         assert_refused(verifier, signer.sign(shifted(**offsets)))
 
 
 class TestHeader:
-    """What a token may ask for."""
+    """The header names a key of the key set, and nothing else in it counts."""
 
     @pytest.mark.parametrize("kid", [None, "", "unknown", 1, 1.5, True, [], ["a"], {}, "\ud800", "../key"], ids=ascii)
-    def test_an_odd_key_id(self, verifier: Verifier, signer: Signer, kid: Any) -> None:
-        """One that is missing, unknown, or no text."""
+    def test_an_invalid_key_id_is_refused(self, verifier: Verifier, signer: Signer, kid: Any) -> None:
+        """The key id is null, unknown, or no text."""
         assert_refused(verifier, signer.sign_raw({"alg": "EdDSA", "kid": kid}, claims()))
 
-    def test_no_key_id(self, verifier: Verifier, signer: Signer) -> None:
-        """No key is tried on suspicion."""
+    def test_a_token_without_a_key_id_is_refused(self, verifier: Verifier, signer: Signer) -> None:
+        """The verifier does not try all keys."""
         assert_refused(verifier, signer.sign_raw({"alg": "EdDSA"}, claims()))
 
     @pytest.mark.parametrize("name", ["jku", "x5u", "jwk", "x5c", "crit"])
-    def test_a_header_that_brings_a_key(self, signer: Signer, server: "KeyServer", name: str) -> None:
-        """Refused without a look at where it points: the key it brings would verify."""
+    def test_a_header_with_a_key_is_refused(self, signer: Signer, server: "KeyServer", name: str) -> None:
+        """The verifier fetches nothing, although the key in the header would verify the token."""
         stranger = Signer("EdDSA", ed25519.Ed25519PrivateKey.generate())
         server.body = key_set(stranger).encode()
         values: dict[str, Any] = {"jwk": stranger.jwk, "x5c": [encoded(b"x")], "crit": ["exp"]}
@@ -295,24 +299,24 @@ class TestHeader:
         assert server.requests == []
 
     @pytest.mark.parametrize("typ", ["at+jwt", "application/at+jwt", "dpop+jwt", "", 1, [], {}], ids=str)
-    def test_another_kind_of_token(self, verifier: Verifier, signer: Signer, typ: Any) -> None:
-        """Access tokens are for the other door; other kinds for none."""
+    def test_another_type_of_token_is_refused(self, verifier: Verifier, signer: Signer, typ: Any) -> None:
+        """Access tokens are for the MCP endpoint. Nothing accepts the other types."""
         assert_refused(verifier, signer.sign_raw({"alg": "EdDSA", "kid": signer.kid, "typ": typ}, claims()))
 
     @pytest.mark.parametrize("header", [b"", b"{", b"[]", b"1", b"null", b"\xff", b"[" * 3000, b"{}"], ids=ascii)
-    def test_no_header_at_all(self, verifier: Verifier, signer: Signer, header: bytes) -> None:
-        """A header that is no JSON object, or an empty one."""
+    def test_an_invalid_header_is_refused(self, verifier: Verifier, signer: Signer, header: bytes) -> None:
+        """The header is no JSON object, or an empty one."""
         assert_refused(verifier, signer.sign_raw(header, claims()))
 
     @pytest.mark.parametrize(
         "token", ["", ".", "..", "...", "a.b", "a.b.c", "a.b.c.d", "\u00e9.b.c", "\ud800"], ids=ascii
     )
-    def test_no_token_at_all(self, verifier: Verifier, token: str) -> None:
-        """Text of another shape."""
+    def test_text_that_is_no_token_is_refused(self, verifier: Verifier, token: str) -> None:
+        """The text has another shape."""
         assert_refused(verifier, token)
 
-    def test_the_size_limit(self, verifier: Verifier, signer: Signer) -> None:
-        """8 KiB are read; a byte more is not, however true."""
+    def test_a_token_has_at_most_8_kib(self, verifier: Verifier, signer: Signer) -> None:
+        """A valid token with one byte more is refused."""
         bare = signer.sign(claims(x=""))
         room = auth.MAX_TOKEN_LENGTH - len(bare)
         longest = signer.sign(claims(x="x" * (room * 3 // 4)))
@@ -321,12 +325,12 @@ class TestHeader:
         assert_refused(verifier, signer.sign(claims(x="x" * (room * 3 // 4 + 4))))
 
 
-class TestDoors:
-    """Both doors share one key set; audience and type keep them apart."""
+class TestEntryPoints:
+    """Chat and MCP share one key set, and each accepts only its own audience and type."""
 
     @pytest.fixture
     def settings(self, signer: Signer) -> Settings:
-        """Settings for both doors."""
+        """Give settings for both entry points."""
         return Settings.model_validate(
             {
                 "DATABASE_URL": "postgresql://u@h/d",
@@ -337,14 +341,14 @@ class TestDoors:
             }
         )
 
-    def test_chat(self, settings: Settings, signer: Signer) -> None:
-        """A session token, and only with the chat API's audience."""
+    def test_chat_accepts_session_tokens_only(self, settings: Settings, signer: Signer) -> None:
+        """The audience must be the chat API's."""
         assert create_chat_verifier(settings).verify(signer.sign(claims()))
         assert_refused(create_chat_verifier(settings), signer.sign(claims(aud=RESOURCE)))
         assert_refused(create_chat_verifier(settings), signer.sign(claims(), typ="at+jwt"))
 
-    def test_mcp(self, settings: Settings, signer: Signer) -> None:
-        """An access token, and only with the endpoint's audience."""
+    def test_mcp_accepts_access_tokens_only(self, settings: Settings, signer: Signer) -> None:
+        """The audience must be the endpoint's."""
         for typ in ("at+jwt", "application/at+jwt"):
             assert create_mcp_verifier(settings).verify(signer.sign(claims(aud=RESOURCE), typ=typ))
         for other in (None, "JWT"):
@@ -353,11 +357,11 @@ class TestDoors:
 
 
 class TestAuthorizationHeader:
-    """Exactly one, and well-formed."""
+    """A request has exactly one well-formed authorization header."""
 
     @pytest.mark.parametrize("header", ["Bearer a.b-c_d", "bearer a.b-c_d", "BEARER   a.b-c_d"])
-    def test_the_token_in_it(self, header: str) -> None:
-        """The scheme's case and spaces after it don't matter."""
+    def test_the_token_is_read(self, header: str) -> None:
+        """The scheme may have any case, and several spaces after it."""
         assert read_bearer_token([header]) == "a.b-c_d"
 
     @pytest.mark.parametrize(
@@ -384,15 +388,15 @@ class TestAuthorizationHeader:
         ],
         ids=ascii,
     )
-    def test_none_in_it(self, headers: list[str]) -> None:
-        """No header, several, several in one, and other schemes."""
+    def test_other_headers_are_refused(self, headers: list[str]) -> None:
+        """There is no header, or several, or several values in one, or another scheme."""
         with pytest.raises(Unauthenticated):
             read_bearer_token(headers)
 
 
 @dataclass
 class KeyServer:
-    """A real HTTP server that publishes a key set, or whatever else it is told to answer."""
+    """Publish a key set over HTTP, or any other answer that the test sets."""
 
     url: str = ""
     body: bytes = b""
@@ -401,7 +405,7 @@ class KeyServer:
     requests: list[str] = field(default_factory=list)
 
     def handler(self) -> type[BaseHTTPRequestHandler]:
-        """What http.server makes for each request."""
+        """Return the handler class for http.server."""
         state = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -414,14 +418,14 @@ class KeyServer:
                 self.wfile.write(state.body)
 
             def log_message(self, *_: object) -> None:
-                """Nothing to the terminal."""
+                """Print nothing."""
 
         return Handler
 
 
 @contextmanager
 def listening() -> Iterator[KeyServer]:
-    """Such a server, on a port of its own."""
+    """Run a key server on a port of its own."""
     state = KeyServer()
     with ThreadingHTTPServer(("127.0.0.1", 0), state.handler()) as running:
         state.url = f"http://127.0.0.1:{running.server_port}/jwks"
@@ -434,49 +438,49 @@ def listening() -> Iterator[KeyServer]:
 
 @pytest.fixture
 def server() -> Iterator[KeyServer]:
-    """The server."""
+    """Run a key server."""
     with listening() as state:
         yield state
 
 
 @dataclass
 class Clock:
-    """Time that passes when the test says so."""
+    """Keep a time that the test sets."""
 
     now: float = 1000.0
 
     def __call__(self) -> float:
-        """What time it is."""
+        """Return the time."""
         return self.now
 
 
 @pytest.fixture
 def clock() -> Clock:
-    """The key set's clock."""
+    """Give the key set's clock."""
     return Clock()
 
 
 @pytest.fixture
 def fetching(server: KeyServer, clock: Clock) -> Verifier:
-    """A verifier whose keys come from the server."""
+    """Make a verifier that fetches its keys from the key server."""
     return Verifier(KeySet(server.url, None, clock), ISSUER, AUDIENCE)
 
 
 def assert_unavailable(verifier: Verifier, token: str) -> None:
-    """Nobody can tell whether the token is good, and the caller is told when to come back."""
+    """Check that the verifier cannot fetch the keys, and says when to retry."""
     with pytest.raises(KeySetUnavailable) as raised:
         verifier.verify(token)
     assert raised.value.retry_after == KEY_SET_COOLDOWN
 
 
 @contextmanager
-def dripping(part: str, body: bytes) -> Iterator[tuple[str, list[bool]]]:
-    """A server that takes five seconds for a header or the body; gives its address, and whether it was left before."""
+def slow_server(part: str, body: bytes) -> Iterator[tuple[str, list[bool]]]:
+    """Run a server that takes five seconds for a header or the body. Give its URL, and whether the client hung up."""
     left: list[bool] = []
     head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n" % (len(body) + 100)
     first, drop, last = (head, b"x-a: 1\r\n", b"\r\n" + b" " * 100) if part == "header" else (head + b"\r\n", b" ", b"")
 
-    def drip(connection: socket.socket) -> bool:
+    def send_slowly(connection: socket.socket) -> bool:
         connection.recv(4096)
         connection.sendall(first)
         for _ in range(100):
@@ -489,7 +493,7 @@ def dripping(part: str, body: bytes) -> Iterator[tuple[str, list[bool]]]:
     def serve() -> None:
         connection, _ = listening.accept()
         with connection:
-            left.append(drip(connection))
+            left.append(send_slowly(connection))
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = Thread(target=serve)
@@ -499,7 +503,7 @@ def dripping(part: str, body: bytes) -> Iterator[tuple[str, list[bool]]]:
 
 
 def most_memory(work: Callable[[], object]) -> int:
-    """Bytes that Python held at once for some work at most."""
+    """Return the most bytes that Python held during the work."""
     tracemalloc.start()
     try:
         work()
@@ -509,26 +513,28 @@ def most_memory(work: Callable[[], object]) -> int:
 
 
 class TestFetching:
-    """Keys from a URL: fetched rarely, kept through an outage."""
+    """Keys from a URL are fetched rarely, and kept through an outage."""
 
     @pytest.mark.parametrize("algorithm", ["EdDSA", "ES256", "RS256"])
-    def test_three_algorithms(
+    def test_three_algorithms_verify(
         self, fetching: Verifier, server: KeyServer, signers: dict[str, Signer], algorithm: str
     ) -> None:
-        """The keys serve as they do from a static set."""
+        """A fetched key serves like a static one."""
         server.body = key_set(*signers.values()).encode()
         assert fetching.verify(signers[algorithm].sign(claims()))["sub"] == USER
 
-    def test_once(self, fetching: Verifier, server: KeyServer, signer: Signer, clock: Clock) -> None:
-        """However many tokens come until the keys are old."""
+    def test_keys_are_fetched_once(self, fetching: Verifier, server: KeyServer, signer: Signer, clock: Clock) -> None:
+        """Any number of tokens may come until the keys are old."""
         server.body = key_set(signer).encode()
         for _ in range(3):
             fetching.verify(signer.sign(claims()))
             clock.now += KEY_SET_TTL / 3
         assert server.requests == ["/jwks"]
 
-    def test_again_when_old(self, fetching: Verifier, server: KeyServer, signer: Signer, clock: Clock) -> None:
-        """A key that was taken out of the set is good for no longer than that."""
+    def test_old_keys_are_fetched_again(
+        self, fetching: Verifier, server: KeyServer, signer: Signer, clock: Clock
+    ) -> None:
+        """A key that was removed from the set is valid until then at most."""
         server.body = key_set(signer).encode()
         fetching.verify(signer.sign(claims()))
         server.body = key_set().encode()
@@ -536,10 +542,10 @@ class TestFetching:
         assert_refused(fetching, signer.sign(claims()))
         assert len(server.requests) == 2
 
-    def test_time_in_which_the_process_was_frozen_counts(
+    def test_time_in_a_frozen_process_counts(
         self, server: KeyServer, signer: Signer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A monotonic clock may stand still while Lambda freezes the process; the time of day goes on."""
+        """A monotonic clock may stop while Lambda freezes the process. The time of day continues."""
         verifier = Verifier(KeySet(server.url, None), ISSUER, AUDIENCE)
         server.body = key_set(signer).encode()
         token, now = signer.sign(claims()), time.time()
@@ -548,10 +554,10 @@ class TestFetching:
         verifier.verify(token)
         assert len(server.requests) == 2
 
-    def test_a_clock_that_is_set_back(
+    def test_keys_are_fetched_again_after_the_clock_is_set_back(
         self, fetching: Verifier, server: KeyServer, signer: Signer, clock: Clock
     ) -> None:
-        """The keys are fetched anew, and not kept until the clock has caught up; an outage is told as one."""
+        """They are not kept until the clock has caught up. An outage is reported as an outage."""
         server.body = key_set(signer).encode()
         fetching.verify(signer.sign(claims()))
         clock.now -= 600
@@ -563,8 +569,10 @@ class TestFetching:
         assert len(server.requests) == 3
         assert_unavailable(fetching, signer.sign(claims(), kid="new"))
 
-    def test_an_unknown_key_id(self, fetching: Verifier, server: KeyServer, signer: Signer, clock: Clock) -> None:
-        """A set that has rotated is looked up again at once, if the last look-up is not too recent."""
+    def test_an_unknown_key_id_fetches_the_keys_again(
+        self, fetching: Verifier, server: KeyServer, signer: Signer, clock: Clock
+    ) -> None:
+        """The issuer may have rotated its keys. The last fetch must be older than the cooldown."""
         server.body = key_set().encode()
         assert_refused(fetching, signer.sign(claims()))
         server.body = key_set(signer).encode()
@@ -572,8 +580,10 @@ class TestFetching:
         assert fetching.verify(signer.sign(claims()))
         assert len(server.requests) == 2
 
-    def test_invented_key_ids(self, fetching: Verifier, server: KeyServer, signer: Signer, clock: Clock) -> None:
-        """Whoever invents key ids makes one fetch per cooldown, and hinders nobody."""
+    def test_invented_key_ids_cause_one_fetch_per_cooldown(
+        self, fetching: Verifier, server: KeyServer, signer: Signer, clock: Clock
+    ) -> None:
+        """Valid tokens are accepted meanwhile."""
         server.body = key_set(signer).encode()
         for number in range(50):
             assert_refused(fetching, signer.sign(claims(), kid=f"invented-{number}"))
@@ -583,13 +593,15 @@ class TestFetching:
         assert_refused(fetching, signer.sign(claims(), kid="invented"))
         assert len(server.requests) == 2
 
-    def test_no_signature_no_fetch(self, fetching: Verifier, server: KeyServer) -> None:
-        """What is no token at all makes none."""
+    def test_a_malformed_token_causes_no_fetch(self, fetching: Verifier, server: KeyServer) -> None:
+        """The verifier refuses it first."""
         assert_refused(fetching, "a.b.c")
         assert server.requests == []
 
-    def test_stale_keys(self, fetching: Verifier, server: KeyServer, signer: Signer, clock: Clock) -> None:
-        """Through an outage the keys there are still serve, and the server is asked once per cooldown."""
+    def test_old_keys_serve_through_an_outage(
+        self, fetching: Verifier, server: KeyServer, signer: Signer, clock: Clock
+    ) -> None:
+        """The verifier tries one fetch per cooldown."""
         server.body = key_set(signer).encode()
         fetching.verify(signer.sign(claims()))
         server.status = 503
@@ -599,26 +611,28 @@ class TestFetching:
             assert fetching.verify(signer.sign(claims()))
         assert len(server.requests) == 4
 
-    def test_an_unknown_key_id_in_an_outage(
+    def test_an_unknown_key_id_in_an_outage_is_unavailable(
         self, fetching: Verifier, server: KeyServer, signer: Signer, clock: Clock
     ) -> None:
-        """The key may be a new one: nobody can tell."""
+        """The key may be new, so the verifier cannot judge the token."""
         server.body = key_set(signer).encode()
         fetching.verify(signer.sign(claims()))
         server.status = 503
         clock.now += KEY_SET_COOLDOWN
         assert_unavailable(fetching, signer.sign(claims(), kid="new"))
 
-    def test_never_reachable(self, signer: Signer, clock: Clock) -> None:
-        """Nothing listens: every caller is told to come back, within the cooldown too."""
+    def test_an_unreachable_server_is_unavailable(self, signer: Signer, clock: Clock) -> None:
+        """Each caller gets the time to retry, also within the cooldown."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
         verifier = Verifier(KeySet(f"http://127.0.0.1:{port}/jwks", None, clock), ISSUER, AUDIENCE)
         for _ in range(3):
             assert_unavailable(verifier, signer.sign(claims()))
 
-    def test_back_again(self, fetching: Verifier, server: KeyServer, signer: Signer, clock: Clock) -> None:
-        """After an outage, the first fetch that succeeds ends it."""
+    def test_the_first_successful_fetch_ends_an_outage(
+        self, fetching: Verifier, server: KeyServer, signer: Signer, clock: Clock
+    ) -> None:
+        """It comes after the cooldown at the earliest."""
         server.status, server.body = 500, key_set(signer).encode()
         assert_unavailable(fetching, signer.sign(claims()))
         server.status = 200
@@ -627,15 +641,19 @@ class TestFetching:
         assert fetching.verify(signer.sign(claims()))
 
     @pytest.mark.parametrize("status", [301, 302, 307, 308])
-    def test_a_redirect(self, fetching: Verifier, server: KeyServer, signer: Signer, status: int) -> None:
-        """Not followed: keys come from the address that was configured, or from nowhere."""
+    def test_a_redirect_is_not_followed(
+        self, fetching: Verifier, server: KeyServer, signer: Signer, status: int
+    ) -> None:
+        """Keys come from the configured URL only."""
         server.status, server.headers, server.body = status, {"location": "/elsewhere"}, key_set(signer).encode()
         assert_unavailable(fetching, signer.sign(claims()))
         assert server.requests == ["/jwks"]
 
     @pytest.mark.parametrize("status", [204, 400, 401, 404, 500])
-    def test_another_status(self, fetching: Verifier, server: KeyServer, signer: Signer, status: int) -> None:
-        """Only a 200 carries keys."""
+    def test_another_status_is_unavailable(
+        self, fetching: Verifier, server: KeyServer, signer: Signer, status: int
+    ) -> None:
+        """Only a 200 has keys."""
         server.status, server.body = status, b"" if status == 204 else key_set(signer).encode()
         assert_unavailable(fetching, signer.sign(claims()))
 
@@ -647,13 +665,17 @@ class TestFetching:
         ],
         ids=lambda body: ascii(body[:12]),
     )
-    def test_no_key_set(self, fetching: Verifier, server: KeyServer, signer: Signer, body: bytes) -> None:
-        """Broken JSON, JSON of another shape, and JSON without an end."""
+    def test_an_invalid_key_set_is_unavailable(
+        self, fetching: Verifier, server: KeyServer, signer: Signer, body: bytes
+    ) -> None:
+        """The JSON is broken, has another shape, or is nested without end."""
         server.body = body
         assert_unavailable(fetching, signer.sign(claims()))
 
-    def test_oversized(self, fetching: Verifier, server: KeyServer, signer: Signer, clock: Clock) -> None:
-        """64 KiB are read; a byte more is not."""
+    def test_a_key_set_has_at_most_64_kib(
+        self, fetching: Verifier, server: KeyServer, signer: Signer, clock: Clock
+    ) -> None:
+        """One byte more is too much."""
         server.body = key_set(signer).encode().ljust(auth.KEY_SET_MAX_BYTES + 1)
         assert_unavailable(fetching, signer.sign(claims()))
         server.body = server.body[:-1]
@@ -661,8 +683,8 @@ class TestFetching:
         assert fetching.verify(signer.sign(claims()))
 
     @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n", b"nonsense\r\n\r\n"])
-    def test_a_server_that_hangs_up(self, signer: Signer, clock: Clock, answer: bytes) -> None:
-        """Before it answers, in the middle, or after something that is no HTTP."""
+    def test_a_server_that_hangs_up_is_unavailable(self, signer: Signer, clock: Clock, answer: bytes) -> None:
+        """It hangs up before its answer, in the middle, or after bytes that are no HTTP."""
         with socket.create_server(("127.0.0.1", 0)) as listening:
 
             def hang_up() -> None:
@@ -677,27 +699,29 @@ class TestFetching:
             assert_unavailable(Verifier(KeySet(url, None, clock), ISSUER, AUDIENCE), signer.sign(claims()))
             thread.join()
 
-    def test_a_server_that_never_answers(self, signer: Signer, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Waiting for it has an end."""
+    def test_a_server_that_never_answers_is_unavailable(
+        self, signer: Signer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The wait ends."""
         monkeypatch.setattr(auth, "KEY_SET_TIMEOUT", 0.1)
         with socket.create_server(("127.0.0.1", 0)) as silent:
             url = f"http://127.0.0.1:{silent.getsockname()[1]}/jwks"
             assert_unavailable(Verifier(KeySet(url, None, clock), ISSUER, AUDIENCE), signer.sign(claims()))
 
     @pytest.mark.parametrize("part", ["header", "body"])
-    def test_a_server_that_drips(
+    def test_a_slow_answer_is_given_up(
         self, signer: Signer, clock: Clock, monkeypatch: pytest.MonkeyPatch, part: str
     ) -> None:
-        """Each piece in time, but all of them too late: it is left while it is still sending, and not listened to."""
+        """Each piece comes in time, and all of them too late. The verifier hangs up while the server sends."""
         monkeypatch.setattr(auth, "KEY_SET_TIMEOUT", 0.2)
-        with dripping(part, key_set(signer).encode()) as (url, left):
+        with slow_server(part, key_set(signer).encode()) as (url, left):
             assert_unavailable(Verifier(KeySet(url, None, clock), ISSUER, AUDIENCE), signer.sign(claims()))
         assert left == [True]
 
-    def test_a_name_that_is_looked_up_for_ever(
+    def test_an_endless_name_lookup_is_given_up(
         self, server: KeyServer, signer: Signer, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Nothing ends a look-up, and nobody waits for one longer than for all the rest."""
+        """The lookup cannot be stopped, so the caller stops waiting for it."""
         server.body = key_set(signer).encode()
         fetching = Verifier(KeySet(server.url.replace("127.0.0.1", "localhost"), None, clock), ISSUER, AUDIENCE)
         given_up, found = Event(), Event()
@@ -713,10 +737,10 @@ class TestFetching:
         assert not found.is_set()
         given_up.set()
 
-    def test_a_body_that_grows_when_it_is_unpacked(
+    def test_a_compressed_key_set_is_refused(
         self, fetching: Verifier, server: KeyServer, signer: Signer, clock: Clock
     ) -> None:
-        """It is not unpacked: 64 KiB are 64 KiB in memory too, and a key set that was packed is none."""
+        """The verifier does not decompress it, so that 64 KiB are also the most in memory."""
         server.headers = {"content-encoding": "gzip"}
         server.body = gzip.compress(key_set(signer).encode().ljust(50_000_000))
         assert len(server.body) < auth.KEY_SET_MAX_BYTES
@@ -727,9 +751,9 @@ class TestFetching:
 
 
 class TestKeySet:
-    """Which keys of a set are taken."""
+    """The verifier uses the keys of a set that fit their purpose."""
 
-    BAD: tuple[Callable[[dict[str, Any]], Any], ...] = (
+    UNUSABLE: tuple[Callable[[dict[str, Any]], Any], ...] = (
         lambda jwk: jwk | {"kty": "oct", "k": encoded(b"secret" * 8)},
         lambda jwk: jwk | {"use": "enc"},
         lambda jwk: jwk | {"use": None},
@@ -760,42 +784,42 @@ class TestKeySet:
         lambda jwk: {},
     )
 
-    @pytest.mark.parametrize("spoil", BAD)
-    def test_an_unusable_key(
-        self, fetching: Verifier, server: KeyServer, signer: Signer, spoil: Callable[[dict[str, Any]], Any]
+    @pytest.mark.parametrize("break_key", UNUSABLE)
+    def test_an_unusable_key_is_ignored(
+        self, fetching: Verifier, server: KeyServer, signer: Signer, break_key: Callable[[dict[str, Any]], Any]
     ) -> None:
-        """A key of another kind or purpose, or broken, verifies nothing, and hinders no other key of the set."""
+        """The key has another type or purpose, or is broken. The set's other keys still serve."""
         other = Signer("EdDSA", ed25519.Ed25519PrivateKey.generate())
-        server.body = json.dumps({"keys": [spoil(other.jwk), signer.jwk]}).encode()
+        server.body = json.dumps({"keys": [break_key(other.jwk), signer.jwk]}).encode()
         assert fetching.verify(signer.sign(claims()))
         assert_refused(fetching, other.sign(claims()))
 
     @pytest.mark.parametrize(
         "says", [{"alg": "EdDSA"}, {"use": "sig"}, {"key_ops": ["verify"]}, {"key_ops": ["sign", "verify"]}], ids=str
     )
-    def test_a_key_that_says_what_it_is_for(
+    def test_a_key_that_names_its_purpose_is_accepted(
         self, fetching: Verifier, server: KeyServer, signer: Signer, says: dict[str, Any]
     ) -> None:
-        """If that is what it is used for here, it serves."""
+        """The purpose is to verify signatures."""
         server.body = json.dumps({"keys": [signer.jwk | says]}).encode()
         assert fetching.verify(signer.sign(claims()))
 
-    def test_a_shared_secret_in_the_set(self, fetching: Verifier, server: KeyServer) -> None:
-        """A secret that is published is none: no token signed with it is believed."""
+    def test_a_shared_secret_in_the_set_is_ignored(self, fetching: Verifier, server: KeyServer) -> None:
+        """A published secret is no secret."""
         server.body = json.dumps(
             {"keys": [{"kty": "oct", "k": encoded(b"x" * 32), "kid": "s", "alg": "HS256"}]}
         ).encode()
         assert_refused(fetching, jwt.encode(claims(), b"x" * 32, "HS256", {"kid": "s"}))
 
-    def test_several_keys(self, fetching: Verifier, server: KeyServer) -> None:
-        """Parallel requests make Better Auth mint several at once: each of them serves."""
+    def test_each_of_several_keys_serves(self, fetching: Verifier, server: KeyServer) -> None:
+        """Parallel requests make Better Auth create several keys at once."""
         minted = [Signer("EdDSA", ed25519.Ed25519PrivateKey.generate()) for _ in range(5)]
         server.body = key_set(*minted).encode()
         for signer in minted:
             assert fetching.verify(signer.sign(claims()))
 
-    def test_the_static_set_comes_first(self, server: KeyServer, signer: Signer, clock: Clock) -> None:
-        """A key that stands there is used without a fetch; others are looked up."""
+    def test_a_static_key_needs_no_fetch(self, server: KeyServer, signer: Signer, clock: Clock) -> None:
+        """Other keys are fetched."""
         other = Signer("EdDSA", ed25519.Ed25519PrivateKey.generate())
         server.body = key_set(other).encode()
         verifier = Verifier(KeySet(server.url, key_set(signer), clock), ISSUER, AUDIENCE)
@@ -805,17 +829,17 @@ class TestKeySet:
 
 
 class TestSettings:
-    """What would let nobody in is said at the start, not at each request."""
+    """A missing setting stops the start, and not each request."""
 
     @pytest.mark.parametrize("missing", ["auth_issuer", "auth_audience", "auth_jwks_json"])
-    def test_the_chat_api_needs(self, missing: str) -> None:
-        """Issuer, audience, and keys from somewhere."""
+    def test_the_chat_api_needs_its_settings(self, missing: str) -> None:
+        """These are the issuer, the audience and a source of keys."""
         with pytest.raises(SettingsError, match=missing.upper()):
             create_chat_verifier(_settings(missing))
 
     @pytest.mark.parametrize("missing", ["auth_issuer", "mcp_resource_url", "auth_jwks_json"])
-    def test_the_mcp_door_needs(self, missing: str) -> None:
-        """Issuer, its own address, and keys from somewhere."""
+    def test_the_mcp_endpoint_needs_its_settings(self, missing: str) -> None:
+        """These are the issuer, the endpoint's address and a source of keys."""
         with pytest.raises(SettingsError, match=missing.upper()):
             create_mcp_verifier(_settings(missing))
 

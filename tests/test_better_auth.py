@@ -35,7 +35,7 @@ from testing.gateway import Handler, Response, event, invoke
 from tests.conftest import ROOT, reset_processes, run, serving
 from tests.domain import example
 from tests.tally import report_at_end
-from tests.test_mcp_door import METADATA, STATELESS, TOOLS, McpClient
+from tests.test_mcp_endpoint import METADATA, STATELESS, TOOLS, McpClient
 from tests.test_node import broken_machine
 
 Rows = psycopg.Connection[dict[str, Any]]

@@ -1,4 +1,4 @@
-"""The HTTP contract, through the real handler: the answer to each request, and that a refused one does nothing."""
+"""The handler answers each HTTP request as the contract says, and does nothing for a refused one."""
 
 import json
 import re
@@ -15,12 +15,16 @@ from dev.tokens import Issuer
 from testing.callers import AUTH, RESOURCE
 from testing.gateway import Response, event, invoke, runtime_log
 from tests.conftest import ROOT, Logs, Person, run
+from tests.domain import example
 
 Rows = psycopg.Connection[dict[str, Any]]
 Counts = Callable[[], list[int]]
 
 CANARY = "zanzibarquux"
-"""A word that no answer and no log line may hold, in whatever a caller sends."""
+"""A word in the requests that no answer and no log line may hold."""
+
+ADD, OTHER = example.add("buy milk"), example.add("buy bread")
+BODY = json.dumps({"message": ADD}).encode()
 
 MAX_BODY = 32 * 1024
 
@@ -47,52 +51,52 @@ TYPES = {
     "key-set-unavailable": 503,
     "out-of-time": 504,
 }
-"""Clients tell problems apart by these: a type may be added, never renamed, reused or given another status."""
+"""Clients tell problems apart by these. A type may be added, but never renamed, reused or given another status."""
 
 
 @pytest.fixture(scope="session")
 def database_url(server: Postgres) -> str:
-    """Postgres itself: what is answered over HTTP does not depend on the way to it."""
+    """Use Postgres directly: the HTTP contract does not depend on the pooler."""
     return server.app_url
 
 
 @pytest.fixture
 def counts(rows: Rows) -> Counts:
-    """How many rows each of the tables holds, everybody's."""
-    tables = ["conversation", "message", "tool_call", "task", "allowance"]
+    """Give a function that counts the rows of each table, of all users."""
+    tables = ["conversation", "message", "tool_call", example.table, "allowance"]
     return lambda: [rows.execute(f"select count(*) from {table}").fetchone()["count"] for table in tables]  # type: ignore[index]  # noqa: S608
 
 
 @pytest.fixture
-def unmoved(counts: Counts) -> Iterator[None]:
-    """At the end of the test, the tables hold what they held before it."""
+def no_writes(counts: Counts) -> Iterator[None]:
+    """Check that the test leaves the number of rows in each table as it was."""
     before = counts()
     yield
     assert counts() == before
 
 
 @pytest.fixture
-def silent(logs: Logs, capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """Nothing that is logged or printed while the test runs, at the level that Lambda logs at, holds the canary."""
+def no_canary_logged(logs: Logs, capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Check that no log line and no output at Lambda's log level holds the canary."""
     with runtime_log() as written:
         yield
     assert CANARY not in json.dumps(logs()) + written.getvalue() + "".join(capfd.readouterr())
 
 
 def send(method: str, path: str, *, headers: dict[str, str] | None = None, body: bytes = b"") -> Response:
-    """Any request at all, through the handler."""
+    """Send any request to the handler."""
     from chat.app import handler
 
     return invoke(handler, event(method, path, headers=headers, body=body))
 
 
 def bearer(token: str) -> dict[str, str]:
-    """The header that carries a token."""
+    """Return the header with the token."""
     return {"authorization": f"Bearer {token}"}
 
 
 def assert_problem(answer: Response, slug: str, *members: str) -> None:
-    """The answer is this problem and nothing but: type, title, status, and the `members` named."""
+    """Check that the answer is this problem, with type, title, status and these `members` only."""
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json["type"] == f"urn:taskchat:problem:{slug}"
     assert answer.json["status"] == answer.status == TYPES[slug]
@@ -102,25 +106,26 @@ def assert_problem(answer: Response, slug: str, *members: str) -> None:
 
 
 class TestAnswer:
-    """200: what was done, and nothing besides."""
+    """A 200 contains what the turn did, and nothing else."""
 
-    def test_its_shape(self, alice: Person) -> None:
-        """Four members; of each call six, its arguments as the model sent them."""
-        answer = alice.say("Add buy milk")
+    def test_an_answer_has_four_members(self, alice: Person) -> None:
+        """Each call has six, with the arguments as the model sent them."""
+        answer = alice.say(ADD)
         assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
         assert answer.json.keys() == {"conversation_id", "turn_id", "response", "tool_calls"}
         (call,) = answer.json["tool_calls"]
         assert call.keys() == {"call_id", "tool", "arguments", "outcome", "result", "duration_ms"}
-        assert (call["tool"], call["arguments"], call["outcome"]) == ("add_task", {"title": "buy milk"}, "ok")
+        assert {"name": call["tool"], "arguments": call["arguments"]} == example.call_add("buy milk")
+        assert call["outcome"] == "ok"
         assert call["duration_ms"] > 0
 
-    def test_nothing_names_the_person(self, alice: Person) -> None:
-        """The person's id is in no part of the answer."""
-        answer = alice.say("Add buy milk")
+    def test_the_user_id_is_not_in_the_answer(self, alice: Person) -> None:
+        """Neither the headers nor the body hold it."""
+        answer = alice.say(ADD)
         assert alice.id not in answer.body + json.dumps(answer.headers)
 
-    def test_the_first_answer_is_no_replay(self, alice: Person) -> None:
-        """The header that marks a replay is on none but a replay."""
+    def test_a_first_answer_is_not_marked_as_a_replay(self, alice: Person) -> None:
+        """Only a replay has the header."""
         assert "idempotent-replayed" not in alice.say("hello", key="k").headers
 
     @pytest.mark.parametrize(
@@ -136,35 +141,35 @@ class TestAnswer:
         ],
         ids=["nulls", "three-part zone", "zone with a sign", "longest", "padded", "longest in bytes", "layout"],
     )
-    def test_what_fits_is_taken(self, alice: Person, body: dict[str, Any]) -> None:
-        """Every field at its limit, and null where a field may be left out."""
+    def test_values_within_the_limits_are_accepted(self, alice: Person, body: dict[str, Any]) -> None:
+        """Each field has its limit, or null if it is optional."""
         assert alice.post(json.dumps(body, ensure_ascii=False).encode()).status == 200
 
     @pytest.mark.parametrize("media_type", ["application/json; charset=utf-8", "Application/JSON", "application/json;"])
-    def test_json_under_its_other_spellings(self, alice: Person, media_type: str) -> None:
-        """Parameters and case of the media type don't matter."""
+    def test_json_by_another_name_is_accepted(self, alice: Person, media_type: str) -> None:
+        """The media type may have parameters and any case."""
         assert alice.post({"message": "hello"}, content_type=media_type).status == 200
 
-    def test_the_largest_body(self, alice: Person) -> None:
-        """Exactly 32 KiB are not too much."""
+    def test_the_largest_body_is_accepted(self, alice: Person) -> None:
+        """It has exactly 32 KiB."""
         body = json.dumps({"message": "hello"}).encode()
         assert alice.post(body + b" " * (MAX_BODY - len(body))).status == 200
 
-    def test_a_message_in_escapes(self, alice: Person) -> None:
-        """The limit in bytes comes before the one in characters: an emoji takes 12 of them, where UTF-8 takes 4."""
+    def test_the_limit_in_bytes_comes_first(self, alice: Person) -> None:
+        """An escaped emoji takes 12 bytes, so that the body may reach its limit before the message does."""
         body = b'{"message": "' + b"\\ud83e\\udd5b" * 2_729 + b'"}'
         assert alice.post(body).status == 200
         assert_problem(alice.post(body.replace(b'"}', b'\\ud83e\\udd5b"}')), "body-too-large")
 
-    def test_a_body_in_pieces(self, alice: Person) -> None:
-        """A server that hands the body over byte by byte gets the same answer."""
+    def test_a_body_in_pieces_is_accepted(self, alice: Person) -> None:
+        """A server that passes the body on byte by byte gets the same answer."""
         from chat.app import app
 
-        status, answer = run(_post_in_pieces(app, alice, json.dumps({"message": "Add buy milk"}).encode()))
-        assert (status, answer["tool_calls"][0]["result"]["title"]) == (200, "buy milk")
+        status, answer = run(_post_in_pieces(app, alice, json.dumps({"message": ADD}).encode()))
+        assert (status, answer["tool_calls"][0]["result"][example.text]) == (200, "buy milk")
 
-    def test_health(self, environment: None, unmoved: None) -> None:
-        """Whoever asks is told that this process answers."""
+    def test_health_answers(self, environment: None, no_writes: None) -> None:
+        """Any client may ask whether the process answers."""
         answer = send("GET", "/health")
         assert (answer.status, answer.json) == (200, {"status": "ok"})
 
@@ -192,9 +197,9 @@ async def _post_in_pieces(app: Any, person: Person, body: bytes) -> tuple[int, A
     return sent[0]["status"], json.loads(b"".join(message.get("body", b"") for message in sent))
 
 
-@pytest.mark.usefixtures("unmoved", "silent")
-class TestWhoIsCalling:
-    """401 and 403, settled before anything else of the request is looked at."""
+@pytest.mark.usefixtures("no_writes", "no_canary_logged")
+class TestAuthentication:
+    """The handler answers 401 and 403 before it reads the rest of the request."""
 
     @pytest.mark.parametrize(
         "authorization",
@@ -210,48 +215,48 @@ class TestWhoIsCalling:
             f"Bearer {CANARY}, Bearer {CANARY}",
         ],
     )
-    def test_no_token_that_proves_anything(self, alice: Person, authorization: str | None) -> None:
-        """401, and how to do better."""
+    def test_an_invalid_token_gets_401(self, alice: Person, authorization: str | None) -> None:
+        """The answer names the scheme to use."""
         headers = {"content-type": "application/json"} | ({"authorization": authorization} if authorization else {})
-        answer = send("POST", f"/api/{alice.id}/chat", headers=headers, body=b'{"message": "Add milk"}')
+        answer = send("POST", f"/api/{alice.id}/chat", headers=headers, body=BODY)
         assert_problem(answer, "unauthenticated")
         assert answer.headers["www-authenticate"] == "Bearer"
 
     @pytest.mark.parametrize("body", [CANARY.encode(), b'{"message": 1}', b"x" * (MAX_BODY + 1), b""])
-    def test_before_the_body(self, alice: Person, body: bytes) -> None:
-        """Who has no token is not told what is wrong with the body."""
+    def test_the_token_comes_before_the_body(self, alice: Person, body: bytes) -> None:
+        """A client without a token does not learn what is wrong with the body."""
         assert_problem(send("POST", f"/api/{alice.id}/chat", body=body), "unauthenticated")
 
     @pytest.mark.parametrize("headers", [{"content-type": f"text/{CANARY}"}, {"idempotency-key": f" {CANARY} "}])
-    def test_before_the_other_headers(self, alice: Person, headers: dict[str, str]) -> None:
-        """Nor what is wrong with the other headers."""
+    def test_the_token_comes_before_the_other_headers(self, alice: Person, headers: dict[str, str]) -> None:
+        """A client without a token does not learn what is wrong with the other headers."""
         assert_problem(send("POST", f"/api/{alice.id}/chat", headers=headers), "unauthenticated")
 
-    def test_a_stranger_s_signature(self, alice: Person) -> None:
-        """A token in perfect order, but signed with another key under the same key id."""
-        forged = Person(alice.id, Issuer.new())
-        assert_problem(forged.say("Add milk"), "unauthenticated")
+    def test_another_issuers_signature_gets_401(self, alice: Person) -> None:
+        """The token is valid, except that another key with the same key id signed it."""
+        forger = Person(alice.id, Issuer.new())
+        assert_problem(forger.say(ADD), "unauthenticated")
 
-    def test_a_token_for_the_other_door(self, alice: Person) -> None:
-        """An access token for the MCP endpoint opens nothing here."""
+    def test_an_mcp_token_gets_401(self, alice: Person) -> None:
+        """An access token for the MCP endpoint is not accepted."""
         token = alice.issuer.mint_for_mcp(alice.id, issuer=AUTH, resource=RESOURCE)
         assert_problem(alice.post({"message": "hello"}, authorization=f"Bearer {token}"), "unauthenticated")
 
-    @pytest.mark.parametrize("body", [b'{"message": "Add milk"}', CANARY.encode()])
-    def test_the_path_of_another(self, alice: Person, bob: Person, body: bytes) -> None:
-        """403, whatever the body: the path must name whom the token names."""
+    @pytest.mark.parametrize("body", [BODY, CANARY.encode()])
+    def test_another_users_path_gets_403(self, alice: Person, bob: Person, body: bytes) -> None:
+        """The path must name the token's user, whatever the body is."""
         headers = bearer(alice.token) | {"content-type": "application/json"}
         assert_problem(send("POST", f"/api/{bob.id}/chat", headers=headers, body=body), "forbidden")
 
-    def test_the_path_in_another_case(self, alice: Person) -> None:
-        """Ids are compared to the letter."""
+    def test_the_path_in_another_case_gets_403(self, alice: Person) -> None:
+        """Ids are case-sensitive."""
         headers = bearer(alice.issuer.mint("Alice", issuer=AUTH, audience=AUTH))
         assert_problem(send("POST", "/api/alice/chat", headers=headers), "forbidden")
 
 
-@pytest.mark.usefixtures("unmoved", "silent")
-class TestNothingHere:
-    """404 and 405, in words that tell nothing about what else there is."""
+@pytest.mark.usefixtures("no_writes", "no_canary_logged")
+class TestUnknownPaths:
+    """A 404 or 405 does not say what else exists."""
 
     @pytest.mark.parametrize(
         "path",
@@ -261,46 +266,46 @@ class TestNothingHere:
             *("/API/{id}/chat", "/docs", "/redoc", "/openapi.json", "/health/", "/mcp", "/%2e%2e/health"),
         ],
     )
-    def test_unknown_paths(self, alice: Person, path: str) -> None:
-        """404, and never a redirect."""
-        answer = send("POST", path.format(id=alice.id), headers=bearer(alice.token), body=b'{"message": "Add milk"}')
+    def test_an_unknown_path_gets_404(self, alice: Person, path: str) -> None:
+        """The handler never redirects."""
+        answer = send("POST", path.format(id=alice.id), headers=bearer(alice.token), body=BODY)
         assert_problem(answer, "not-found")
         assert "location" not in answer.headers
 
-    @pytest.mark.parametrize("odd", ["%2561lice", "a%2Fb", "al%00ice", "%20", "ali.ce", "é", CANARY + "%0A", "x" * 65])
-    def test_a_user_that_cannot_be(self, alice: Person, odd: str) -> None:
-        """404 for a path whose user is no id: double encoding is not undone, and no character slips through."""
+    @pytest.mark.parametrize("user", ["%2561lice", "a%2Fb", "al%00ice", "%20", "ali.ce", "é", CANARY + "%0A", "x" * 65])
+    def test_a_path_without_a_valid_id_gets_404(self, alice: Person, user: str) -> None:
+        """The handler does not decode twice, and no character is dropped."""
         headers = bearer(alice.token) | {"content-type": "application/json"}
-        assert_problem(send("POST", f"/api/{odd}/chat", headers=headers, body=b'{"message": "hello"}'), "not-found")
+        assert_problem(send("POST", f"/api/{user}/chat", headers=headers, body=b'{"message": "hello"}'), "not-found")
 
-    def test_unknown_paths_without_a_token(self, environment: None) -> None:
-        """404 for everybody: that there is nothing is no secret. Headers, cookies and query are not repeated either."""
+    def test_an_unknown_path_needs_no_token(self, environment: None) -> None:
+        """The answer does not repeat headers, cookies or the query."""
         from chat.app import handler
 
         request = event("GET", f"/{CANARY}", headers={f"x-{CANARY}": CANARY, "referer": CANARY})
-        odd = {"rawQueryString": f"{CANARY}={CANARY}", "cookies": [f"{CANARY}={CANARY}"]}
-        assert_problem(invoke(handler, request | odd), "not-found")
+        rest = {"rawQueryString": f"{CANARY}={CANARY}", "cookies": [f"{CANARY}={CANARY}"]}
+        assert_problem(invoke(handler, request | rest), "not-found")
 
     @pytest.mark.parametrize(
         ("method", "path", "allowed"),
         [(method, "/api/{id}/chat", "POST") for method in ("GET", "PUT", "PATCH", "DELETE", "OPTIONS")]
         + [(method, "/health", "GET") for method in ("POST", "PUT", "DELETE")],
     )
-    def test_another_method(self, alice: Person, method: str, path: str, allowed: str) -> None:
-        """405, with the method that is allowed."""
+    def test_another_method_gets_405(self, alice: Person, method: str, path: str, allowed: str) -> None:
+        """The answer names the allowed method."""
         answer = send(method, path.format(id=alice.id), headers=bearer(alice.token))
         assert_problem(answer, "method-not-allowed")
         assert answer.headers["allow"] == allowed
 
 
-def test_a_conversation_that_is_another_s(alice: Person, bob: Person, counts: Counts) -> None:
-    """To the last byte what one that does not exist is answered with, and as an unknown path is."""
-    theirs = bob.say("Add feed the cat").json["conversation_id"]
+def test_another_users_conversation_does_not_exist(alice: Person, bob: Person, counts: Counts) -> None:
+    """The answer has the same bytes as for a conversation that does not exist, and for an unknown path."""
+    conversation = bob.say(example.add("feed the cat")).json["conversation_id"]
     before = counts()
-    answer = alice.say("Add buy milk", theirs)
+    answer = alice.say(ADD, conversation)
     assert_problem(answer, "not-found")
     assert counts() == before
-    for other in (alice.say("Add buy milk", str(uuid4())), send("GET", "/nowhere")):
+    for other in (alice.say(ADD, str(uuid4())), send("GET", "/nowhere")):
         assert (other.status, other.headers, other.body) == (answer.status, answer.headers, answer.body)
 
 
@@ -332,12 +337,12 @@ INVALID = {
     "unknown field": {"message": "hello", CANARY: CANARY},
     "user_id": {"message": "hello", "user_id": CANARY},
 }
-AT_FAULT = {"no": "message", "id": "conversation_id", "zone": "timezone", "unknown": "unknown", "user_id": "unknown"}
+NAMED_FIELD = {"no": "message", "id": "conversation_id", "zone": "timezone", "unknown": "unknown", "user_id": "unknown"}
 
 
-@pytest.mark.usefixtures("unmoved", "silent")
+@pytest.mark.usefixtures("no_writes", "no_canary_logged")
 class TestBody:
-    """400, 413, 415 and 422: a body that breaks the contract."""
+    """A body that breaks the contract gets 400, 413, 415 or 422."""
 
     @pytest.mark.parametrize(
         "body",
@@ -357,29 +362,29 @@ class TestBody:
             b'{"message": "x"} {"message": "y"}',
         ],
     )
-    def test_not_json(self, alice: Person, body: bytes) -> None:
-        """400: no text at all, cut off, in another notation, in another encoding, or nested without end."""
+    def test_a_body_that_is_no_json_gets_400(self, alice: Person, body: bytes) -> None:
+        """It is empty, cut off, in another notation or encoding, or nested without end."""
         assert_problem(alice.post(body), "not-json")
 
     @pytest.mark.parametrize("body", [b"1", b"null", b'"zanzibarquux"', b"[]", b'["zanzibarquux"]', b"NaN", b"1e999"])
-    def test_another_kind_of_json(self, alice: Person, body: bytes) -> None:
-        """422 for JSON that is no object."""
+    def test_json_that_is_no_object_gets_422(self, alice: Person, body: bytes) -> None:
+        """The answer names the body."""
         answer = alice.post(body)
         assert_problem(answer, "invalid-input", "fields")
         assert [fault["field"] for fault in answer.json["fields"]] == ["body"]
 
     @pytest.mark.parametrize("name", INVALID)
-    def test_a_field_at_fault(self, alice: Person, name: str) -> None:
-        """422 names the field and says why, in words that hold nothing of what was sent."""
+    def test_an_invalid_field_gets_422(self, alice: Person, name: str) -> None:
+        """The answer names the field and the reason, and repeats nothing of the request."""
         answer = alice.post(INVALID[name])
         assert_problem(answer, "invalid-input", "fields")
         (fault,) = answer.json["fields"]
         assert fault.keys() == {"field", "message"}
-        assert fault["field"] == AT_FAULT.get(name.split()[0], "message")
+        assert fault["field"] == NAMED_FIELD.get(name.split()[0], "message")
         assert fault["message"]
 
-    def test_every_field_at_fault(self, alice: Person) -> None:
-        """All of them at once, so that a client need not try again for each."""
+    def test_every_invalid_field_is_named(self, alice: Person) -> None:
+        """A client need not send one request for each."""
         answer = alice.post({"conversation_id": CANARY, "timezone": CANARY, CANARY: 1})
         assert [fault["field"] for fault in answer.json["fields"]] == [
             "message",
@@ -389,41 +394,41 @@ class TestBody:
         ]
 
     @pytest.mark.parametrize("value", ["a", "#", "\u00e9", "7f"])
-    def test_not_one_character_comes_back(self, alice: Person, value: str) -> None:
-        """However a bad id is spelled, the answer is the same."""
+    def test_the_answer_does_not_depend_on_the_value(self, alice: Person, value: str) -> None:
+        """Each invalid id gets the same answer."""
         answers = {alice.post({"message": "x", "conversation_id": bad}).body for bad in (value, "zzz")}
         assert len(answers) == 1
 
     @pytest.mark.parametrize("number", [b"NaN", b"1e999", b"-0", b"123456789012345678901234567890"])
-    def test_odd_numbers(self, alice: Person, number: bytes) -> None:
-        """422: nothing that reads as a number breaks the answer about it."""
+    def test_unusual_numbers_get_422(self, alice: Person, number: bytes) -> None:
+        """The answer about them is valid JSON."""
         assert_problem(alice.post(b'{"message": ' + number + b"}"), "invalid-input", "fields")
 
     @pytest.mark.parametrize("excess", [1, 10_000])
-    def test_too_large(self, alice: Person, excess: int) -> None:
-        """413 from the first byte over 32 KiB on, whether the body is JSON or not."""
+    def test_a_body_that_is_too_large_gets_413(self, alice: Person, excess: int) -> None:
+        """The first byte over 32 KiB is too much, also in a body that is no JSON."""
         body = b'{"message": "' + CANARY.encode() + b'"}'
         assert_problem(alice.post(body + b" " * (MAX_BODY + excess - len(body))), "body-too-large")
 
     @pytest.mark.parametrize(
         "media_type", ["", "text/plain", f"text/{CANARY}", "application/jsonx", "application/x-www-form-urlencoded"]
     )
-    def test_another_media_type(self, alice: Person, media_type: str) -> None:
-        """415, even when the body would be JSON."""
-        assert_problem(alice.post({"message": "Add milk"}, content_type=media_type), "unsupported-media-type")
+    def test_another_media_type_gets_415(self, alice: Person, media_type: str) -> None:
+        """The body may be JSON all the same."""
+        assert_problem(alice.post({"message": ADD}, content_type=media_type), "unsupported-media-type")
 
-    def test_no_media_type(self, alice: Person) -> None:
-        """415: a body must say what it is."""
+    def test_a_missing_media_type_gets_415(self, alice: Person) -> None:
+        """A request must name its body's type."""
         path = f"/api/{alice.id}/chat"
-        answer = send("POST", path, headers=bearer(alice.token), body=b'{"message": "Add milk"}')
+        answer = send("POST", path, headers=bearer(alice.token), body=BODY)
         assert_problem(answer, "unsupported-media-type")
 
     @pytest.mark.parametrize(
         "key", ["", " ", f"{CANARY} {CANARY}", f"{CANARY}\u00e9", f"{CANARY}\t", "x" * 256, "\x7f"]
     )
-    def test_a_bad_idempotency_key(self, alice: Person, key: str) -> None:
-        """422 for a key that is empty, too long, or not visible ASCII."""
-        answer = alice.post({"message": "Add milk"}, idempotency_key=key)
+    def test_an_invalid_idempotency_key_gets_422(self, alice: Person, key: str) -> None:
+        """It is empty, too long, or has other characters than visible ASCII."""
+        answer = alice.post({"message": ADD}, idempotency_key=key)
         assert_problem(answer, "invalid-input", "fields")
         assert [fault["field"] for fault in answer.json["fields"]] == ["Idempotency-Key"]
 
@@ -432,153 +437,155 @@ class TestOnce:
     """A turn happens once."""
 
     @pytest.mark.parametrize("key", ["a", "~" * 255, '"quoted"', "0"])
-    def test_a_key_that_comes_back(self, alice: Person, counts: Counts, key: str) -> None:
-        """The same bytes again, marked as such, and no second effect."""
-        first = alice.say("Add buy milk", key=key)
+    def test_a_repeated_key_gets_the_stored_answer(self, alice: Person, counts: Counts, key: str) -> None:
+        """The answer has the same bytes and is marked as a replay. Nothing happens twice."""
+        first = alice.say(ADD, key=key)
         before = counts()
-        again = alice.say("Add buy milk", key=key)
+        again = alice.say(ADD, key=key)
         assert (again.status, again.body) == (first.status, first.body)
         assert again.headers["idempotent-replayed"] == "true"
         assert counts() == before
 
-    def test_the_model_is_not_asked_again(self, alice: Person, standin: StandIn) -> None:
-        """A replay comes from the database alone."""
-        alice.say("Add buy milk", key="k")
+    def test_a_replay_does_not_call_the_model(self, alice: Person, standin: StandIn) -> None:
+        """It comes from the database."""
+        alice.say(ADD, key="k")
         asked = len(standin.requests())
-        alice.say("Add buy milk", key="k")
+        alice.say(ADD, key="k")
         assert len(standin.requests()) == asked
 
     @pytest.mark.parametrize(
         "other",
         [
-            {"message": "Add buy bread"},
-            {"message": "Add buy milk", "timezone": "Europe/Paris"},
-            {"message": "Add buy milk", "conversation_id": str(uuid4())},
+            {"message": OTHER},
+            {"message": ADD, "timezone": "Europe/Paris"},
+            {"message": ADD, "conversation_id": str(uuid4())},
         ],
     )
-    def test_a_key_with_another_body(self, alice: Person, counts: Counts, other: dict[str, Any]) -> None:
-        """422, whichever field differs, and nothing is done."""
-        alice.say("Add buy milk", key="k")
+    def test_a_key_with_another_body_gets_422(self, alice: Person, counts: Counts, other: dict[str, Any]) -> None:
+        """Any field may differ. The turn is not run."""
+        alice.say(ADD, key="k")
         before = counts()
         assert_problem(alice.post(other, key="k"), "idempotency-key-reused")
         assert counts() == before
 
-    def test_a_key_is_its_owner_s(self, alice: Person, bob: Person) -> None:
-        """Two people may use the same key, and each gets their own turn."""
-        hers, his = alice.say("Add buy milk", key="k"), bob.say("Add feed the cat", key="k")
-        assert "idempotent-replayed" not in his.headers
-        assert hers.json["turn_id"] != his.json["turn_id"]
+    def test_a_key_belongs_to_its_user(self, alice: Person, bob: Person) -> None:
+        """Two users may send the same key, and each gets their own turn."""
+        first, second = alice.say(ADD, key="k"), bob.say(example.add("feed the cat"), key="k")
+        assert "idempotent-replayed" not in second.headers
+        assert first.json["turn_id"] != second.json["turn_id"]
 
-    def test_without_a_key_each_request_is_a_turn(self, alice: Person) -> None:
-        """The same words twice are meant twice."""
-        first, second = alice.say("Add buy milk").json, alice.say("Add buy milk").json
+    def test_each_request_without_a_key_is_a_turn(self, alice: Person) -> None:
+        """The same message twice is two turns."""
+        first, second = alice.say(ADD).json, alice.say(ADD).json
         assert first["turn_id"] != second["turn_id"]
 
-    def test_a_turn_in_progress(self, alice: Person, rows: Rows, counts: Counts) -> None:
-        """409 while another turn holds the conversation, with the seconds until that one must be over."""
-        conversation = alice.say("Add buy milk").json["conversation_id"]
+    def test_a_busy_conversation_gets_409(self, alice: Person, rows: Rows, counts: Counts) -> None:
+        """Retry-After is the time until the other turn's lease ends."""
+        conversation = alice.say(ADD).json["conversation_id"]
         lease = "update conversation set turn_id = %s, lease_until = now() + interval '20 seconds' where id = %s"
         rows.execute(lease, [uuid4(), conversation])
         before = counts()
-        answer = alice.say("Add buy bread", conversation)
+        answer = alice.say(OTHER, conversation)
         assert_problem(answer, "turn-in-progress")
         assert 1 <= int(answer.headers["retry-after"]) <= 20
         assert counts() == before
 
 
-class TestTrouble:
-    """500 and 503: not the caller's fault, and said without a word of what went wrong inside."""
+class TestInternalFailures:
+    """A failure that the client did not cause gets 500 or 503, without its cause."""
 
     @pytest.fixture
     def no_database(self, environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A database that nothing listens for."""
+        """Set the URL of a database on which nothing listens."""
         monkeypatch.setenv("DATABASE_URL", f"postgresql://{CANARY}:{CANARY}@127.0.0.1:1/{CANARY}?sslmode=disable")
 
     @pytest.fixture
     def no_key_set(self, environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A key set at an address that nothing listens at."""
+        """Set the URL of a key set on which nothing listens."""
         monkeypatch.setenv("AUTH_JWKS_JSON", "")
         monkeypatch.setenv("AUTH_JWKS_URL", f"http://127.0.0.1:1/{CANARY}")
 
-    @pytest.mark.usefixtures("no_database", "silent", "unmoved")
-    def test_no_database(self, alice: Person) -> None:
-        """503, and when to come back."""
-        answer = alice.say(f"Add {CANARY}")
+    @pytest.mark.usefixtures("no_database", "no_canary_logged", "no_writes")
+    def test_an_unreachable_database_gets_503(self, alice: Person) -> None:
+        """The answer says when to retry."""
+        answer = alice.say(example.add(CANARY))
         assert_problem(answer, "database-unavailable")
         assert int(answer.headers["retry-after"]) >= 1
 
-    @pytest.mark.usefixtures("no_database", "silent")
-    def test_health_without_a_database(self, environment: None) -> None:
-        """As good as ever: anybody may ask, and nobody is to keep a sleeping database awake by asking."""
+    @pytest.mark.usefixtures("no_database", "no_canary_logged")
+    def test_health_does_not_need_the_database(self, environment: None) -> None:
+        """A health check does not wake a suspended database."""
         assert send("GET", "/health").status == 200
 
-    @pytest.mark.usefixtures("no_key_set", "unmoved")
-    def test_no_key_set(self, alice: Person) -> None:
-        """503 rather than 401: nobody can tell whether the token is good."""
-        answer = alice.say("Add milk")
+    @pytest.mark.usefixtures("no_key_set", "no_writes")
+    def test_an_unreachable_key_set_gets_503(self, alice: Person) -> None:
+        """It is no 401, because the token may be valid."""
+        answer = alice.say(ADD)
         assert_problem(answer, "key-set-unavailable")
         assert int(answer.headers["retry-after"]) >= 1
 
-    @pytest.mark.usefixtures("no_key_set", "unmoved")
-    def test_no_key_set_needed(self, alice: Person) -> None:
-        """A request without a token is a 401 all the same."""
+    @pytest.mark.usefixtures("no_key_set", "no_writes")
+    def test_a_missing_token_needs_no_key_set(self, alice: Person) -> None:
+        """The request gets 401."""
         assert_problem(send("POST", f"/api/{alice.id}/chat"), "unauthenticated")
 
-    @pytest.mark.usefixtures("silent", "unmoved")
-    def test_the_unexpected(self, alice: Person, monkeypatch: pytest.MonkeyPatch, logs: Logs) -> None:
-        """A plain 500 for the caller; kind and place, but no text, for the log; and nothing half done."""
+    @pytest.mark.usefixtures("no_canary_logged", "no_writes")
+    def test_an_unexpected_error_gets_500(self, alice: Person, monkeypatch: pytest.MonkeyPatch, logs: Logs) -> None:
+        """The log has the error's type and place without its text, and the turn leaves nothing behind."""
         from taskchat.conversations import turns as conversations
 
         def fail(*_: object) -> None:
             raise KeyError(CANARY)
 
         monkeypatch.setattr(conversations, "keep_within", fail)
-        assert_problem(alice.say(f"Add {CANARY}"), "internal")
+        assert_problem(alice.say(example.add(CANARY)), "internal")
         (line,) = [line for line in logs() if line["level"] == "ERROR"]
         assert line["error"] == "KeyError"
         assert any("turns.py:" in place for place in line["places"])
 
-    @pytest.mark.usefixtures("silent")
-    def test_the_next_request_is_served(self, alice: Person, monkeypatch: pytest.MonkeyPatch) -> None:
-        """An environment survives what it did not expect."""
+    @pytest.mark.usefixtures("no_canary_logged")
+    def test_the_request_after_an_error_is_answered(self, alice: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The environment stays usable."""
         from taskchat.conversations import turns as conversations
 
         with monkeypatch.context() as broken:
-            broken.delattr(conversations, "_new_message")
+            broken.delattr(conversations, "keep_within")
             assert alice.say("hello").status == 500
         assert alice.say("hello").status == 200
 
 
 class TestGateway:
-    """What a caller can make of the gateway's event does not crash the handler."""
+    """No value that a client can put into the gateway's event crashes the handler."""
 
     @pytest.mark.parametrize("host", ["x:abc", "[::1]:443", "x:1:2", "", ":"])
-    def test_an_odd_host(self, alice: Person, host: str) -> None:
-        """Which host the caller named changes nothing."""
+    def test_any_host_is_accepted(self, alice: Person, host: str) -> None:
+        """The host header changes nothing."""
         assert alice.post({"message": "hello"}, host=host).status == 200
 
     @pytest.mark.parametrize("port", ["abc", "443, 443", ""])
-    def test_an_odd_port(self, alice: Person, port: str) -> None:
-        """Nor which port a proxy did."""
+    def test_any_forwarded_port_is_accepted(self, alice: Person, port: str) -> None:
+        """The proxy's header changes nothing."""
         assert alice.post({"message": "hello"}, x_forwarded_port=port).status == 200
 
-    @pytest.mark.usefixtures("unmoved", "silent")
-    def test_a_surrogate_in_a_text_body(self, alice: Person) -> None:
-        """A body that is no Unicode is no JSON."""
+    @pytest.mark.usefixtures("no_writes", "no_canary_logged")
+    def test_a_surrogate_in_a_text_body_gets_400(self, alice: Person) -> None:
+        """Text with a lone surrogate is no JSON."""
         assert_problem(self._post_text(alice, f'{{"message": "{CANARY}\ud800"}}', alice.token), "not-json")
 
-    @pytest.mark.usefixtures("unmoved", "silent")
-    def test_a_surrogate_without_a_token(self, alice: Person) -> None:
-        """Who is calling comes first here too."""
+    @pytest.mark.usefixtures("no_writes", "no_canary_logged")
+    def test_the_token_comes_before_a_surrogate(self, alice: Person) -> None:
+        """The handler answers 401 before it reads the body."""
         assert_problem(self._post_text(alice, "\ud800", CANARY), "unauthenticated")
 
-    def test_a_text_body(self, alice: Person) -> None:
-        """The gateway hands JSON over as text, and every character of it arrives."""
-        answer = self._post_text(alice, '{"message": "Add caf\u00e9 \U0001f95b"}', alice.token)
-        assert answer.json["tool_calls"][0]["result"]["title"] == "caf\u00e9 \U0001f95b"
+    def test_a_text_body_is_accepted(self, alice: Person) -> None:
+        """The gateway passes JSON on as text. Every character arrives."""
+        answer = self._post_text(
+            alice, json.dumps({"message": example.add("caf\u00e9 \U0001f95b")}, ensure_ascii=False), alice.token
+        )
+        assert answer.json["tool_calls"][0]["result"][example.text] == "caf\u00e9 \U0001f95b"
 
-    def test_no_body(self, alice: Person) -> None:
-        """An event may have none."""
+    def test_an_event_without_a_body_is_accepted(self, alice: Person) -> None:
+        """A GET has none."""
         request = event("GET", "/health")
         del request["body"], request["isBase64Encoded"]
         assert self._invoke(request).status == 200
@@ -595,10 +602,10 @@ class TestGateway:
 
 
 class TestTypes:
-    """The problem types."""
+    """The table holds every problem type."""
 
-    def test_they_are_these(self) -> None:
-        """Every error of the program has its type in the table, under its status."""
+    def test_every_error_has_its_type(self) -> None:
+        """Each of the program's errors stands there with its status."""
         from taskchat import errors
 
         kinds = [errors.TaskchatError, *_descendants(errors.TaskchatError)]
@@ -611,53 +618,53 @@ class TestTypes:
 
 
 def _descendants(kind: Any) -> list[Any]:
-    return [one for child in kind.__subclasses__() for one in (child, *_descendants(child))]
+    return [each for child in kind.__subclasses__() for each in (child, *_descendants(child))]
 
 
 class TestDescription:
-    """The OpenAPI description, for whoever writes a client."""
+    """The OpenAPI description tells a client's developer the whole contract."""
 
     @pytest.fixture
     def route(self) -> Any:
-        """What it says of the chat route."""
+        """Return the description of the chat route."""
         return self.description()["paths"]["/api/{user_id}/chat"]["post"]
 
     def description(self) -> Any:
-        """All of it."""
+        """Return the whole description."""
         from chat.app import app
 
         return app.openapi()
 
     def schema(self, content: Any) -> Any:
-        """What it says of a body of one media type."""
+        """Return the schema of one media type."""
         return self.description()["components"]["schemas"][content["schema"]["$ref"].rpartition("/")[2]]
 
-    def test_it_is_kept(self) -> None:
-        """The file is what the program says: after a change of the contract, `make openapi` writes it anew."""
+    def test_the_file_is_up_to_date(self) -> None:
+        """After a change of the contract, `make openapi` writes docs/openapi.json."""
         assert json.loads((ROOT / "docs" / "openapi.json").read_text()) == self.description()
 
-    def test_every_reference_leads_somewhere(self) -> None:
-        """Nothing is described by a schema that is not there."""
+    def test_every_reference_has_a_schema(self) -> None:
+        """No reference points to a missing schema."""
         names = self.description()["components"]["schemas"]
         referred = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(self.description())))
         assert referred <= names.keys()
 
-    def test_who_may_call(self, route: Any) -> None:
-        """Whoever has a bearer token, which is a JSON Web Token; of `/health` anybody."""
+    def test_the_chat_route_needs_a_bearer_token(self, route: Any) -> None:
+        """The token is a JSON Web Token. `/health` needs none."""
         scheme = self.description()["components"]["securitySchemes"]["bearer"]
         assert (scheme["type"], scheme["scheme"], scheme["bearerFormat"]) == ("http", "bearer", "JWT")
         assert route["security"] == [{"bearer": []}]
         assert "security" not in self.description()["paths"]["/health"]["get"]
 
-    def test_the_headers_of_the_answers(self, route: Any) -> None:
-        """How to authenticate, when to come back, and whether it is a replay."""
+    def test_the_headers_of_answers_are_described(self, route: Any) -> None:
+        """They say how to authenticate, when to retry, and that an answer is a replay."""
         found = {status: set(answer.get("headers", {})) for status, answer in route["responses"].items()}
         again = {status: {"Retry-After"} for status in ("409", "429", "502", "503")}
-        told = {"200": {"Idempotent-Replayed"}, "401": {"WWW-Authenticate"}} | again
-        assert {status: headers for status, headers in found.items() if headers} == told
+        expected = {"200": {"Idempotent-Replayed"}, "401": {"WWW-Authenticate"}} | again
+        assert {status: headers for status, headers in found.items() if headers} == expected
 
-    def test_the_members_of_the_problems(self, route: Any) -> None:
-        """What clients tell problems apart by, the fields at fault, and how far an interrupted turn came."""
+    def test_the_members_of_problems_are_described(self, route: Any) -> None:
+        """They are the type's members, the invalid fields, and the state of an interrupted turn."""
         problems = {
             status: set(self.schema(answer["content"]["application/problem+json"])["properties"])
             for status, answer in route["responses"].items()
@@ -668,27 +675,27 @@ class TestDescription:
         more = {"422": {"fields"}, "429": turn, "502": turn, "503": turn, "504": turn}
         assert problems == {status: common | more.get(status, set()) for status in problems}
 
-    def test_the_request(self, route: Any) -> None:
-        """The body's schema: the three fields, no other, and which is required."""
+    def test_the_request_is_described(self, route: Any) -> None:
+        """The schema has three fields, one of them required, and no other."""
         body = route["requestBody"]
         schema = self.schema(body["content"]["application/json"])
         assert body["required"]
         assert schema["properties"].keys() == {"message", "conversation_id", "timezone"}
         assert (schema["required"], schema["additionalProperties"]) == (["message"], False)
 
-    def test_the_parameters(self, route: Any) -> None:
-        """The user in the path, the key in the headers."""
+    def test_the_parameters_are_described(self, route: Any) -> None:
+        """The path has the user, and the headers have the key."""
         places = {(parameter["name"], parameter["in"]) for parameter in route["parameters"]}
         assert places == {("user_id", "path"), ("Idempotency-Key", "header")}
 
-    def test_every_status(self, route: Any) -> None:
-        """All that the contract names, each but 200 as problem+json and nothing else."""
+    def test_every_status_is_described(self, route: Any) -> None:
+        """Each status of the contract is there. All but 200 are problem+json."""
         contract = {200, 400, 401, 403, 404, 409, 413, 415, 422, 429, 502, 503, 504}
         assert set(map(int, route["responses"])) == contract
         kinds = {status: set(answer["content"]) for status, answer in route["responses"].items()}
         assert kinds.pop("200") == {"application/json"}
         assert set().union(*kinds.values()) == {"application/problem+json"}
 
-    def test_it_is_not_served(self, environment: None) -> None:
-        """It lies with the code; nobody is handed it over HTTP."""
+    def test_the_description_is_not_served(self, environment: None) -> None:
+        """It is a file of the repository."""
         assert {send("GET", path).status for path in ("/openapi.json", "/docs", "/redoc")} == {404}

@@ -17,7 +17,7 @@ from dev.standin_model.failures import FAULTS
 from testing.gateway import event, invoke
 from tests import raw_provider
 from tests.conftest import ROOT, Logs, Person, reset_processes
-from tests.raw_provider import SHAPES, RawProvider, Script, Shape, head, well
+from tests.raw_provider import SHAPES, RawProvider, Script, Shape, good_answer, head
 
 Rows = psycopg.Connection[dict[str, Any]]
 CELL = r"([^|]+)"
@@ -189,9 +189,9 @@ class TestAFirstModelThatDrips:
     @pytest.mark.parametrize("what", ["a dripped body", "a dripped head", "a dripped error", "chunks of a byte"])
     def test_it_does_not_use_up_the_time(self, alice: Person, provider: RawProvider, what: str) -> None:
         """The first model's share bounds its whole exchange."""
-        provider.shapes = [SHAPES[what], well]
+        provider.shapes = [SHAPES[what], good_answer]
         assert alice.say("add buy milk", seconds=4).status == 200
-        assert [body["model"] for body in provider.heard] == ["stand-in", "second-choice"]
+        assert [body["model"] for body in provider.requests] == ["stand-in", "second-choice"]
 
     @both_apis
     def test_nor_do_several_tries(self, alice: Person, provider: RawProvider) -> None:
@@ -210,15 +210,15 @@ class TestAFirstModelThatDrips:
             yield 0.8
             yield b"0\r\n\r\n"
 
-        provider.shapes = [marked(late), marked(SHAPES["a dripped body"]), marked(well)]
+        provider.shapes = [marked(late), marked(SHAPES["a dripped body"]), marked(good_answer)]
         began = time.monotonic()
         assert alice.say("add buy milk", seconds=5.5).status == 200
-        assert [body["model"] for body in provider.heard] == ["stand-in"] * 2 + ["second-choice"]
+        assert [body["model"] for body in provider.requests] == ["stand-in"] * 2 + ["second-choice"]
         assert heard_at[-1] - began < 3, "half of 4 s, and what the turn itself takes"
 
     def test_the_time_that_it_took_is_charged(self, alice: Person, provider: RawProvider, logs: Logs) -> None:
         """A model that ran out of time may have its price, like one that hangs."""
-        provider.shapes = [SHAPES["a dripped body"], well]
+        provider.shapes = [SHAPES["a dripped body"], good_answer]
         assert alice.say("add buy milk", seconds=4).status == 200
         (line,) = [line for line in logs() if line["message"] == "turn finished"]
         assert (line["model"], line["requests"]) == ("second-choice", 1)
@@ -233,7 +233,7 @@ class TestAFirstModelThatDrips:
         reset_processes()
         provider.shapes = [SHAPES["a dripped body"]]
         assert alice.say("add buy milk", key="k", seconds=3).status == 504
-        provider.shapes = [well]
+        provider.shapes = [good_answer]
         assert alice.say("add buy milk", key="k").status == 200
 
 

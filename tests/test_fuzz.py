@@ -37,7 +37,7 @@ from tests.conftest import Person, reset_processes, serving
 from tests.domain import example
 from tests.tally import report_at_end
 from tests.test_docs import mcp_statuses
-from tests.test_guards import EXPECTED
+from tests.test_middleware import EXPECTED
 
 Tally = defaultdict[str, Counter[int]]
 Check = Callable[[Any], None]

@@ -31,7 +31,7 @@ from tests.conftest import Person, databases, variables
 from tests.domain import example
 from tests.environments import Environment, Fleet, ForkServer
 from tests.example_domain import Call, Rows
-from tests.test_mcp_door import McpClient
+from tests.test_mcp_endpoint import McpClient
 
 TABLES = sorted(SQLModel.metadata.tables)
 OWNER_FILTER = re.compile(r"(?:\w+\.)?user_id = (%s(?:::\w+)?)")

@@ -26,7 +26,7 @@ from tests import db_assertions, proxy
 from tests.conftest import Logs, Person, databases, reset_processes
 from tests.domain import example
 from tests.proxy import Proxy
-from tests.test_mcp_door import McpClient
+from tests.test_mcp_endpoint import McpClient
 
 Rows = psycopg.Connection[dict[str, Any]]
 Report = Callable[[str], None]

@@ -26,7 +26,7 @@ from testing.plans import Recorder
 from tests.conftest import Person
 from tests.domain import example
 from tests.large_tables import PEOPLE, Executed, faults, indexes, named
-from tests.test_mcp_door import McpClient
+from tests.test_mcp_endpoint import McpClient
 
 PACKAGE = example.toolset.tools[0].__module__.rpartition(".")[0]
 

@@ -1,4 +1,4 @@
-"""The environment, parsed once, with a secret that wins over it."""
+"""Settings come from the environment once, and from a secret, which has precedence."""
 
 import ast
 import json
@@ -25,7 +25,7 @@ from tests.test_cold_start import fresh
 
 @pytest.fixture(autouse=True)
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An environment in which only the database is known."""
+    """Set DATABASE_URL only."""
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("DATABASE_URL", "postgresql://u:p@h/d")
@@ -33,7 +33,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def secret(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Secrets Manager with one secret in it, named by APP_SECRET_ARN; call it with the secret's text."""
+    """Give a function that stores a secret in Secrets Manager and names it in APP_SECRET_ARN."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
@@ -42,51 +42,51 @@ def secret(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     with mock_aws():
         client = boto3.client("secretsmanager")
 
-        def keep(text: str) -> None:
+        def store(text: str) -> None:
             arn = client.create_secret(Name="taskchat", SecretString=text)["ARN"]
             monkeypatch.setenv("APP_SECRET_ARN", arn)
 
-        yield keep
+        yield store
     parameters.clear_caches()
 
 
-def test_the_database_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What cannot be done without is named when it is missing."""
+def test_the_database_url_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the variable."""
     monkeypatch.delenv("DATABASE_URL")
     with pytest.raises(SettingsError, match="DATABASE_URL"):
         load(Settings)
 
 
-def test_a_variable_set_to_nothing_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A template's empty parameter leaves the default alone."""
+def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A template's empty parameter leaves the default."""
     monkeypatch.setenv("MODEL", "")
     assert load(Settings).model
 
 
-def test_the_effort_set_to_nothing_is_left_to_the_provider(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unlike the effort that is not set, which is low."""
+def test_an_empty_effort_is_left_to_the_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An effort that is not set is low."""
     assert load(Settings).reasoning_effort == "low"
     monkeypatch.setenv("REASONING_EFFORT", "")
     assert load(Settings).reasoning_effort == ""
 
 
-def test_only_what_may_be_empty_differs_from_what_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For each other setting the two are the same."""
+def test_only_some_variables_may_be_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each other setting, empty is the same as not set."""
     unset = load(Settings)
     for name in {field.upper() for field in Settings.model_fields} - MAY_BE_EMPTY - {"DATABASE_URL"}:
         monkeypatch.setenv(name, "")
     assert load(Settings) == unset
 
 
-def test_an_effort_that_there_is_not_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the name of the variable."""
+def test_an_unknown_effort_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the variable."""
     monkeypatch.setenv("REASONING_EFFORT", "heroic")
     with pytest.raises(SettingsError, match="REASONING_EFFORT"):
         load(Settings)
 
 
-def test_a_bad_value_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error names the variable and does not repeat what it held."""
+def test_an_invalid_value_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the variable, and does not repeat its value."""
     monkeypatch.setenv("MODEL_API", "canary")
     with pytest.raises(SettingsError, match="MODEL_API") as raised:
         load(Settings)
@@ -95,7 +95,7 @@ def test_a_bad_value_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("value", ["canary", "[]", "null", '{"keys": 1}', "{}"])
 def test_a_broken_static_key_set_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    """At start, not at the first token."""
+    """It stops the start, and not the first request with a token."""
     monkeypatch.setenv("AUTH_JWKS_JSON", value)
     with pytest.raises(SettingsError, match="AUTH_JWKS_JSON"):
         load(Settings)
@@ -143,23 +143,23 @@ WRONG_URLS = {
     "an unknown channel binding": "postgresql://u:p@h/d?channel_binding=canary",
     "bytes that are no text": "postgresql://u:canary\udcff@h/d",
 }
-"""Each way in which a database's URL can be wrong. The word in it is a part that must not be shown."""
+"""Ways in which a database URL can be wrong. The word "canary" must not be shown."""
 
 
 @pytest.mark.parametrize("wrong", WRONG_URLS)
-class TestADatabaseUrl:
-    """One that is wrong is known to be before anything connects: by the variable's name, without its value."""
+class TestDatabaseUrl:
+    """A wrong URL stops the start, before anything connects. The error names the variable without its value."""
 
-    def test_at_the_start(self, monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
-        """Whichever part it is, for the password is among them."""
+    def test_a_wrong_url_stops_the_start(self, monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+        """No part is shown, because one of them is the password."""
         monkeypatch.setenv("DATABASE_URL", WRONG_URLS[wrong])
         with pytest.raises(SettingsError, match="DATABASE_URL: ") as raised:
             load(Settings)
         assert "canary" not in "".join(traceback.format_exception(raised.value))
 
     @pytest.mark.parametrize("name", ["MIGRATION_DATABASE_URL", "DATABASE_URL"])
-    def test_of_a_migration(self, monkeypatch: pytest.MonkeyPatch, wrong: str, name: str) -> None:
-        """Of two URLs, the one that is wrong is named."""
+    def test_a_wrong_url_stops_a_migration(self, monkeypatch: pytest.MonkeyPatch, wrong: str, name: str) -> None:
+        """The error names the wrong one of two URLs."""
         monkeypatch.setenv("MIGRATION_DATABASE_URL", "postgresql://u:p@h/d")
         monkeypatch.setenv(name, WRONG_URLS[wrong])
         with pytest.raises(SettingsError, match=f": {name}: ") as raised:
@@ -180,16 +180,16 @@ class TestADatabaseUrl:
         "postgresql://u:p@h/d?sslmode=disable&sslrootcert=/none.pem",
     ],
 )
-def test_a_url_that_libpq_takes_is_taken(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """Parameters that are not ours are none of our business."""
+def test_a_url_for_libpq_is_accepted(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Unknown parameters are allowed."""
     monkeypatch.setenv("DATABASE_URL", url)
     assert load(Settings).database_url.get_secret_value() == url
 
 
 @pytest.mark.parametrize("package", ["chat", "mcp_tools"])
 @pytest.mark.parametrize("wrong", ["a port too high", "a timeout that is a word", "no file of authorities"])
-def test_on_lambda_no_function_starts_with_a_wrong_url(package: str, wrong: str) -> None:
-    """The import of the handler ends, and the platform's log has the variable's name."""
+def test_on_lambda_a_wrong_url_stops_the_start(package: str, wrong: str) -> None:
+    """The import of the handler fails, and the platform's log has the variable's name."""
     code = f"""
 import json
 try:
@@ -202,13 +202,13 @@ except RuntimeError as error:
 
 
 def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Printing the settings gives nothing away."""
+    """The printed settings do not contain them."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-canary")
     assert "canary" not in repr(load(Settings))
 
 
-def test_the_secret_wins(monkeypatch: pytest.MonkeyPatch, secret: Any) -> None:
-    """What stands in both comes from the secret; what stands in one, from there."""
+def test_the_secret_has_precedence(monkeypatch: pytest.MonkeyPatch, secret: Any) -> None:
+    """A variable that only the environment sets comes from there."""
     monkeypatch.setenv("OPENAI_API_KEY", "from the environment")
     monkeypatch.setenv("MODEL", "from the environment")
     secret(json.dumps({"OPENAI_API_KEY": "from the secret", "DATABASE_URL": "postgresql://u:p@secret/d"}))
@@ -219,36 +219,36 @@ def test_the_secret_wins(monkeypatch: pytest.MonkeyPatch, secret: Any) -> None:
 
 
 def test_migrations_read_the_secret_too(secret: Any) -> None:
-    """The owner's URL may lie beside the runtime role's."""
+    """The secret may hold the owner's URL beside the runtime role's."""
     secret(json.dumps({"MIGRATION_DATABASE_URL": "postgresql://owner:p@h/d"}))
     assert load(MigrationSettings).migration_database_url.get_secret_value() == "postgresql://owner:p@h/d"
 
 
 @pytest.mark.parametrize("text", ["no JSON", "[1]", '"text"'])
 def test_a_secret_that_is_no_object_is_refused(secret: Any, text: str) -> None:
-    """In a sentence, without its text."""
+    """The error does not repeat its text."""
     secret(text)
     with pytest.raises(SettingsError) as raised:
         load(Settings)
     assert text not in str(raised.value)
 
 
-def test_a_secret_that_cannot_be_read_stops_the_start(monkeypatch: pytest.MonkeyPatch, secret: Any) -> None:
-    """An ARN of nothing is an error, not an empty secret."""
+def test_an_unreadable_secret_stops_the_start(monkeypatch: pytest.MonkeyPatch, secret: Any) -> None:
+    """A missing secret is no empty secret."""
     monkeypatch.setenv("APP_SECRET_ARN", "arn:aws:secretsmanager:eu-central-1:123456789012:secret:gone")
     with pytest.raises(SettingsError, match="APP_SECRET_ARN"):
         load(Settings)
 
 
 def test_only_the_settings_read_the_environment() -> None:
-    """No other module that ships names os.environ or getenv."""
+    """No other module that ships uses os.environ or getenv."""
     for path in [*ROOT.glob("functions/**/*.py"), *ROOT.glob("shared/taskchat/**/*.py")]:
         names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
         assert path.stem == "settings" or not names & {"environ", "getenv"}, path
 
 
-def test_a_secret_that_was_rotated_is_read_again(secret: Any) -> None:
-    """After a reset, as before a snapshot. Until then it is read once."""
+def test_a_rotated_secret_is_read_again(secret: Any) -> None:
+    """The process reads it once, and again after a reset, such as the one before a snapshot."""
     process = ChatProcess(toolset)
     secret('{"OPENAI_API_KEY": "old"}')
     process.reset()

@@ -1,4 +1,4 @@
-"""What the stand-in model promises, over real HTTP and through the client that the product uses."""
+"""The stand-in model keeps its promises over real HTTP, to the OpenAI client and the Agents SDK."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from typing import Any
 
 import openai
 import pytest
-from agents import Agent, ModelSettings, RunConfig, Runner, function_tool
+from agents import Agent, FunctionTool, ModelSettings, RunConfig, Runner
 from agents.models.openai_chatcompletions import OpenAIChatCompletionsModel
 from agents.models.openai_responses import OpenAIResponsesModel
 from openai import AsyncOpenAI, OpenAI
@@ -28,84 +28,48 @@ from pydantic import TypeAdapter
 
 from dev.standin_model import StandIn, running
 from dev.standin_model.failures import BROKEN_JSON, FAULTS, parameters
+from tests.domain import example
 
 Json = dict[str, Any]
 Items = list[Any]
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = (ROOT / "docs" / "stand-in-model.md").read_text()
-PARAMETERS = {
-    "add_task": ["title", "description"],
-    "list_tasks": ["status", "cursor"],
-    "complete_task": ["task_id"],
-    "delete_task": ["task_id"],
-    "update_task": ["task_id", "title", "description"],
-}
 
 
 def table(heading: str) -> list[list[str]]:
-    """The rows of the first table under a heading of the documentation."""
+    """Return the rows of the first table under a heading of docs/stand-in-model.md."""
     section = DOCUMENT.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in row] for row in rows[2:]]
 
 
 def function(name: str, *names: str, required: tuple[str, ...] = ()) -> Json:
-    """A function's name and schema, as both APIs want it."""
+    """Return a function's name and schema, as both APIs take it."""
     properties = {each: {"type": ["string", "integer", "null"]} for each in names}
     return {"name": name, "parameters": {"type": "object", "properties": properties, "required": list(required)}}
 
 
-FUNCTIONS = [function(name, *names) for name, names in PARAMETERS.items()]
+FUNCTIONS = [
+    function(example.add_tool, *example.call_add("milk")["arguments"]),
+    function(example.list_tool),
+    function(example.delete_tool, *example.call_delete(1)["arguments"]),
+]
+ADD, ADD_TWO = example.add("milk"), example.add("milk", "bread")
+ARGUMENTS = example.call_add("milk")["arguments"]
 
 
-class Toolbox:
-    """Tasks in memory, with the outputs of the product's tools."""
-
-    def __init__(self, *titles: str) -> None:
-        self.tasks: list[Json] = []
-        self.page_size = 100
-        for title in titles:
-            self.add_task(title.removesuffix(" (done)"))["completed"] = title.endswith(" (done)")
+class Tools:
+    """Fail each call. A domain's tests return what its tools return."""
 
     def run(self, name: str, arguments: str) -> str:
-        try:
-            return json.dumps(getattr(self, name)(**json.loads(arguments)))
-        except (AttributeError, LookupError, ValueError) as error:
-            return str(error.args[0])
-
-    def add_task(self, title: str, description: str | None = None) -> Json:
-        self.tasks.append({"id": len(self.tasks) + 1, "title": title, "description": description, "completed": False})
-        return self.tasks[-1]
-
-    def list_tasks(self, status: str | None = None, cursor: str | None = None) -> Json:
-        found = [task for task in self.tasks if status in (None, "all", _status(task))]
-        start, end = int(cursor or 0), int(cursor or 0) + self.page_size
-        return {"tasks": found[start:end], "next_cursor": str(end) if end < len(found) else None}
-
-    def complete_task(self, task_id: int) -> Json:
-        return self.update_task(task_id, completed=True)
-
-    def delete_task(self, task_id: int) -> Json:
-        task = self.update_task(task_id)
-        self.tasks.remove(task)
-        return task
-
-    def update_task(self, task_id: int, **changes: Any) -> Json:
-        for task in self.tasks:
-            if task["id"] == task_id:
-                task.update(changes)
-                return task
-        raise LookupError(f"There is no task {task_id}.")
-
-
-def _status(task: Json) -> str:
-    return "completed" if task["completed"] else "pending"
+        """Return the output of a call."""
+        return "The tool failed."
 
 
 @dataclass
 class Reply:
-    """One answer of the model, whichever way it came."""
+    """Hold one answer of the model, from any of the four ways."""
 
     text: str | None = None
     refusal: str | None = None
@@ -116,15 +80,16 @@ class Reply:
 
 @dataclass
 class Way:
-    """One of the four ways to ask: either API, plain or streamed. History is in Responses items for both."""
+    """Ask in one of four ways: either API, plain or streamed. The history has Responses items for both."""
 
     api: str
     streamed: bool
     client: OpenAI
+    functions: list[Json] = field(default_factory=lambda: FUNCTIONS)
 
-    def ask(self, said: str | Items, **options: Any) -> Reply:
-        history = [{"role": "user", "content": said}] if isinstance(said, str) else said
-        tools = options.pop("tools", FUNCTIONS)
+    def ask(self, message: str | Items, **options: Any) -> Reply:
+        history = [{"role": "user", "content": message}] if isinstance(message, str) else message
+        tools = options.pop("tools", self.functions)
         if self.api == "responses":
             return self._responses(history, [{"type": "function", "strict": False} | tool for tool in tools], options)
         return self._chat(_messages(history), [{"type": "function", "function": tool} for tool in tools], options)
@@ -156,7 +121,7 @@ def _deltas(events: Items, kind: str) -> str:
 
 
 def _messages(history: Items) -> Items:
-    """Responses items as chat messages."""
+    """Convert Responses items to chat messages."""
     messages: Items = []
     for item in history:
         if item.get("type") == "function_call":
@@ -214,8 +179,8 @@ def _stopped(finish_reason: str | None) -> str | None:
     return {"length": "max_output_tokens", "content_filter": "content_filter"}.get(finish_reason or "")
 
 
-def made(calls: list[Json], toolbox: Toolbox) -> Items:
-    """Calls and their outputs, as input items."""
+def made(calls: list[Json], toolbox: Tools) -> Items:
+    """Return the calls and their outputs as input items."""
     outputs = [
         {
             "type": "function_call_output",
@@ -227,9 +192,9 @@ def made(calls: list[Json], toolbox: Toolbox) -> Items:
     return [{"type": "function_call"} | call for call in calls] + outputs
 
 
-def run_turn(way: Way, history: Items, said: str, toolbox: Toolbox, **options: Any) -> tuple[list[list[str]], str]:
-    """A whole turn: the tools called in each response, and the final text. The history grows by it."""
-    history.append({"role": "user", "content": said})
+def run_turn(way: Way, history: Items, message: str, toolbox: Tools, **options: Any) -> tuple[list[list[str]], str]:
+    """Run a turn, and return the tools called in each response and the final text. Add the turn to the history."""
+    history.append({"role": "user", "content": message})
     rounds = []
     while (reply := way.ask(history, **options)).calls:
         rounds.append([call["name"] for call in reply.calls])
@@ -241,21 +206,21 @@ def run_turn(way: Way, history: Items, said: str, toolbox: Toolbox, **options: A
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[StandIn]:
-    """One stand-in for all tests here."""
+    """Run one stand-in for all tests here."""
     with running() as model:
         yield model
 
 
 @pytest.fixture
 def model(server: StandIn) -> StandIn:
-    """The stand-in as if it had just started."""
+    """Give the stand-in as if it had just started."""
     server.reset()
     return server
 
 
 @pytest.fixture(scope="module")
 def client(server: StandIn) -> Iterator[OpenAI]:
-    """The client of the product, without retries of its own."""
+    """Give the OpenAI client, without retries."""
     with OpenAI(base_url=server.base_url, api_key="any", max_retries=0, timeout=20) as client:
         yield client
 
@@ -265,130 +230,43 @@ WAYS = [("responses", False), ("responses", True), ("chat", False), ("chat", Tru
 
 @pytest.fixture(params=WAYS, ids=["responses", "responses-streamed", "chat", "chat-streamed"])
 def way(request: pytest.FixtureRequest, model: StandIn, client: OpenAI) -> Way:
-    """Each of the four ways to ask."""
+    """Give each of the four ways to ask."""
     return Way(*request.param, client)
 
 
 @pytest.fixture
 def plain(model: StandIn, client: OpenAI) -> Way:
-    """One way to ask, for what does not depend on the way."""
+    """Give one way to ask, for tests that do not depend on the way."""
     return Way("responses", False, client)
 
 
-# Sentences
+# The two APIs
 
 
-def test_independent_calls_travel_together_and_dependent_ones_later(way: Way) -> None:
-    """Two additions in one response; then the look-up, because it must see them; then what needed it."""
-    rounds, text = run_turn(way, [], "Add buy milk and call mum, then finish the milk", Toolbox())
-    assert rounds == [["add_task", "add_task"], ["list_tasks"], ["complete_task"]]
-    assert text == "Added buy milk (1) and call mum (2). Finished buy milk (1)."
-
-
-def test_parallel_calls_can_be_forbidden(way: Way) -> None:
-    """`parallel_tool_calls: false` gives one call in each response."""
-    rounds, _ = run_turn(way, [], "add milk and bread", Toolbox(), parallel_tool_calls=False)
-    assert rounds == [["add_task"], ["add_task"]]
-
-
-def test_an_interrupted_turn_makes_only_the_missing_calls(way: Way) -> None:
-    """Calls in the input count as made, whoever made them; the answer tells of all."""
-    toolbox = Toolbox()
-    history: Items = [{"role": "user", "content": "add milk and bread"}]
-    history += made([{"call_id": "call_old", "name": "add_task", "arguments": '{"title": "milk"}'}], toolbox)
-    reply = way.ask(history)
-    assert [json.loads(call["arguments"]) for call in reply.calls] == [{"title": "bread"}]
-    assert way.ask(history + made(reply.calls, toolbox)).text == "Added milk (1) and bread (2)."
-
-
-def test_earlier_turns_are_not_done_again(way: Way) -> None:
-    """Only the last message counts, and only the calls after it."""
-    toolbox, history = Toolbox(), []
-    run_turn(way, history, "add milk", toolbox)
-    assert run_turn(way, history, "add milk", toolbox) == ([["add_task"]], "Added milk (2).")
-
-
-def test_history_can_be_asked_for(way: Way) -> None:
-    """So that a test can see that history arrives."""
-    toolbox, history = Toolbox(), []
-    run_turn(way, history, "add milk", toolbox)
-    assert run_turn(way, history, "Which tools did you use?", toolbox)[1] == "Earlier I used add_task."
-    assert run_turn(way, history, "What did I just say?", toolbox)[1] == "You said: Which tools did you use?"
-
-
-def test_chatter_gets_a_hint(way: Way) -> None:
-    """What is not understood is said, with examples of what would be."""
-    reply = way.ask("Remember that I like tea.")
-    assert reply.text is not None
-    assert reply.text.startswith("I did not understand “Remember that I like tea”. I am the stand-in")
-
-
-def test_context_lines_are_not_what_the_person_said(way: Way) -> None:
-    """The product may put a line of context before or after the message, in the same part or its own."""
-    kind = "input_text" if way.api == "responses" else "text"
-    parts = [{"type": kind, "text": "[context: Friday]"}, {"type": kind, "text": "add milk\n[context: end]"}]
-    developer = {"role": "developer", "content": "It is Friday."}
-    reply = way.ask([{"role": "user", "content": parts}, developer])
-    assert [call["arguments"] for call in reply.calls] == ['{"title":"milk"}']
-
-
-def test_outputs_may_be_lists_of_parts(plain: Way) -> None:
-    """As tools with structured content return them."""
-    call = {"type": "function_call", "call_id": "c", "name": "add_task", "arguments": '{"title":"milk"}'}
-    parts = [{"type": "input_text", "text": '{"id": 7, "title": "milk", "completed": false}'}]
-    output = {"type": "function_call_output", "call_id": "c", "output": parts}
-    assert plain.ask([{"role": "user", "content": "add milk"}, call, output]).text == "Added milk (7)."
-
-
-def test_a_tool_that_is_not_offered_is_not_called(way: Way) -> None:
-    """The answer says so instead."""
-    assert way.ask("add milk", tools=FUNCTIONS[1:]).text == "I could not add milk: I was given no tool add_task."
-
-
-def test_arguments_fit_the_schema_that_is_sent(plain: Way) -> None:
-    """A strict schema requires every parameter; one that lacks a parameter does not get it."""
-    strict = function("list_tasks", "status", "cursor", required=("status", "cursor"))
-    bare = function("list_tasks")
-    rounds, _ = run_turn(plain, [], "what is left?", Toolbox(), tools=[bare])
-    assert rounds == [["list_tasks"]]
-    assert plain.ask("what is left?", tools=[strict]).calls[0]["arguments"] == '{"status":"pending","cursor":null}'
-    assert plain.ask("what is left?", tools=[bare]).calls[0]["arguments"] == "{}"
-
-
-@pytest.mark.parametrize("unit", ["and ", "please ", "add ", ". ", ".", ",", "\n", '"', "a, ", "what "])
-def test_no_message_stalls_it(unit: str, plain: Way) -> None:
-    """Patterns stay linear: 32 KB of anything is answered at once."""
-    hasty = Way("responses", False, plain.client.with_options(timeout=2))
-    assert hasty.ask(unit * (32_768 // len(unit)))
-
-
-# The wire
-
-
-def test_answers_have_the_shape_of_the_real_api(model: StandIn, client: OpenAI) -> None:
-    """Every field that the SDK's types require is there, with a value they allow, also in each event."""
+def test_responses_have_the_shape_of_the_real_api(model: StandIn, client: OpenAI) -> None:
+    """Each response and each event has the fields that the SDK's types require, with allowed values."""
     event = TypeAdapter[Any](ResponseStreamEvent)
-    for said in ("add milk and bread", "hello", "simulate refusal", "simulate length", "simulate content filter"):
-        body = {"model": "any", "input": said, "tools": [{"type": "function", "strict": False} | FUNCTIONS[0]]}
+    for message in (ADD_TWO, "hello", "simulate refusal", "simulate length", "simulate content filter"):
+        body = {"model": "any", "input": message, "tools": [{"type": "function", "strict": False} | FUNCTIONS[0]]}
         body["include"] = ["reasoning.encrypted_content"]
         Response.model_validate_json(_raw(client, "/responses", body))
-        for kind, data in _events(_raw(client, "/responses", body | {"input": f"{said}!", "stream": True})):
+        for kind, data in _events(_raw(client, "/responses", body | {"input": f"{message}!", "stream": True})):
             assert event.validate_json(data).type == kind
 
 
 def test_completions_have_the_shape_of_the_real_api(model: StandIn, client: OpenAI) -> None:
-    """The same for the other API, whose stream ends with [DONE]."""
-    for said in ("add milk and bread", "hello", "simulate refusal", "simulate length", "simulate content filter"):
+    """Each completion and each chunk does too. The stream ends with [DONE]."""
+    for message in (ADD_TWO, "hello", "simulate refusal", "simulate length", "simulate content filter"):
         body: Json = {"model": "any", "tools": [{"type": "function", "function": FUNCTIONS[0]}]}
-        ChatCompletion.model_validate_json(_raw(client, "/chat/completions", body | _saying(said)))
-        *chunks, done = _events(_raw(client, "/chat/completions", body | _saying(f"{said}!") | {"stream": True}))
+        ChatCompletion.model_validate_json(_raw(client, "/chat/completions", body | _asking(message)))
+        *chunks, done = _events(_raw(client, "/chat/completions", body | _asking(f"{message}!") | {"stream": True}))
         assert done == ("", "[DONE]")
         for _, data in chunks:
             ChatCompletionChunk.model_validate_json(data)
 
 
-def _saying(said: str) -> Json:
-    return {"messages": [{"role": "user", "content": said}]}
+def _asking(message: str) -> Json:
+    return {"messages": [{"role": "user", "content": message}]}
 
 
 def _raw(client: OpenAI, path: str, body: Json) -> str:
@@ -404,9 +282,9 @@ def _events(stream: str) -> list[tuple[str, str]]:
 
 
 def test_ids_look_like_the_real_ones(model: StandIn, client: OpenAI) -> None:
-    """Each with its prefix, and never the same twice."""
+    """Each id has its prefix and is unique."""
     tool: Any = {"type": "function", "strict": False} | FUNCTIONS[0]
-    one, two = (client.responses.create(model="any", input="add milk", tools=[tool]) for _ in range(2))
+    one, two = (client.responses.create(model="any", input=ADD, tools=[tool]) for _ in range(2))
     call: Any = one.output[0]
     assert (one.id[:5], call.id[:3], call.call_id[:5]) == ("resp_", "fc_", "call_")
     other: Any = two.output[0]
@@ -430,11 +308,11 @@ def test_ids_look_like_the_real_ones(model: StandIn, client: OpenAI) -> None:
         ("/responses", {"model": "any", "input": "hello", "previous_response_id": "resp_1"}),
         ("/chat/completions", {"model": "any", "messages": []}),
         ("/chat/completions", {"model": "any", "messages": [{"role": "wizard", "content": "hello"}]}),
-        ("/chat/completions", {"model": "any", **_saying("hello"), "tools": [{"type": "function"} | FUNCTIONS[0]]}),
+        ("/chat/completions", {"model": "any", **_asking("hello"), "tools": [{"type": "function"} | FUNCTIONS[0]]}),
     ],
 )
 def test_malformed_requests_are_refused(path: str, body: Json, model: StandIn, client: OpenAI) -> None:
-    """With 400, and an error object that names what is wrong."""
+    """The answer is a 400, and its error object names the fault."""
     with pytest.raises(openai.BadRequestError) as caught:
         _raw(client, path, body)
     error: Any = caught.value
@@ -444,12 +322,12 @@ def test_malformed_requests_are_refused(path: str, body: Json, model: StandIn, c
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'"\xff"'])
 def test_a_body_that_is_no_json_object_is_refused(content: bytes, model: StandIn, client: OpenAI) -> None:
-    """With 400, like any malformed request."""
+    """The answer is a 400."""
     with pytest.raises(openai.BadRequestError):
         client.post("/responses", content=content, cast_to=str)
 
 
-CALL = {"type": "function_call", "call_id": "c", "name": "add_task", "arguments": "{}"}
+CALL = {"type": "function_call", "call_id": "c", "name": example.add_tool, "arguments": "{}"}
 OUTPUT = {"type": "function_call_output", "call_id": "c", "output": "{}"}
 USER = {"role": "user", "content": "hello"}
 
@@ -461,14 +339,14 @@ def test_calls_and_outputs_must_match(history: Items, way: Way) -> None:
         way.ask(history)
 
 
-def test_tool_messages_follow_their_calls_at_once(client: OpenAI, model: StandIn) -> None:
-    """In chat completions nothing may stand between the two."""
+def test_a_tool_message_must_follow_its_call(client: OpenAI, model: StandIn) -> None:
+    """In chat completions no other message may stand between the two."""
     with pytest.raises(openai.BadRequestError):
         Way("chat", False, client).ask([USER, CALL, USER, OUTPUT])
 
 
-def test_a_key_is_needed(way: Way, model: StandIn) -> None:
-    """Any bearer key will do, and nothing else; the record never holds it."""
+def test_a_key_is_required(way: Way, model: StandIn) -> None:
+    """The server accepts any bearer key, and does not record it."""
     way.ask("hello")
     keyless = way.client.with_options(default_headers={"Authorization": "Basic any"})
     with pytest.raises(openai.AuthenticationError):
@@ -478,21 +356,21 @@ def test_a_key_is_needed(way: Way, model: StandIn) -> None:
     assert accepted["headers"]["authorization"] == "Bearer ***"
 
 
-def test_models_and_health_can_be_asked_for(model: StandIn, client: OpenAI) -> None:
-    """As a client does to see whether the server is there."""
+def test_models_and_health_are_served(model: StandIn, client: OpenAI) -> None:
+    """A client may ask whether the server runs."""
     assert [each.id for each in client.models.list()] == ["stand-in"]
     assert client.get("/../healthz", cast_to=object) == {"status": "ok"}
     with pytest.raises(openai.NotFoundError):
         client.get("/nothing", cast_to=object)
 
 
-def test_reasoning_is_tied_to_its_calls(model: StandIn, client: OpenAI) -> None:
-    """A call is replayed with its reasoning or without its id; a bare id of either is refused."""
+def test_reasoning_belongs_to_its_calls(model: StandIn, client: OpenAI) -> None:
+    """A call is sent again with its reasoning or without its id. An id alone is refused."""
     create: Callable[..., Any] = client.responses.create
     options: Json = {"model": "any", "store": False, "include": ["reasoning.encrypted_content"]}
     options["tools"] = [{"type": "function", "strict": False} | FUNCTIONS[0]]
-    reasoning, call = (item.model_dump(exclude_none=True) for item in create(input="add milk", **options).output)
-    user, output = {"role": "user", "content": "add milk"}, OUTPUT | {"call_id": call["call_id"]}
+    reasoning, call = (item.model_dump(exclude_none=True) for item in create(input=ADD, **options).output)
+    user, output = {"role": "user", "content": ADD}, OUTPUT | {"call_id": call["call_id"]}
     without_id = {name: value for name, value in call.items() if name != "id"}
     bare = {name: value for name, value in reasoning.items() if name != "encrypted_content"}
 
@@ -506,24 +384,24 @@ def test_reasoning_is_tied_to_its_calls(model: StandIn, client: OpenAI) -> None:
             create(input=lost, **options)
 
 
-def test_calls_made_without_reasoning_may_keep_their_ids(model: StandIn, client: OpenAI) -> None:
-    """As with a model that does not reason."""
+def test_calls_without_reasoning_keep_their_ids(model: StandIn, client: OpenAI) -> None:
+    """A model that does not reason accepts them."""
     create: Callable[..., Any] = client.responses.create
     tools = [{"type": "function", "strict": False} | FUNCTIONS[0]]
-    [call] = create(model="any", input="add milk", tools=tools).output
+    [call] = create(model="any", input=ADD, tools=tools).output
     replayed = [USER, call.model_dump(exclude_none=True), OUTPUT | {"call_id": call.call_id}]
     assert create(model="any", input=replayed, tools=tools).status == "completed"
 
 
 def _cached(reply: Reply) -> tuple[int, int]:
-    """Tokens of the prompt, and how many of them were cached."""
+    """Return the tokens of the prompt, and how many of them were cached."""
     if hasattr(reply.usage, "prompt_tokens"):
         return reply.usage.prompt_tokens, reply.usage.prompt_tokens_details.cached_tokens
     return reply.usage.input_tokens, reply.usage.input_tokens_details.cached_tokens
 
 
-def test_cached_tokens_are_those_of_a_repeated_prefix(way: Way) -> None:
-    """All of an earlier prompt counts when history grows at its end; nothing does when it changes at its front."""
+def test_a_repeated_prefix_is_cached(way: Way) -> None:
+    """A history that grows at its end leaves the earlier prompt cached, and a change at its beginning does not."""
     front = function(f"front_{way.api}_{way.streamed}")
     before, _ = _cached(way.ask([USER], tools=[front, *FUNCTIONS]))
     longer, cached = _cached(way.ask([USER, {"role": "assistant", "content": "Hi."}, USER], tools=[front, *FUNCTIONS]))
@@ -534,7 +412,7 @@ def test_cached_tokens_are_those_of_a_repeated_prefix(way: Way) -> None:
 
 
 def test_usage_adds_up(way: Way) -> None:
-    """Input and output make the total, and there is some of both."""
+    """Input and output tokens are positive, and make the total."""
     usage = way.ask("hello").usage.model_dump()
     total = usage.pop("total_tokens")
     parts = [number for number in usage.values() if isinstance(number, int)]
@@ -542,13 +420,17 @@ def test_usage_adds_up(way: Way) -> None:
     assert sum(parts) == total
 
 
-# The agent
+# The Agents SDK
 
 
-@function_tool
-def add_task(title: str) -> str:
-    """Add a task."""
-    return json.dumps({"id": 1, "title": title, "completed": False})
+def add_tool(calls: list[Json]) -> FunctionTool:
+    """Return the agent's tool, which appends the arguments of each call to the list."""
+
+    async def invoke(_: Any, arguments: str) -> str:
+        calls.append(json.loads(arguments))
+        return "The tool failed."
+
+    return FunctionTool(example.add_tool, "Add a thing.", FUNCTIONS[0]["parameters"], invoke, strict_json_schema=False)
 
 
 AGENT_MODELS = [OpenAIResponsesModel, OpenAIChatCompletionsModel]
@@ -557,28 +439,33 @@ REASONING = ModelSettings(
 )
 
 
-async def _run_agent(base_url: str, kind: Any, settings: ModelSettings, *, streamed: bool) -> Any:
+async def _run_agent(base_url: str, kind: Any, settings: ModelSettings, *, streamed: bool) -> list[Json]:
+    calls: list[Json] = []
     async with AsyncOpenAI(base_url=base_url, api_key="any", max_retries=0) as client:
         agent = Agent(
-            name="agent", model=kind(model="any", openai_client=client), tools=[add_task], model_settings=settings
+            name="agent",
+            model=kind(model="any", openai_client=client),
+            tools=[add_tool(calls)],
+            model_settings=settings,
         )
         quiet = RunConfig(tracing_disabled=True)
         if not streamed:
-            return (await Runner.run(agent, "add milk and bread", run_config=quiet)).final_output
-        result = Runner.run_streamed(agent, "add milk and bread", run_config=quiet)
+            await Runner.run(agent, ADD_TWO, run_config=quiet)
+            return calls
+        result = Runner.run_streamed(agent, ADD_TWO, run_config=quiet)
         async for _ in result.stream_events():
             pass
-        return result.final_output
+        return calls
 
 
-def run_agent(base_url: str, kind: Any, settings: ModelSettings, *, streamed: bool) -> Any:
-    """What the agent answers in the end."""
+def run_agent(base_url: str, kind: Any, settings: ModelSettings, *, streamed: bool) -> list[Json]:
+    """Run the agent, and return the arguments of its tool calls."""
     return asyncio.run(_run_agent(base_url, kind, settings, streamed=streamed))
 
 
 @pytest.fixture(scope="module")
-def elsewhere() -> Iterator[ProcessPoolExecutor]:
-    """A process with the SDK as it is installed. The service imports it without what streams, and so do the tests."""
+def sdk_process() -> Iterator[ProcessPoolExecutor]:
+    """Run a process with the whole SDK. The program, and so the tests, import it without its streaming modules."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         yield pool
 
@@ -587,20 +474,20 @@ def elsewhere() -> Iterator[ProcessPoolExecutor]:
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("kind", AGENT_MODELS)
 def test_the_agents_sdk_runs_on_it(
-    kind: Any, streamed: bool, settings: ModelSettings, model: StandIn, elsewhere: ProcessPoolExecutor
+    kind: Any, streamed: bool, settings: ModelSettings, model: StandIn, sdk_process: ProcessPoolExecutor
 ) -> None:
-    """A run with a tool, both APIs, plain and streamed, with and without reasoning items between the steps."""
+    """A run calls a tool with both APIs, plain and streamed, with and without reasoning items."""
     if kind is OpenAIChatCompletionsModel and settings is REASONING:
         settings = ModelSettings()
-    answer = elsewhere.submit(run_agent, model.base_url, kind, settings, streamed=streamed).result()
-    assert answer == "Added milk (1) and bread (1)."
+    calls = sdk_process.submit(run_agent, model.base_url, kind, settings, streamed=streamed).result()
+    assert calls == [example.call_add(text)["arguments"] for text in ("milk", "bread")]
 
 
 # Faults
 
 
-def test_documented_faults_are_the_faults_there_are() -> None:
-    """With their parameters, no more and no less."""
+def test_every_fault_is_documented() -> None:
+    """The document lists the same faults with the same parameters."""
     documented = {name: {each for each in given.split(", ") if each} for name, given, _ in table("Faults")}
     assert documented == {name: set(parameters(name)) for name in FAULTS}
 
@@ -617,8 +504,8 @@ ERRORS: dict[str, tuple[type[Exception], int, str | None]] = {
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_error_statuses(name: str, way: Way, model: StandIn) -> None:
-    """Each arrives as the exception that the client makes of the real one, once, and is in the record."""
+def test_an_error_arrives_once(name: str, way: Way, model: StandIn) -> None:
+    """The client raises the same exception as for the real API. The record has the fault and the status."""
     kind, status, code = ERRORS[name]
     model.fault(name)
     with pytest.raises(kind) as caught:
@@ -629,16 +516,16 @@ def test_error_statuses(name: str, way: Way, model: StandIn) -> None:
     assert [(record["fault"], record["status"]) for record in model.requests()] == [(name, status), (None, 200)]
 
 
-def test_a_bad_gateway_is_a_page_of_html(plain: Way, model: StandIn) -> None:
-    """As a proxy answers that is not the API."""
+def test_a_bad_gateway_answers_html(plain: Way, model: StandIn) -> None:
+    """A proxy in front of the real API does."""
     model.fault("bad_gateway")
     with pytest.raises(openai.InternalServerError) as caught:
         plain.ask("hello")
     assert caught.value.response.headers["content-type"].startswith("text/html")
 
 
-def test_rate_limits_say_when_to_come_back(plain: Way, model: StandIn) -> None:
-    """In seconds, and in milliseconds if asked to."""
+def test_rate_limits_have_retry_headers(plain: Way, model: StandIn) -> None:
+    """They are in seconds, and also in milliseconds if the test sets them."""
     model.fault("rate_limit", retry_after=2, retry_after_ms=1500)
     with pytest.raises(openai.RateLimitError) as caught:
         plain.ask("hello")
@@ -646,19 +533,19 @@ def test_rate_limits_say_when_to_come_back(plain: Way, model: StandIn) -> None:
     assert (headers["retry-after"], headers["retry-after-ms"]) == ("2", "1500")
 
 
-def test_retries_of_the_client_get_through(plain: Way, model: StandIn) -> None:
-    """A fault that strikes twice is survived by a client that tries three times."""
+def test_the_clients_retries_succeed(plain: Way, model: StandIn) -> None:
+    """The fault happens twice, and the client tries three times."""
     model.fault("rate_limit", times=2, retry_after_ms=1)
     assert Way("responses", False, plain.client.with_options(max_retries=2)).ask("hello").text
     assert [record["status"] for record in model.requests()] == [429, 429, 200]
 
 
 @pytest.mark.parametrize("name", ["disconnect", "disconnect_midway"])
-def test_dropped_connections(name: str, way: Way, model: StandIn) -> None:
-    """The client sees a connection error, before the answer or in its middle."""
+def test_a_dropped_connection_is_an_error(name: str, way: Way, model: StandIn) -> None:
+    """The connection ends before the answer or in its middle."""
     model.fault(name)
     with pytest.raises(openai.APIConnectionError):
-        way.ask("add milk")
+        way.ask(ADD)
     assert way.ask("hello").text
 
 
@@ -671,9 +558,9 @@ BODIES: dict[str, str] = {
 
 @pytest.mark.parametrize("name", BODIES)
 @pytest.mark.parametrize("path", ["/responses", "/chat/completions"])
-def test_broken_bodies(path: str, name: str, model: StandIn, client: OpenAI) -> None:
-    """A status of 200 and a body that is none, in a stream as an event."""
-    body = {"model": "any", "input": "hello", **_saying("hello")}
+def test_a_broken_body_is_sent_as_it_is(path: str, name: str, model: StandIn, client: OpenAI) -> None:
+    """The status is 200. In a stream the body is one event."""
+    body = {"model": "any", "input": "hello", **_asking("hello")}
     model.fault(name, times=2)
     assert _raw(client, path, body) == BODIES[name]
     streamed = f"data: {BODIES[name]}\n\n" if BODIES[name] else ""
@@ -681,8 +568,8 @@ def test_broken_bodies(path: str, name: str, model: StandIn, client: OpenAI) -> 
 
 
 @pytest.mark.parametrize("name", ["hang", "slow"])
-def test_hanging_requests_go_on_when_released(name: str, way: Way, model: StandIn) -> None:
-    """So that a test of slowness takes no time."""
+def test_a_hanging_request_continues_when_released(name: str, way: Way, model: StandIn) -> None:
+    """A test of a slow model need not wait."""
     model.fault(name)
     with ThreadPoolExecutor() as threads:
         reply = threads.submit(way.ask, "hello")
@@ -692,14 +579,14 @@ def test_hanging_requests_go_on_when_released(name: str, way: Way, model: StandI
     assert model.waiting() == 0
 
 
-def test_hanging_ends_after_its_seconds(way: Way, model: StandIn) -> None:
-    """With a normal answer, only late."""
+def test_a_hanging_request_ends_after_its_seconds(way: Way, model: StandIn) -> None:
+    """Then it gets a normal answer."""
     model.fault("hang", seconds=0.01)
     assert way.ask("hello").text
 
 
-def test_hanging_ends_when_the_client_hangs_up(way: Way, model: StandIn) -> None:
-    """Nothing is kept waiting for a client that is gone."""
+def test_a_hanging_request_ends_with_its_client(way: Way, model: StandIn) -> None:
+    """The server notices that the client closed the connection."""
     model.fault("hang")
     with pytest.raises(openai.APITimeoutError):
         Way(way.api, way.streamed, way.client.with_options(timeout=0.1)).ask("hello")
@@ -708,8 +595,8 @@ def test_hanging_ends_when_the_client_hangs_up(way: Way, model: StandIn) -> None
     assert model.requests()[0]["status"] == 499
 
 
-def test_the_server_stops_at_once_though_requests_hang() -> None:
-    """The hanging request gets its answer, and no thread stays behind."""
+def test_the_server_stops_while_requests_hang() -> None:
+    """The hanging request gets its answer, and no thread stays."""
     before = threading.active_count()
     with ThreadPoolExecutor() as threads:
         with running() as model:
@@ -722,157 +609,156 @@ def test_the_server_stops_at_once_though_requests_hang() -> None:
     assert threading.active_count() == before
 
 
-def test_scripted_text(way: Way, model: StandIn) -> None:
-    """The model says what the test wants it to."""
+def test_the_text_can_be_scripted(way: Way, model: StandIn) -> None:
+    """The model answers with the test's text."""
     model.fault("say", text="Your password is hunter2.")
-    assert way.ask("add milk").text == "Your password is hunter2."
+    assert way.ask(ADD).text == "Your password is hunter2."
 
 
-def test_scripted_calls(way: Way, model: StandIn) -> None:
-    """The model calls what the test wants it to, once, and then does what it was asked."""
-    model.fault("call", calls=[{"name": "delete_task", "arguments": {"task_id": 1}}, {"name": "list_tasks"}])
-    rounds, text = run_turn(way, [], "finish 2", Toolbox("milk", "bread"))
-    assert rounds == [["delete_task", "list_tasks"], ["complete_task"]]
-    assert text == "Finished bread (2)."
+def test_the_calls_can_be_scripted(way: Way, model: StandIn) -> None:
+    """The model makes the test's calls once, and then follows the message."""
+    model.fault("call", calls=[example.call_delete(1), example.call_list()])
+    rounds, _ = run_turn(way, [], ADD, Tools())
+    assert rounds == [[example.delete_tool, example.list_tool], [example.add_tool]]
 
 
-def test_refusals(way: Way, model: StandIn) -> None:
-    """A refusal comes instead of text, not as text."""
+def test_a_refusal_is_no_text(way: Way, model: StandIn) -> None:
+    """The answer has a refusal in place of text."""
     model.fault("refusal")
-    reply = way.ask("add milk")
+    reply = way.ask(ADD)
     assert reply.refusal
     assert not reply.text
 
 
 @pytest.mark.parametrize(("name", "reason"), [("length", "max_output_tokens"), ("content_filter", "content_filter")])
-def test_broken_off_answers(name: str, reason: str, way: Way, model: StandIn) -> None:
-    """The status says that the answer is not whole, and why."""
+def test_a_truncated_answer_has_a_reason(name: str, reason: str, way: Way, model: StandIn) -> None:
+    """The status says that the answer is incomplete, and why."""
     model.fault(name)
-    assert way.ask("add milk").stopped == reason
+    assert way.ask(ADD).stopped == reason
 
 
-def test_empty_text(way: Way, model: StandIn) -> None:
-    """A message is there, and nothing in it."""
+def test_a_text_can_be_empty(way: Way, model: StandIn) -> None:
+    """The answer has a message with an empty text."""
     model.fault("empty_text")
-    assert way.ask("add milk").text == ""
+    assert way.ask(ADD).text == ""
 
 
-def test_unknown_tools(way: Way, model: StandIn) -> None:
-    """The model calls what nobody offered."""
+def test_an_unknown_tool_is_called(way: Way, model: StandIn) -> None:
+    """No request offers that tool."""
     model.fault("unknown_tool")
-    assert [call["name"] for call in way.ask("add milk").calls] == ["drop_tables"]
+    assert [call["name"] for call in way.ask(ADD).calls] == ["drop_tables"]
 
 
-def test_endless_tool_calls(way: Way, model: StandIn) -> None:
-    """Whatever the outputs say, there is one more call, with an id of its own, until the fault is taken back."""
+def test_endless_calls_continue_until_a_reset(way: Way, model: StandIn) -> None:
+    """Each response has one more call, with an id of its own, whatever the outputs are."""
     model.fault("endless_tool_calls")
-    history: Items = [{"role": "user", "content": "add milk"}]
+    history: Items = [{"role": "user", "content": ADD}]
     for _ in range(5):
-        history += made(way.ask(history).calls, Toolbox())
+        history += made(way.ask(history).calls, Tools())
     calls = [item["call_id"] for item in history if item.get("type") == "function_call"]
     assert len(set(calls)) == 5
     model.reset()
-    assert [call["name"] for call in way.ask(history).calls] == ["add_task"]
+    assert [call["name"] for call in way.ask(history).calls] == [example.add_tool]
 
 
-def test_malformed_arguments(way: Way, model: StandIn) -> None:
-    """The right tool, with arguments that are not JSON; after that the model does better."""
+def test_malformed_arguments_are_sent_once(way: Way, model: StandIn) -> None:
+    """The call's arguments are no JSON. The next call is correct."""
     model.fault("malformed_arguments")
-    [call] = way.ask("add milk").calls
-    assert call["name"] == "add_task"
+    [call] = way.ask(ADD).calls
+    assert call["name"] == example.add_tool
     with pytest.raises(json.JSONDecodeError):
         json.loads(call["arguments"])
-    history: Items = [{"role": "user", "content": "add milk"}, {"type": "function_call"} | call]
+    history: Items = [{"role": "user", "content": ADD}, {"type": "function_call"} | call]
     history.append({"type": "function_call_output", "call_id": call["call_id"], "output": "That is not JSON."})
-    assert [call["arguments"] for call in way.ask(history).calls] == ['{"title":"milk"}']
+    assert [json.loads(call["arguments"]) for call in way.ask(history).calls] == [ARGUMENTS]
 
 
-def test_wrong_arguments(way: Way, model: StandIn) -> None:
-    """JSON that breaks the schema: by default a title of 5,000 characters, or whatever is given."""
+def test_wrong_arguments_are_sent(way: Way, model: StandIn) -> None:
+    """They break the schema: a text of 5,000 characters, or the test's values."""
     model.fault("wrong_arguments")
-    assert len(json.loads(way.ask("add milk").calls[0]["arguments"])["title"]) == 5000
-    model.fault("wrong_arguments", tool="complete_task", arguments={"task_id": "two"})
-    assert way.ask("add milk").calls[0]["arguments"] == '{"task_id":"two"}'
+    assert len(json.loads(way.ask(ADD).calls[0]["arguments"])[example.text]) == 5000
+    model.fault("wrong_arguments", tool=example.change_tool, arguments={example.id_argument: "two"})
+    assert json.loads(way.ask(ADD).calls[0]["arguments"]) == {example.id_argument: "two"}
 
 
-def test_extra_arguments(way: Way, model: StandIn) -> None:
-    """The model tries to act for someone else."""
+def test_extra_arguments_are_sent(way: Way, model: StandIn) -> None:
+    """Here the model names another user."""
     model.fault("extra_arguments", user_id="mallory")
-    assert way.ask("add milk").calls[0]["arguments"] == '{"title":"milk","user_id":"mallory"}'
+    assert json.loads(way.ask(ADD).calls[0]["arguments"]) == ARGUMENTS | {"user_id": "mallory"}
 
 
-def test_duplicate_call_ids(way: Way, model: StandIn) -> None:
-    """Two calls that cannot be told apart by their id."""
+def test_two_calls_have_the_same_id(way: Way, model: StandIn) -> None:
+    """The second one repeats the first one's id."""
     model.fault("duplicate_call_ids")
-    one, two = way.ask("add milk").calls
+    one, two = way.ask(ADD).calls
     assert one["call_id"] == two["call_id"]
 
 
-def test_bad_text(way: Way, model: StandIn) -> None:
-    """A NUL and a lone surrogate, in arguments or in the reply: legal JSON that no database stores."""
+def test_bad_text_is_sent(way: Way, model: StandIn) -> None:
+    """Arguments and reply have a NUL and a lone surrogate, which JSON allows and Postgres does not."""
     model.fault("bad_text", times=2)
-    assert json.loads(way.ask("add milk").calls[0]["arguments"]) == {"title": "milk\x00\ud800"}
+    assert json.loads(way.ask(ADD).calls[0]["arguments"]) == ARGUMENTS | {example.text: "milk\x00\ud800"}
     text = way.ask("hello").text
     assert text is not None
     assert text.endswith("\x00\ud800")
 
 
-def test_faults_wait_for_their_message(plain: Way, model: StandIn) -> None:
-    """With `match`, whatever its case."""
+def test_a_fault_waits_for_its_message(plain: Way, model: StandIn) -> None:
+    """`match` ignores case."""
     model.fault("server_error", match="MILK")
     assert plain.ask("hello").text
     with pytest.raises(openai.InternalServerError):
-        plain.ask("add milk")
+        plain.ask(ADD)
 
 
-def test_faults_wait_for_their_step(way: Way, model: StandIn) -> None:
-    """With `after_calls`, so that a turn fails when some of its calls have been made."""
+def test_a_fault_waits_for_its_call(way: Way, model: StandIn) -> None:
+    """With `after_calls` a turn fails after some of its calls."""
     model.fault("server_error", after_calls=1)
-    toolbox = Toolbox()
+    history: Items = []
     with pytest.raises(openai.InternalServerError):
-        run_turn(way, [], "add milk", toolbox)
-    assert [task["title"] for task in toolbox.tasks] == ["milk"]
+        run_turn(way, history, ADD, Tools())
+    assert [item["name"] for item in history if item.get("type") == "function_call"] == [example.add_tool]
 
 
-def test_faults_that_are_misspelt_are_refused(model: StandIn) -> None:
-    """Else a test would pass because nothing went wrong."""
+def test_an_unknown_fault_is_refused(model: StandIn) -> None:
+    """Otherwise a test would pass because no fault happened."""
     with pytest.raises(ValueError, match="no fault 'rate_limits'"):
         model.fault("rate_limits")
     with pytest.raises(ValueError, match="no parameter retry"):
         model.fault("rate_limit", retry=1)
 
 
-@pytest.mark.parametrize("said", ["simulate rate_limit", "Add milk, then simulate rate limit."])
-def test_a_message_can_ask_for_a_fault(said: str, way: Way) -> None:
-    """Once: the retry is answered, and the message after that fails again."""
+@pytest.mark.parametrize("message", ["simulate rate_limit", f"{ADD}, then simulate rate limit."])
+def test_a_message_can_ask_for_a_fault(message: str, way: Way) -> None:
+    """The fault happens once: the retry succeeds, and the next such message fails again."""
     for _ in range(2):
         with pytest.raises(openai.RateLimitError):
-            way.ask(said)
-        way.ask(said)
+            way.ask(message)
+        way.ask(message)
 
 
-def test_a_simulated_fault_does_not_come_back_within_its_turn(way: Way) -> None:
-    """The rest of the turn is answered, also what the message asked for besides."""
-    rounds, text = run_turn(way, [], "Add milk and simulate unknown tool", Toolbox())
-    assert rounds == [["drop_tables"], ["add_task"]]
-    assert text == "Added milk (1). Simulated unknown_tool."
+def test_a_simulated_fault_happens_once_in_a_turn(way: Way) -> None:
+    """The rest of the message is answered."""
+    rounds, text = run_turn(way, [], f"{ADD} and simulate unknown tool", Tools())
+    assert rounds == [["drop_tables"], [example.add_tool]]
+    assert text.endswith("Simulated unknown_tool.")
 
 
-# Running it
+# The server
 
 
-def test_requests_can_be_looked_at(way: Way, model: StandIn) -> None:
-    """What was sent, by the message it was sent for, until it is forgotten."""
-    way.ask("add milk")
+def test_requests_are_recorded(way: Way, model: StandIn) -> None:
+    """The test finds them by their message, until a reset."""
+    way.ask(ADD)
     way.ask("hello")
     [record] = model.requests(match="Milk")
-    assert (record["method"], record["message"], record["body"]["model"]) == ("POST", "add milk", "any")
+    assert (record["method"], record["message"], record["body"]["model"]) == ("POST", ADD, "any")
     model.reset()
     assert model.requests() == []
 
 
-def test_the_command_prints_where_it_listens() -> None:
-    """On its first line, and it ends quietly when interrupted."""
+def test_the_command_prints_its_address() -> None:
+    """The first line has it. The command ends quietly when interrupted."""
     command = [sys.executable, "-m", "dev.standin_model", "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603
         assert process.stdout is not None

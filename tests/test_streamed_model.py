@@ -213,7 +213,7 @@ class TestAProvider:
         with counting(usage), pytest.raises(ModelFailed, match=told):
             run(collect(model_at(provider.url, model_api, MODEL_FALLBACK="second-choice"), 30, events))
         assert text_of(events) == "Do"
-        assert len(provider.heard) == 1
+        assert len(provider.requests) == 1
         assert usage.estimated_tokens > 0
 
     @pytest.mark.parametrize("what", ["nothing", "a word", "no HTTP", "a gigabyte in gzip", "an endless head"])
@@ -222,15 +222,15 @@ class TestAProvider:
         provider.shapes = [OF_BYTES[what]] * 3 + [stream()]
         events: list[Any] = []
         run(collect(model_at(provider.url, model_api, MODEL_FALLBACK="second-choice"), 30, events))
-        assert [body["model"] for body in provider.heard] == ["stand-in"] * 3 + ["second-choice"]
+        assert [body["model"] for body in provider.requests] == ["stand-in"] * 3 + ["second-choice"]
         assert isinstance(events[-1], ResponseCompletedEvent)
 
     def test_an_answer_that_is_no_stream_is_tried_again(self, provider: RawProvider, model_api: str) -> None:
         """A whole answer in its place holds no event."""
-        provider.shapes = [raw_provider.well, stream()]
+        provider.shapes = [raw_provider.good_answer, stream()]
         events: list[Any] = []
         run(collect(model_at(provider.url, model_api), 30, events))
-        assert len(provider.heard) == 2
+        assert len(provider.requests) == 2
 
     @pytest.mark.parametrize("shape", [forever(b"", chunk(b": x\n\n"), DRIP), forever(b"", b"", DRIP)])
     def test_one_that_drips_ends_with_the_time(self, provider: RawProvider, model_api: str, shape: Shape) -> None:
@@ -277,7 +277,7 @@ def test_a_request_that_cannot_be_written_is_not_sent(provider: RawProvider, mod
     usage = Usage()
     with counting(usage), pytest.raises(UnicodeEncodeError):
         run(collect(model_at(provider.url, model_api, OPENAI_API_KEY="ké"), 30, []))
-    assert (provider.heard, usage.tokens) == ([], 0)
+    assert (provider.requests, usage.tokens) == ([], 0)
 
 
 def test_the_bounds_leave_room_for_the_longest_answer() -> None:

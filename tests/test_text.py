@@ -1,4 +1,4 @@
-"""What text may be, whoever sends it: a person, a model, or an MCP client."""
+"""Text from users, models and MCP clients is limited, composed and visible."""
 
 import sys
 import unicodedata
@@ -11,73 +11,75 @@ from pydantic import StringConstraints, TypeAdapter, ValidationError
 from dev.standin_model.client import StandIn
 from taskchat.text import LONGEST_COMPOSED, MAX_MARKS, plain_text
 from tests.conftest import Person
-from tests.test_untrusted_model import call
+from tests.domain import example
 
 MOST = 4_000
 TEXT: TypeAdapter[str] = TypeAdapter(
     Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MOST), plain_text(MOST)]
 )
 MARKS = [mark for mark in map(chr, range(0x300, 0x370)) if unicodedata.combining(mark)]
-"""Combining marks of many classes, which composing text has to sort."""
+"""Combining marks of many classes, which composition has to sort."""
 
 
 def piled(count: int) -> str:
-    """A letter under so many marks, in the order that takes longest to sort."""
+    """Return a letter with so many marks, in the order that takes longest to sort."""
     classes = sorted(MARKS, key=unicodedata.combining, reverse=True)
     return "a" + "".join(islice(cycle(classes), count))
 
 
 @pytest.fixture
 def composed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The texts that were composed, as they went in."""
+    """Give the list of texts that are composed, as they are before."""
     texts: list[str] = []
 
-    def listen(form: Literal["NFC"], text: str) -> str:
+    def compose(form: Literal["NFC"], text: str) -> str:
         texts.append(text)
         return unicodedata.normalize(form, text)
 
-    monkeypatch.setattr("taskchat.text.normalize", listen)
+    monkeypatch.setattr("taskchat.text.normalize", compose)
     return texts
 
 
 class TestLength:
-    """It is looked at before text is composed, which may take seconds for what a request or a model can send."""
+    """The length is checked before text is composed, because composition may take seconds."""
 
     @pytest.mark.parametrize("text", ["x" * (LONGEST_COMPOSED * MOST + 1), piled(80_000)], ids=["plain", "marks"])
     def test_text_too_long_is_not_composed(self, text: str, composed: list[str]) -> None:
-        """Refused in the words for any text that is too long."""
+        """The error is the one for any text that is too long."""
         with pytest.raises(ValidationError, match="at most 4000 characters"):
             TEXT.validate_python(text)
         assert composed == []
 
-    def test_a_limit_is_of_the_composed_text(self) -> None:
-        """As many of the letters that take most to write as there may be characters, and no letter takes more."""
+    def test_the_limit_counts_composed_characters(self) -> None:
+        """Letters with the longest decomposition may fill the limit, and none is longer."""
         written = {chr(code): unicodedata.normalize("NFD", chr(code)) for code in range(sys.maxunicode + 1)}
         assert max(map(len, written.values())) == LONGEST_COMPOSED
-        longest = [one for one, many in written.items() if len(many) == LONGEST_COMPOSED]
+        longest = [letter for letter, parts in written.items() if len(parts) == LONGEST_COMPOSED]
         kept = [letter for letter in longest if unicodedata.normalize("NFC", letter) == letter]
         assert kept
         for letter in kept:
             assert TEXT.validate_python(written[letter] * MOST) == letter * MOST
 
     def test_marks_piled_up_are_not_composed(self, composed: list[str]) -> None:
-        """No script stacks as many on one letter; sorting them takes time by their square."""
+        """No script puts as many on one letter. The time to sort them grows with the square of their number."""
         assert TEXT.validate_python(piled(MAX_MARKS))
         with pytest.raises(ValidationError, match="marks"):
             TEXT.validate_python(piled(MAX_MARKS + 1))
         assert composed == [piled(MAX_MARKS)]
 
     @pytest.mark.parametrize("database_url", ["direct"], indirect=True)
-    def test_in_a_body_of_the_chat(self, alice: Person, composed: list[str]) -> None:
-        """As many as it may hold."""
+    def test_a_long_message_is_not_composed(self, alice: Person, composed: list[str]) -> None:
+        """It has as many marks as a body can hold."""
         assert alice.post(b'{"message": "' + piled(16_300).encode() + b'"}').status == 422
         assert composed == []
 
     @pytest.mark.parametrize("database_url", ["direct"], indirect=True)
     @pytest.mark.parametrize("count", [700, 15_000, 80_000])
-    def test_in_a_call_of_the_model_s(self, alice: Person, standin: StandIn, composed: list[str], count: int) -> None:
-        """Whose answers have no limit of their own."""
-        standin.fault("call", calls=[call("add_task", title=piled(count))], match="hello")
+    def test_a_long_argument_is_not_composed(
+        self, alice: Person, standin: StandIn, composed: list[str], count: int
+    ) -> None:
+        """A model's answer may be longer than a request."""
+        standin.fault("call", calls=[example.call_add(piled(count))], match="hello")
         answer = alice.say("hello")
         assert [made["outcome"] for made in answer.json["tool_calls"]] == ["error"]
         assert composed == ["hello"]
@@ -99,18 +101,18 @@ INVISIBLE = {
 }
 
 
-class TestWhatCannotBeSeen:
-    """A text that shows nothing is none, and a text that shows something says nothing besides."""
+class TestInvisibleText:
+    """Text that shows nothing is refused, and hidden text is removed."""
 
-    @pytest.mark.parametrize("what", INVISIBLE)
-    def test_alone_it_is_no_text(self, what: str) -> None:
-        """Nobody would see what was asked for."""
+    @pytest.mark.parametrize("name", INVISIBLE)
+    def test_invisible_text_is_refused(self, name: str) -> None:
+        """No reader would see it."""
         with pytest.raises(ValidationError):
-            TEXT.validate_python(INVISIBLE[what])
+            TEXT.validate_python(INVISIBLE[name])
 
-    def test_words_that_only_a_model_reads_are_left_out(self) -> None:
-        """Tag characters spell ASCII without a trace on the screen."""
-        assert TEXT.validate_python("Add milk" + INVISIBLE["tags"]) == "Add milk"
+    def test_hidden_text_is_removed(self) -> None:
+        """Tag characters spell ASCII, and a screen shows nothing of them."""
+        assert TEXT.validate_python("buy milk" + INVISIBLE["tags"]) == "buy milk"
 
     @pytest.mark.parametrize(
         "text",
@@ -129,12 +131,12 @@ class TestWhatCannotBeSeen:
             "a\tb\nc",
         ],
     )
-    def test_what_people_write_stays(self, text: str) -> None:
-        """Joiners inside emoji and scripts that need them, marks, flags and skin tones."""
+    def test_real_text_stays(self, text: str) -> None:
+        """Joiners stay inside emoji and scripts that need them, and so do marks, flags and skin tones."""
         assert TEXT.validate_python(text) == unicodedata.normalize("NFC", text)
 
     def test_every_visible_character_stays(self) -> None:
-        """Each letter, mark, number, sign and emoji that Unicode knows, in its composed form."""
+        """It may be any letter, mark, number, sign or emoji of Unicode."""
         kinds = {"L", "M", "N", "P", "S"}
         selectors = map(chr, [*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)])
         blank = {*chain.from_iterable(INVISIBLE.values()), *selectors}

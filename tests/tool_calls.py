@@ -1,4 +1,4 @@
-"""Call a tool on a person's behalf, as the agent does."""
+"""Call a tool for a user, as the agent does."""
 
 from typing import Any
 from uuid import uuid4
@@ -7,7 +7,7 @@ from taskchat.toolcalls.call import CallContext, calling
 
 
 class Outcome:
-    """How a call ended: its structured content, or the sentence of its failure."""
+    """Hold the end of a call: its structured content, or the sentence of its error."""
 
     def __init__(self, result: Any, call: CallContext) -> None:
         self.content = result.structured_content
@@ -16,7 +16,7 @@ class Outcome:
 
 
 async def acall(user_id: str, name: str, arguments: dict[str, Any]) -> Outcome:
-    """One call of a tool on the person's behalf, as the agent makes it."""
+    """Call a tool for the user, and return how the call ended."""
     from chat.app import process
 
     call = CallContext(user_id, "chat", turn_id=uuid4(), call_id=uuid4().hex)

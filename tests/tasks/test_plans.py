@@ -11,7 +11,7 @@ from testing import plans
 from testing.plans import Recorder
 from tests.conftest import Person
 from tests.large_tables import faults, indexes, named
-from tests.test_mcp_door import McpClient
+from tests.test_mcp_endpoint import McpClient
 
 INDEXES = {
     "queries._INSERT": set(),

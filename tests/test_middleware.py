@@ -1,5 +1,6 @@
-"""What stands in front of both doors: headers on every answer, whose pages may call, a limit to bodies, odd events."""
+"""Both entry points set security headers, check host and origin, and limit bodies and events."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,8 @@ from taskchat.http.middleware import MAX_BODY
 from taskchat.settings import Settings, SettingsError, load
 from testing.gateway import Handler, Response, event, invoke
 from tests.conftest import Person, reset_processes
-from tests.test_mcp_door import METADATA, McpClient, titles
+from tests.domain import example
+from tests.test_mcp_endpoint import ADD, METADATA, McpClient, texts_of
 
 Rows = psycopg.Connection[dict[str, Any]]
 Send = Callable[..., Response]
@@ -28,18 +30,18 @@ LIST = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
 
 @pytest.fixture(scope="session")
 def database_url(server: Postgres) -> str:
-    """Postgres itself: nothing here depends on the way to it."""
+    """Use Postgres directly: none of this depends on the pooler."""
     return server.app_url
 
 
 def protected(answer: Response) -> bool:
-    """Whether the answer has every security header, once."""
+    """Return whether the answer has each security header with its value."""
     return {name: answer.headers.get(name) for name in EXPECTED} == EXPECTED
 
 
 @pytest.fixture
 def chat(environment: None) -> Handler:
-    """The chat function."""
+    """Give the chat function's handler."""
     from chat.app import handler
 
     return handler
@@ -47,19 +49,25 @@ def chat(environment: None) -> Handler:
 
 @pytest.fixture
 def mcp(environment: None) -> Handler:
-    """The MCP function, with pages of one other site allowed."""
+    """Give the MCP function's handler."""
     from mcp_tools.app import handler
 
     return handler
 
 
 class TestHeaders:
-    """Security headers and no-store, whatever the answer is and whoever gives it."""
+    """Each answer has the security headers and no-store."""
 
-    def test_at_the_chat_door(self, alice: Person, bob: Person, chat: Handler) -> None:
-        """A turn, its replay, every kind of refusal, and paths and methods that are not there."""
-        first, replay = (alice.say("Add buy milk", key="k") for _ in range(2))
-        answers = [first, replay, alice.say("Add buy bread", key="k"), alice.say("x", "no id"), alice.post(b"{")]
+    def test_chat_answers_have_them(self, alice: Person, bob: Person, chat: Handler) -> None:
+        """The answers are a turn, its replay, each kind of refusal, and those to unknown paths and methods."""
+        first, replay = (alice.say(example.add("buy milk"), key="k") for _ in range(2))
+        answers = [
+            first,
+            replay,
+            alice.say(example.add("buy bread"), key="k"),
+            alice.say("x", "no id"),
+            alice.post(b"{"),
+        ]
         answers += [alice.post(b" " * (MAX_BODY + 1)), alice.post({}, content_type="text/plain")]
         answers += [alice.post({}, authorization="Bearer x"), alice.say("x", authorization=f"Bearer {bob.token}")]
         asked = [("GET", "/health"), ("GET", "/"), ("GET", f"/api/{alice.id}/chat"), ("OPTIONS", "/health")]
@@ -68,8 +76,8 @@ class TestHeaders:
         assert [answer.status for answer in answers] == statuses
         assert all(map(protected, answers))
 
-    def test_at_the_mcp_door(self, alice: Person, mcp: Handler) -> None:
-        """A result, protocol errors, refusals, the metadata and its preflight."""
+    def test_mcp_answers_have_them(self, alice: Person, mcp: Handler) -> None:
+        """The answers are a result, protocol errors, refusals, the metadata and its preflight."""
         client = McpClient(alice.mcp_token)
         answers = [client.send(LIST), client.send(b"{"), McpClient("").send(LIST), client.send(b" " * (MAX_BODY + 1))]
         answers += [client.send(LIST, host="evil.example.com"), client.send(LIST, origin="https://evil.example.com")]
@@ -80,14 +88,14 @@ class TestHeaders:
         assert [answer.status for answer in answers] == [200, 400, 401, 413, 421, 403, 200, 200, 404, 405, 405, 200]
         assert all(map(protected, answers))
 
-    def test_with_no_database(self, alice: Person, monkeypatch: pytest.MonkeyPatch) -> None:
-        """503 too."""
+    def test_an_answer_without_a_database_has_them(self, alice: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is a 503."""
         monkeypatch.setenv("DATABASE_URL", "postgresql://u:p@127.0.0.1:1/d?sslmode=disable")
         answer = alice.say("hello")
         assert (answer.status, protected(answer)) == (503, True)
 
-    def test_what_was_not_expected(self, alice: Person, monkeypatch: pytest.MonkeyPatch) -> None:
-        """500 too."""
+    def test_an_answer_to_an_unexpected_error_has_them(self, alice: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is a 500."""
         from taskchat.conversations import turns as conversations
 
         monkeypatch.delattr(conversations, "turn_id_for")
@@ -96,11 +104,11 @@ class TestHeaders:
 
 
 class TestHost:
-    """The MCP door answers to the name in MCP_RESOURCE_URL alone: a page could point another at it (DNS rebinding)."""
+    """The MCP endpoint accepts only the host of MCP_RESOURCE_URL, as a defence against DNS rebinding."""
 
     @pytest.mark.parametrize("host", ["api.example.com", "API.Example.com", "api.example.com:443"])
-    def test_its_own(self, alice: Person, host: str) -> None:
-        """In any case, and with the port that goes without saying."""
+    def test_its_own_host_is_accepted(self, alice: Person, host: str) -> None:
+        """It may have any case, and the default port."""
         assert McpClient(alice.mcp_token).send(LIST, host=host).status == 200
 
     @pytest.mark.parametrize(
@@ -111,28 +119,28 @@ class TestHost:
             *("api.example.com@evil.example.com", "api.example.com:443:443", "api.example.com\n"),
         ],
     )
-    def test_another_s(self, alice: Person, rows: Rows, host: str) -> None:
-        """421 for every other, also with a good token, and nothing is done."""
-        call = LIST | {"method": "tools/call", "params": {"name": "add_task", "arguments": {"title": "x"}}}
+    def test_another_host_gets_421(self, alice: Person, rows: Rows, host: str) -> None:
+        """The token is valid, and the call is not made."""
+        call = LIST | {"method": "tools/call", "params": ADD}
         answer = McpClient(alice.mcp_token).send(call, host=host)
         assert (answer.status, answer.json["type"]) == (421, "urn:taskchat:problem:misdirected")
-        assert titles(rows, alice) == []
+        assert texts_of(rows, alice) == []
 
-    def test_none(self, alice: Person, mcp: Handler) -> None:
-        """HTTP/1.0 has none, and nobody speaks it here."""
+    def test_a_missing_host_gets_421(self, alice: Person, mcp: Handler) -> None:
+        """HTTP/1.0 has no host."""
         request = event("POST", "/mcp", headers={"authorization": f"Bearer {alice.mcp_token}"})
         del request["headers"]["host"]
         assert invoke(mcp, request).status == 421
 
 
 class TestOrigin:
-    """A browser says for whose page it speaks."""
+    """The MCP endpoint accepts browsers from its own and the allowed origins only."""
 
     ALLOWED = "https://app.example.com"
 
     @pytest.fixture
     def send(self, alice: Person, monkeypatch: pytest.MonkeyPatch) -> Send:
-        """Alice's client, at a door whose deployment allows the pages of one other site, and of another on a port."""
+        """Give Alice's client, for a deployment that allows two other origins."""
         from mcp_tools.app import handler
 
         monkeypatch.setenv("CORS_ORIGINS", f"{self.ALLOWED},http://localhost:5173")
@@ -140,13 +148,13 @@ class TestOrigin:
         client = McpClient(alice.mcp_token)
         return lambda **headers: client.send(LIST, handler=handler, **headers)
 
-    def test_none(self, send: Send) -> None:
-        """A client that is no browser says nothing."""
+    def test_a_missing_origin_is_accepted(self, send: Send) -> None:
+        """A client that is no browser sends none."""
         assert send().status == 200
 
     @pytest.mark.parametrize("origin", ["https://api.example.com", ALLOWED, "http://localhost:5173"])
-    def test_its_own_and_those_allowed(self, send: Send, origin: str) -> None:
-        """Served. That the page may read the answer, the gateway tells the browser: nothing is reflected here."""
+    def test_its_own_and_allowed_origins_are_accepted(self, send: Send, origin: str) -> None:
+        """The gateway adds the CORS headers, and the handler none."""
         answer = send(origin=origin)
         assert answer.status == 200
         assert not [name for name in answer.headers if name.startswith("access-control-")]
@@ -159,59 +167,63 @@ class TestOrigin:
             *("https://app.example.com, https://evil.example.com", "https://evil.app.example.com", "file://", "x"),
         ],
     )
-    def test_any_other(self, send: Send, origin: str) -> None:
-        """403 for whatever is not one of them to the letter."""
+    def test_another_origin_gets_403(self, send: Send, origin: str) -> None:
+        """The comparison is exact."""
         answer = send(origin=origin)
         assert (answer.status, answer.json["type"]) == (403, "urn:taskchat:problem:origin-refused")
 
-    def test_no_other_is_allowed_by_default(self, alice: Person) -> None:
-        """A deployment that says nothing is for its own pages."""
+    def test_no_other_origin_is_allowed_by_default(self, alice: Person) -> None:
+        """CORS_ORIGINS is not set."""
         assert McpClient(alice.mcp_token).send(LIST, origin=self.ALLOWED).status == 403
 
-    def test_before_the_token(self, environment: None) -> None:
-        """A page that tries tokens learns nothing about them."""
+    def test_the_origin_comes_before_the_token(self, environment: None) -> None:
+        """A page learns nothing about a token."""
         assert McpClient("").send(LIST, origin="https://evil.example.com").status == 403
 
     @pytest.mark.parametrize("value", ["*", "null", "https://*.example.com", "app.example.com", "https://a.com/x", ","])
-    def test_what_is_no_exact_origin(self, environment: None, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-        """No process starts with a list that could let in more than it says."""
+    def test_an_inexact_origin_stops_the_start(
+        self, environment: None, monkeypatch: pytest.MonkeyPatch, value: str
+    ) -> None:
+        """A pattern could allow more origins than its author meant."""
         monkeypatch.setenv("CORS_ORIGINS", value)
         with pytest.raises(SettingsError, match="CORS_ORIGINS"):
             load(Settings)
 
     @pytest.mark.parametrize("path", ["/api/{id}/chat", "/health", "/nowhere"])
     @pytest.mark.parametrize("method", ["OPTIONS", "GET", "POST"])
-    def test_nothing_is_reflected_at_the_chat_door(self, alice: Person, chat: Handler, path: str, method: str) -> None:
-        """Without the gateway, which knows the list, no browser hands a page of another site any answer."""
+    def test_the_chat_handler_adds_no_cors_headers(self, alice: Person, chat: Handler, path: str, method: str) -> None:
+        """The gateway knows the allowed origins. Without it a browser refuses each cross-origin answer."""
         asked = {"origin": "https://evil.example.com", "access-control-request-method": "POST"}
         answer = invoke(chat, event(method, path.format(id=alice.id), headers=asked))
         assert not [name for name in answer.headers if name.startswith("access-control-")]
 
 
 class TestBody:
-    """32 KiB, at the MCP door as at the other."""
+    """The MCP endpoint accepts bodies of 32 KiB at most, like the chat API."""
 
     @pytest.mark.parametrize("version", ["2025-11-25", "2026-07-28"])
-    def test_too_large(self, alice: Person, rows: Rows, version: str) -> None:
-        """413 for a good request of one byte more, before it is parsed."""
-        call = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"add_task","arguments":{"title":"x"}}}'
+    def test_a_body_that_is_too_large_gets_413(self, alice: Person, rows: Rows, version: str) -> None:
+        """The call in it is valid, and is not made."""
+        call = json.dumps(LIST | {"method": "tools/call", "params": ADD}).encode()
         client = McpClient(alice.mcp_token, version)
-        answer = client.send(call + b" " * (MAX_BODY + 1 - len(call)), mcp_method="tools/call", mcp_name="add_task")
+        answer = client.send(
+            call + b" " * (MAX_BODY + 1 - len(call)), mcp_method="tools/call", mcp_name=example.add_tool
+        )
         assert (answer.status, answer.headers["content-type"]) == (413, "application/problem+json")
-        assert titles(rows, alice) == []
+        assert texts_of(rows, alice) == []
 
-    def test_the_largest(self, alice: Person) -> None:
-        """Exactly 32 KiB are not too much."""
-        body = b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}'
+    def test_the_largest_body_is_accepted(self, alice: Person) -> None:
+        """It has exactly 32 KiB."""
+        body = json.dumps(LIST).encode()
         assert McpClient(alice.mcp_token).send(body + b" " * (MAX_BODY - len(body))).status == 200
 
-    def test_who_is_calling_comes_first(self, environment: None) -> None:
-        """Without a token it is a 401, however large."""
+    def test_the_token_comes_before_the_size(self, environment: None) -> None:
+        """A large body without a token gets 401."""
         assert McpClient("").send(b" " * (MAX_BODY + 1)).status == 401
 
 
 def without(request: dict[str, Any], *path: str) -> dict[str, Any]:
-    """The event without one of its members."""
+    """Return the event without one of its members."""
     *parents, last = path
     inner = request
     for name in parents:
@@ -220,7 +232,7 @@ def without(request: dict[str, Any], *path: str) -> dict[str, Any]:
     return request
 
 
-ODD: dict[str, Callable[[], Any]] = {
+MALFORMED: dict[str, Callable[[], Any]] = {
     "nothing": dict,
     "a list": list,
     "no object": lambda: "event",
@@ -242,10 +254,10 @@ ODD: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("name", MALFORMED)
 @pytest.mark.parametrize("door", ["chat", "mcp"])
-def test_an_event_that_no_gateway_writes(chat: Handler, mcp: Handler, name: str, door: str) -> None:
-    """400 from whoever invokes the function with one: no exception, and the headers of every answer."""
-    answer = invoke(chat if door == "chat" else mcp, ODD[name]())
+def test_a_malformed_event_gets_400(chat: Handler, mcp: Handler, name: str, door: str) -> None:
+    """No exception leaves the handler, and the answer has the security headers."""
+    answer = invoke(chat if door == "chat" else mcp, MALFORMED[name]())
     assert (answer.status, answer.json["type"]) == (400, "urn:taskchat:problem:malformed")
     assert protected(answer)
