@@ -229,7 +229,12 @@ def _first_event(package: str, person: Person) -> dict[str, Any]:
     """Return a request to this function that adds a thing."""
     if package == "chat":
         headers = {"authorization": f"Bearer {person.token}", "content-type": "application/json"}
-        return event("POST", f"/api/{person.id}/chat", headers=headers, body=json.dumps({"message": example.add("milk")}).encode())
+        return event(
+            "POST",
+            f"/api/{person.id}/chat",
+            headers=headers,
+            body=json.dumps({"message": example.add("milk")}).encode(),
+        )
     message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": example.call_add("milk")}
     headers = {"authorization": f"Bearer {person.mcp_token}", "content-type": "application/json"}
     headers |= {"accept": "application/json, text/event-stream"}
@@ -286,7 +291,9 @@ class TestSnapshot:
         """FastMCP imports one at the first tool call, and asyncio one for its threads."""
         assert all(one["modules"] <= 2 for one in (snapshot["started"], *snapshot["restored"]))
 
-    def test_a_restored_process_reads_its_settings_again(self, snapshot: dict[str, Any], server: Postgres, pooler: PgBouncer) -> None:
+    def test_a_restored_process_reads_its_settings_again(
+        self, snapshot: dict[str, Any], server: Postgres, pooler: PgBouncer
+    ) -> None:
         """It uses an address or a password that changed after the snapshot."""
         there, elsewhere = (urlsplit(url).port for url in (server.app_url, pooler.url(server.app_url)))
         ports = [one["port"] for one in (snapshot["before"], *snapshot["restored"])]
