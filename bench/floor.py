@@ -41,6 +41,7 @@ app: Final = FastAPI(openapi_url=None)
 handler: Final = Mangum(app, lifespan="off")
 _connection: Final = psycopg.connect(os.environ["FLOOR_URL"], autocommit=True, prepare_threshold=None)
 _user: ContextVar[str] = ContextVar("user")
+_audience: Final = os.environ["AUTH_AUDIENCE"]
 _key: Final = jwt.PyJWKSet.from_json(os.environ["AUTH_JWKS_JSON"]).keys[0]
 
 
@@ -70,7 +71,7 @@ _agent: Final = Agent[None](
 @app.post("/api/{user_id}/chat")
 async def chat(user_id: str, body: Said, authorization: str = Header()) -> dict[str, Any]:
     """Run one turn."""
-    claims = jwt.decode(authorization.removeprefix("Bearer "), _key, algorithms=["EdDSA"], audience="bench")
+    claims = jwt.decode(authorization.removeprefix("Bearer "), _key, algorithms=["EdDSA"], audience=_audience)
     if claims["sub"] != user_id:
         raise HTTPException(403)
     _user.set(user_id)

@@ -26,7 +26,7 @@ ADD_CALL: Final = {"tool": "add_task", "title": "buy eggs"}
 
 LIST: Final = "list_tasks"
 
-LIST_STATEMENTS: Final = "tasks."
+LIST_STATEMENTS: Final = "queries._PAGE"
 """The names of the statements of a listing begin with this."""
 
 STATES: Final = {
