@@ -183,7 +183,7 @@ def fork_server(log_search: LogSearch) -> Iterator[ForkServer]:
             yield ForkServer(ours, log.fileno())
         finally:
             ours.close()
-            processes.stop(process, patience=5)
+            processes.stop(process, timeout=5)
             log.seek(0)
             log_search.add_output(log.read().decode(errors="replace"))
 

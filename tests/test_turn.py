@@ -293,7 +293,7 @@ class TestRepeatedCalls:
     def test_a_repeated_call_is_refused_once_in_any_number_of_attempts(
         self, alice: Person, standin: StandIn, rows: Rows
     ) -> None:
-        """The refusal is recorded too. After the next interruption, the call that followed it counts as already made."""
+        """The refusal is recorded too. After an interruption, the call that followed it counts as already made."""
         self.attempt(alice, standin, [self.ADD])
         self.attempt(alice, standin, [self.ADD])
         self.attempt(alice, standin, [self.ADD])
