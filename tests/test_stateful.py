@@ -526,7 +526,7 @@ class Turns(RuleBasedStateMachine):
 
     def _check_sequences(self, stored: list[dict[str, Any]]) -> None:
         """Check that each conversation has user messages in sequence, each with at most one reply behind it."""
-        for conversation_id in {row["conversation_id"] for row in said}:
+        for conversation_id in {row["conversation_id"] for row in stored}:
             there = [row for row in stored if row["conversation_id"] == conversation_id]
             asked = [row for row in there if row["role"] == "user"]
             assert [row["position"] for row in asked] == list(range(0, 2 * len(asked), 2))
@@ -561,13 +561,13 @@ class Turns(RuleBasedStateMachine):
     def _check_input(self, body: dict[str, Any]) -> None:
         """Check that the input has one user's turns in order, each as it is stored."""
         turns = _turns(body["input"])
-        (client,) = [client for client in self.clients if _mark(client) in turns[-1]["said"]]
+        (client,) = [client for client in self.clients if _mark(client) in turns[-1]["message"]]
         shown = json.dumps(body)
         assert [other for other in self.clients if _mark(other) in shown] == [client], "another user's text"
         stored, calls = self._messages(client), self._calls(client)
         asked = {row["content"]: row for row in stored if row["role"] == "user"}
         replies = {row["turn_id"]: row["content"] for row in stored if row["role"] == "assistant"}
-        rows = [asked[turn["said"]] for turn in turns]
+        rows = [asked[turn["message"]] for turn in turns]
         assert len({row["conversation_id"] for row in rows}) == 1, "turns of several conversations"
         assert [row["position"] for row in rows] == sorted({row["position"] for row in rows}), "turns out of order"
         recorded = [[call["call_id"] for call in calls[row["turn_id"]]] for row in rows]
@@ -617,7 +617,7 @@ def _turns(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
             waiting.remove(item["call_id"])
         elif item["role"] == "user":
             assert not waiting, "a call without its output"
-            turns.append({"said": item["content"].partition("\n")[2], "calls": [], "reply": None})
+            turns.append({"message": item["content"].partition("\n")[2], "calls": [], "reply": None})
         else:
             assert not waiting, "a call without its output"
             assert turns[-1]["reply"] is None, "two replies"
