@@ -695,12 +695,11 @@ class TestUntestedDriver:
     """pg8000 may change its private names. An untested version is used as it is, and that is logged."""
 
     @pytest.fixture
-    def database(
-        self, database_url: str, monkeypatch: pytest.MonkeyPatch, environment: None, logs: Logs
-    ) -> Iterator[Database]:
-        """Give a database whose driver has another version."""
-        monkeypatch.setattr(pipeline, "TESTED_WITH", "1.31.5")
-        database = Database(lambda: database_url)
+    def database(self, database_url: str, environment: None, logs: Logs) -> Iterator[Database]:
+        """Give a database whose driver has another version. Those of later tests have the tested one."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pipeline, "TESTED_WITH", "1.31.5")
+            database = Database(lambda: database_url)
         yield database
         database.close()
 
