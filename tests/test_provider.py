@@ -149,8 +149,8 @@ class TestIds:
 @pytest.mark.parametrize(
     ("body", "logged"),
     [
-        pytest.param({"error": {"code": SECRET}}, "unknown", id="words"),
-        pytest.param({"error": {"code": "the_person_wrote_divorce"}}, "unknown", id="words that look like a code"),
+        pytest.param({"error": {"code": SECRET}}, "unknown", id="text"),
+        pytest.param({"error": {"code": "the_person_wrote_divorce"}}, "unknown", id="text that looks like a code"),
         pytest.param({"error": {"code": {"divorce": 1}}}, "unknown", id="no text"),
         pytest.param({"error": {"code": "context_length_exceeded"}}, "context_length_exceeded", id="a known one"),
         pytest.param({"error": {}}, "None", id="none"),

@@ -70,7 +70,8 @@ class TestRun:
             called.append(json.loads(arguments)[example.text])
             return json.dumps({"id": 1, **json.loads(arguments), example.state: example.states[0]}, default=str)
 
-        tool = FunctionTool(example.add_tool, "Add a thing.", {"type": "object", "properties": {}}, add)
+        schema: Json = {"type": "object", "properties": {example.text: {"type": "string"}}, "required": [example.text]}
+        tool = FunctionTool(example.add_tool, "Add a thing.", schema, add)
         message = example.add("milk", "bread")
 
         async def both() -> tuple[Any, Any, list[Any]]:
