@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from bench import parts
+from bench import parts, tasks
 from bench.figures import Figure, table
 from bench.parts import Parts
 from bench.waterfall import Span
@@ -125,7 +125,7 @@ def _start(function: Function, python: Path, running: Parts) -> dict[str, Any]:
     issuer = Issuer.new()
     environment = _environment([function]) | running.environment
     environment |= identity(issuer) | {"AWS_LAMBDA_RUNTIME_API": "localhost"}
-    requests = [Caller(f"person{number}", issuer).request({"message": "Add buy milk"}) for number in range(TURNS + 1)]
+    requests = [Caller(f"person{number}", issuer).request({"message": tasks.ADD}) for number in range(TURNS + 1)]
     done = subprocess.run(
         [str(python), "-S", str(_START)],
         env=environment,
@@ -134,8 +134,8 @@ def _start(function: Function, python: Path, running: Parts) -> dict[str, Any]:
         text=True,
         check=True,
     )
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return told
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return report
 
 
 def _spans(runs: list[dict[str, float]]) -> Iterator[Span]:

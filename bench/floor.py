@@ -19,13 +19,13 @@ from pydantic import BaseModel
 
 MAX_MESSAGES: Final = 100
 
-_HEAR: Final = """
+_BEGIN: Final = """
 with existing as (
     select position, role, content from message
     where user_id = %(user)s and conversation_id = %(id)s order by position desc limit %(most)s
 ), created as (
     insert into conversation (user_id, id, title) values (%(user)s, %(id)s, '') on conflict do nothing
-), said as (
+), stored as (
     insert into message (user_id, conversation_id, position, turn_id, role, content)
     select %(user)s, %(id)s, coalesce(max(position) + 1, 0), %(turn)s, 'user', %(text)s from existing
 )
@@ -41,10 +41,11 @@ app: Final = FastAPI(openapi_url=None)
 handler: Final = Mangum(app, lifespan="off")
 _connection: Final = psycopg.connect(os.environ["FLOOR_URL"], autocommit=True, prepare_threshold=None)
 _user: ContextVar[str] = ContextVar("user")
+_audience: Final = os.environ["AUTH_AUDIENCE"]
 _key: Final = jwt.PyJWKSet.from_json(os.environ["AUTH_JWKS_JSON"]).keys[0]
 
 
-class Said(BaseModel):
+class Message(BaseModel):
     """One message of a user."""
 
     message: str
@@ -68,15 +69,15 @@ _agent: Final = Agent[None](
 
 
 @app.post("/api/{user_id}/chat")
-async def chat(user_id: str, body: Said, authorization: str = Header()) -> dict[str, Any]:
+async def chat(user_id: str, body: Message, authorization: str = Header()) -> dict[str, Any]:
     """Run one turn."""
-    claims = jwt.decode(authorization.removeprefix("Bearer "), _key, algorithms=["EdDSA"], audience="bench")
+    claims = jwt.decode(authorization.removeprefix("Bearer "), _key, algorithms=["EdDSA"], audience=_audience)
     if claims["sub"] != user_id:
         raise HTTPException(403)
     _user.set(user_id)
     here, turn = body.conversation_id or uuid4(), uuid4()
     wanted = {"user": user_id, "id": here, "turn": turn, "text": body.message, "most": MAX_MESSAGES}
-    earlier = _connection.execute(_HEAR, wanted).fetchall()
+    earlier = _connection.execute(_BEGIN, wanted).fetchall()
     items: list[Any] = [{"role": role, "content": content} for _, role, content in earlier]
     items.append({"role": "user", "content": body.message})
     result = await Runner.run(_agent, items, run_config=RunConfig(tracing_disabled=True))

@@ -1,7 +1,7 @@
 """`python -m bench.growth`: compare the database with ten thousand messages and with five million.
 
 A separate process runs turns through both entry points, and auto_explain reports each statement. Each must use its
-index, read about as many pages and take about as long at both sizes. So must each page of a list of ten thousand tasks.
+index, read about as many pages and take about as long at both sizes. So must each page of a list of ten thousand rows.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from uuid import uuid4
 import psycopg
 from sqlmodel import SQLModel
 
-from bench import parts
+from bench import parts, tasks
 from bench.parts import Parts, Worker
 from dev.tokens import Issuer
 from testing import people, plans
@@ -40,9 +40,7 @@ FLAT: Final = 1.5
 NOISE_MS: Final = 0.05
 """Medians that differ by less count as equal: auto_explain itself takes this long."""
 
-LIST: Final = "list_tasks"
 PLACES: Final = {"first": 0, "middle": 0.5, "last": 1}
-STATES: Final = {"all": "true", "pending": "not completed", "completed": "completed"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class Measured:
     statements: dict[str, Cost]
     """Cost by name, in the second rounds. The lookups of all foreign keys count as one statement."""
     lists: dict[str, Cost]
-    """Cost of a page of the busy user's tasks, by state and by place in the list."""
+    """Cost of a page of the busy user's rows, by state and by place in the list."""
     first_round_ms: float
     """Time that the database spends on the `_round` of a user who was away, whose rows it must read into memory: the
     median of each statement, times the number of its executions."""
@@ -164,8 +162,7 @@ def _places(url: str) -> dict[str, tuple[str, int | None]]:
     """Return the state and the cursor at which each page of the busy user's list begins."""
     found: dict[str, tuple[str, int | None]] = {}
     with psycopg.connect(url) as database:
-        for state, condition in STATES.items():
-            query = f"select id from task where user_id = %s and {condition} order by id"
+        for state, query in tasks.STATES.items():
             ids = [id for (id,) in database.execute(query.encode(), [people.user_id(people.BUSY)])]
             for place, part in PLACES.items():
                 after = int((len(ids) - 20) * part)
@@ -175,8 +172,8 @@ def _places(url: str) -> dict[str, tuple[str, int | None]]:
 
 def _list(recorder: Recorder, worker: Worker, state: str, cursor: int | None) -> list[Plan]:
     recorder.skip()
-    names = worker.ask([LIST, {"status": state, "cursor": cursor}])
-    return [plan for plan in recorder.read() if names.get(plan.text, "").startswith("tasks.")]
+    names = worker.ask(["list", tasks.page(state, cursor)])
+    return [plan for plan in recorder.read() if names.get(plan.text, "").startswith(tasks.LIST_STATEMENTS)]
 
 
 def _count(url: str) -> dict[str, int]:
@@ -223,18 +220,18 @@ class Client:
 def _round(client: Client, person: int) -> None:
     """Use every tool in a conversation, begin another, send a message twice, and call two tools as an MCP client."""
     who, here = people.user_id(person), str(people.conversation_id(person))
-    task = client.say(who, "Add buy milk", here, uuid4().hex)["tool_calls"][0]["result"]["id"]
-    for message in (f"Finish {task}", f"Rename {task} to buy oat milk", f"Delete {task}"):
+    row = client.say(who, tasks.ADD, here, uuid4().hex)["tool_calls"][0]["result"]["id"]
+    for message in tasks.changes(row):
         assert client.say(who, message, here, uuid4().hex)["tool_calls"][0]["outcome"] == "ok"
     key = uuid4().hex
-    assert client.say(who, "Add buy bread", None, key) == client.say(who, "Add buy bread", None, key)
-    client.call(who, "add_task", title="buy eggs")
-    client.call(who, LIST)
+    assert client.say(who, tasks.ADD, None, key) == client.say(who, tasks.ADD, None, key)
+    client.call(who, **tasks.ADD_CALL)
+    client.call(who, tasks.LIST)
 
 
 def _turn(client: Client, person: int) -> None:
     """Run one turn with one tool call in an old conversation."""
-    client.say(people.user_id(person), "Add buy milk", str(people.conversation_id(person)), uuid4().hex)
+    client.say(people.user_id(person), tasks.ADD, str(people.conversation_id(person)), uuid4().hex)
 
 
 def _each(act: Callable[[Client, int], None]) -> Callable[[Client, Any], None]:
@@ -247,10 +244,10 @@ def _each(act: Callable[[Client, int], None]) -> Callable[[Client, Any], None]:
 
 def _list_often(client: Client, arguments: dict[str, Any]) -> None:
     for _ in range(SAMPLES):
-        client.call(people.user_id(people.BUSY), LIST, **arguments)
+        client.call(people.user_id(people.BUSY), tasks.LIST, **arguments)
 
 
-_ANSWERS: Final = {"rounds": _each(_round), "turns": _each(_turn), LIST: _list_often}
+_ANSWERS: Final = {"rounds": _each(_round), "turns": _each(_turn), "list": _list_often}
 
 
 def _work() -> None:
@@ -273,7 +270,7 @@ def report(growth: Growth) -> Iterator[str]:
         yield f"{table + ', rows':32}{rows:>12,}{'':6}{large.rows[table]:>12,}"
     yield f"{'':32}{'ms':>12}{'pages':>6}{'ms':>12}{'pages':>6}"
     pairs = [(name, cost, large.statements[name]) for name, cost in small.statements.items()]
-    pairs += [(f"page of tasks: {name}", cost, large.lists[name]) for name, cost in small.lists.items()]
+    pairs += [(f"page of {tasks.THINGS}: {name}", cost, large.lists[name]) for name, cost in small.lists.items()]
     for name, *costs in pairs:
         yield f"{name:32}" + "".join(f"{cost.milliseconds:12.3f}{cost.pages:6.0f}" for cost in costs)
     yield f"{'a round of a user who was away':32}{small.first_round_ms:12.2f}{'':6}{large.first_round_ms:12.2f}"

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import psycopg
 
-from bench import parts
+from bench import parts, tasks
 from bench.parts import Parts, Worker
 from bench.turn import prepare
 from dev.standin_model.client import StandIn
@@ -24,8 +24,6 @@ from testing.gateway import invoke
 TURNS: Final = 60
 HISTORY_TOKENS: Final = 2_000
 """A sixth of the default. With the default, sixty turns would hardly be cut."""
-
-ERRANDS: Final = ("Add errand {}", "Finish {}", "Add letter {}", "What is left?")
 
 
 @dataclass(frozen=True)
@@ -70,25 +68,25 @@ def _work() -> None:
     for line in sys.stdin:
         talk, oldest = _Talk(handler, issuer), set()
         for number in range(json.loads(line)):
-            talk.say(ERRANDS[number % len(ERRANDS)])
+            talk.say(tasks.ERRANDS[number % len(tasks.ERRANDS)])
             oldest.add(json.dumps(standin.requests()[-1]["body"]["input"][0]))
         print(json.dumps([talk.user_id, len(oldest)]), file=answers, flush=True)
 
 
 class _Talk:
-    """One conversation about errands."""
+    """One conversation."""
 
     def __init__(self, handler: Any, issuer: Issuer) -> None:
-        self._handler, self.user_id, self._conversation, self._task = handler, "errands", None, 0
+        self._handler, self.user_id, self._conversation, self._row = handler, "user", None, 0
         self._caller = Caller(self.user_id, issuer)
 
     def say(self, message: str) -> None:
         """Run one turn with one tool call."""
-        body = {"message": message.format(self._task), "conversation_id": self._conversation}
+        body = {"message": message.format(self._row), "conversation_id": self._conversation}
         response = invoke(self._handler, self._caller.request(body))
         assert response.status == 200, response.body
         [call] = response.json["tool_calls"]
-        self._conversation, self._task = response.json["conversation_id"], call["result"].get("id")
+        self._conversation, self._row = response.json["conversation_id"], call["result"].get("id")
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from typing import Final
 
 import psycopg
 
-from bench import pictures, turn
+from bench import pictures, tasks, turn
 from bench.cold import Cold
 from bench.figures import Figure, table
 from bench.growth import Growth
@@ -117,7 +117,7 @@ def figures(found: Found) -> Iterator[Figure]:
     if found.growth:
         yield _none("plans without their index, at either size", found.growth.faults)
         yield _none("statements slower with 5 million messages", found.growth.slower)
-        yield _none("pages of 10,000 tasks slower than the first", found.growth.uneven)
+        yield _none(f"pages of 10,000 {tasks.THINGS} slower than the first", found.growth.uneven)
 
 
 def _none(name: str, unwanted: list[str]) -> Figure:
@@ -175,6 +175,7 @@ def page(found: Found, around: Circumstances, command: str, seconds: float) -> s
         missed="\n".join(["Missed targets:", "", *missed(listed)] if any(missed(listed)) else ["Every target holds."]),
         cuts=found.prompt.cuts,
         naive=naive.IMPORTS,
+        things=tasks.THINGS,
         most_megabytes=LIMIT_MB,
         growth=_growth(found.growth) if found.growth else "(Not measured in a short run.)",
         scaling=_scaling(found.scaling) if found.scaling else "(Not measured in a short run.)",
@@ -185,7 +186,7 @@ def _growth(growth: Growth) -> str:
     small, large = growth.small, growth.large
     counts = [(name, f"{rows:,}", f"{large.rows[name]:,}") for name, rows in small.rows.items()]
     costs = [(name, cost, large.statements[name]) for name, cost in small.statements.items()]
-    costs += [(f"page of tasks: {name}", cost, large.lists[name]) for name, cost in small.lists.items()]
+    costs += [(f"page of {tasks.THINGS}: {name}", cost, large.lists[name]) for name, cost in small.lists.items()]
     rows = [
         (name, *(f"{of.milliseconds:.3f}" for of in pair), *(f"{of.pages:.0f}" for of in pair)) for name, *pair in costs
     ]

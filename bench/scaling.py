@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import psycopg
 
-from bench import parts
+from bench import parts, tasks
 from bench.parts import Parts, Worker
 from dev import pgbouncer
 from dev.pgbouncer import PgBouncer
@@ -213,11 +213,11 @@ _BEGIN: Final = (
     f"{_FOR} update conversation set fence = fence + 1, next_position = next_position + 2 where {_HERE}",
     "select * from message where user_id = '{user}' and conversation_id = '{id}' order by position;"
     " insert into message (user_id, conversation_id, position, turn_id, role, content) select user_id, id,"
-    f" next_position - 2, gen_random_uuid(), 'user', 'Add buy milk' from conversation where {_HERE}; commit",
+    f" next_position - 2, gen_random_uuid(), 'user', '{tasks.ADD}' from conversation where {_HERE}; commit",
 )
 _CALL: Final = (
     f"{_FOR} select fence from conversation where {_HERE} for share",
-    "insert into task (user_id, title, description) values ('{user}', 'buy milk', ''); commit",
+    f"{tasks.INSERT}; commit",
 )
 _FINISH: Final = (
     f"{_FOR} update conversation set updated_at = clock_timestamp() where {_HERE}",

@@ -1,6 +1,6 @@
-"""The page about performance says truly what holds, and `make bench` measures what the issue asks.
+"""Check the page about performance: its verdicts, its links to tests and its pictures.
 
-The measuring itself is run by CI, as the command that it is: it wants the built artifact and an environment of its own.
+CI runs the measurement itself with `make bench`, which needs the built artifact and its own environment.
 """
 
 import itertools
@@ -31,16 +31,16 @@ PICTURES = sorted(pictures.DRAWN.glob("*.svg"))
     ],
     ids=["under", "over", "reached", "missed", "none allowed", "no target"],
 )
-def test_a_figure_says_whether_it_holds_and_by_how_much_not(figure: Figure, holds: bool | None, verdict: str) -> None:
-    """On either side of its target, the target itself included."""
+def test_a_figure_shows_if_it_holds_and_by_how_much_it_misses(figure: Figure, holds: bool | None, verdict: str) -> None:
+    """The target itself is reached. The target may be a minimum or a maximum."""
     assert (figure.holds, figure.verdict) == (holds, verdict)
 
 
-def test_what_does_not_hold_is_told_apart_with_its_reason() -> None:
-    """And what holds is not among it, nor what has no target."""
+def test_a_missed_target_is_listed_with_its_reason() -> None:
+    """A reached target is not listed, nor a figure without one."""
     missing, holding = (Figure("CPU", cpu, "ms", 9, why="The machine was busy.") for cpu in (12.0, 8.0))
-    told = list(report.missed([missing, holding, Figure("size", 1.0)]))
-    assert told == ["- **CPU**: by 3 ms (33%). The machine was busy."]
+    listed = list(report.missed([missing, holding, Figure("size", 1.0)]))
+    assert listed == ["- **CPU**: by 3 ms (33%). The machine was busy."]
 
 
 def test_the_table_is_markdown_in_columns() -> None:
@@ -52,11 +52,11 @@ def test_the_table_is_markdown_in_columns() -> None:
 
 
 @pytest.mark.parametrize("page", [report.PAGE, ROOT / "docs" / "performance.md"], ids=["template", "page"])
-def test_each_gate_named_on_the_page_exists(page: Path) -> None:
-    """By the file of the test and its name."""
-    gates = re.findall(r"`(test_\w+\.py)::(\w+)`", page.read_text())
-    assert len(gates) > 8
-    for file, name in gates:
+def test_each_test_named_on_the_page_exists(page: Path) -> None:
+    """The page gives its file and its name."""
+    tests = re.findall(r"`(test_\w+\.py)::(\w+)`", page.read_text())
+    assert len(tests) > 8
+    for file, name in tests:
         assert re.search(rf"^(?:class|def) {name}\b", (ROOT / "tests" / file).read_text(), re.MULTILINE), name
 
 
@@ -71,20 +71,20 @@ def test_the_page_is_of_a_whole_run_and_has_its_pictures() -> None:
 
 @pytest.mark.parametrize("picture", PICTURES, ids=lambda path: path.stem)
 def test_a_picture_of_the_page_is_whole(picture: Path, tmp_path: Path) -> None:
-    """Drawn anew from the figures that it holds, with nothing cut off or covered, it says what it says on the page."""
+    """Drawn again from its own figures, it has the same text, and no part is cut off or covered."""
     drawn = tmp_path / picture.name
     pictures.redraw(picture, drawn)
     assert pictures.held(drawn) == pictures.held(picture)
-    assert words(drawn) == words(picture)
+    assert texts(drawn) == texts(picture)
 
 
-def words(picture: Path) -> list[str]:
-    """What stands written in it."""
+def texts(picture: Path) -> list[str]:
+    """Return the texts in a picture."""
     return re.findall(r"<text[^>]*>(.*?)</text>", picture.read_text(), re.DOTALL)
 
 
 def spans(*ends: float) -> list[Span]:
-    """The whole turn, and its parts one after the other."""
+    """Return the whole turn, and its parts in sequence."""
     parts = itertools.pairwise((0.0, *ends))
     return [Span("the whole turn", 0.0, ends[-1]), *(Span(f"until {end:g}", begin, end) for begin, end in parts)]
 
@@ -101,19 +101,19 @@ def spans(*ends: float) -> list[Span]:
     ids=["the second longer", "the first longer", "tiny", "huge", "many"],
 )
 def test_bars_and_their_labels_lie_in_their_panel(panels: dict[str, list[Span]], tmp_path: Path) -> None:
-    """Panels share one scale, which is that of the longest."""
+    """Panels share the scale of the longest."""
     pictures.waterfall(tmp_path / "picture.svg", panels)
 
 
 @pytest.mark.parametrize("first", [1.0, 1_000.0, 1_000_000.0])
 def test_lines_and_targets_lie_in_their_axes(first: float, tmp_path: Path) -> None:
-    """The legend covers none of them, wherever they begin; a target may lie above all of them."""
+    """The legend covers none of them, wherever they begin. A target may lie above all of them."""
     series = {name: {1: first, 100: 2.0} for name in ("ours", "floor", "ours, 2 processes", "floor, 2 processes")}
     pictures.lines(tmp_path / "picture.svg", series, ("clients", "turns per second"), [(100, 2 * first)])
 
 
 def panel() -> tuple[Drawing, Axes]:
-    """A figure with a bar from 0 to 2 and a falling line."""
+    """Return a figure with a bar from 0 to 2 and a falling line."""
     figure = Drawing()
     axes = figure.subplots()
     axes.barh([0], [2.0])
@@ -121,8 +121,8 @@ def panel() -> tuple[Drawing, Axes]:
     return figure, axes
 
 
-def test_what_is_cut_off_or_covered_is_found() -> None:
-    """A bar or a label beyond the panel, a legend on a line, words beyond the figure, one panel on another."""
+def test_a_part_that_is_cut_off_or_covered_is_found() -> None:
+    """A bar or a label beyond the panel, a legend on a line, a text beyond the figure, one panel on another."""
     assert list(pictures.faults(panel()[0])) == []
     found = []
     for spoil in (

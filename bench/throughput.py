@@ -19,7 +19,7 @@ from itertools import cycle, islice
 from statistics import median
 from typing import Final
 
-from bench import parts
+from bench import parts, tasks
 from bench.parts import Parts
 from bench.turn import WARM_UP
 from dev import processes, state
@@ -44,7 +44,7 @@ TURNS: Final = 160
 
 ROUNDS: Final = 3
 HOST: Final = "127.0.0.1"
-BODY: Final = json.dumps({"message": "Add buy milk"})
+BODY: Final = json.dumps({"message": tasks.ADD})
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Client:
     user_id: str
     token: str
 
-    def speak(self, turns: int) -> None:
+    def run(self, turns: int) -> None:
         """Run so many turns, and check each answer."""
         headers = {"authorization": f"Bearer {self.token}", "content-type": "application/json"}
         connection = http.client.HTTPConnection(HOST, self.port, timeout=60)
@@ -112,7 +112,7 @@ def _try(clients: list[Client], turns: int) -> float:
     """Return the turns per second of all clients together."""
     with ThreadPoolExecutor(len(clients)) as pool:
         began = time.perf_counter()
-        list(pool.map(lambda client: client.speak(turns // len(clients)), clients))
+        list(pool.map(lambda client: client.run(turns // len(clients)), clients))
         return turns / (time.perf_counter() - began)
 
 

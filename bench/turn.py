@@ -20,18 +20,15 @@ from uuid import UUID, uuid4
 
 import psycopg
 
-from bench import distance, parts
+from bench import distance, parts, tasks
 from bench.parts import Parts, Worker
 from dev.tokens import Issuer
+from testing import tasks as stored
 from testing.callers import Caller, identity
 from testing.gateway import invoke
 
 WARM_UP: Final = 10
 """Turns that are not counted. They build what is built at first use."""
-
-RESULT: Final = {"id": 17, "title": "call", "description": "", "completed": False} | dict.fromkeys(
-    ("created_at", "updated_at"), "2026-11-01T10:00:00.000000Z"
-)
 
 SUBJECTS: Final = {"ours": "chat.app", "floor": "bench.floor"}
 
@@ -81,8 +78,7 @@ class Person:
         self._database.execute(
             "insert into message (user_id, conversation_id, position, turn_id, role, content, request_hash)"
             " select %(user)s, %(id)s, n, md5((n / 2)::text || %(user)s)::uuid,"
-            " case n %% 2 when 0 then 'user' else 'assistant' end,"
-            " case n %% 2 when 0 then 'Add call number ' || n else 'Added call number ' || n || ' (17).' end, ''"
+            f" case n %% 2 when 0 then 'user' else 'assistant' end, {tasks.TEXT}, ''"
             " from generate_series(0, %(n)s - 1) n",
             here,
         )
@@ -90,13 +86,13 @@ class Person:
             self._database.execute(
                 "insert into tool_call (user_id, turn_id, call_id, position, conversation_id, door, tool, arguments,"
                 " outcome, result, duration_ms) select user_id, turn_id, 'call_' || turn_id, 0, conversation_id,"
-                " 'chat', 'add_task', %s, 'ok', %s, 1 from message where user_id = %s and role = 'user'",
-                [json.dumps({"title": "call"}), json.dumps(RESULT), self.id],
+                f" 'chat', {stored.CALL}, 1 from message where user_id = %s and role = 'user'",
+                [self.id],
             )
 
     def request(self) -> dict[str, Any]:
         """Return the event of the user's next message."""
-        body = {"message": "Add buy milk", "conversation_id": self._conversation and str(self._conversation)}
+        body = {"message": tasks.ADD, "conversation_id": self._conversation and str(self._conversation)}
         return Caller(self.id, self._issuer).request(body)
 
     def take_back(self) -> None:

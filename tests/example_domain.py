@@ -144,14 +144,19 @@ class ExampleDomain(ABC):
         found = rows.execute(self._sql("select id from {table} where user_id = %s order by id"), [user_id])
         return [row["id"] for row in found]
 
+    @property
+    def insert(self) -> str:
+        """Return the statement that stores a new thing. Its parameters are the user's id and the text."""
+        values = {self.state: self.states[0], **self.required}
+        columns = sql.SQL(", ").join(map(sql.Identifier, ["user_id", self.text, *values]))
+        literals = sql.SQL(", ").join(map(sql.Literal, values.values()))
+        insert = sql.SQL("insert into {} ({}) values (%s, %s, {})")
+        return insert.format(sql.Identifier(self.table), columns, literals).as_string()
+
     def put(self, rows: Rows, user_id: str, *texts: str) -> list[int]:
         """Write a new thing for each text without a turn, and return their ids."""
-        values = {"user_id": user_id, self.state: self.states[0], **self.required}
-        columns = sql.SQL(", ").join(map(sql.Identifier, [self.text, *values]))
-        places = sql.SQL(", ").join([sql.Placeholder()] * (1 + len(values)))
-        insert = sql.SQL("insert into {} ({}) values ({}) returning id")
-        statement = insert.format(sql.Identifier(self.table), columns, places)
-        return [rows.execute(statement, [text, *values.values()]).fetchall()[0]["id"] for text in texts]
+        statement = f"{self.insert} returning id".encode()
+        return [rows.execute(statement, [user_id, text]).fetchall()[0]["id"] for text in texts]
 
     def listed(self, result: Mapping[str, Any]) -> list[str]:
         """Return the texts in a result of the list tool."""

@@ -27,9 +27,9 @@ from testing.gateway import LambdaContext
 def main() -> None:
     """Start, run the hooks before a snapshot, and restore twice."""
     app = import_module(f"{sys.argv[1]}.app")  # its last line gets the process ready: AWS_LAMBDA_RUNTIME_API is set
-    asked = json.loads(sys.stdin.readline())
-    report = {"before": _state(app), "started": _fork(app, asked, _started), "held": _freeze(app)}
-    report["restored"] = [_fork(app, asked, _restored) for _ in range(2)]
+    given = json.loads(sys.stdin.readline())
+    report = {"before": _state(app), "started": _fork(app, given, _started), "held": _freeze(app)}
+    report["restored"] = [_fork(app, given, _restored) for _ in range(2)]
     sys.stdout.write(json.dumps(report))
 
 
@@ -71,7 +71,8 @@ def _is_link(name: str) -> bool:
     return os.path.islink(f"/proc/self/fd/{name}")
 
 
-def _fork(app: Any, asked: dict[str, Any], live: Callable[[Any, dict[str, Any]], dict[str, Any]]) -> Any:
+def _fork(app: Any, given: dict[str, Any], run: Callable[[Any, dict[str, Any]], dict[str, Any]]) -> Any:
+    """Run a function in a fork of this process and return its report."""
     reading, writing = os.pipe()
     state_in_snapshot = random.getstate()
     child = os.fork()
@@ -79,7 +80,7 @@ def _fork(app: Any, asked: dict[str, Any], live: Callable[[Any, dict[str, Any]],
         random.setstate(state_in_snapshot)  # Python seeds anew in a fork, but not in a restored snapshot
         os.close(reading)
         asyncio.set_event_loop(asyncio.new_event_loop())
-        os.write(writing, json.dumps(live(app, asked)).encode())
+        os.write(writing, json.dumps(run(app, given)).encode())
         os._exit(0)
     os.close(writing)
     with open(reading) as pipe:
@@ -88,19 +89,19 @@ def _fork(app: Any, asked: dict[str, Any], live: Callable[[Any, dict[str, Any]],
     return json.loads(report)
 
 
-def _restored(app: Any, asked: dict[str, Any]) -> dict[str, Any]:
+def _restored(app: Any, given: dict[str, Any]) -> dict[str, Any]:
     """Run the hooks after a restore as the runtime does, and answer."""
-    os.environ.update(asked["environment"])
+    os.environ.update(given["environment"])
     for hook, arguments, named in hooks.get_after_restore():
         hook(*arguments, **named)
-    return _state(app) | _started(app, asked)
+    return _state(app) | _started(app, given)
 
 
-def _started(app: Any, asked: dict[str, Any]) -> dict[str, Any]:
+def _started(app: Any, given: dict[str, Any]) -> dict[str, Any]:
     """Answer a first request."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the log
     modules = len(sys.modules)
-    status = app.handler(asked["event"], LambdaContext())["statusCode"]
+    status = app.handler(given["event"], LambdaContext())["statusCode"]
     return {"status": status, "modules": len(sys.modules) - modules}
 
 

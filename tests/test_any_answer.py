@@ -1,8 +1,8 @@
-"""A model that sends anything for as long as it likes: whatever comes, the turn ends in time and within memory.
+"""A model may send any bytes for any time: the turn ends in time and within memory.
 
-Promises, for each answer below and for any made by chance: the request is answered before its time is over, with 502 or
-504; the process stays below 300 MB; nothing that is at fault is logged as unexpected; and the turn is intact: its key
-gives the reply once the model is well, and the conversation goes on.
+Promises, for each answer below and for random ones: the request gets 502 or 504 before its time is over. The process
+stays below 300 MB. The turn is intact: its key gives the reply when the model is healthy, and the conversation
+continues.
 """
 
 import os
@@ -26,12 +26,12 @@ from tests.raw_provider import LASTING, OF_BYTES, OF_JSON, SHAPES, RawProvider, 
 Rows = psycopg.Connection[dict[str, Any]]
 
 SEED = int(os.environ.get("FUZZ_SEED") or random.SystemRandom().randrange(10**6))
-BY_CHANCE = 200 if "THOROUGH" in os.environ else 25
+RANDOM_ANSWERS = 200 if "THOROUGH" in os.environ else 25
 MOST_MEMORY = 300 * 2**20
 SECONDS = 12
-"""Time of a request: enough for an answer without a bound to take more memory than there may be."""
+"""Time of a request: enough for an unbounded answer to exceed the memory."""
 SHORT = 2.5
-"""Time of a request that lasts to its end. It keeps 1.5 s of it to store its progress and to answer."""
+"""Time of a request that uses all of it. The handler keeps 1.5 s to store its progress and to answer."""
 
 APIS = ["responses", "chat_completions"]
 EACH = [(what, "responses") for what in OF_BYTES] + [(what, api) for what in OF_JSON for api in APIS]
@@ -39,7 +39,7 @@ EACH = [(what, "responses") for what in OF_BYTES] + [(what, api) for what in OF_
 
 @pytest.fixture(scope="session")
 def database_url(server: Postgres) -> str:
-    """Return the URL of Postgres itself: only the model differs here."""
+    """Return the URL of Postgres itself. Only the model is unusual here."""
     return server.app_url
 
 
@@ -52,7 +52,7 @@ def provider() -> Iterator[RawProvider]:
 
 @dataclass(frozen=True)
 class Attack:
-    """A process of its own, and a model that answers in any way."""
+    """A process and a model that sends it any answer."""
 
     environment: Environment
     provider: RawProvider
@@ -93,7 +93,7 @@ def check_memory(attack: Attack) -> None:
 
 
 @pytest.mark.parametrize(("what", "model_api"), EACH, indirect=["model_api"])
-def test_no_answer_costs_more_than_it_may(attack: Attack, rows: Rows, what: str) -> None:
+def test_each_answer_is_bounded_in_time_and_memory(attack: Attack, rows: Rows, what: str) -> None:
     """The answer takes neither more memory nor more time than allowed, and the turn can be resumed."""
     answers: list[Response] = []
     attack.provider.shapes = [SHAPES[what]]
@@ -104,12 +104,12 @@ def test_no_answer_costs_more_than_it_may(attack: Attack, rows: Rows, what: str)
     assert took < seconds
     assert failed.status in (502, 504)
     attack.check_the_turn_is_intact(failed)
-    said = rows.execute("select role from message where user_id = %s order by position", [attack.client.id]).fetchall()
-    assert [row["role"] for row in said] == ["user", "assistant"] * 2
+    query = "select role from message where user_id = %s order by position"
+    assert [row["role"] for row in rows.execute(query, [attack.client.id])] == ["user", "assistant"] * 2
     check_memory(attack)
 
 
-def test_nor_does_one_that_comes_through_a_proxy(
+def test_an_answer_through_a_proxy_is_bounded(
     warm_fork_server: ForkServer, database_url: str, running_model: Any, issuer: Issuer, provider: RawProvider
 ) -> None:
     """The client uses HTTP_PROXY as usual, and the bound also holds for answers through the proxy."""
@@ -126,10 +126,10 @@ def test_nor_does_one_that_comes_through_a_proxy(
 
 
 @pytest.mark.parametrize("model_api", APIS, indirect=True)
-def test_nor_does_any_made_by_chance(attack: Attack, model_api: str, report: Callable[[str], None]) -> None:
-    """One process for all, as a warm environment: each answer, time and the highest memory are checked."""
+def test_random_answers_are_bounded(attack: Attack, model_api: str, report: Callable[[str], None]) -> None:
+    """One warm process takes all of them. The test checks each answer, its time and the highest memory."""
     chance, statuses = random.Random(f"{SEED} {model_api}"), []  # noqa: S311 (no secret)
-    for number in range(BY_CHANCE):
+    for number in range(RANDOM_ANSWERS):
         attack.provider.shapes = [any_shape(chance)]
         answers: list[Response] = []
         key = f"k{number}"
@@ -140,6 +140,6 @@ def test_nor_does_any_made_by_chance(attack: Attack, model_api: str, report: Cal
         check_memory(attack)
     attack.provider.shapes = [good_answer]
     assert attack.ask("hello", "well").status == 200
-    told = {status: statuses.count(status) for status in sorted(set(statuses))}
+    counts = {status: statuses.count(status) for status in sorted(set(statuses))}
     most = attack.environment.peak_memory >> 20
-    report(f"{BY_CHANCE} answers by chance by {model_api}, seed {SEED}: {told}, at most {most} MB")
+    report(f"{RANDOM_ANSWERS} random answers by {model_api}, seed {SEED}: {counts}, at most {most} MB")

@@ -1,8 +1,8 @@
 """A turn happens once, wherever its process is killed or frozen.
 
-Promises: killed with SIGKILL at any point, and sent again with its key, a turn has one user message, one assistant
-message, each effect exactly once and complete tool_calls; until its lease has run out it is refused with a time to come
-back; sent a third time it is replayed byte for byte. A process that wakes up after its lease writes nothing.
+Promises: SIGKILL may end the process at any point. A retry with the key then has one user message, one assistant
+message, each effect once and complete tool_calls. Until the lease has run out, the retry gets 409 with Retry-After. A
+further retry is replayed byte for byte. A process that wakes up after its lease writes nothing.
 """
 
 import os
@@ -21,7 +21,7 @@ from dev import processes
 from dev.tokens import Issuer
 from testing.callers import Caller
 from testing.gateway import Response
-from tests import db_assertions as truth
+from tests import db_assertions
 from tests.crash_points import SOCKET, STATEMENT, Trap
 from tests.db_assertions import Rows
 from tests.domain import example
@@ -30,29 +30,29 @@ from tests.example_domain import Row, Sentence
 
 Report = Callable[[str], None]
 AT_ONCE = 4
-"""Runs side by side: each is a sequence of processes, and most of it is waiting."""
+"""Concurrent runs. Each is a sequence of processes, and spends most of its time waiting."""
 PAIRS = 40 if "CI" in os.environ else 10
-"""Turns that are killed twice, for each scenario: the points are drawn by lot."""
+"""Turns that are killed twice in each scenario, at random points."""
 SEED = int(os.environ.get("CRASH_SEED") or random.SystemRandom().randrange(10**6))
 LEASE_SECONDS = 60
-"""No lease may be longer, or a crashed conversation stays shut."""
+"""The bound of a lease. A crashed conversation is busy for as long."""
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A message, and all that must come of it, once."""
+    """A message and its expected effects."""
 
     message: Sentence
     things: list[Row]
-    """What the person has in the end."""
+    """The user's rows in the end."""
     before: list[Sentence] = field(default_factory=list)
-    """What the person has said before, in the same conversation."""
+    """Earlier messages in the same conversation."""
     aside: bool = False
-    """Whether what was said before was said in another conversation."""
+    """True if the earlier messages are in another conversation."""
 
     @property
     def title(self) -> str:
-        """For the summary."""
+        """Return the name in the summary."""
         return f"“{self.message}”" + (", as a later turn" if self.before and not self.aside else "")
 
 
@@ -70,13 +70,13 @@ FAILING = Scenario(example.fail().then(ADD_MILK), [MILK])
 
 @pytest.fixture(autouse=True)
 def watched(rows: Rows) -> Iterator[None]:
-    """The database notes every effect by itself."""
-    with truth.watched(rows):
+    """Have Postgres record every effect."""
+    with db_assertions.watched(rows):
         yield
 
 
-class Story:
-    """One person, one message, as many attempts as it takes."""
+class Trial:
+    """One user sends one message in several attempts."""
 
     def __init__(self, scenario: Scenario, fleet: Fleet, rows: Rows, issuer: Issuer) -> None:
         self.scenario, self.fleet, self.rows = scenario, fleet, rows
@@ -84,42 +84,42 @@ class Story:
         self.refusals = 0
 
     def prepare(self, environment: Environment) -> None:
-        """Say what was said before."""
+        """Send the earlier messages."""
         conversation_id = None
         for message in self.scenario.before:
             asked = {"message": message, "conversation_id": conversation_id}
             conversation_id = environment.ask(self.client.request(asked)).answer.json["conversation_id"]
         self.conversation_id = None if self.scenario.aside else conversation_id
-        self.effects_before = truth.effects(self.rows, self.client.id)
+        self.effects_before = db_assertions.effects(self.rows, self.client.id)
 
     @property
     def request(self) -> dict[str, Any]:
-        """The request, the same each time."""
+        """Return the request, the same each time."""
         return self.client.request(
             {"message": self.scenario.message, "conversation_id": self.conversation_id}, self.key
         )
 
     def attempt(self, trap: Trap) -> Outcome:
-        """Send it to a cold environment that dies at the trap, or answers before."""
+        """Send the request to a cold environment that dies at the trap, or answers before it."""
         with self.fleet.cold() as environment:
             return environment.ask(self.request, trap)
 
     def check_refused_while_leased(self, environment: Environment) -> None:
-        """Whoever comes before the lease has run out is told to come back."""
+        """Check that the request gets 409 with Retry-After while the lease holds."""
         held = self._lease()
         if held is None:
             return
         response = environment.ask(self.request).answer
-        if self._lease() != held:  # what the dead process had sent last was carried out only now
+        if self._lease() != held:  # Postgres ran the dead process's last statements only now
             return
         assert response.status == 409, response.body
         assert 1 <= int(response.headers["retry-after"]) <= LEASE_SECONDS
         self.refusals += 1
 
     def retry(self, trap: Trap | None = None) -> Outcome:
-        """Send it again after its lease has run out, until what the dead process had sent last is carried out too."""
+        """Send the request again after its lease, until Postgres has run the dead process's last statements."""
         for _ in processes.attempts(20):
-            truth.let_leases_run_out(self.rows, self.client.id)
+            db_assertions.let_leases_run_out(self.rows, self.client.id)
             with self.fleet.cold() as environment:
                 outcome = environment.ask(self.request, trap)
             if outcome.response is None or outcome.response.status != 409:
@@ -127,17 +127,17 @@ class Story:
         raise AssertionError("the conversation never became free")
 
     def check_done(self, environment: Environment) -> None:
-        """Send it again, and once more: done once, told whole, and replayed by whoever is asked."""
+        """Send the request twice more. Check that it is done once, returned whole, and replayed by any process."""
         scenario, user_id = self.scenario, self.client.id
         response = self.retry().answer
-        truth.check_turn(self.rows, user_id, scenario.message, response)
+        db_assertions.check_turn(self.rows, user_id, scenario.message, response)
         assert [call["tool"] for call in response.json["tool_calls"]] == scenario.message.tools
-        assert truth.effects(self.rows, user_id) == self.effects_before + scenario.message.effects
+        assert db_assertions.effects(self.rows, user_id) == self.effects_before + scenario.message.effects
         assert example.rows_of(self.rows, user_id) == scenario.things
         again = environment.ask(self.request).answer
         assert again.headers["idempotent-replayed"] == "true"
         assert (again.status, again.body) == (200, response.body)
-        assert truth.effects(self.rows, user_id) == self.effects_before + scenario.message.effects
+        assert db_assertions.effects(self.rows, user_id) == self.effects_before + scenario.message.effects
 
     def _lease(self) -> dict[str, Any] | None:
         return self.rows.execute(
@@ -148,7 +148,7 @@ class Story:
 
 @dataclass
 class Exploration:
-    """All runs of one scenario: each with a process killed at another point, until one comes through."""
+    """All runs of one scenario. Each kills a process at another point, until one run finishes."""
 
     scenario: Scenario
     fleet: Fleet
@@ -161,13 +161,13 @@ class Exploration:
         self._numbers, self._through, self._lock = count(1), threading.Event(), threading.Lock()
 
     def explore(self) -> None:
-        """Kill at every point."""
+        """Kill a process at every point."""
         with ThreadPoolExecutor(AT_ONCE) as pool:
             for done in [pool.submit(self._work) for _ in range(AT_ONCE)]:
                 done.result()
         with self.fleet.cold() as environment:
             for number in sorted(set(range(1, max(self.labels))) - set(self.labels)):
-                self._run(number, environment)  # a run that came through before others were killed at later points
+                self._run(number, environment)  # another run finished before these points were tried
         assert set(self.labels) == set(range(1, len(self.labels) + 1)), "a point was left out"
 
     def _work(self) -> None:
@@ -176,21 +176,21 @@ class Exploration:
                 self._run(next(self._numbers), environment)
 
     def _run(self, number: int, environment: Environment) -> None:
-        story = Story(self.scenario, self.fleet, self.rows, self.issuer)
-        story.prepare(environment)
-        first = story.attempt(Trap.kill(number, level=self.level))
+        trial = Trial(self.scenario, self.fleet, self.rows, self.issuer)
+        trial.prepare(environment)
+        first = trial.attempt(Trap.kill(number, level=self.level))
         if first.response:
             self._through.set()
         try:
             if number % 3 == 0:
-                story.check_refused_while_leased(environment)
-            story.check_done(environment)
+                trial.check_refused_while_leased(environment)
+            trial.check_done(environment)
         except AssertionError as error:
             self._through.set()
             raise AssertionError(f"killed at point {number} ({first.trapped}): {error}") from error
         with self._lock:
             self.runs += 1
-            self.refusals += story.refusals
+            self.refusals += trial.refusals
             if first.trapped:
                 self.labels[number] = first.trapped
 
@@ -233,7 +233,7 @@ def test_killed_at_any_point_a_turn_happens_once(
     report: Report,
     request: pytest.FixtureRequest,
 ) -> None:
-    """At each statement, commit and model call: sent again with its key, everything is there, once."""
+    """It is killed at each statement, commit and model call. A retry with its key finds each effect once."""
     exploration = Exploration(scenario, fleet, rows, issuer, level)
     exploration.explore()
     report(f"{exploration} ({request.node.callspec.id.rsplit('-', 2)[0]})")
@@ -244,22 +244,22 @@ def test_killed_at_any_point_a_turn_happens_once(
 def test_killed_twice_a_turn_happens_once(
     scenario: Scenario, fleet: Fleet, rows: Rows, issuer: Issuer, report: Report
 ) -> None:
-    """The attempt that goes on from the first one's records may be killed as well."""
+    """The attempt that continues from the first one's records may be killed too."""
     chance = random.Random(SEED)  # noqa: S311
-    whole = Story(scenario, fleet, rows, issuer)
+    whole = Trial(scenario, fleet, rows, issuer)
     with fleet.cold() as environment:
         whole.prepare(environment)
         points = len(environment.ask(whole.request).passed)
         killed_again = 0
         for _ in range(PAIRS):
-            story = Story(scenario, fleet, rows, issuer)
-            story.prepare(environment)
+            trial = Trial(scenario, fleet, rows, issuer)
+            trial.prepare(environment)
             first, second = chance.randint(1, points), chance.randint(1, points)
-            dead = story.attempt(Trap.kill(first))
-            again = story.retry(Trap.kill(second))
+            dead = trial.attempt(Trap.kill(first))
+            again = trial.retry(Trap.kill(second))
             killed_again += again.response is None
             try:
-                story.check_done(environment)
+                trial.check_done(environment)
             except AssertionError as error:
                 where = f"killed at {first} ({dead.trapped}), then at {second} ({again.trapped})"
                 raise AssertionError(f"{where}, seed {SEED}: {error}") from error
@@ -268,7 +268,7 @@ def test_killed_twice_a_turn_happens_once(
 
 @dataclass(frozen=True)
 class Freeze:
-    """Where a process is stopped in the middle of a turn with one tool call."""
+    """A point at which a process is stopped in a turn with one tool call."""
 
     name: str
     trap: Trap
@@ -279,78 +279,78 @@ class Freeze:
 
 FROZEN = [
     Freeze("while the model thinks", Trap.freeze(1, "model: sent")),
-    Freeze("with the call in hand", Trap.freeze(1, "model: read")),
+    Freeze("after the model's answer", Trap.freeze(1, "model: read")),
     Freeze("in the tool, before its statements", Trap.freeze(2, "before select set_config")),
-    Freeze("after the tool, before the model is told", Trap.freeze(2, "after commit")),
+    Freeze("after the tool, before the next model call", Trap.freeze(2, "after commit")),
     Freeze("while the model thinks again", Trap.freeze(2, "model: sent")),
     Freeze("before the reply is stored", Trap.freeze(3, "before select set_config")),
 ]
 
 
-class TestAZombie:
-    """A process that was stopped, and goes on after its lease and its turn are over."""
+class TestZombie:
+    """A process is stopped, and continues after its lease and its turn are over."""
 
     @pytest.mark.parametrize("freeze", FROZEN, ids=str)
-    def test_commits_nothing(self, freeze: Freeze, fleet: Fleet, rows: Rows, issuer: Issuer) -> None:
-        """Its turn was finished by a retry, and another came after: it writes nothing, and says so or replays."""
-        story = Story(ONE, fleet, rows, issuer)
-        story.prepare(zombie := fleet.start())
-        assert zombie.ask(story.request, freeze.trap).trapped
-        finished = story.retry().answer
-        story.conversation_id = finished.json["conversation_id"]
-        later = self._take_another_turn(story, fleet)
+    def test_it_commits_nothing(self, freeze: Freeze, fleet: Fleet, rows: Rows, issuer: Issuer) -> None:
+        """A retry finished its turn, and another turn followed. It writes nothing, and answers 409 or replays."""
+        trial = Trial(ONE, fleet, rows, issuer)
+        trial.prepare(zombie := fleet.start())
+        assert zombie.ask(trial.request, freeze.trap).trapped
+        finished = trial.retry().answer
+        trial.conversation_id = finished.json["conversation_id"]
+        later = self._take_another_turn(trial, fleet)
         zombie.thaw()
         late = zombie.outcome().answer
         self._check_honest(late, finished)
-        self._check_untouched(story, rows, finished, later)
+        self._check_untouched(trial, rows, finished, later)
 
-    def test_that_slept_before_it_had_a_lease_replays(self, fleet: Fleet, rows: Rows, issuer: Issuer) -> None:
-        """It had looked for its turn and found none; when it has the lease, it looks again."""
-        story = Story(LATER, fleet, rows, issuer)
-        story.prepare(zombie := fleet.start())
-        assert zombie.ask(story.request, Trap.freeze(1, "before UPDATE conversation")).trapped
-        finished = story.retry().answer
+    def test_one_that_stopped_before_its_lease_replays(self, fleet: Fleet, rows: Rows, issuer: Issuer) -> None:
+        """It had looked for its turn and found none. With the lease, it looks again."""
+        trial = Trial(LATER, fleet, rows, issuer)
+        trial.prepare(zombie := fleet.start())
+        assert zombie.ask(trial.request, Trap.freeze(1, "before UPDATE conversation")).trapped
+        finished = trial.retry().answer
         zombie.thaw()
         late = zombie.outcome().answer
         assert (late.status, late.headers["idempotent-replayed"], late.body) == (200, "true", finished.body)
-        story.check_done(zombie)
+        trial.check_done(zombie)
 
     @pytest.mark.parametrize("database_url", ["pooled"], indirect=True)
     @pytest.mark.parametrize("point", [f"before INSERT INTO {example.table}", "before commit"])
-    def test_with_its_transaction_open_holds_nobody_up(
+    def test_its_open_transaction_blocks_no_request_for_long(
         self, point: str, fleet: Fleet, rows: Rows, issuer: Issuer
     ) -> None:
-        """Stopped with its lease locked: others are told to come back, until the database ends the transaction."""
-        story = Story(ONE, fleet, rows, issuer)
-        story.prepare(zombie := fleet.start())
+        """It holds a lock on the conversation. Others get 409 until Postgres ends the transaction."""
+        trial = Trial(ONE, fleet, rows, issuer)
+        trial.prepare(zombie := fleet.start())
         trap = Trap.freeze(2 if point == "before commit" else 1, point)
-        assert zombie.ask(story.request, trap).trapped
+        assert zombie.ask(trial.request, trap).trapped
         with fleet.cold() as environment:
-            refused = environment.ask(story.request).answer
+            refused = environment.ask(trial.request).answer
         assert refused.status == 409
         assert int(refused.headers["retry-after"]) >= 1
-        finished = story.retry().answer  # waits for the role's idle_in_transaction_session_timeout
-        story.conversation_id = finished.json["conversation_id"]
-        later = self._take_another_turn(story, fleet)
+        finished = trial.retry().answer  # waits for the role's idle_in_transaction_session_timeout
+        trial.conversation_id = finished.json["conversation_id"]
+        later = self._take_another_turn(trial, fleet)
         zombie.thaw()
         late = zombie.outcome().answer
         assert late.status in (409, 503)
-        self._check_untouched(story, rows, finished, later)
+        self._check_untouched(trial, rows, finished, later)
 
-    def _take_another_turn(self, story: Story, fleet: Fleet) -> Response:
+    def _take_another_turn(self, trial: Trial, fleet: Fleet) -> Response:
         with fleet.cold() as environment:
-            asked = {"message": ADD_MUM, "conversation_id": story.conversation_id}
-            return environment.ask(story.client.request(asked)).answer
+            asked = {"message": ADD_MUM, "conversation_id": trial.conversation_id}
+            return environment.ask(trial.client.request(asked)).answer
 
     def _check_honest(self, late: Response, finished: Response) -> None:
-        """It tells that the turn is not its own any more, or what the other one said."""
+        """Check that it answers 409, or replays the finished turn."""
         if late.status == 200:
             assert (late.headers["idempotent-replayed"], late.body) == ("true", finished.body)
         else:
             assert late.status == 409
             assert int(late.headers["retry-after"]) >= 1
 
-    def _check_untouched(self, story: Story, rows: Rows, finished: Response, later: Response) -> None:
-        truth.check_turn(rows, story.client.id, ONE.message, finished)
-        truth.check_turn(rows, story.client.id, ADD_MUM, later)
-        assert truth.effects(rows, story.client.id) == ADD_MILK.effects + ADD_MUM.effects
+    def _check_untouched(self, trial: Trial, rows: Rows, finished: Response, later: Response) -> None:
+        db_assertions.check_turn(rows, trial.client.id, ONE.message, finished)
+        db_assertions.check_turn(rows, trial.client.id, ADD_MUM, later)
+        assert db_assertions.effects(rows, trial.client.id) == ADD_MILK.effects + ADD_MUM.effects

@@ -1,5 +1,6 @@
 """Test docs/failures.md row by row: the status of a failing model, the text for the caller, and the rows that stay."""
 
+import json
 import re
 import time
 from collections import Counter
@@ -17,12 +18,14 @@ from dev.standin_model.failures import FAULTS
 from testing.gateway import event, invoke
 from tests import raw_provider
 from tests.conftest import ROOT, Logs, Person, reset_processes
+from tests.domain import example
 from tests.raw_provider import SHAPES, RawProvider, Script, Shape, good_answer, head
 
 Rows = psycopg.Connection[dict[str, Any]]
+ADD = example.add("milk")
 CELL = r"([^|]+)"
 ROW = re.compile(rf"\| {CELL} \| `(\w+)`( once)? \| (\d+) \| {CELL} \| {CELL} \|")
-NOT_OF_THE_LIST = {"slow", "say", "call"}
+NO_FAILURES = {"slow", "say", "call"}
 """Faults that are no failures: with them a test chooses the model's answer."""
 
 
@@ -35,19 +38,19 @@ class Row:
     once: bool
     status: int
     stored: list[str]
-    told: str
+    text: str
 
     def set(self, standin: StandIn) -> None:
         """Make the model fail in this way: once, or more often than any call is tried."""
-        standin.fault(self.fault, match="add buy milk", times=1 if self.once else None)
+        standin.fault(self.fault, match=ADD, times=1 if self.once else None)
 
 
 def rows_of_the_table() -> list[Row]:
     """Return the table of the document."""
     text = (ROOT / "docs/failures.md").read_text().split("## The database")[0]
     return [
-        Row(what, fault, bool(once), int(status), stored.split(", "), told)
-        for what, fault, once, status, stored, told in ROW.findall(text)
+        Row(what, fault, bool(once), int(status), stored.split(", "), shown)
+        for what, fault, once, status, stored, shown in ROW.findall(text)
     ]
 
 
@@ -55,7 +58,7 @@ TABLE = rows_of_the_table()
 every_row = pytest.mark.parametrize("row", TABLE, ids=[re.sub(r"\W+", "-", row.what) for row in TABLE])
 both_apis = pytest.mark.parametrize("model_api", ["responses", "chat_completions"], indirect=True)
 
-IN_ITS_OWN_WORDS = "the refusal, as it is"
+ANY_TEXT = "the refusal, as it is"
 
 
 @pytest.fixture(scope="session")
@@ -65,85 +68,85 @@ def database_url(server: Postgres, pooler: PgBouncer) -> str:
 
 
 def stored_for(person: Person, rows: Rows) -> list[str]:
-    """Return the rows in Postgres of a user's only turn, in the words of the table."""
+    """Return the rows in Postgres of a user's only turn, by their names in the table."""
     both = (
         "select role as kind from message where user_id = %s union all select outcome from tool_call where user_id = %s"
     )
     kinds = Counter(row["kind"] for row in rows.execute(both, [person.id, person.id]))
     assert (kinds["user"], kinds["assistant"] <= 1) == (1, True)
-    words = {"user": "message", "error": "failed call", "ok": "call", "assistant": "reply"}
-    return [word for kind, word in words.items() if kinds[kind]]
+    names = {"user": "message", "error": "failed call", "ok": "call", "assistant": "reply"}
+    return [name for kind, name in names.items() if kinds[kind]]
 
 
 @both_apis
 @every_row
-def test_the_table_is_true(alice: Person, standin: StandIn, rows: Rows, row: Row) -> None:
+def test_each_row_of_the_table_holds(alice: Person, standin: StandIn, rows: Rows, row: Row) -> None:
     """Status, text and stored rows are those of the row, on both APIs."""
     row.set(standin)
-    answer = alice.say("add buy milk", seconds=2.5 if row.fault == "hang" else 30)
+    answer = alice.say(ADD, seconds=2.5 if row.fault == "hang" else 30)
     assert answer.status == row.status
-    words = answer.json.get("response") or f"{answer.json['title']} {answer.json.get('detail', '')}"
-    assert row.told == IN_ITS_OWN_WORDS or row.told.split(" (")[0] in words
+    text = answer.json.get("response") or f"{answer.json['title']} {answer.json.get('detail', '')}"
+    assert row.text == ANY_TEXT or row.text.split(" (")[0] in text
     assert stored_for(alice, rows) == row.stored
 
 
 @every_row
-def test_the_turn_can_be_taken_up_again(alice: Person, standin: StandIn, rows: Rows, row: Row) -> None:
-    """Once the model is healthy, the same key gives the reply; message and task are there once."""
+def test_the_turn_can_be_resumed(alice: Person, standin: StandIn, rows: Rows, row: Row) -> None:
+    """When the model is healthy, the same key gives the reply. Message and effect are there once."""
     row.set(standin)
-    alice.say("add buy milk", key="k", seconds=2.5 if row.fault == "hang" else 30)
+    alice.say(ADD, key="k", seconds=2.5 if row.fault == "hang" else 30)
     standin.reset()
-    again = alice.say("add buy milk", key="k")
+    again = alice.say(ADD, key="k")
     assert again.status == 200
-    said = rows.execute("select role from message where user_id = %s order by position", [alice.id]).fetchall()
-    assert [row["role"] for row in said] == ["user", "assistant"]
-    titles = rows.execute("select title from task where user_id = %s", [alice.id]).fetchall()
-    assert len(titles) <= 1
-    assert len(titles) == 1 or row.fault == "refusal"
+    stored = rows.execute("select role from message where user_id = %s order by position", [alice.id]).fetchall()
+    assert [row["role"] for row in stored] == ["user", "assistant"]
+    things = example.rows_of(rows, alice.id)
+    assert len(things) <= 1
+    assert len(things) == 1 or row.fault == "refusal"
 
 
 @every_row
-def test_the_next_message_is_taken(alice: Person, standin: StandIn, row: Row) -> None:
-    """The conversation goes on, and its history is whole."""
+def test_the_next_message_is_answered(alice: Person, standin: StandIn, row: Row) -> None:
+    """The conversation continues, and its history is whole."""
     row.set(standin)
-    first = alice.say("add buy milk", seconds=2.5 if row.fault == "hang" else 30).json
+    first = alice.say(ADD, seconds=2.5 if row.fault == "hang" else 30).json
     standin.reset()
-    assert alice.say("what is left?", first["conversation_id"]).status == 200
+    assert alice.say(example.show(), first["conversation_id"]).status == 200
 
 
 def test_every_fault_of_the_stand_in_is_in_the_table() -> None:
     """The table holds each fault that the stand-in model has."""
-    assert {row.fault for row in TABLE} == set(FAULTS) - NOT_OF_THE_LIST
+    assert {row.fault for row in TABLE} == set(FAULTS) - NO_FAILURES
 
 
 def test_a_rate_limit_s_time_is_passed_on(alice: Person, standin: StandIn) -> None:
-    """It is more time than the request has: the caller gets it as Retry-After, at once."""
-    standin.fault("rate_limit", match="add buy milk", times=None, retry_after=50)
-    answer = alice.say("add buy milk")
+    """The provider asks for more time than the request has. The caller gets it as Retry-After, at once."""
+    standin.fault("rate_limit", match=ADD, times=None, retry_after=50)
+    answer = alice.say(ADD)
     assert (answer.status, answer.headers["retry-after"]) == (502, "50")
     assert len(standin.requests()) == 1
 
 
-def test_the_calls_that_took_effect_are_told(alice: Person, standin: StandIn, rows: Rows) -> None:
+def test_the_calls_that_took_effect_are_returned(alice: Person, standin: StandIn, rows: Rows) -> None:
     """A model that fails after its tool ran gives 502 with ids and the call, which is also on record."""
-    standin.fault("server_error", match="add buy milk", times=None, after_calls=1)
-    answer = alice.say("add buy milk", key="k")
+    standin.fault("server_error", match=ADD, times=None, after_calls=1)
+    answer = alice.say(ADD, key="k")
     assert answer.status == 502
     (call,) = answer.json["tool_calls"]
-    assert (call["tool"], call["outcome"]) == ("add_task", "ok")
+    assert (call["tool"], call["outcome"]) == (example.add_tool, "ok")
     standin.reset()
-    again = alice.say("add buy milk", key="k").json
+    again = alice.say(ADD, key="k").json
     assert again["tool_calls"] == [call]
     assert (again["conversation_id"], again["turn_id"]) == (answer.json["conversation_id"], answer.json["turn_id"])
-    assert len(rows.execute("select from task where user_id = %s", [alice.id]).fetchall()) == 1
+    assert len(example.rows_of(rows, alice.id)) == 1
 
 
-class TestTheFallback:
-    """MODEL_FALLBACK, tried once when the first model is down."""
+class TestFallback:
+    """MODEL_FALLBACK is tried once when the first model is down."""
 
     @pytest.fixture(autouse=True)
     def fallback(self, monkeypatch: pytest.MonkeyPatch, environment: None) -> None:
-        """Another model at the same address."""
+        """Name another model at the same address."""
         monkeypatch.setenv("MODEL_FALLBACK", "second-choice")
         reset_processes()
 
@@ -151,30 +154,30 @@ class TestTheFallback:
     @pytest.mark.parametrize("fault", ["server_error", "unavailable", "disconnect", "rate_limit", "malformed_body"])
     def test_it_answers_when_the_first_does_not(self, alice: Person, standin: StandIn, fault: str) -> None:
         """It is asked after the first model's tries are used up, on both APIs."""
-        standin.fault(fault, match="add buy milk", times=3)
-        assert alice.say("add buy milk").status == 200
+        standin.fault(fault, match=ADD, times=3)
+        assert alice.say(ADD).status == 200
         assert [r["body"]["model"] for r in standin.requests()][:4] == ["stand-in"] * 3 + ["second-choice"]
 
     def test_it_is_tried_once(self, alice: Person, standin: StandIn) -> None:
         """When it is down too, the turn fails."""
-        standin.fault("server_error", match="add buy milk", times=None)
-        assert alice.say("add buy milk").status == 502
+        standin.fault("server_error", match=ADD, times=None)
+        assert alice.say(ADD).status == 502
         assert [r["body"]["model"] for r in standin.requests()] == ["stand-in"] * 3 + ["second-choice"]
 
-    def test_it_is_not_for_requests_that_are_wrong(self, alice: Person, standin: StandIn) -> None:
+    def test_it_gets_no_invalid_request(self, alice: Person, standin: StandIn) -> None:
         """The second model does not get a request that the first one refuses."""
-        standin.fault("context_length_exceeded", match="add buy milk", times=None)
-        assert alice.say("add buy milk").status == 502
+        standin.fault("context_length_exceeded", match=ADD, times=None)
+        assert alice.say(ADD).status == 502
         assert len(standin.requests()) == 1
 
-    def test_a_first_model_that_hangs_leaves_time_for_it(self, alice: Person, standin: StandIn) -> None:
+    def test_it_has_time_when_the_first_hangs(self, alice: Person, standin: StandIn) -> None:
         """The fallback has half of the time."""
-        standin.fault("hang", match="add buy milk", seconds=40)
-        assert alice.say("add buy milk", seconds=4).status == 200
+        standin.fault("hang", match=ADD, seconds=40)
+        assert alice.say(ADD, seconds=4).status == 200
 
 
-class TestAFirstModelThatDrips:
-    """The fallback has its own time, whatever the first model does in each of its tries."""
+class TestSlowFirstModel:
+    """The fallback has its own time when the first model sends its answer in small parts."""
 
     @pytest.fixture
     def provider(self, environment: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[RawProvider]:
@@ -187,20 +190,20 @@ class TestAFirstModelThatDrips:
 
     @both_apis
     @pytest.mark.parametrize("what", ["a dripped body", "a dripped head", "a dripped error", "chunks of a byte"])
-    def test_it_does_not_use_up_the_time(self, alice: Person, provider: RawProvider, what: str) -> None:
+    def test_a_slow_answer_leaves_the_fallback_its_time(self, alice: Person, provider: RawProvider, what: str) -> None:
         """The first model's share bounds its whole exchange."""
         provider.shapes = [SHAPES[what], good_answer]
-        assert alice.say("add buy milk", seconds=4).status == 200
+        assert alice.say(ADD, seconds=4).status == 200
         assert [body["model"] for body in provider.requests] == ["stand-in", "second-choice"]
 
     @both_apis
-    def test_nor_do_several_tries(self, alice: Person, provider: RawProvider) -> None:
-        """They leave the fallback half of the time together, not half of the rest each."""
-        heard_at: list[float] = []
+    def test_several_tries_leave_the_fallback_its_time(self, alice: Person, provider: RawProvider) -> None:
+        """All tries share half of the time. They do not get half of the rest each."""
+        received_at: list[float] = []
 
         def marked(shape: Shape) -> Shape:
             def answer(api: str) -> Script:
-                heard_at.append(time.monotonic())
+                received_at.append(time.monotonic())
                 yield from shape(api)
 
             return answer
@@ -212,14 +215,14 @@ class TestAFirstModelThatDrips:
 
         provider.shapes = [marked(late), marked(SHAPES["a dripped body"]), marked(good_answer)]
         began = time.monotonic()
-        assert alice.say("add buy milk", seconds=5.5).status == 200
+        assert alice.say(ADD, seconds=5.5).status == 200
         assert [body["model"] for body in provider.requests] == ["stand-in"] * 2 + ["second-choice"]
-        assert heard_at[-1] - began < 3, "half of 4 s, and what the turn itself takes"
+        assert received_at[-1] - began < 3, "half of 4 s, and what the turn itself takes"
 
-    def test_the_time_that_it_took_is_charged(self, alice: Person, provider: RawProvider, logs: Logs) -> None:
-        """A model that ran out of time may have its price, like one that hangs."""
+    def test_a_slow_answer_is_charged(self, alice: Person, provider: RawProvider, logs: Logs) -> None:
+        """A model that ran out of time may cost tokens, like one that hangs."""
         provider.shapes = [SHAPES["a dripped body"], good_answer]
-        assert alice.say("add buy milk", seconds=4).status == 200
+        assert alice.say(ADD, seconds=4).status == 200
         (line,) = [line for line in logs() if line["message"] == "turn finished"]
         assert (line["model"], line["requests"]) == ("second-choice", 1)
         assert line["estimated_tokens"] > 500
@@ -232,40 +235,40 @@ class TestAFirstModelThatDrips:
         monkeypatch.delenv("MODEL_FALLBACK")
         reset_processes()
         provider.shapes = [SHAPES["a dripped body"]]
-        assert alice.say("add buy milk", key="k", seconds=3).status == 504
+        assert alice.say(ADD, key="k", seconds=3).status == 504
         provider.shapes = [good_answer]
-        assert alice.say("add buy milk", key="k").status == 200
+        assert alice.say(ADD, key="k").status == 200
 
 
-class TestTheDeadline:
+class TestDeadline:
     """The whole request has a deadline."""
 
-    def test_a_hanging_model_is_given_up(self, alice: Person, standin: StandIn) -> None:
+    def test_a_model_that_hangs_is_given_up(self, alice: Person, standin: StandIn) -> None:
         """The answer is 504 with the turn's ids, and a request with its key finishes the turn."""
-        standin.fault("hang", match="add buy milk", seconds=40)
-        answer = alice.say("add buy milk", key="k", seconds=3)
+        standin.fault("hang", match=ADD, seconds=40)
+        answer = alice.say(ADD, key="k", seconds=3)
         assert answer.status == 504
         assert set(answer.json) >= {"conversation_id", "turn_id", "tool_calls"}
-        assert alice.say("add buy milk", key="k").status == 200
+        assert alice.say(ADD, key="k").status == 200
 
     def test_no_tool_starts_past_it(self, alice: Person, standin: StandIn, rows: Rows) -> None:
         """A model that answers too late changes nothing."""
-        standin.fault("slow", match="add buy milk", seconds=3)
-        assert alice.say("add buy milk", seconds=2.5).status == 504
-        assert rows.execute("select from task where user_id = %s", [alice.id]).fetchall() == []
+        standin.fault("slow", match=ADD, seconds=3)
+        assert alice.say(ADD, seconds=2.5).status == 504
+        assert example.rows_of(rows, alice.id) == []
 
-    def test_without_time_nothing_is_begun_that_cannot_end(self, alice: Person) -> None:
+    def test_a_turn_without_time_does_not_begin(self, alice: Person) -> None:
         """An invocation with next to no time left answers 504."""
-        assert alice.say("add buy milk", seconds=0.2).status == 504
+        assert alice.say(ADD, seconds=0.2).status == 504
 
-    def test_a_wait_for_the_model_s_limit_is_within_it(self, alice: Person, standin: StandIn) -> None:
+    def test_a_pause_for_the_model_s_limit_is_within_it(self, alice: Person, standin: StandIn) -> None:
         """A pause that is longer than the time left is not begun."""
-        standin.fault("rate_limit", match="add buy milk", times=None, retry_after=3)
-        assert alice.say("add buy milk", seconds=3).status == 502
+        standin.fault("rate_limit", match=ADD, times=None, retry_after=3)
+        assert alice.say(ADD, seconds=3).status == 502
 
 
-def test_a_reply_that_cannot_be_stored_is_mended(alice: Person, standin: StandIn, rows: Rows) -> None:
-    """NUL and lone surrogates in the model's words are U+FFFD in the answer and in the database."""
+def test_a_reply_that_cannot_be_stored_is_cleaned(alice: Person, standin: StandIn, rows: Rows) -> None:
+    """NUL and lone surrogates in the model's text are U+FFFD in the answer and in Postgres."""
     standin.fault("bad_text", match="hello")
     answer = alice.say("hello")
     assert answer.status == 200
@@ -274,21 +277,21 @@ def test_a_reply_that_cannot_be_stored_is_mended(alice: Person, standin: StandIn
     assert kept == {"content": answer.json["response"]}
 
 
-def test_failures_are_logged_without_words(alice: Person, standin: StandIn, logs: Logs) -> None:
+def test_failures_are_logged_without_text(alice: Person, standin: StandIn, logs: Logs) -> None:
     """An operator reads the kind of fault, and no log line holds the user's text."""
     standin.fault("server_error", match="zanzibarquux", times=None)
-    alice.say("add zanzibarquux")
+    alice.say(example.add("zanzibarquux"))
     written = logs()
     assert [line["reason"] for line in written if line["message"] == "model failed"] == ["InternalServerError 500 None"]
     assert "quux" not in str(written)
 
 
-def test_the_gateway_s_clock_began_before_ours(alice: Person, standin: StandIn) -> None:
-    """A request that waited 27 s for a cold start has no time left, however much Lambda would give it."""
+def test_time_before_the_function_began_counts(alice: Person, standin: StandIn) -> None:
+    """A request that waited 27 s for a cold start has no time left, although Lambda would give it more."""
     from chat.app import handler
 
-    standin.fault("hang", match="add buy milk", seconds=40)
+    standin.fault("hang", match=ADD, seconds=40)
     sent = {"authorization": f"Bearer {alice.token}", "content-type": "application/json"}
-    late = event("POST", f"/api/{alice.id}/chat", headers=sent, body=b'{"message": "add buy milk"}')
+    late = event("POST", f"/api/{alice.id}/chat", headers=sent, body=json.dumps({"message": ADD}).encode())
     late["requestContext"]["timeEpoch"] = int((time.time() - 27) * 1000)
     assert invoke(handler, late, seconds=29).status == 504

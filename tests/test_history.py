@@ -1,4 +1,4 @@
-"""What the model reads of earlier turns: whole, bounded, and the same from its start for as long as can be."""
+"""Test the history that the model reads: whole turns, within a budget, with a start that moves rarely."""
 
 import json
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from taskchat.conversations import turns as conversations
 from taskchat.conversations.history import CHARACTERS_PER_TOKEN, MAX_HISTORY_TURNS, Turn
 from taskchat.conversations.turns import Begun, Request
 from taskchat.database.transaction import Database
+from tests.domain import example
 
 Rows = psycopg.Connection[dict[str, Any]]
 BUDGET = 4_000
@@ -24,14 +25,14 @@ NOW = Turn(uuid4(), 0, "now", datetime.now(UTC), None)
 
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
-    """A database of its own."""
+    """Give a database, as one execution environment has it."""
     database = Database(lambda: database_url)
     yield database
     database.close()
 
 
 class Talk:
-    """A conversation that is made without a model: only what is stored and read counts here."""
+    """A conversation without a model. Only its stored rows count here."""
 
     def __init__(self, database: Database, budget: int = BUDGET) -> None:
         self.database = database
@@ -40,7 +41,7 @@ class Talk:
         self.id: UUID | None = None
 
     def begin(self, message: str) -> Begun:
-        """Begin a turn, and leave it running."""
+        """Begin a turn and leave it running."""
         with self.database.transaction(self.user_id) as session:
             begun = conversations.begin(session, self.user_id, uuid4(), Request(message, self.id), self.budget)
         assert isinstance(begun, Begun)
@@ -48,30 +49,38 @@ class Talk:
         return begun
 
     def turn(self, message: str, reply: str = "Done.") -> Begun:
-        """A whole turn."""
+        """Begin and finish a turn."""
         begun = self.begin(message)
         with self.database.transaction(self.user_id) as session:
             conversations.finish(session, begun, reply, {})
         return begun
 
     def interrupt(self, message: str) -> Begun:
-        """A turn that gets no reply."""
+        """Begin a turn and end it without a reply."""
         begun = self.begin(message)
         with self.database.transaction(self.user_id) as session:
             begun.lease.release(session)
         return begun
 
     def record(self, begun: Begun, rows: Rows, result: dict[str, Any]) -> None:
-        """Put a call of the turn on record."""
+        """Record a call of the turn."""
         rows.execute(
             "insert into tool_call (user_id, turn_id, call_id, position, conversation_id, door, tool, arguments,"
-            " outcome, result, duration_ms) values (%s, %s, %s, 0, %s, 'chat', 'list_tasks', '{}', 'ok', %s, 1)",
-            [self.user_id, begun.turn.turn_id, uuid4().hex, begun.lease.conversation_id, json.dumps(result)],
+            " outcome, result, duration_ms) values (%s, %s, %s, 0, %s, 'chat', %s, '{}', 'ok', %s, 1)",
+            [
+                *(self.user_id, begun.turn.turn_id, uuid4().hex, begun.lease.conversation_id),
+                *(example.list_tool, json.dumps(result)),
+            ],
         )
 
 
+def listing(text: str, length: int) -> dict[str, Any]:
+    """Return a result of the list tool with so many things."""
+    return {example.page: [{example.text: text}] * length}
+
+
 def test_it_holds_whole_turns_in_order(database: Database) -> None:
-    """Message and reply, oldest first."""
+    """A turn is a message and a reply. The oldest comes first."""
     talk = Talk(database)
     for number in range(3):
         talk.turn(f"message {number}", f"reply {number}")
@@ -80,10 +89,10 @@ def test_it_holds_whole_turns_in_order(database: Database) -> None:
 
 
 def test_an_interrupted_turn_stays_readable(database: Database, rows: Rows) -> None:
-    """Its message and its calls are there, each call with its result, and there is no reply."""
+    """It holds the message and each call with its result, but no reply."""
     talk = Talk(database)
     begun = talk.interrupt("cut off")
-    talk.record(begun, rows, {"tasks": []})
+    talk.record(begun, rows, listing("", 0))
     (turn,) = talk.begin("now").history
     assert (turn.message, turn.reply, len(turn.calls)) == ("cut off", None, 1)
     kinds = [item.get("type", item.get("role")) for item in build_input([turn], turn)[:3]]
@@ -91,15 +100,15 @@ def test_an_interrupted_turn_stays_readable(database: Database, rows: Rows) -> N
 
 
 def test_it_stays_within_the_budget(database: Database) -> None:
-    """However long the conversation and its messages."""
+    """The conversation and its messages may be of any length."""
     talk = Talk(database)
     for number in range(60):
         begun = talk.turn(f"{number} " + "x" * 900, "y" * 900)
         assert sum(turn.tokens for turn in begun.history) <= BUDGET
 
 
-def test_its_start_moves_rarely_and_far(database: Database) -> None:
-    """Over 200 turns the model nearly always reads what it read before, and then something after it."""
+def test_its_start_moves_rarely_and_in_large_steps(database: Database) -> None:
+    """In most of 200 turns, the input begins with the whole input of the turn before."""
     talk = Talk(database, budget=100_000)
     shown = [build_input(talk.turn(f"message {number}").history, NOW)[:-1] for number in range(200)]
     moves = [later[: len(earlier)] != earlier for earlier, later in pairwise(shown)]
@@ -108,10 +117,10 @@ def test_its_start_moves_rarely_and_far(database: Database) -> None:
 
 
 def test_a_turn_larger_than_its_share_is_shortened(database: Database, rows: Rows) -> None:
-    """Neither dropped nor sent whole; its message stays whole; and it is cut to the same bytes each time."""
+    """The turn is neither dropped nor sent whole. Its message stays whole, and each cut gives the same bytes."""
     talk = Talk(database)
     begun = talk.turn("list everything", "z" * 50_000)
-    talk.record(begun, rows, {"tasks": [{"title": "x" * 190}] * 300})
+    talk.record(begun, rows, listing("x" * 190, 300))
     first, second = talk.interrupt("one").history, talk.interrupt("two").history
     assert first[0].message == "list everything"
     assert 0 < first[0].tokens <= BUDGET // 2
@@ -123,11 +132,11 @@ def test_a_turn_larger_than_its_share_is_shortened(database: Database, rows: Row
 )
 @pytest.mark.parametrize("budget", [500, BUDGET])
 def test_the_last_turn_is_always_shown(database: Database, rows: Rows, letter: str, budget: int) -> None:
-    """Whatever script it is written in, and however much of it there is."""
+    """It may be in any script and of any length."""
     talk = Talk(database, budget)
     talk.turn("before")
     begun = talk.turn(f"a{letter * 3998}b", letter * 5000)
-    talk.record(begun, rows, {"tasks": [{"title": letter * 200}] * 50})
+    talk.record(begun, rows, listing(letter * 200, 50))
     history = talk.begin("now").history
     assert history
     assert history[-1].turn_id == begun.turn.turn_id
@@ -138,24 +147,24 @@ def test_the_last_turn_is_always_shown(database: Database, rows: Rows, letter: s
 
 
 @pytest.mark.parametrize("letter", ["x", "<", '"'], ids=["ascii", "tag", "quote"])
-def test_the_budget_is_of_what_is_sent(database: Database, rows: Rows, letter: str) -> None:
-    """Letters that travel in a longer spelling count as long as that."""
+def test_the_budget_counts_the_sent_characters(database: Database, rows: Rows, letter: str) -> None:
+    """A letter that is sent as an escape counts as long as the escape."""
     talk = Talk(database)
     for number in range(12):
-        talk.record(talk.turn(f"message {number}"), rows, {"tasks": [{"title": letter * 1_000}]})
+        talk.record(talk.turn(f"message {number}"), rows, listing(letter * 1_000, 1))
         assert sent(talk.begin("now").history) <= BUDGET * CHARACTERS_PER_TOKEN
         rows.execute("update conversation set lease_until = null where user_id = %s", [talk.user_id])
 
 
 def sent(turns: list[Turn]) -> int:
-    """Characters that the model is sent of these turns: what was said, called and told, without what frames it."""
-    told = [item.get("content") or item.get("output") or item["arguments"] for item in build_input(turns, NOW)]
-    frames = sum(len("[context: Wednesday 2026-01-01 12:00, UTC]\n") + len("<tool_data></tool_data>") for _ in told)
-    return sum(map(len, told)) - frames
+    """Return the number of characters that these turns send to the model, without the fixed text around them."""
+    texts = [item.get("content") or item.get("output") or item["arguments"] for item in build_input(turns, NOW)]
+    fixed = len("[context: Wednesday 2026-01-01 12:00, UTC]\n") + len("<tool_data></tool_data>")
+    return sum(map(len, texts)) - fixed * len(texts)
 
 
-def test_a_long_conversation_opens_like_a_short_one(database: Database, rows: Rows) -> None:
-    """Of 5,000 messages no more rows are read than of a conversation as long as the history may be."""
+def test_a_long_conversation_reads_as_many_rows_as_a_short_one(database: Database, rows: Rows) -> None:
+    """Of 5,000 messages, Postgres reads no more rows than the longest history needs."""
     talk = Talk(database)
     talk.turn("first")
     rows.execute(
@@ -175,8 +184,8 @@ def test_a_long_conversation_opens_like_a_short_one(database: Database, rows: Ro
     assert max(read) <= MAX_HISTORY_TURNS + 2
 
 
-def test_a_turn_taken_up_late_reads_only_what_was_before_it(database: Database) -> None:
-    """A turn that was interrupted and is resumed after others does not see its own future."""
+def test_a_turn_that_is_resumed_late_reads_only_earlier_turns(database: Database) -> None:
+    """Turns that came after it are not in its history."""
     talk = Talk(database)
     talk.turn("before")
     begun = talk.interrupt("cut off")
@@ -187,7 +196,7 @@ def test_a_turn_taken_up_late_reads_only_what_was_before_it(database: Database) 
         conversations.finish(session, again, "late", {})
     assert [turn.message for turn in again.history] == ["before"]
     now = talk.begin("now")
-    assert now.turn.position == 6  # of nought: the one that was taken up again has kept its place, and takes no other
+    assert now.turn.position == 6  # the resumed turn has kept its position, and takes no other
     assert [(turn.message, turn.reply) for turn in now.history] == [
         ("before", "Done."),
         ("cut off", "late"),

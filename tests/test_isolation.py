@@ -1,4 +1,4 @@
-"""Everybody sees only what is theirs: each layer is tested as if the others were gone."""
+"""Each user reaches only their own rows. Each layer is tested with the other layer removed."""
 
 import json
 import random
@@ -40,13 +40,13 @@ TRANSACTIONS = 1_200
 
 
 def about(statement: LiteralString, table: str) -> sql.Composed:
-    """The statement with the table's name in its place."""
+    """Return the statement with the table's name in its place."""
     return sql.SQL(statement).format(sql.Identifier(table))
 
 
 @contextmanager
 def owner_filters_removed(databases: list[Database]) -> Iterator[set[str]]:
-    """Send every statement without its owner filter; gives the statements that had one, by verb and table."""
+    """Send every statement without its owner filter. Give the statements that had one, by verb and table."""
     removed: set[str] = set()
 
     def strip(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> tuple[str, Any]:
@@ -69,7 +69,7 @@ def owner_filters_removed(databases: list[Database]) -> Iterator[set[str]]:
 
 @contextmanager
 def row_level_security_off(rows: Rows) -> Iterator[None]:
-    """The other layer gone."""
+    """Turn off row-level security on every table."""
     for table in TABLES:
         rows.execute(about("alter table {} disable row level security", table))
     try:
@@ -80,7 +80,7 @@ def row_level_security_off(rows: Rows) -> Iterator[None]:
 
 
 def everything_of(rows: Rows, person: Person) -> dict[str, list[dict[str, Any]]]:
-    """All rows of a person's."""
+    """Return all rows of a user, by table."""
     return {
         table: rows.execute(
             about("select * from {} where user_id = %s order by 1, 2, 3", table), [person.id]
@@ -91,18 +91,18 @@ def everything_of(rows: Rows, person: Person) -> dict[str, list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Intruder:
-    """Somebody who tries all there is to try against what is another's, through both doors."""
+    """A user who tries to reach another user's rows through both entry points."""
 
     person: Person
     thing: int
-    """What they try to get at."""
+    """The id of the other user's thing."""
     conversation_id: str
 
     def attack(self) -> list[str]:
-        """Everything that was answered."""
+        """Use every tool on the thing and return all answers."""
         say, mcp, thing = self.person.say, McpClient(self.person.mcp_token), str(self.thing)
-        wishes = (example.show(), example.change(thing), example.rename(thing, "stolen"), example.delete(thing))
-        answers = [say(wish).body for wish in wishes]
+        messages = (example.show(), example.change(thing), example.rename(thing, "stolen"), example.delete(thing))
+        answers = [say(message).body for message in messages]
         intruding = say("what did I just say?", self.conversation_id)
         assert intruding.status == 404
         answers.append(intruding.body)
@@ -114,26 +114,26 @@ class Intruder:
         return [*answers, str(mcp.call(example.list_tool))]
 
 
-class TestOneLayerGone:
-    """Either of the two is enough."""
+class TestOneLayerAlone:
+    """Owner filters or row-level security: one of the two is enough."""
 
     @pytest.fixture
     def victim(self, alice: Person) -> Person:
-        """Somebody with a thing, a conversation and a turn under a key."""
+        """Return a user with a thing, a conversation and a turn with a key."""
         assert alice.say(example.add("secretplan"), key="k").status == 200
         return alice
 
     @pytest.fixture
     def intruder(self, victim: Person, bob: Person, rows: Rows) -> Intruder:
-        """Somebody else, who knows every id there is."""
+        """Return another user, who knows every id."""
         assert bob.say(example.add("ownplan"), key="k").status == 200
         McpClient(bob.mcp_token).call(example.list_tool)  # over a connection that is made now
         (thing,) = example.ids_of(rows, victim.id)
-        (talk,) = rows.execute("select id::text from conversation where user_id = %s", [victim.id]).fetchall()
-        return Intruder(bob, thing, talk["id"])
+        (conversation,) = rows.execute("select id::text from conversation where user_id = %s", [victim.id]).fetchall()
+        return Intruder(bob, thing, conversation["id"])
 
     def test_without_any_owner_filter_rows_are_safe(self, victim: Person, intruder: Intruder, rows: Rows) -> None:
-        """Row-level security alone: not one row of another's is seen or changed, and one's own still are."""
+        """Row-level security alone shows users their own rows and hides the others."""
         before = everything_of(rows, victim)
         with owner_filters_removed(databases()) as removed:
             answers = intruder.attack()
@@ -152,7 +152,7 @@ class TestOneLayerGone:
         assert everything_of(rows, victim) == before
 
     def test_without_row_level_security_rows_are_safe(self, victim: Person, intruder: Intruder, rows: Rows) -> None:
-        """The owner filters alone, on a connection that was made before somebody switched the security off."""
+        """The owner filters alone hide them, on a connection that is older than the change."""
         before = everything_of(rows, victim)
         with row_level_security_off(rows):
             answers = intruder.attack()
@@ -160,19 +160,19 @@ class TestOneLayerGone:
         assert "ownplan" in answers[0]
         assert everything_of(rows, victim) == before
 
-    def test_without_both_they_are_not(self, victim: Person, intruder: Intruder, rows: Rows) -> None:
-        """So the two tests above do remove what they say they remove."""
+    def test_without_both_layers_rows_are_not_safe(self, victim: Person, intruder: Intruder, rows: Rows) -> None:
+        """So the two tests above do remove a layer."""
         with row_level_security_off(rows), owner_filters_removed(databases()):
             assert "secretplan" in intruder.person.say(example.change(str(intruder.thing))).body
 
 
-class TestNobodySet:
-    """Row-level security is closed when nobody is named."""
+class TestNoUserSet:
+    """Row-level security hides every row while no user is set."""
 
     @pytest.mark.parametrize("table", TABLES)
     @pytest.mark.parametrize("setting", [None, ""])
     def test_no_row_is_seen(self, server: Postgres, alice: Person, table: str, setting: str | None) -> None:
-        """With the setting unset, and with the empty one that a transaction leaves behind."""
+        """The setting is unset, or empty as a transaction leaves it behind."""
         alice.say(example.add("one"))
         with psycopg.connect(server.app_url) as connection:
             if setting is not None:
@@ -181,7 +181,7 @@ class TestNobodySet:
 
     @pytest.mark.parametrize("table", TABLES)
     def test_each_table_forces_it(self, rows: Rows, table: str) -> None:
-        """On the owner too, and for every command."""
+        """It binds the owner too, and every command."""
         (found,) = rows.execute(
             "select relrowsecurity and relforcerowsecurity as forced, (select array_agg(polcmd::text) from pg_policy"
             " where polrelid = pg_class.oid) as commands from pg_class where oid = %s::regclass",
@@ -193,7 +193,7 @@ class TestNobodySet:
 def test_interleaved_transactions_do_not_mix(
     server: Postgres, pooler: PgBouncer, rows: Rows, report: Callable[[str], None]
 ) -> None:
-    """20 people, 8 environments at once, 1,200 transactions that read without any filter: each sees what is theirs."""
+    """20 users, 8 environments, 1,200 transactions that read without a filter: each returns its own user's rows."""
     people, at_once = [uuid4().hex for _ in range(PEOPLE)], 8
     databases = [Database(lambda: pooler.url(server.app_url)) for _ in range(at_once)]
     owners = text(f"select distinct user_id from {example.table}")  # noqa: S608
@@ -225,20 +225,20 @@ def test_interleaved_transactions_do_not_mix(
 
 @dataclass(frozen=True)
 class Guest(Caller):
-    """A person who uses both doors."""
+    """A user of both entry points."""
 
     @classmethod
     def new(cls, issuer: Issuer) -> "Guest":
-        """Somebody new to the service."""
+        """Return a user that the service does not know yet."""
         return cls(uuid4().hex, issuer)
 
     @property
     def mark(self) -> str:
-        """What every text of theirs holds, and nobody else's."""
+        """Return a word that is in every text of this user and in no other user's."""
         return f"x{self.id[:12]}x"
 
     def call(self, call: Call) -> dict[str, Any]:
-        """A tool call through the MCP door, as the gateway hands it over."""
+        """Return the event of a tool call at the MCP entry point."""
         token = self.issuer.mint_for_mcp(self.id, issuer=AUTH, resource=RESOURCE)
         headers = {
             "authorization": f"Bearer {token}",
@@ -250,7 +250,7 @@ class Guest(Caller):
         return event("POST", "/mcp", headers=headers, body=json.dumps(message).encode())
 
 
-def test_both_doors_at_once_do_not_mix(
+def test_both_entry_points_at_once_do_not_mix(
     warm_fork_server: ForkServer,
     server: Postgres,
     pooler: PgBouncer,
@@ -259,7 +259,7 @@ def test_both_doors_at_once_do_not_mix(
     rows: Rows,
     report: Callable[[str], None],
 ) -> None:
-    """20 people chat and call tools over MCP from 8 processes, 1,200 transactions and more: no mark of another's."""
+    """20 users chat and call tools over MCP from 8 processes, with 1,200 transactions and more: no mark of another."""
     guests = [Guest.new(issuer) for _ in range(PEOPLE)]
     fleet = Fleet(warm_fork_server, variables(pooler.url(server.app_url), running_model, issuer))
     environments = [fleet.start() for _ in range(8)]
@@ -277,11 +277,11 @@ def test_both_doors_at_once_do_not_mix(
     for guest in guests:
         assert all(guest.mark in held for held, _ in example.rows_of(rows, guest.id))
     assert made >= TRANSACTIONS
-    report(f"{answered} requests of {PEOPLE} people through both doors, {made} transactions: no leak")
+    report(f"{answered} requests of {PEOPLE} people through both entry points, {made} transactions: no leak")
 
 
 def visit(environment: Environment, order: random.Random, guests: list[Guest]) -> int:
-    """A turn and three calls by some of the people; how many requests were answered without a foreign mark."""
+    """Run a turn and three calls of some users, and check each answer for other users' marks. Return their number."""
     chatting, calling = order.choice(guests), order.choice(guests)
     requests = [
         (chatting, chatting.request({"message": example.add(chatting.mark).then(example.show())})),
@@ -298,5 +298,5 @@ def visit(environment: Environment, order: random.Random, guests: list[Guest]) -
 
 
 def transactions(pooler: PgBouncer) -> int:
-    """How many the pooler has seen."""
+    """Return the number of the pooler's transactions."""
     return sum(int(str(row["total_xact_count"])) for row in pooler.show("stats"))

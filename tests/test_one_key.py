@@ -1,7 +1,7 @@
-"""One Idempotency-Key in two places at the same moment, and a turn that is begun again by the process that began it.
+"""Send one Idempotency-Key twice at once, and begin one turn twice in one process.
 
-Promises: of two different requests with one key, one is done and the other is refused with 422, as one after the other;
-a process takes over no lease but its own, however alike another's is.
+Promises: of two different requests with one key, one is done and the other gets 422, as if they had come in sequence. A
+process takes over its own lease and no other, even one with the same turn and the same number.
 """
 
 import os
@@ -24,7 +24,7 @@ from taskchat.database.transaction import Database
 from taskchat.errors import KeyReused, TurnInProgress
 from testing.callers import Caller
 from testing.gateway import Response
-from tests import db_assertions as truth
+from tests import db_assertions
 from tests.conftest import variables
 from tests.db_assertions import Rows
 from tests.domain import example
@@ -38,7 +38,7 @@ BUDGET = 6_000
 
 
 class TestTwoRequestsAtOnce:
-    """From two processes, again and again."""
+    """Two processes take different requests with one key, in many rounds."""
 
     @pytest.fixture(params=[UNLIMITED, {}], ids=["without limits", "with limits"])
     def pair(
@@ -50,41 +50,41 @@ class TestTwoRequestsAtOnce:
         issuer: Issuer,
         rows: Rows,
     ) -> Iterator[list[Environment]]:
-        """Two environments of one deployment. Without limits, nothing else makes a person's requests wait in line."""
+        """Give two environments of one deployment. Without limits, no other row makes a user's requests wait."""
         fleet = Fleet(warm_fork_server, variables(server.app_url, standin, issuer) | request.param)
-        with truth.watched(rows):
+        with db_assertions.watched(rows):
             yield [fleet.start(), fleet.start()]
         fleet.stop()
 
     @pytest.fixture
     def client(self, issuer: Issuer) -> Caller:
-        """Somebody new to the service."""
+        """Return a user that the service does not know yet."""
         return Caller.new(issuer)
 
     @pytest.fixture
     def places(self, pair: list[Environment], client: Caller) -> list[str]:
-        """Two conversations of theirs."""
+        """Begin two conversations of this user."""
         begun = [environment.ask(client.request({"message": example.show()})).answer for environment in pair]
         return [answer.json["conversation_id"] for answer in begun]
 
     def race(self, pair: list[Environment], client: Caller, bodies: list[dict[str, str | None]]) -> list[Response]:
-        """Send both under one new key, and wait for both."""
+        """Send both with one new key, and wait for both."""
         key = f"key-{uuid4()}"
         for environment, body in zip(pair, bodies, strict=True):
             environment.send(client.request(body, key))
         return [environment.outcome().answer for environment in pair]
 
     def check(self, rows: Rows, client: Caller, answers: list[Response], effects: int) -> None:
-        """One is done, once; the other one is told that the key was used."""
+        """Check that one is done once, and that the other gets 422."""
         assert sorted(answer.status for answer in answers) == [200, 422], [answer.body for answer in answers]
         (refused,) = [answer.json for answer in answers if answer.status == 422]
         assert refused["type"] == "urn:taskchat:problem:idempotency-key-reused"
-        assert len(truth.effects(rows, client.id)) == effects
+        assert len(db_assertions.effects(rows, client.id)) == effects
 
-    def test_in_two_conversations(
+    def test_one_of_two_conversations_wins(
         self, pair: list[Environment], client: Caller, places: list[str], rows: Rows, report: Report
     ) -> None:
-        """The same words in each."""
+        """Both requests have the same message."""
         winners = Counter[int]()
         for number in range(ROUNDS):
             bodies = [{"message": example.add(f"n{number}"), "conversation_id": place} for place in places]
@@ -93,10 +93,10 @@ class TestTwoRequestsAtOnce:
             winners[[answer.status for answer in answers].index(200)] += 1
         report(f"One key in two conversations at once: {ROUNDS} rounds, won by {dict(winners)}")
 
-    def test_in_a_new_conversation_and_an_old_one(
+    def test_a_new_or_an_old_conversation_wins(
         self, pair: list[Environment], client: Caller, places: list[str], rows: Rows
     ) -> None:
-        """The one that is refused leaves no conversation behind."""
+        """The refused request leaves no conversation behind."""
         begun = 0
         for number in range(ROUNDS):
             bodies = [{"message": example.add(f"n{number}"), "conversation_id": place} for place in (None, places[1])]
@@ -106,10 +106,10 @@ class TestTwoRequestsAtOnce:
         there = rows.execute("select id from conversation where user_id = %s", [client.id]).fetchall()
         assert len(there) == len(places) + begun
 
-    def test_in_one_conversation_with_other_words(
+    def test_one_of_two_messages_wins(
         self, pair: list[Environment], client: Caller, places: list[str], rows: Rows
     ) -> None:
-        """Whichever words come first are done."""
+        """Both are for the same conversation, and the first one is done."""
         for number in range(ROUNDS):
             bodies = [{"message": example.add(f"{word}{number}"), "conversation_id": places[0]} for word in "ab"]
             answers = self.race(pair, client, bodies)
@@ -119,24 +119,24 @@ class TestTwoRequestsAtOnce:
             assert made["result"][example.text] == f"{'ab'[won]}{number}"
 
 
-class TestBegunAgain:
-    """A process that does not know whether its beginning was committed begins again, with the lease it was given."""
+class TestATurnThatBeginsAgain:
+    """A process that does not know if its begin was committed begins again, with its own lease."""
 
     @pytest.fixture
     def database(self, server: Postgres) -> Iterator[Database]:
-        """This process's."""
+        """Give this process's database."""
         with closing(Database(lambda: server.app_url)) as database:
             yield database
 
     @pytest.fixture
     def other(self, server: Postgres) -> Iterator[Database]:
-        """Another process's."""
+        """Give another process's database."""
         with closing(Database(lambda: server.app_url)) as database:
             yield database
 
     @pytest.fixture
     def conversation_id(self, database: Database) -> UUID:
-        """A conversation of alice's with one finished turn in it."""
+        """Store a conversation of Alice with one finished turn."""
         with database.transaction("alice") as session:
             begun = conversations.begin(session, "alice", uuid4(), Request("hello"), BUDGET)
             assert isinstance(begun, Begun)
@@ -144,14 +144,14 @@ class TestBegunAgain:
         return begun.lease.conversation_id
 
     def begin(self, database: Database, turn_id: UUID, request: Request, *own: Lease) -> Begun:
-        """Begin alice's turn in a transaction of its own."""
+        """Begin Alice's turn in its own transaction."""
         with database.transaction("alice") as session:
             begun = conversations.begin(session, "alice", turn_id, request, BUDGET, own)
         assert isinstance(begun, Begun)
         return begun
 
-    def test_takes_its_own_lease_over(self, database: Database, conversation_id: UUID) -> None:
-        """At once, and the older lease can write nothing from then on."""
+    def test_it_takes_over_its_own_lease(self, database: Database, conversation_id: UUID) -> None:
+        """It does not wait, and the older lease writes nothing after that."""
         turn_id, request = uuid4(), Request("again", conversation_id)
         first = self.begin(database, turn_id, request)
         again = self.begin(database, turn_id, request, first.lease)
@@ -159,8 +159,8 @@ class TestBegunAgain:
         with pytest.raises(LeaseLost), database.transaction("alice") as session:
             first.lease.check(session)
 
-    def test_takes_over_either_of_two(self, database: Database, conversation_id: UUID) -> None:
-        """The second beginning may be as uncertain as the first."""
+    def test_it_takes_over_either_of_two_leases(self, database: Database, conversation_id: UUID) -> None:
+        """The second begin may be as uncertain as the first."""
         turn_id, request = uuid4(), Request("again", conversation_id)
         first = self.begin(database, turn_id, request)
         with database.transaction("alice") as session:
@@ -169,10 +169,10 @@ class TestBegunAgain:
             session.rollback()
         assert self.begin(database, turn_id, request, first.lease, lost.lease).lease.fence == lost.lease.fence
 
-    def test_takes_over_no_lease_of_another_process(
+    def test_it_takes_over_no_lease_of_another_process(
         self, database: Database, other: Database, conversation_id: UUID
     ) -> None:
-        """Not even of the same turn under the same number, which a beginning that was rolled back has given back."""
+        """The other lease has the same turn and the same number, which a rolled-back begin has freed."""
         turn_id, request = uuid4(), Request("again", conversation_id)
         with database.transaction("alice") as session:
             lost = conversations.begin(session, "alice", turn_id, request, BUDGET)
@@ -185,10 +185,10 @@ class TestBegunAgain:
         with other.transaction("alice") as session:
             held.lease.check(session)
 
-    def test_waits_for_a_commit_that_is_under_way(
+    def test_it_waits_for_a_running_commit(
         self, database: Database, other: Database, conversation_id: UUID, rows: Rows
     ) -> None:
-        """The message is not put in a second place, and what was committed meanwhile is read."""
+        """It reads the committed turn, and does not store the message at a second position."""
         turn_id, request = uuid4(), Request("again", conversation_id)
         found: list[Begun] = []
         with other.transaction("alice") as session:
@@ -204,10 +204,10 @@ class TestBegunAgain:
         after = self.begin(database, uuid4(), Request("next", conversation_id))
         assert after.turn.position == first.turn.position + 2
 
-    def test_refuses_a_key_that_was_used_meanwhile(
+    def test_it_refuses_a_key_that_was_used_meanwhile(
         self, database: Database, other: Database, conversation_id: UUID, rows: Rows
     ) -> None:
-        """In another conversation, by a transaction that commits while this one waits for it."""
+        """Another conversation's transaction commits the key while this one waits for it."""
         turn_id = uuid4()
         refused: list[Exception] = []
 
@@ -224,11 +224,11 @@ class TestBegunAgain:
             self._await_a_lock(rows)
         waiting.join()
         assert len(refused) == 1
-        assert truth.lease(rows, "alice", str(conversation_id)) is None
+        assert db_assertions.lease(rows, "alice", str(conversation_id)) is None
 
     def _await_a_lock(self, rows: Rows) -> None:
-        """Return once some backend waits for another one's transaction."""
+        """Return when a backend waits for another one's transaction."""
         for _ in processes.attempts(5):
             if rows.execute("select from pg_stat_activity where wait_event_type = 'Lock'").fetchall():
                 return
-        raise AssertionError("nobody waits")
+        raise AssertionError("no backend waits")

@@ -1,6 +1,7 @@
-"""The pipelined connection does what the driver does, in fewer words, and loses nothing when the wire breaks.
+"""The pipelined connection gives the driver's results in fewer roundtrips, and survives a broken connection.
 
-Everything is done with stock pg8000 too, to the same Postgres, and must come out the same.
+Promises: each statement has the same rows, columns, counts and errors as with stock pg8000; a queued statement is never
+lost; a broken connection leaves a transaction's effects whole or none; and a turn waits for the database five times.
 """
 
 import datetime as dt
@@ -26,50 +27,51 @@ from chat.app import ChatProcess, process
 from dev import pgbouncer, processes
 from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
+from taskchat.conversations.models import Conversation
 from taskchat.database import pg8000_pipeline as pipeline
 from taskchat.database.engine import UnsafeRole, connect_arguments
 from taskchat.database.pg8000_pipeline import PipelinedConnection, TidyConnection
 from taskchat.database.transaction import Database
 from taskchat.postgres_url import parse
-from taskchat.tasks import toolset
-from taskchat.tasks.models import Task
 from testing import counting_proxy
 from testing.counting_proxy import CountingProxy
 from tests.conftest import Logs, Person
+from tests.domain import example
 
 Rows = psycopg.Connection[dict[str, Any]]
 PATIENCE = 5.0
 THREADS = 4
+TEXTS = f"select {example.text} from {example.table}"  # noqa: S608  (the domain's own names)
 
 
 def stock(url: str) -> TidyConnection:
-    """The driver as it is."""
+    """Connect with stock pg8000."""
     return TidyConnection(**connect_arguments(parse(url)))
 
 
 def pipelined(
     url: str, *, patience: float = PATIENCE, check: Callable[[Any], None] = lambda _connection: None
 ) -> PipelinedConnection:
-    """The driver that sends what belongs together at once."""
+    """Connect with the driver that sends several statements at once."""
     return PipelinedConnection(lambda: connect_arguments(parse(url)), lambda: patience, check, {})
 
 
 @pytest.fixture
 def theirs(database_url: str) -> Iterator[TidyConnection]:
-    """A connection of the driver's own."""
+    """Give a connection of stock pg8000."""
     with closing(stock(database_url)) as connection:
         yield connection
 
 
 @pytest.fixture
 def ours(database_url: str) -> Iterator[PipelinedConnection]:
-    """A pipelined connection."""
+    """Give a pipelined connection."""
     with closing(pipelined(database_url)) as connection:
         yield connection
 
 
 def ask(connection: Any, sql: str, *values: Any) -> Any:
-    """All that a cursor tells of one statement: rows, columns and count, or the exception and what Postgres said."""
+    """Return a cursor's whole result: rows, columns and count, or the exception and Postgres's error."""
     cursor = connection.cursor()
     try:
         cursor.execute(sql, values)
@@ -77,14 +79,14 @@ def ask(connection: Any, sql: str, *values: Any) -> Any:
             connection.flush()
         rows = cursor.fetchall() if cursor.description else None
     except Exception as error:
-        said = error.args[0]
-        told = {field: said.get(field) for field in "SCMDHt"} if isinstance(said, dict) else str(said)
-        return type(error), told
+        sent = error.args[0]
+        fields = {field: sent.get(field) for field in "SCMDHt"} if isinstance(sent, dict) else str(sent)
+        return type(error), fields
     return {"rows": repr(rows), "columns": cursor.description, "count": cursor.rowcount}
 
 
 def know(connection: PipelinedConnection, sql: str, values: tuple[Any, ...]) -> None:
-    """Make the statement one that is put off, as if it had been met."""
+    """Make the statement known, so that it is queued."""
     if values:
         connection.shapes[sql] = pipeline.Shape(legacy.convert_paramstyle("format", sql, values)[0], None)
 
@@ -166,7 +168,7 @@ ERRORS = {
     "a key twice": ("insert into pg_temp.t values (%s, 'x')", (1,)),
     "a check": ("insert into pg_temp.t values (%s, 'never')", (7,)),
     "a null": ("insert into pg_temp.t values (%s, null)", (7,)),
-    "another's row": ("insert into task (user_id, title, description) values (%s, 'x', '')", ("mallory",)),
+    "another user's row": (example.insert, ("mallory", "x")),
     "an unknown conversation": (
         "insert into message (user_id, conversation_id, position, turn_id, role, content)"
         " values (current_setting('app.user_id'), %s::uuid, 0, gen_random_uuid(), 'user', '')",
@@ -187,7 +189,7 @@ ERRORS = {
 
 
 def prepare(connection: Any) -> None:
-    """A transaction with a table of its own."""
+    """Begin a transaction with its own table."""
     cursor = connection.cursor()
     cursor.execute("select set_config('app.user_id', %s, true)", ("alice",))
     cursor.execute(TABLE)
@@ -196,44 +198,44 @@ def prepare(connection: Any) -> None:
 
 
 def compare(theirs: Any, ours: Any, sql: str, values: tuple[Any, ...], before: Callable[[Any], None] = prepare) -> Any:
-    """What the driver tells of a statement, and we tell the same: when it is new, and when it is put off."""
-    told = []
+    """Return the driver's result of a statement. Ours must be the same, for a new and for a queued statement."""
+    results = []
     for connection in (theirs, ours, ours):
         before(connection)
-        told.append(ask(connection, sql, *values))
+        results.append(ask(connection, sql, *values))
         connection.rollback()
-        told.append(ask(connection, "select %s::int", 1))  # it serves on
+        results.append(ask(connection, "select %s::int", 1))  # it still works
         connection.rollback()
         know(ours, sql, values)
-    assert told[2:4] == told[4:6] == told[0:2]
-    return told[0]
+    assert results[2:4] == results[4:6] == results[0:2]
+    return results[0]
 
 
 SLEEPS = "select 1 from pg_stat_activity where pid = %s and query like 'select pg_sleep%%' and state = 'active'"
 
 
-class TestAsTheDriver:
-    """The same values, columns, counts and errors as of stock pg8000."""
+class TestSameAsTheDriver:
+    """Values, columns, counts and errors are the same as with stock pg8000."""
 
     @pytest.mark.parametrize("type_name", TYPES)
     def test_every_value_of_every_type_comes_back_the_same(self, theirs: Any, ours: Any, type_name: str) -> None:
-        """Or is refused in the same words."""
+        """A value that the type refuses gives the same error."""
         sql = f"select %s::{type_name} as a"
-        told = [compare(theirs, ours, sql, (value,), lambda _: None) for value in [*VALUES.values(), None]]
-        assert sum(isinstance(each, dict) for each in told) >= 2  # NULL, and one of its own
+        results = [compare(theirs, ours, sql, (value,), lambda _: None) for value in [*VALUES.values(), None]]
+        assert sum(isinstance(each, dict) for each in results) >= 2  # NULL, and one of its own
 
     @pytest.mark.parametrize("what", STATEMENTS)
-    def test_every_kind_of_statement_tells_the_same(self, theirs: Any, ours: Any, what: str) -> None:
-        """With rows and without, one or several."""
+    def test_every_kind_of_statement_gives_the_same_result(self, theirs: Any, ours: Any, what: str) -> None:
+        """It may return no row, one or several."""
         assert isinstance(compare(theirs, ours, *STATEMENTS[what]), dict)
 
     @pytest.mark.parametrize("what", ERRORS)
     def test_every_error_is_the_same(self, theirs: Any, ours: Any, what: str) -> None:
-        """Its class, and the words of it."""
+        """Class and text are equal."""
         assert isinstance(compare(theirs, ours, *ERRORS[what]), tuple)
 
-    def test_many_at_once_are_counted_the_same(self, theirs: Any, ours: Any) -> None:
-        """`executemany` adds up."""
+    def test_executemany_has_the_same_count(self, theirs: Any, ours: Any) -> None:
+        """It is the sum over the values."""
         counts = []
         for connection in (theirs, ours):
             prepare(connection)
@@ -244,45 +246,48 @@ class TestAsTheDriver:
         assert counts == [6, 6]
 
     def test_notices_are_kept(self, theirs: Any, ours: Any) -> None:
-        """What the server remarks by the way."""
+        """Both connections hold Postgres's notices."""
         for connection in (theirs, ours):
             prepare(connection)
             ask(connection, "create temp table if not exists t (a int)")
             connection.rollback()
         assert [notice[b"C"] for notice in ours.notices] == [notice[b"C"] for notice in theirs.notices] == [b"42P07"]
 
-    def test_after_an_error_nothing_is_done(self, theirs: Any, ours: Any) -> None:
-        """Until the transaction is rolled back, each statement is refused, and a commit says that it was none."""
-        told = []
+    def test_after_an_error_each_statement_is_refused(self, theirs: Any, ours: Any) -> None:
+        """A commit fails too. A rollback ends this."""
+        results = []
         for connection in (theirs, ours):
             prepare(connection)
             ask(connection, "select 1 / %s::int", 0)
             refused = ask(connection, "select %s::int", 1)
             with pytest.raises(pg8000.InterfaceError, match="in failed transaction block"):
                 connection.commit()
-            told.append((refused, ask(connection, "select %s::int", 2)))
+            results.append((refused, ask(connection, "select %s::int", 2)))
             connection.rollback()
-        assert told[0] == told[1]
-        assert told[0][0][1]["C"] == "25P02"
+        assert results[0] == results[1]
+        assert results[0][0][1]["C"] == "25P02"
 
-    def test_a_transaction_that_collides_with_another(self, theirs: Any, ours: Any, rows: Rows) -> None:
-        """A serialization failure, at the statement that finds out."""
-        rows.execute("insert into task (user_id, title, description) values ('alice', 'before', '')")
-        told = []
+    def test_a_serialization_failure_is_the_same(self, theirs: Any, ours: Any, rows: Rows) -> None:
+        """It is raised at the statement that collides with another transaction."""
+        change = f"update {example.table} set {example.text} = %s"  # noqa: S608  (the domain's own names)
+        example.put(rows, "alice", "before")
+        results = []
         for connection in (theirs, ours):
             ask(connection, "set transaction isolation level repeatable read")
             ask(connection, "select set_config('app.user_id', %s, true)", "alice")
-            ask(connection, "select count(*) from task where title = %s", "x")
-            rows.execute("update task set title = title || '!' where user_id = 'alice'")
-            told.append(ask(connection, "update task set title = %s", "x"))
+            ask(connection, f"{TEXTS} where {example.text} = %s", "x")
+            rows.execute(f"{change} where user_id = 'alice'".encode(), ["after"])
+            results.append(ask(connection, change, "x"))
             connection.rollback()
-        assert told[0] == told[1]
-        assert told[0][1]["C"] == "40001"
+        assert results[0] == results[1]
+        assert results[0][1]["C"] == "40001"
 
     @pytest.mark.parametrize(("function", "expected"), [("cancel", "57014"), ("terminate", "network error")])
-    def test_who_is_interrupted_is_told(self, server: Postgres, rows: Rows, function: str, expected: str) -> None:
-        """By an operator, while a statement runs."""
-        told = []
+    def test_an_interrupted_statement_gives_the_same_error(
+        self, server: Postgres, rows: Rows, function: str, expected: str
+    ) -> None:
+        """An operator cancels it or terminates its backend."""
+        results = []
         for connect in (stock, pipelined):
             connection = connect(f"{server.app_url}&connect_timeout=60")
             prepare(connection)
@@ -298,30 +303,30 @@ class TestAsTheDriver:
                     break
             rows.execute(f"select pg_{function}_backend(%s)".encode(), [pid])
             asking.join()
-            told.append(answers[0])
+            results.append(answers[0])
             close(connection)
-        assert told[0] == told[1]
-        assert expected in str(told[0][1])
+        assert results[0] == results[1]
+        assert expected in str(results[0][1])
 
 
 def close(connection: Any) -> None:
-    """Close what may be closed or broken already."""
+    """Close a connection that may be closed or broken already."""
     with suppress(pg8000.InterfaceError):
         connection.close()
 
 
-class TestWhatIsPutOff:
-    """A statement goes out with the next wait. Nothing of it gets lost on the way."""
+class TestQueuedStatements:
+    """A known statement is queued and sent at the next wait. None is lost."""
 
     @pytest.fixture
     def between(self, server: Postgres) -> Iterator[CountingProxy]:
-        """A wire to Postgres that counts."""
+        """Run a proxy before Postgres that counts roundtrips."""
         with counting_proxy.running(server.app_url) as running:
             yield running
 
     @pytest.fixture
     def known(self, between: CountingProxy, server: Postgres) -> Iterator[PipelinedConnection]:
-        """A connection over it that knows some statements, with a transaction's table in place."""
+        """Give a connection through it that knows some statements, in a transaction with its own table."""
         with closing(pipelined(between.url(server.app_url))) as connection:
             prepare(connection)
             for sql, values in STATEMENTS.values():
@@ -331,36 +336,38 @@ class TestWhatIsPutOff:
             between.reset()
             yield connection
 
-    def test_is_sent_when_it_is_read(self, known: PipelinedConnection, between: CountingProxy) -> None:
-        """Four statements, one wait: all are answered by the time that the first is read."""
+    def test_they_are_sent_when_the_first_is_read(self, known: PipelinedConnection, between: CountingProxy) -> None:
+        """Four statements take one roundtrip."""
         cursors = [known.cursor().execute(MANY, (n,)) for n in range(4)]
         assert (between.sent, cursors[3].rowcount, cursors[3].description[0][0]) == (b"", -1, "g")
         assert [len(cursor.fetchall()) for cursor in cursors] == [0, 1, 2, 3]
         assert [cursor.rowcount for cursor in cursors] == [0, 1, 2, 3]
         assert (between.roundtrips, len(between.statements)) == (1, 4)
 
-    def test_is_not_sent_by_reading_what_is_there(self, known: PipelinedConnection, between: CountingProxy) -> None:
-        """Rows that have come are read without a wait."""
+    def test_reading_received_rows_sends_nothing(self, known: PipelinedConnection, between: CountingProxy) -> None:
+        """A statement that was queued since then stays queued."""
         first, second = (known.cursor().execute(MANY, (3,)) for _ in range(2))
         assert first.fetchone() == [1, "x"]
         third = known.cursor().execute(MANY, (3,))
         assert (len(first.fetchall()), len(second.fetchall()), between.roundtrips) == (2, 3, 1)
         assert (len(third.fetchall()), between.roundtrips) == (3, 2)
 
-    def test_goes_with_the_commit(self, known: PipelinedConnection, between: CountingProxy, rows: Rows) -> None:
-        """In the same words, and takes effect."""
+    def test_they_are_sent_with_the_commit(
+        self, known: PipelinedConnection, between: CountingProxy, rows: Rows
+    ) -> None:
+        """Statement and commit take one roundtrip together."""
         owner, title = "alice", uuid4().hex
         for _ in range(2):  # the second is known
             known.cursor().execute("select set_config('app.user_id', %s, true)", (owner,)).fetchall()
-            known.cursor().execute("insert into task (user_id, title, description) values (%s, %s, '')", (owner, title))
+            known.cursor().execute(example.insert, (owner, title))
             between.reset()
             known.commit()
         assert between.roundtrips == 1
         assert [sql[:6] for sql in between.statements] == ["insert", "commit"]
-        assert rows.execute("select count(*) from task where title = %s", [title]).fetchone() == {"count": 2}
+        assert stored(rows, title) == [title] * 2
 
-    def test_fails_at_the_next_wait(self, known: PipelinedConnection) -> None:
-        """Whichever answer is read first, the error comes out there, and again where the failed one is read."""
+    def test_one_fails_at_the_next_wait(self, known: PipelinedConnection) -> None:
+        """The first answer that is read raises its error, and reading the failed one raises it again."""
         fine = known.cursor().execute(MANY, (1,))
         failing = known.cursor().execute("insert into pg_temp.t values (%s, 'x')", (1,))
         skipped = known.cursor().execute(MANY, (1,))
@@ -372,22 +379,20 @@ class TestWhatIsPutOff:
                 cursor.fetchall()
         known.rollback()
 
-    def test_fails_at_the_commit_at_the_latest(self, known: PipelinedConnection, rows: Rows) -> None:
-        """It is no commit then: nothing has been done, and the connection is out of the transaction."""
+    def test_one_fails_at_the_commit_at_the_latest(self, known: PipelinedConnection, rows: Rows) -> None:
+        """Then nothing has been done, and the transaction is over."""
         title = uuid4().hex
-        known.cursor().execute(
-            "insert into task (user_id, title, description) values (%s, %s, '') returning id", ("alice", title)
-        )
+        known.cursor().execute(f"{example.insert} returning id", ("alice", title))
         known.cursor().execute("insert into pg_temp.t values (%s, 'x')", (1,))
         with pytest.raises(pg8000.IntegrityError, match="t_pkey"):
             known.commit()
-        assert rows.execute("select from task where title = %s", [title]).fetchall() == []
+        assert stored(rows, title) == []
         assert not known._in_transaction
         assert known.run("select 1") == ([1],)
         known.rollback()
 
-    def test_is_forgotten_by_a_rollback(self, known: PipelinedConnection, between: CountingProxy) -> None:
-        """What was never sent is not sent to be undone; reading it afterwards says so."""
+    def test_a_rollback_drops_them(self, known: PipelinedConnection, between: CountingProxy) -> None:
+        """They are not sent any more, and reading one raises an error."""
         known.rollback()
         between.reset()
         cursor = known.cursor().execute(MANY, (1,))
@@ -397,7 +402,7 @@ class TestWhatIsPutOff:
             cursor.fetchall()
 
     @pytest.mark.parametrize("value", ["a\ud800b", object])
-    def test_is_written_whole_or_not_at_all(
+    def test_one_is_sent_whole_or_not_at_all(
         self, known: PipelinedConnection, between: CountingProxy, value: Any
     ) -> None:
         """A value that cannot be sent sends nothing, and the next statement gets its own answer."""
@@ -412,30 +417,33 @@ class TestWhatIsPutOff:
         assert between.sent == b""
         assert known.run("select 'second'") == (["second"],)
 
-    def test_keeps_its_place_before_what_is_not_put_off(self, known: PipelinedConnection) -> None:
-        """A statement without parameters comes after those before it."""
+    def test_they_run_before_a_later_statement(self, known: PipelinedConnection) -> None:
+        """A statement without parameters is sent at once, after the queued ones."""
         known.cursor().execute("insert into pg_temp.t values (%s, 'x')", (9,))
         assert known.run("select count(*) from pg_temp.t") == ([4],)
 
     def test_a_new_statement_is_waited_for(self, known: PipelinedConnection, between: CountingProxy) -> None:
-        """Until it is known whether it has rows, nobody could be told."""
+        """Only Postgres can tell if it returns rows."""
         assert known.cursor().execute("select %s::int as new", (1,)).description[0][0] == "new"
         assert between.roundtrips == 1
 
-    def test_leads_sqlalchemy_to_no_conclusion(self, database_url: str) -> None:
-        """A row that the ORM changes again, by a statement that is known now: its count is not there yet."""
+    def test_sqlalchemy_does_not_rely_on_their_row_count(self, database_url: str) -> None:
+        """The ORM changes a row by a known statement, whose count is not there yet."""
         database, person = Database(lambda: database_url), uuid4().hex
         for title in ("first", "second", "third"):
             with database.transaction(person) as session:
-                task = session.scalars(select(Task)).one_or_none() or Task(user_id=person)
-                task.title = title
-                session.add(task)
+                found = session.scalars(select(Conversation)).one_or_none()
+                conversation = found or Conversation(user_id=person, id=uuid4(), title="")
+                conversation.title = title
+                session.add(conversation)
         with database.transaction(person) as session:
-            assert session.scalars(select(Task.title)).all() == ["third"]
+            assert session.scalars(select(Conversation.title)).all() == ["third"]
         database.close()
 
-    def test_known_statements_do_not_pile_up(self, known: PipelinedConnection, monkeypatch: pytest.MonkeyPatch) -> None:
-        """There are never more than so many."""
+    def test_the_number_of_known_statements_is_bounded(
+        self, known: PipelinedConnection, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The oldest are dropped."""
         monkeypatch.setattr(pipeline, "MAX_SHAPES", 20)
         for number in range(50):
             known.cursor().execute(f"select %s::int as a{number}", (1,)).fetchall()
@@ -443,26 +451,26 @@ class TestWhatIsPutOff:
 
 
 class TestBehindAPooler:
-    """In transaction mode, with fewer servers than clients."""
+    """The pooler uses transaction mode and has fewer servers than clients."""
 
     @pytest.fixture(scope="class")
     @classmethod
     def crowded(cls, server: Postgres) -> Iterator[PgBouncer]:
-        """A pooler with two servers."""
+        """Run a pooler with two servers."""
         with pgbouncer.running(server, pool_size=2) as running:
             yield running
 
     def wrong_answers(self, url: str) -> int:
-        """Of 200 queries by each of four clients at once, outside transactions: how many got no answer of their own."""
+        """Run 200 queries of four clients at once outside transactions, and count the answers of another query."""
         wrong: list[Any] = []
 
         def client(number: int) -> None:
             connection = pipelined(url)
             connection.autocommit = True
             for count in range(200):
-                told = ask(connection, "select %s::text", f"{number}.{count}")
-                if not isinstance(told, dict) or told["rows"] != f"(['{number}.{count}'],)":
-                    wrong.append(told)
+                result = ask(connection, "select %s::text", f"{number}.{count}")
+                if not isinstance(result, dict) or result["rows"] != f"(['{number}.{count}'],)":
+                    wrong.append(result)
             close(connection)
 
         threads = [threading.Thread(target=client, args=(number,)) for number in range(THREADS)]
@@ -472,8 +480,8 @@ class TestBehindAPooler:
             thread.join()
         return len(wrong)
 
-    def test_the_trap_of_the_driver_is_real(self, server: Postgres) -> None:
-        """Outside a transaction stock pg8000 runs what another client has said since it said its own."""
+    def test_the_driver_s_fault_is_real(self, server: Postgres) -> None:
+        """Outside a transaction, stock pg8000 runs another client's statement in place of its own."""
         with pgbouncer.running(server, pool_size=1) as pooler:
             connections = [TidyConnection(**connect_arguments(parse(pooler.url(server.app_url)))) for _ in range(2)]
             for connection in connections:
@@ -487,17 +495,19 @@ class TestBehindAPooler:
                 ask(second, "select %s::text", "hers")
 
             first.handle_messages = wait_while_the_other_asks
-            told = ask(first, "select %s::text || ' own'", "my")
+            result = ask(first, "select %s::text || ' own'", "my")
             for connection in connections:
                 connection.close()
-        assert told["rows"] == "(['my'],)"
+        assert result["rows"] == "(['my'],)"
 
-    def test_which_this_one_does_not_fall_into(self, crowded: PgBouncer, server: Postgres) -> None:
-        """Each statement is whole before its Sync, and so on one server."""
+    def test_each_client_gets_its_own_answers(self, crowded: PgBouncer, server: Postgres) -> None:
+        """The pooler sees a whole statement before its Sync, and keeps one server for it."""
         assert self.wrong_answers(crowded.url(server.app_url)) == 0
 
-    def test_interleaved_transactions_of_many_people_leak_nothing(self, crowded: PgBouncer, server: Postgres) -> None:
-        """1,200 transactions of 20 people from four processes' worth of clients, over two servers."""
+    def test_interleaved_transactions_of_many_users_do_not_mix(
+        self, crowded: PgBouncer, server: Postgres, rows: Rows
+    ) -> None:
+        """Four clients run 1,200 transactions of 20 users on two servers."""
         people = [uuid4().hex for _ in range(20)]
         url = crowded.url(server.app_url)
         seen: list[tuple[str, list[str]]] = []
@@ -507,16 +517,13 @@ class TestBehindAPooler:
             for step in range(300):
                 person = people[(step * 7 + number) % 20]
                 with database.transaction(person) as session:
-                    session.execute(text("select :x"), {"x": person})  # put off, and never read
-                    found = session.scalars(text("select distinct title from task where :x = :x"), {"x": step}).all()
+                    session.execute(text("select :x"), {"x": person})  # queued, and never read
+                    found = session.scalars(text(f"{TEXTS} where :x = :x"), {"x": step}).all()
                     seen.append((person, list(found)))
             database.close()
 
-        database = Database(lambda: url)
         for person in people:
-            with database.transaction(person) as session:
-                session.add(Task(user_id=person, title=person))
-        database.close()
+            example.put(rows, person, person)
         threads = [threading.Thread(target=serve, args=(number,)) for number in range(THREADS)]
         for thread in threads:
             thread.start()
@@ -526,54 +533,59 @@ class TestBehindAPooler:
         assert [(person, found) for person, found in seen if found != [person]] == []
 
 
-class TestABrokenWire:
-    """At any byte: a transaction that could not have been committed is done again, any other one fails, as a whole."""
+def stored(rows: Rows, title: str) -> list[str]:
+    """Return the stored texts that begin with the title, in their order."""
+    found = rows.execute(f"{TEXTS} where {example.text} like %s order by id".encode(), [f"{title}%"])
+    return [row[example.text] for row in found]
 
-    PAY = "insert into task (user_id, title, description) values (%s, %s, '') returning id"
-    NOTE = "insert into task (user_id, title, description) values (%s, %s, 'noted')"
+
+class TestBrokenConnection:
+    """A connection may break at any byte. A transaction that cannot be committed yet runs again. Others fail whole."""
 
     @pytest.fixture(scope="class")
     @classmethod
     def between(cls, server: Postgres) -> Iterator[CountingProxy]:
-        """A wire to Postgres."""
+        """Run a proxy before Postgres that can cut the connection."""
         with counting_proxy.running(server.app_url) as running:
             yield running
 
     def transact(self, connection: Any, title: str) -> None:
-        """Two effects, of which the second goes with the commit."""
+        """Commit two effects. The second one is sent with the commit."""
         connection.cursor().execute("select set_config('app.user_id', %s, true)", ("alice",))
-        connection.cursor().execute(self.PAY, ("alice", title)).fetchall()
-        connection.cursor().execute(self.NOTE, ("alice", title))
+        connection.cursor().execute(f"{example.insert} returning id", ("alice", title)).fetchall()
+        connection.cursor().execute(example.insert, ("alice", f"{title} noted"))
         connection.commit()
 
     def recorded(self, server: Postgres, between: CountingProxy) -> tuple[bytes, bytes, int]:
-        """What is said and heard in one that is left alone, and how much of it is heard before the commit is sent."""
+        """Return the bytes sent and received in a whole transaction, and how many are received before the commit."""
         with closing(self.warm(server, between)) as connection:
             between.reset()
             self.transact(connection, uuid4().hex)
-            heard = counting_proxy.messages(between.received)
-            first = next(n for n, message in enumerate(heard, 1) if message[:1] == b"Z")
-            return between.sent, between.received, sum(map(len, heard[:first]))
+            messages = counting_proxy.messages(between.received)
+            first = next(n for n, message in enumerate(messages, 1) if message[:1] == b"Z")
+            return between.sent, between.received, sum(map(len, messages[:first]))
 
     def warm(self, server: Postgres, between: CountingProxy) -> PipelinedConnection:
-        """A connection over the wire that has done one before."""
+        """Return a connection through the proxy that has committed one transaction."""
         connection = pipelined(between.url(server.app_url))
         self.transact(connection, "warm")
         return connection
 
     def places(self, stream: bytes) -> list[int]:
-        """Bytes to cut after: before, within and after each message."""
+        """Return the numbers of bytes to cut after: before, within and after each message."""
         ends = [0]
         for message in counting_proxy.messages(stream):
             ends += [ends[-1] + 3, ends[-1] + len(message)]
         return sorted({end for end in ends if end < len(stream)})
 
     @pytest.mark.parametrize("side", ["cut_sent", "cut_received"])
-    def test_leaves_both_effects_or_none(self, server: Postgres, between: CountingProxy, rows: Rows, side: str) -> None:
-        """Wherever it breaks. In the first exchange nobody notices; later it is an error, and all is closed."""
-        said, heard, heard_first = self.recorded(server, between)
-        said_first = said.index(b"S\0\0\0\4") + 5
-        stream, first = (said, said_first) if side == "cut_sent" else (heard, heard_first)
+    def test_it_leaves_both_effects_or_none(
+        self, server: Postgres, between: CountingProxy, rows: Rows, side: str
+    ) -> None:
+        """A break in the first exchange is not noticed. A later one is an error, and the connection is closed."""
+        sent, received, first_received = self.recorded(server, between)
+        first_sent = sent.index(b"S\0\0\0\4") + 5
+        stream, first = (sent, first_sent) if side == "cut_sent" else (received, first_received)
         outcomes = Counter[str]()
         for place in self.places(stream):
             with closing(self.warm(server, between)) as connection:
@@ -588,8 +600,8 @@ class TestABrokenWire:
                     with pytest.raises(pg8000.InterfaceError, match="connection is closed"):
                         connection.commit()
                     connection._connect()  # for the end of the block
-            kept = rows.execute("select description from task where title = %s order by id", [title]).fetchall()
-            assert [row["description"] for row in kept] in ([], ["", "noted"])
+            kept = stored(rows, title)
+            assert kept in ([], [title, f"{title} noted"])
             outcomes["both" if kept else "none"] += 1
             assert kept or place >= first
         assert outcomes["both"] > 10
@@ -598,33 +610,33 @@ class TestABrokenWire:
     def test_a_transaction_that_reads_nothing_is_never_done_twice(
         self, server: Postgres, between: CountingProxy, rows: Rows
     ) -> None:
-        """It goes out with its commit. An answer that does not come is an error: it may have taken effect."""
+        """It is sent with its commit. A missing answer is an error, because it may have taken effect."""
         title = uuid4().hex
         connection = self.warm(server, between)
         between.reset()
         between.cut_received = 0
         connection.cursor().execute("select set_config('app.user_id', %s, true)", ("alice",))
-        connection.cursor().execute(self.NOTE, ("alice", title))
+        connection.cursor().execute(example.insert, ("alice", title))
         with pytest.raises((pg8000.InterfaceError, OSError)):
             connection.commit()
         assert between.statements[-1] == "commit"
-        for _ in processes.attempts(PATIENCE):  # Postgres may still be at it
-            kept = rows.execute("select from task where title = %s", [title]).fetchall()
+        for _ in processes.attempts(PATIENCE):  # Postgres may still run it
+            kept = stored(rows, title)
             if kept:
                 break
         assert len(kept) == 1
 
-    def test_one_that_stays_silent_is_replaced(self, server: Postgres, between: CountingProxy, rows: Rows) -> None:
-        """As when a router forgot the connection while the process was frozen: no word comes back."""
+    def test_a_silent_connection_is_replaced(self, server: Postgres, between: CountingProxy, rows: Rows) -> None:
+        """A router has forgotten it while the process was frozen, so no answer comes."""
         title = uuid4().hex
         with closing(pipelined(between.url(server.app_url), patience=0.3)) as connection:
             self.transact(connection, "warm")
             between.is_mute = True
             self.transact(connection, title)
-        assert rows.execute("select count(*) from task where title = %s", [title]).fetchone() == {"count": 2}
+        assert stored(rows, title) == [title, f"{title} noted"]
 
-    def test_what_sqlalchemy_has_set_up_outlives_a_replacement(self, server: Postgres, rows: Rows) -> None:
-        """JSON and names are read as before."""
+    def test_a_replacement_keeps_sqlalchemy_s_settings(self, server: Postgres, rows: Rows) -> None:
+        """It reads JSON as before."""
         with closing(pipelined(server.app_url)) as connection:
             connection.register_in_adapter(114, lambda written: ("read", json.loads(written)))
             ask(connection, "select %s::json", "[1]")
@@ -637,10 +649,10 @@ class TestABrokenWire:
             ((other,),) = connection.run("select pg_backend_pid()")
             assert other != pid
 
-    def test_a_replacement_is_looked_at_too(self, server: Postgres, rows: Rows) -> None:
-        """A role that has become unsafe meanwhile is not served on the new connection."""
+    def test_a_replacement_checks_its_role_too(self, server: Postgres, rows: Rows) -> None:
+        """A role that has become unsafe in between is not served."""
         rows.execute("create role turncoat login password 'x'")
-        rows.execute("grant select on task to turncoat")
+        rows.execute(f"grant select on {example.table} to turncoat".encode())
         database = Database(lambda: f"postgresql://turncoat:x@{server.host}:{server.port}/taskchat?sslmode=disable")
         with database.transaction("alice") as session:
             pid = session.execute(text("select pg_backend_pid()")).scalar_one()
@@ -651,7 +663,7 @@ class TestABrokenWire:
         database.close()
 
     def test_nothing_is_done_twice_outside_a_transaction(self, server: Postgres, rows: Rows) -> None:
-        """A statement on its own may have taken effect: it is an error."""
+        """A single statement may have taken effect, so it is an error."""
         connection = pipelined(server.app_url)
         connection.autocommit = True
         ((pid,),) = connection.run("select pg_backend_pid()")
@@ -659,16 +671,16 @@ class TestABrokenWire:
         with pytest.raises((pg8000.InterfaceError, OSError)):
             connection.cursor().execute("select %s::int", (1,))
 
-    def test_a_server_that_is_away_is_said_so(self, server: Postgres) -> None:
-        """In the driver's own words."""
+    def test_a_server_that_is_down_gives_the_driver_s_error(self, server: Postgres) -> None:
+        """Text and cause are the same."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-        told = []
+        causes = []
         for connect in (stock, pipelined):
             with pytest.raises(pg8000.InterfaceError, match="Can't create a connection") as raised:
                 connect(f"postgresql://u:p@127.0.0.1:{port}/d?sslmode=disable")
-            told.append(type(raised.value.__cause__))
-        assert told == [ConnectionRefusedError, ConnectionRefusedError]
+            causes.append(type(raised.value.__cause__))
+        assert causes == [ConnectionRefusedError, ConnectionRefusedError]
 
 
 def terminate(rows: Rows, pid: int) -> None:
@@ -679,75 +691,74 @@ def terminate(rows: Rows, pid: int) -> None:
             return
 
 
-class TestAnotherDriver:
-    """pg8000 promises nothing of its inside: with a version that nobody tried, it is used as it is, and told so."""
+class TestUntestedDriver:
+    """pg8000 may change its private names. An untested version is used as it is, and that is logged."""
 
     @pytest.fixture
-    def database(
-        self, database_url: str, monkeypatch: pytest.MonkeyPatch, environment: None, logs: Logs
-    ) -> Iterator[Database]:
-        """A database opened with a driver of another version."""
-        monkeypatch.setattr(pipeline, "TESTED_WITH", "1.31.5")
-        database = Database(lambda: database_url)
+    def database(self, database_url: str, environment: None, logs: Logs) -> Iterator[Database]:
+        """Give a database whose driver has another version. Those of later tests have the tested one."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pipeline, "TESTED_WITH", "1.31.5")
+            database = Database(lambda: database_url)
         yield database
         database.close()
 
-    def test_is_told(self, database: Database, logs: Logs) -> None:
-        """Loudly, with both versions."""
+    def test_it_is_logged(self, database: Database, logs: Logs) -> None:
+        """A warning has both versions."""
         (line,) = [line for line in logs() if line["message"] == "driver not pipelined"]
         assert (line["level"], line["pg8000"], line["tested_with"]) == ("WARNING", pg8000.__version__, "1.31.5")
 
-    def test_is_used_as_it_is(
+    def test_it_is_used_as_it_is(
         self, database: Database, alice: Person, rows: Rows, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A turn is as right as ever, and so is a transaction after its connection died."""
+        """A turn works, and so does a transaction after its connection was terminated."""
         monkeypatch.setattr(process, "database", database)
-        assert alice.say("Add buy milk").json["tool_calls"][0]["outcome"] == "ok"
+        assert alice.say(example.add("milk")).json["tool_calls"][0]["outcome"] == "ok"
         with database.transaction(alice.id) as session:
-            assert session.scalars(text("select title from task")).all() == ["buy milk"]
+            assert session.scalars(text(TEXTS)).all() == ["milk"]
         rows.execute("select pg_terminate_backend(pid, 5000) from pg_stat_activity where usename = 'taskchat_app'")
         with database.transaction(alice.id) as session:
             driver = session.connection().connection.dbapi_connection
             assert type(driver) is TidyConnection
-            assert session.scalars(text("select title from task")).all() == ["buy milk"]
+            assert session.scalars(text(TEXTS)).all() == ["milk"]
 
     @pytest.mark.parametrize(
         ("owner", "name"), [(core, "ci_unpack"), (core, "Context"), (legacy, "convert_paramstyle")]
     )
-    def test_is_noticed_by_what_it_lacks(self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
-        """Even if it goes by the same version."""
+    def test_it_is_known_by_a_missing_name(self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+        """Its version may be the tested one."""
         assert pipeline.is_supported()
         monkeypatch.delattr(owner, name)
         assert not pipeline.is_supported()
 
 
 class TestRoundtrips:
-    """Counted on the wire between program and pooler, with TLS and SCRAM where it says so."""
+    """A proxy between program and pooler counts the roundtrips."""
 
     @pytest.fixture(scope="class")
     @classmethod
     def plain(cls, server: Postgres) -> Iterator[PgBouncer]:
-        """A pooler whose words can be read on the wire."""
+        """Run a pooler without TLS, so that the proxy can read the messages."""
         with pgbouncer.running(server, tls=False) as running:
             yield running
 
     @pytest.fixture(scope="class")
     @classmethod
     def between(cls, plain: PgBouncer, server: Postgres) -> Iterator[CountingProxy]:
-        """The wire to it."""
+        """Run a counting proxy before it."""
         with counting_proxy.running(plain.url(server.app_url)) as running:
             yield running
 
     @pytest.fixture
     def database_url(self, plain: PgBouncer, between: CountingProxy, server: Postgres) -> str:
-        """Where the environment of a turn leads to."""
+        """Give the runtime role's URL through proxy and pooler."""
         return between.url(plain.url(server.app_url))
 
-    def test_of_a_connection(self, server: Postgres, pooler: PgBouncer) -> None:
-        """At most six: the wish for TLS, the handshake, three for SCRAM, and one to look at the role.
+    def test_a_connection_takes_six(self, server: Postgres, pooler: PgBouncer) -> None:
+        """They are the request for TLS, the handshake, three for SCRAM, and the check of the role.
 
-        SQLAlchemy asks for nothing itself, neither at the first connection nor when one is taken from the pool or given
-        back. A transaction is waited for twice.
+        SQLAlchemy adds none, neither for the first connection nor when the pool gives or takes one. A transaction takes
+        two.
         """
         url = pooler.url(server.app_url)
         with counting_proxy.running(url) as between:
@@ -764,27 +775,27 @@ class TestRoundtrips:
             database.close()
         assert (connecting, checking_out, transaction) == (6, 0, 2)
 
-    def test_nothing_waits_for_more_to_say(self, server: Postgres, pooler: PgBouncer) -> None:
-        """The socket sends each word at once, with TLS and without."""
+    def test_the_socket_sends_at_once(self, server: Postgres, pooler: PgBouncer) -> None:
+        """TCP_NODELAY is set with TLS and without."""
         for url in (server.app_url, pooler.url(server.app_url)):
             with closing(pipelined(url)) as connection:
                 assert connection._usock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
     @pytest.mark.parametrize("is_new", [True, False])
-    def test_of_a_turn(self, alice: Person, between: CountingProxy, *, is_new: bool) -> None:
-        """Five for one tool call on a warm connection: beginning and tool call are waited for twice, the end once."""
-        conversation = alice.say("Add buy milk").json["conversation_id"]
-        alice.say("Add call mum", conversation)
+    def test_a_turn_takes_five(self, alice: Person, between: CountingProxy, *, is_new: bool) -> None:
+        """On a warm connection, the begin and the one tool call take two each, and the end takes one."""
+        conversation = alice.say(example.add("milk")).json["conversation_id"]
+        alice.say(example.add("call mum"), conversation)
         between.reset()
-        answer = alice.say("Add feed the cat", None if is_new else conversation)
+        answer = alice.say(example.add("bread"), None if is_new else conversation)
         assert [call["outcome"] for call in answer.json["tool_calls"]] == ["ok"]
         assert between.roundtrips == 5
         expected = [what for what in TURN if is_new or what != "insert conversation"]
         assert [gist(sql) for sql in between.statements] == expected
 
-    def test_of_getting_ready(self, between: CountingProxy, database_url: str, environment: None) -> None:
-        """One besides those of connecting: Postgres describes every statement, and executes none."""
-        new = ChatProcess(toolset)
+    def test_getting_ready_takes_one(self, between: CountingProxy, database_url: str, environment: None) -> None:
+        """After connecting, Postgres describes every statement and executes none."""
+        new = ChatProcess(example.toolset)
         new.database.engine.connect().close()
         between.reset()
         new.connect()
@@ -794,45 +805,47 @@ class TestRoundtrips:
         assert kinds[b"P"] == kinds[b"D"] > 10
         new.reset()
 
-    def test_of_a_first_turn(self, alice: Person, between: CountingProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-        """One more than of later ones, for the record of the call: the columns of all other statements are known."""
-        monkeypatch.setattr(process, "database", ChatProcess(toolset).database)
+    def test_a_first_turn_takes_six(
+        self, alice: Person, between: CountingProxy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The record of the call takes one more. The columns of all other statements are known."""
+        monkeypatch.setattr(process, "database", ChatProcess(example.toolset).database)
         process.connect()
         between.reset()
-        assert alice.say("Add buy milk").status == 200
+        assert alice.say(example.add("milk")).status == 200
         assert between.roundtrips == 6
 
-    def test_of_a_turn_by_the_driver_as_it_is(
+    def test_a_turn_with_the_stock_driver_takes_ten_times_as_many(
         self, alice: Person, between: CountingProxy, database_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Ten times as many: what the count above would be if nothing were queued."""
+        """The proxy counts them all when no statement is queued."""
         monkeypatch.setattr(pipeline, "TESTED_WITH", "another")
         monkeypatch.setattr(process, "database", Database(lambda: database_url))
-        conversation = alice.say("Add buy milk").json["conversation_id"]
+        conversation = alice.say(example.add("milk")).json["conversation_id"]
         between.reset()
-        alice.say("Add feed the cat", conversation)
+        alice.say(example.add("bread"), conversation)
         assert between.roundtrips > 50
 
-    def test_of_asking_again(self, alice: Person, between: CountingProxy) -> None:
-        """An answer that is there already: one wait to find it, and one to let go of what was taken to look."""
+    def test_a_replay_takes_two(self, alice: Person, between: CountingProxy) -> None:
+        """One finds the answer, and one ends the transaction."""
         for _ in range(2):
-            answer = alice.say("Add buy milk", key="k")
+            answer = alice.say(example.add("milk"), key="k")
             between.reset()
-        assert alice.say("Add buy milk", key="k").body == answer.body
+        assert alice.say(example.add("milk"), key="k").body == answer.body
         assert between.roundtrips == 2
 
 
 TURN = (
     *("begin", "set_config", "insert allowance", "insert conversation", "update conversation"),
     *("select message", "select message", "select tool_call", "insert message", "commit"),
-    *("begin", "set_config", "select conversation", "insert task", "insert tool_call", "commit"),
+    *("begin", "set_config", "select conversation", f"insert {example.table}", "insert tool_call", "commit"),
     *("begin", "set_config", "insert allowance", "update conversation, insert message", "commit"),
 )
 """Every statement of a turn with one tool call, in a new conversation."""
 
 
 def gist(sql: str) -> str:
-    """What a statement does to which table."""
+    """Return the statement's verb and its table."""
     if sql.startswith("WITH"):
         return ", ".join(gist(part) for part in re.findall(r"(?:UPDATE|INSERT INTO) .*?(?=INSERT|$)", sql, re.S))
     found = re.match(

@@ -23,10 +23,13 @@ from taskchat.conversations.history import Turn
 from taskchat.settings import Settings
 from taskchat.toolcalls.models import ToolCall
 from tests.conftest import Person, run, serving
+from tests.domain import example
 
 Rows = psycopg.Connection[dict[str, Any]]
 Body = dict[str, Any]
 BOTH_APIS = pytest.mark.parametrize("model_api", ["responses", "chat_completions"], indirect=True)
+
+ADD, SHOW, RENAME = example.add("milk"), example.show(), example.rename("bread", "rolls")
 
 MAX_FIXED_TOKENS = 900
 """Tokens of tools and instructions together, which every request pays for, counted as the stand-in model does."""
@@ -54,27 +57,27 @@ def bodies(standin: StandIn, match: str | None = None) -> list[Body]:
 
 
 class Recorder:
-    """The stand-in model, with the bytes of each request kept."""
+    """Records the bytes of each request to the stand-in model."""
 
     def __init__(self) -> None:
         self._app = create_app()
-        self.heard: list[tuple[str, dict[bytes, bytes], bytes]] = []
+        self.requests: list[tuple[str, dict[bytes, bytes], bytes]] = []
         """Address, headers and body of each request."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request, as an ASGI application."""
         body = b""
 
-        async def listen() -> Any:
+        async def record() -> Any:
             nonlocal body
             message = await receive()
             body += message.get("body", b"")
             if message["type"] == "http.request" and not message["more_body"]:
                 address = f"{scope['path']}?{scope['query_string'].decode()}"
-                self.heard.append((address, dict(scope["headers"]), body))
+                self.requests.append((address, dict(scope["headers"]), body))
             return message
 
-        await self._app(scope, listen, send)
+        await self._app(scope, record, send)
 
 
 @pytest.fixture
@@ -86,20 +89,25 @@ def recorder() -> Iterator[tuple[Recorder, str]]:
 
 
 def history() -> list[Turn]:
-    """Return turns with all that a turn can hold: text in any script, calls of each outcome, no reply."""
+    """Return turns with text in any script, calls of each outcome, and no reply."""
 
     def call(number: int, **fields: Any) -> ToolCall:
         known = {"user_id": "u", "turn_id": uuid4(), "position": number, "door": "chat", "duration_ms": 1.0}
-        return ToolCall(call_id=f"call_{number}", tool="add_task", **known | fields)
+        return ToolCall(call_id=f"call_{number}", tool=example.add_tool, **known | fields)
 
     calls = [
-        call(1, arguments={"title": "milk 🥛 “quoted”", "description": None}, outcome="ok", result={"id": 1, "n": 1.5}),
-        call(2, arguments={}, outcome="error", result={"error": "There is no such task."}),
+        call(
+            1,
+            arguments={example.text: "milk 🥛 “quoted”", "description": None},
+            outcome="ok",
+            result={"id": 1, "n": 1.5},
+        ),
+        call(2, arguments={}, outcome="error", result={"error": example.absent}),
     ]
     now = datetime.now(UTC)
     return [
         Turn(uuid4(), 0, "Ünïcode\n\t\\ </tool_data>", now, "Europe/Paris", calls, "Done."),
-        Turn(uuid4(), 2, "add milk", now, None),
+        Turn(uuid4(), 2, "hello", now, None),
     ]
 
 
@@ -116,9 +124,9 @@ SETTINGS = [
 ]
 VENDOR_MODELS: dict[str, Any] = {"responses": OpenAIResponsesModel, "chat_completions": OpenAIChatCompletionsModel}
 REASONED: list[Any] = [
-    {"role": "user", "content": [{"type": "input_text", "text": "add milk"}]},
+    {"role": "user", "content": [{"type": "input_text", "text": "hello"}]},
     {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "x"},
-    {"type": "function_call", "id": "fc_1", "call_id": "c", "name": "add_task", "arguments": "{}", "status": None},
+    {"type": "function_call", "id": "fc_1", "call_id": "c", "name": "f", "arguments": "{}", "status": None},
     {"type": "function_call_output", "call_id": "c", "output": "{}"},
 ]
 
@@ -126,12 +134,12 @@ REASONED: list[Any] = [
 @pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "reasoning", "effort", "sampling", "extras"])
 @pytest.mark.parametrize("api", VENDOR_MODELS)
 @pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "streamed"])
-def test_the_model_is_sent_what_the_vendor_s_client_would_send(
+def test_requests_are_those_of_the_vendor_s_client(
     recorder: tuple[Recorder, str], api: str, settings: ModelSettings, is_streamed: bool
 ) -> None:
-    """The request is the same, header by header and byte by byte, but for the order of the fields and two headers.
+    """Every header and byte is the same, except for the order of the fields and two headers.
 
-    Ours asks for unpacked answers. The vendor's asks its own client for the stream by a header.
+    Ours asks for unpacked answers. The vendor's class asks its own client for the stream by a header.
     """
     recorded, url = recorder
     known: Any = {"DATABASE_URL": "postgresql://u:p@localhost/d", "OPENAI_API_KEY": "sk-any", "OPENAI_BASE_URL": url}
@@ -146,10 +154,10 @@ def test_the_model_is_sent_what_the_vendor_s_client_would_send(
             run(_ask(model, given, settings, is_streamed=is_streamed))
     run(ours.close())
     run(client.close())
-    half = len(recorded.heard) // 2
+    half = len(recorded.requests) // 2
     assert half == len(inputs)
     for (*our_head, our_body), (*their_head, their_body) in zip(
-        recorded.heard[:half], recorded.heard[half:], strict=True
+        recorded.requests[:half], recorded.requests[half:], strict=True
     ):
         their_headers = {name: value for name, value in their_head[1].items() if name != b"x-stainless-raw-response"}
         assert our_head == [their_head[0], their_headers | {b"accept-encoding": b"identity"}]
@@ -157,13 +165,13 @@ def test_the_model_is_sent_what_the_vendor_s_client_would_send(
         assert _fields(our_body) == _fields(their_body)
 
 
-def test_a_setting_that_would_be_ignored_is_refused(recorder: tuple[Recorder, str]) -> None:
-    """The model sends no request when the agent sets what it does not know."""
+def test_an_unknown_setting_is_refused(recorder: tuple[Recorder, str]) -> None:
+    """The model sends no request when the agent sets a field that the model does not know."""
     recorded, url = recorder
     known: Any = {"DATABASE_URL": "postgresql://u:p@localhost/d", "OPENAI_API_KEY": "sk-any", "OPENAI_BASE_URL": url}
     with pytest.raises(UserError, match="verbosity"):
         run(_ask(ProviderModel(Settings(**known)), [], ModelSettings(verbosity="low"), is_streamed=False))
-    assert recorded.heard == []
+    assert recorded.requests == []
 
 
 def _fields(body: bytes) -> dict[str, str]:
@@ -186,17 +194,17 @@ async def _ask(model: Model, given: list[Any], settings: ModelSettings, *, is_st
 
 
 @BOTH_APIS
-def test_what_all_requests_have_in_common_comes_first(alice: Person, bob: Person, standin: StandIn) -> None:
+def test_the_common_part_of_all_requests_comes_first(alice: Person, bob: Person, standin: StandIn) -> None:
     """Tools and instructions are the same bytes for all users, zones and turns; the message comes last."""
-    for person, zone, message in ((alice, "Europe/Paris", "add milk"), (bob, "Asia/Tokyo", "what is left?")):
+    for person, zone, message in ((alice, "Europe/Paris", ADD), (bob, "Asia/Tokyo", SHOW)):
         assert person.post({"message": message, "timezone": zone}).status == 200
     sent = bodies(standin)
     assert len(sent) == 4
     assert len({fixed(body) for body in sent}) == 1
-    for body, message in zip(sent, ["add milk"] * 2 + ["what is left?"] * 2, strict=True):
-        said = items(body)[0]["content"]
-        assert said.startswith("[context: ")
-        assert said.endswith(f"]\n{message}")
+    for body, message in zip(sent, [ADD] * 2 + [SHOW] * 2, strict=True):
+        content = items(body)[0]["content"]
+        assert content.startswith("[context: ")
+        assert content.endswith(f"]\n{message}")
         assert message not in fixed(body)
 
 
@@ -209,36 +217,37 @@ def test_tools_and_instructions_are_short(alice: Person, standin: StandIn) -> No
 
 
 def test_a_conversation_has_a_cache_of_its_own(alice: Person, standin: StandIn) -> None:
-    """All requests of a conversation have one key, and those of another conversation another."""
-    first, second = (alice.say("add milk").json["conversation_id"] for _ in range(2))
-    alice.say("add bread", first)
+    """All requests of a conversation have one cache key. Another conversation has another key."""
+    first, second = (alice.say(ADD).json["conversation_id"] for _ in range(2))
+    alice.say(example.add("bread"), first)
     assert [body["prompt_cache_key"] for body in bodies(standin)] == [first] * 2 + [second] * 2 + [first] * 2
 
 
-TALK = [
-    "add milk and bread, then finish the milk",
-    'add "a < b" with note: <b>é 漢 🥛 \\ "quoted"</b>',
-    "what is left?",
-    "finish 999999999",
+MESSAGES = [
+    example.add("milk", "bread").then(example.change("milk")),
+    'good morning, <b>é 漢 🥛 \\ "quoted"</b>',
+    SHOW,
+    example.fail(),
     "hello",
-    "rename the bread to rolls and delete everything completed",
-    "what is left?",
+    RENAME,
+    example.delete("milk"),
+    SHOW,
 ]
 
 
 @BOTH_APIS
-def test_each_turn_s_requests_begin_with_the_last_turn_s(alice: Person, standin: StandIn) -> None:
+def test_each_turn_s_requests_begin_with_those_before(alice: Person, standin: StandIn) -> None:
     """Later turns read each item as this turn did, byte by byte."""
     standin.fault("malformed_arguments", match="hello")
-    standin.fault("extra_arguments", match="rename", user_id="somebody")
-    standin.fault("wrong_arguments", match="what is left?")
+    standin.fault("extra_arguments", match=RENAME, user_id="mallory")
+    standin.fault("wrong_arguments", match=SHOW)
     conversation_id = None
-    for message in TALK:
+    for message in MESSAGES:
         answer = alice.say(message, conversation_id)
         assert answer.status == 200
         conversation_id = answer.json["conversation_id"]
     sent = [[dump(item) for item in items(body)] for body in bodies(standin)]
-    assert len(sent) > 2 * len(TALK)
+    assert len(sent) > 2 * len(MESSAGES)
     for earlier, later in pairwise(sent):
         assert later[: len(earlier)] == earlier
 
@@ -261,11 +270,11 @@ def test_over_sixty_turns_nine_tenths_of_the_input_are_cached(
     """The turns include several cuts of the history, and a model whose reasoning ends with the turn."""
     monkeypatch.setenv("MODEL", model)
     monkeypatch.setenv("HISTORY_TOKENS", "2000")
-    conversation_id, task_id, starts = None, 0, set()
+    conversation_id, thing, starts = None, None, set()
     for number in range(15):
-        for message in (f"add errand {number}", "finish {}", f"add letter {number}", "what is left?"):
-            answer = alice.say(message.format(task_id), conversation_id).json
-            conversation_id, task_id = answer["conversation_id"], answer["tool_calls"][0]["result"].get("id")
+        for message in (example.add(f"errand{number}"), None, example.add(f"letter{number}"), SHOW):
+            answer = alice.say(message or example.change(str(thing)), conversation_id).json
+            conversation_id, thing = answer["conversation_id"], answer["tool_calls"][0]["result"].get("id")
             starts.add(items(bodies(standin)[-1])[0]["content"])
     (used,) = rows.execute(
         "select count(*) as turns, sum((usage->>'cached_tokens')::int) as cached,"

@@ -15,11 +15,12 @@ from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from taskchat.settings import Settings
 from tests.conftest import Logs, Person, reset_processes, serving
+from tests.domain import example
 from tests.privacy import LogSearch
 
 Rows = psycopg.Connection[dict[str, Any]]
 Json = dict[str, Any]
-WORDS = "my divorce lawyer is Jane Roe"
+SECRET = "my divorce lawyer is Jane Roe"
 BOTH_APIS = pytest.mark.parametrize("model_api", ["responses", "chat_completions"], indirect=True)
 
 
@@ -34,7 +35,7 @@ class Provider:
 
     def __init__(self) -> None:
         self.answers: list[Response] = []
-        self.heard: list[Json] = []
+        self.requests: list[Json] = []
         """The bodies of the requests."""
         self.cookies: list[str | None] = []
         """The cookie header of each request."""
@@ -43,7 +44,7 @@ class Provider:
         """Answer one request, as an ASGI application."""
         if scope["type"] == "http":
             request = Request(scope, receive)
-            self.heard.append(await request.json())
+            self.requests.append(await request.json())
             self.cookies.append(request.headers.get("cookie"))
             answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
             await answer(scope, receive, send)
@@ -59,13 +60,13 @@ def provider(environment: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pro
         yield provider
 
 
-def function_call(call_id: Any, name: str = "list_tasks", arguments: str = "{}") -> Json:
+def function_call(call_id: Any, name: str = example.list_tool, arguments: str = "{}") -> Json:
     """Return one tool call, as the item of a response."""
     return {"type": "function_call", "id": "fc", "call_id": call_id, "name": name, "arguments": arguments}
 
 
 def response(*items: Json, api: str = "responses", usage: Any = None) -> Response:
-    """Return an answer of either API: the calls, or a word at the end."""
+    """Return an answer of either API: the calls, or a text if there are none."""
     if api == "chat_completions":
         return _completion(items, usage)
     text = {"type": "output_text", "text": "Done.", "annotations": []}
@@ -112,7 +113,7 @@ ODD_IDS: dict[str, Any] = {
     "a lone surrogate": "\ud800",
     "half a megabyte": "x" * 500_000,
     "65 characters": "x" * 65,
-    "a sentence": WORDS,
+    "a sentence": SECRET,
     "nothing": "",
 }
 
@@ -122,7 +123,7 @@ class TestIds:
     """Each call gets an id of ours, whatever id the model wrote."""
 
     @pytest.mark.parametrize("what", ODD_IDS)
-    def test_an_odd_one(self, what: str, alice: Person, provider: Provider, model_api: str) -> None:
+    def test_an_odd_id_is_replaced(self, what: str, alice: Person, provider: Provider, model_api: str) -> None:
         """This turn and the next are answered, and providers get ids that they accept."""
         given = function_call(ODD_IDS[what])
         provider.answers = [response(given, given, api=model_api), response(api=model_api)]
@@ -131,38 +132,38 @@ class TestIds:
         assert alice.say("again", answer.json["conversation_id"]).status == 200
         ids = [made["call_id"] for made in answer.json["tool_calls"]]
         assert len(set(ids)) == 2
-        assert [call_id for call_id, _ in named_calls(provider.heard[-1])] == ids
+        assert [call_id for call_id, _ in named_calls(provider.requests[-1])] == ids
         assert all(len(call_id) <= 64 and call_id.replace("_", "").isalnum() for call_id in ids)
 
-    def test_no_word_in_it_is_logged(
+    def test_no_id_is_logged(
         self, alice: Person, provider: Provider, logs: Logs, log_search: LogSearch, model_api: str
     ) -> None:
-        """Nothing of it is stored or sent either: a model may put a user's words anywhere."""
-        log_search.add_texts([WORDS])
-        provider.answers = [response(function_call(WORDS), api=model_api), response(api=model_api)]
-        answer = alice.say(f"hello, {WORDS}")
+        """Nor is it stored or sent, because a model may put a user's text anywhere."""
+        log_search.add_texts([SECRET])
+        provider.answers = [response(function_call(SECRET), api=model_api), response(api=model_api)]
+        answer = alice.say(f"hello, {SECRET}")
         assert answer.status == 200
         assert "divorce" not in answer.body + json.dumps(logs())
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "logged"),
     [
-        pytest.param({"error": {"code": WORDS}}, "unknown", id="words"),
-        pytest.param({"error": {"code": "the_person_wrote_divorce"}}, "unknown", id="words that look like a code"),
+        pytest.param({"error": {"code": SECRET}}, "unknown", id="text"),
+        pytest.param({"error": {"code": "the_person_wrote_divorce"}}, "unknown", id="text that looks like a code"),
         pytest.param({"error": {"code": {"divorce": 1}}}, "unknown", id="no text"),
         pytest.param({"error": {"code": "context_length_exceeded"}}, "context_length_exceeded", id="a known one"),
         pytest.param({"error": {}}, "None", id="none"),
     ],
 )
 def test_codes_of_errors_are_logged_if_they_are_known(
-    alice: Person, provider: Provider, logs: Logs, log_search: LogSearch, body: Json, told: str
+    alice: Person, provider: Provider, logs: Logs, log_search: LogSearch, body: Json, logged: str
 ) -> None:
     """Any other code is the provider's own text."""
-    log_search.add_texts([WORDS])
+    log_search.add_texts([SECRET])
     provider.answers = [JSONResponse(body, 400)]
-    assert alice.say(f"hello, {WORDS}").status == 502
-    assert [line["reason"] for line in logs() if line["message"] == "model failed"] == [f"BadRequestError 400 {told}"]
+    assert alice.say(f"hello, {SECRET}").status == 502
+    assert [line["reason"] for line in logs() if line["message"] == "model failed"] == [f"BadRequestError 400 {logged}"]
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -170,7 +171,7 @@ def test_a_redirect_is_not_followed(alice: Person, provider: Provider, standin: 
     """A healthy model waits at the other address, and no request reaches it."""
     provider.answers = [RedirectResponse(f"{standin.base_url}/responses", status)]
     assert alice.say("hello").status == 502
-    assert len(provider.heard) == 1
+    assert len(provider.requests) == 1
     assert standin.requests() == []
 
 
@@ -200,7 +201,7 @@ ODD_ANSWERS = {
 
 @BOTH_APIS
 @pytest.mark.parametrize("answer", ODD_ANSWERS)
-def test_an_answer_of_another_shape_is_none(alice: Person, provider: Provider, answer: str) -> None:
+def test_an_answer_of_another_shape_is_refused(alice: Person, provider: Provider, answer: str) -> None:
     """The turn fails, and the next one succeeds."""
     provider.answers = [Response(ODD_ANSWERS[answer], media_type="application/json")]
     refused = alice.say("hello")
@@ -234,7 +235,7 @@ ODD_USAGES: dict[str, Any] = {
 
 @BOTH_APIS
 @pytest.mark.parametrize("usage", ODD_USAGES)
-def test_usage_that_makes_no_sense_fails_nothing(
+def test_implausible_usage_fails_no_turn(
     alice: Person, provider: Provider, rows: Rows, usage: str, model_api: str
 ) -> None:
     """The turn is answered, and its cost is estimated: no user is locked out, and no turn is free."""
@@ -254,8 +255,8 @@ def test_arguments_of_any_depth_are_a_failed_call(
     alice: Person, provider: Provider, depth: int, model_api: str
 ) -> None:
     """The tool may exist or not; the call fails now, in a resumed turn, and in the next turn."""
-    deep = '{"title": ' + "[" * depth + "]" * depth + "}"
-    calls = [function_call("c", name, deep) for name in ("add_task", "no_such_tool")]
+    deep = f'{{"{example.text}": ' + "[" * depth + "]" * depth + "}"
+    calls = [function_call("c", name, deep) for name in (example.add_tool, "no_such_tool")]
     provider.answers = [response(*calls, api=model_api), Response("", 400)]
     assert alice.say("hello", key="k").status == 502
     provider.answers = [response(api=model_api)]
@@ -264,20 +265,20 @@ def test_arguments_of_any_depth_are_a_failed_call(
     made = answer.json["tool_calls"]
     assert [(one["arguments"], one["outcome"]) for one in made] == [({}, "error")] * 2
     assert alice.say("and now?", answer.json["conversation_id"]).status == 200
-    assert arguments_sent(provider.heard[1]) == arguments_sent(provider.heard[-1]) == [{}, {}]
+    assert arguments_sent(provider.requests[1]) == arguments_sent(provider.requests[-1]) == [{}, {}]
 
 
 @BOTH_APIS
 @pytest.mark.parametrize(
     ("status", "media_type"), [(200, "text/html"), (200, "text/event-stream"), (200, None), (204, None)]
 )
-def test_an_answer_that_is_no_json_is_asked_for_again(
+def test_a_call_is_retried_when_the_answer_is_no_json(
     alice: Person, provider: Provider, logs: Logs, status: int, media_type: str | None
 ) -> None:
-    """The content type does not matter; each try may have a price that the provider did not tell."""
+    """The content type does not matter. Each try is charged, because it may have a price."""
     provider.answers = [Response("<p>welcome</p>" if status == 200 else "", status, media_type=media_type)]
     assert alice.say("hello").status == 502
-    assert len(provider.heard) == 3
+    assert len(provider.requests) == 3
     [ended] = [line for line in logs() if line["message"] == "turn interrupted"]
     assert (ended["requests"], ended["estimated_tokens"] % 3) == (0, 0)
     assert ended["estimated_tokens"] > 0
@@ -290,7 +291,7 @@ def test_a_request_that_cannot_be_written_is_not_sent(
     monkeypatch.setenv("OPENAI_API_KEY", "ké")
     reset_processes()
     assert alice.say("hello").status == 502
-    assert provider.heard == []
+    assert provider.requests == []
     lines = logs()
     assert [line["estimated_tokens"] for line in lines if line["message"] == "turn interrupted"] == [0]
     assert [line["error"] for line in lines if line["message"] == "unexpected error"] == ["UnicodeEncodeError"]
@@ -298,8 +299,8 @@ def test_a_request_that_cannot_be_written_is_not_sent(
 
 
 @BOTH_APIS
-def test_cookies_do_not_tie_turns_together(alice: Person, bob: Person, provider: Provider) -> None:
-    """No later request brings back a cookie that the provider has set, of this user or another."""
+def test_cookies_do_not_connect_turns(alice: Person, bob: Person, provider: Provider) -> None:
+    """No later request sends a cookie that the provider has set, of this user or another."""
     provider.answers = [response(api=os.environ["MODEL_API"])]
     provider.answers[0].set_cookie("seen", "before")
     for person in (alice, bob, alice):
@@ -307,7 +308,17 @@ def test_cookies_do_not_tie_turns_together(alice: Person, bob: Person, provider:
     assert provider.cookies == [None] * 3
 
 
-ODD_NAMES = ["multi_tool_use.parallel", "functions.add_task", "add task", "é", "a\0b", "x" * 64, "x" * 65, "", WORDS]
+ODD_NAMES = [
+    "multi_tool_use.parallel",
+    f"functions.{example.add_tool}",
+    "two words",
+    "é",
+    "a\0b",
+    "x" * 64,
+    "x" * 65,
+    "",
+    SECRET,
+]
 
 
 @pytest.mark.parametrize("model", ["stand-in", "gpt-6-luna"])
@@ -316,7 +327,7 @@ class TestNames:
     """A call of an unknown tool may have any name, and providers refuse some names in later requests."""
 
     @pytest.mark.parametrize("name", ODD_NAMES)
-    def test_an_odd_one_is_not_sent_back(
+    def test_an_odd_name_is_not_sent_back(
         self, alice: Person, provider: Provider, monkeypatch: pytest.MonkeyPatch, model_api: str, model: str, name: str
     ) -> None:
         """Its own turn and the next send the same replacement; the record keeps the name that the model wrote."""
@@ -329,7 +340,7 @@ class TestNames:
         alice.say("again", answer["conversation_id"])
         (made,) = answer["tool_calls"]
         assert (made["tool"], made["outcome"]) == (name.replace("\0", "\ufffd")[:64] or "unnamed", "error")
-        live, replayed = provider.heard[1:]
+        live, replayed = provider.requests[1:]
         assert named_calls(live) == named_calls(replayed) == [(made["call_id"], "unnamed")]
 
 
@@ -344,7 +355,7 @@ def test_an_unknown_tool_s_arguments_are_kept(alice: Person, provider: Provider,
     kept = rows.execute("select arguments from tool_call where user_id = %s", [alice.id]).fetchall()
     assert [row["arguments"] for row in kept] == [expected, expected]
     alice.say("again", answer["conversation_id"])
-    live, replayed = provider.heard[1:]
+    live, replayed = provider.requests[1:]
     assert arguments_sent(live) == arguments_sent(replayed) == [expected, expected]
 
 
@@ -361,13 +372,13 @@ LIMITS = {"max_output_tokens", "max_tokens", "max_completion_tokens"}
     ],
     indirect=["model_api"],
 )
-def test_no_answer_may_be_endless(
+def test_each_request_limits_its_answer(
     alice: Person, standin: StandIn, monkeypatch: pytest.MonkeyPatch, model: str, name: str
 ) -> None:
-    """Each request has a limit, by the one name that its provider knows."""
+    """The limit has the one name that its provider knows."""
     monkeypatch.setenv("MODEL", model)
     reset_processes()
-    assert alice.say("add milk").status == 200
+    assert alice.say(example.add("milk")).status == 200
     assert [{n: b for n, b in r["body"].items() if n in LIMITS} for r in standin.requests()] == [{name: 8_000}] * 2
 
 
@@ -390,24 +401,24 @@ class TestEffort:
         monkeypatch.setenv("MODEL", model)
         monkeypatch.setenv("REASONING_EFFORT", effort)
         reset_processes()
-        first = alice.say("add milk")
+        first = alice.say(example.add("milk"))
         assert first.status == 200
-        assert alice.say("what is left?", first.json["conversation_id"]).status == 200
+        assert alice.say(example.show(), first.json["conversation_id"]).status == 200
         assert efforts(standin) == [{"effort": effort} if model_api == "responses" else effort] * 4
 
     @BOTH_APIS
     @pytest.mark.parametrize(("model", "sent"), [("gpt-6-luna", "low"), ("openai/o3", "low"), ("stand-in", None)])
-    def test_without_it_models_that_reason_think_little(
+    def test_without_it_models_that_reason_get_a_low_effort(
         self, alice: Person, standin: StandIn, monkeypatch: pytest.MonkeyPatch, model_api: str, model: str, sent: Any
     ) -> None:
-        """The effort is low. A model of another name might refuse the parameter."""
+        """A model of another name might refuse the parameter."""
         monkeypatch.setenv("MODEL", model)
         reset_processes()
         assert alice.say("hello").status == 200
         assert efforts(standin) == [{"effort": sent} if sent and model_api == "responses" else sent]
 
     @BOTH_APIS
-    def test_set_to_nothing_it_is_left_to_the_provider(
+    def test_an_empty_setting_leaves_it_to_the_provider(
         self, alice: Person, standin: StandIn, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """No request names it."""
@@ -428,7 +439,7 @@ class TestEffort:
         fallback: str,
         takes_it: bool,
     ) -> None:
-        """One that refused its only request would be none."""
+        """A fallback that refuses the parameter would answer no request."""
         monkeypatch.setenv("MODEL", "gpt-6-luna")
         monkeypatch.setenv("MODEL_FALLBACK", fallback)
         reset_processes()
@@ -440,16 +451,16 @@ class TestEffort:
     @pytest.mark.parametrize(
         ("model", "sent"), [("gpt-4.1", None), ("gpt-5-chat-latest", None), ("gpt-6-luna", "high")]
     )
-    def test_at_openai_s_own_address_a_name_tells_all(self, model: str, sent: str | None) -> None:
-        """The template always sets an effort; a user of a model that does not reason need not know of it."""
+    def test_at_openai_s_own_address_the_model_s_name_decides(self, model: str, sent: str | None) -> None:
+        """The template always sets an effort, also for models that do not reason."""
         from chat.reasoning import effort
 
         given = effort(Settings(DATABASE_URL="postgresql://u:p@localhost/d", MODEL=model, REASONING_EFFORT="high"))
         assert (given and given.effort) == sent
 
 
-def test_openai_s_own_chat_completions_know_the_newer_name_for_every_model() -> None:
-    """Where no other address is given."""
+def test_openai_s_own_chat_completions_get_the_newer_name_of_the_limit() -> None:
+    """That holds for every model if no other address is set."""
     from chat.agent import MAX_OUTPUT_TOKENS, _model_settings
 
     given = _model_settings(

@@ -28,7 +28,7 @@ from tests.crash_points import Trap
 from tests.db_assertions import Rows
 from tests.domain import example
 from tests.environments import Fleet
-from tests.test_crash import SEVERAL, Story
+from tests.test_crash import SEVERAL, Trial
 from tests.test_dev import GONE_SECONDS, Development, development
 
 if TYPE_CHECKING:
@@ -158,9 +158,9 @@ class TestEnvironment:
         self, at: int, on: str, fleet: Fleet, rows: Rows, issuer: Issuer
     ) -> None:
         """The key gets a 409 while the lease holds. After it, everything is done once."""
-        story = Story(SEVERAL, fleet, rows, issuer)
+        trial = Trial(SEVERAL, fleet, rows, issuer)
         other = fleet.start()
-        story.prepare(other)
-        assert story.attempt(Trap(signal.SIGTERM, at, on)).trapped
-        story.check_refused_while_leased(other)
-        story.check_done(other)
+        trial.prepare(other)
+        assert trial.attempt(Trap(signal.SIGTERM, at, on)).trapped
+        trial.check_refused_while_leased(other)
+        trial.check_done(other)

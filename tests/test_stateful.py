@@ -1,12 +1,13 @@
-"""Anything may happen, in any order, and each turn still happens once.
+"""Each turn happens once in any random sequence of requests and faults.
 
-Hypothesis drives messages, retries, duplicates at the same moment, kills, freezes, restarts of the pooler, terminated
-backends and faults of the model, over several people and conversations, through PgBouncer. After every step it holds
-Postgres and what the model was sent against a simple model of what must be true.
+Hypothesis draws messages, retries, duplicates at the same moment, kills, freezes, restarts of the pooler, terminated
+backends and faults of the model, over several users and conversations, through PgBouncer. After every step, the test
+compares Postgres and the requests to the model with the expected state.
 
-Promises: an accepted turn ran once, its effects exactly once and in order; a conversation is a sequence of one question
-and at most one answer; 409 only while a turn holds the conversation; a finished key gives the same bytes for ever;
-nobody's rows or words with another's; the model is never sent an orphan call, or a turn out of its place.
+Promises: an accepted turn runs once, with its effects once and in order. A conversation is a sequence of user messages,
+each with at most one reply. A request gets 409 only while a turn holds the conversation. A finished key always gives
+the same bytes. No user gets another user's rows or text. The model never reads a call without its output, or a turn
+out of order.
 """
 
 import json
@@ -33,7 +34,7 @@ from dev.tokens import Issuer
 from taskchat.conversations.turns import turn_id_for
 from testing.callers import Caller
 from testing.gateway import Response
-from tests import db_assertions as truth
+from tests import db_assertions
 from tests.conftest import variables
 from tests.crash_points import Trap
 from tests.db_assertions import Rows
@@ -44,13 +45,13 @@ from tests.example_domain import Sentence
 STEPS = 20
 """Steps of one sequence."""
 WANTED = 2_000 if "THOROUGH" in os.environ else 200
-"""Steps to be done in all, not counting those that found nothing to do."""
+"""Steps in all sequences together, without those that had nothing to do."""
 SETTINGS = settings(
-    max_examples=WANTED // 4,  # more than it takes: they do nothing once there were enough steps
+    max_examples=WANTED // 4,  # more than needed: after enough steps they do nothing
     stateful_step_count=STEPS,
     deadline=None,  # a step may take as long as the machine is busy
-    database=None,  # the seed is what is kept
-    phases=[Phase.generate],  # processes do not race twice alike: a smaller example would be another one
+    database=None,  # the seed repeats a sequence
+    phases=[Phase.generate],  # processes do not race twice in the same way: a smaller example would be another one
     suppress_health_check=[HealthCheck.too_slow],  # each step is requests to real processes
 )
 PEOPLE = 3
@@ -59,15 +60,15 @@ POOL = 3
 MOST_FROZEN = 2
 USUAL_POINTS = 60
 SETTLED = 15
-"""Seconds within which the database has done with a process that died."""
+"""Seconds within which Postgres has ended the statements of a dead process."""
 SHORT = 1.8
-"""Seconds of a request whose model hangs: just over what the handler keeps back."""
+"""Seconds of a request whose model hangs: just over the handler's reserve."""
 
 Report = Callable[[str], None]
 
 
 Kind = Callable[[str], Sentence]
-"""A thing to ask for, in words that a mark makes a turn's own."""
+"""Returns a message for a turn's mark. The mark is in every text of the turn."""
 
 KINDS: list[Kind] = [
     lambda mark: example.add(f"{mark}a"),
@@ -85,7 +86,7 @@ EFFECTS = {
 }
 
 MODEL_MISTAKES = [
-    # The turn is done all the same: the model is told, or asked again.
+    # The turn succeeds: the model reads its mistake, or is called again.
     ("rate_limit", {"retry_after_ms": 10}),
     ("server_error", {}),
     ("disconnect", {}),
@@ -98,7 +99,7 @@ MODEL_MISTAKES = [
     ("bad_text", {}),
 ]
 MODEL_FAILURES = [
-    # The turn is left where it is, to be finished by a retry.
+    # The turn is interrupted. A retry finishes it.
     ("rate_limit", {"retry_after_ms": 10, "times": 3}),
     ("quota", {}),
     ("wrong_schema", {}),
@@ -110,8 +111,8 @@ MODEL_FAILURES = [
 
 
 @dataclass
-class Asked:
-    """A message with its key, and what is known of it."""
+class Message:
+    """A message with its key, and its known answer."""
 
     client: Caller
     mark: str
@@ -119,20 +120,20 @@ class Asked:
     conversation_id: str | None
     key: str = field(default_factory=lambda: f"key-{uuid4()}")
     body: str | None = None
-    """The answer, once somebody had it."""
+    """The answer, after the first response with it."""
 
     @property
     def message(self) -> Sentence:
-        """What is said, and what must come of it."""
+        """Return the message with its expected effects."""
         return self.kind(self.mark)
 
     @property
     def turn_id(self) -> UUID:
-        """Its turn's id."""
+        """Return the id of its turn."""
         return turn_id_for(self.client.id, self.key)
 
     def request(self, message: str | None = None) -> dict[str, Any]:
-        """The request, the same each time; or another one with its key."""
+        """Return the request, the same each time, or another message with the same key."""
         return self.client.request(
             {"message": message or self.message, "conversation_id": self.conversation_id}, self.key
         )
@@ -140,7 +141,7 @@ class Asked:
 
 @dataclass
 class World:
-    """What outlives a sequence: the servers, the environments, the counts."""
+    """The servers, environments and counts that all sequences share."""
 
     fleet: Fleet
     rows: Rows
@@ -150,35 +151,35 @@ class World:
     idle: list[Environment] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     lengths: dict[Kind, int] = field(default_factory=dict)
-    """How many points a turn of each kind had the last time."""
+    """Number of points in the last turn of each kind."""
     failure: Exception | None = None
     """The first one."""
 
     def take(self) -> Environment:
-        """An idle environment, or a cold one."""
+        """Return an idle environment, or a cold one."""
         return self.idle.pop(0) if self.idle else self.fleet.start()
 
     def give(self, environment: Environment) -> None:
-        """It is idle again."""
+        """Make an environment idle."""
         self.idle.append(environment)
 
     def settle(self) -> None:
-        """Wait until the database has done what was asked of it by processes that died."""
+        """Wait until Postgres has ended the statements of dead processes."""
         for _ in processes.attempts(SETTLED):
             if not self._backends("state = 'active'"):
                 return
-        raise AssertionError("the database is still busy")
+        raise AssertionError("Postgres is still busy")
 
     def is_transaction_open(self) -> bool:
-        """Whether a frozen process holds a transaction, and with it perhaps a lock."""
+        """Return True if a frozen process holds a transaction, which may hold a lock."""
         return self._backends("state like 'idle in transaction%%'") > 0
 
     def end_open_transactions(self) -> None:
-        """Sooner than the role's own idle_in_transaction_session_timeout, and to the same effect."""
+        """End them as the role's idle_in_transaction_session_timeout does, but sooner."""
         self.terminate("state like 'idle in transaction%%'")
 
     def terminate(self, which: str = "true") -> None:
-        """End backends of the program's, and wait until they are gone."""
+        """Terminate backends of the program, and wait until they have ended."""
         self.rows.execute(
             "select pg_terminate_backend(pid, 5000) from pg_stat_activity"  # noqa: S608
             f" where usename = 'taskchat_app' and {which}".replace("%%", "%")
@@ -195,30 +196,30 @@ class World:
 Do = Callable[..., None]
 
 
-def telling(do: Do) -> Do:
-    """Keep the first failure, with all that was done before it: a second try would race otherwise, and hide it."""
+def keep_failure(do: Do) -> Do:
+    """Keep the first failure with the steps before it. A second run would race in another way and hide it."""
 
     @wraps(do)
-    def told(self: "Turns", **values: Any) -> None:
+    def checked(self: "Turns", **values: Any) -> None:
         try:
             do(self, **values)
         except Exception as error:
-            error.add_note("\n".join(["What was done:", *self.log]))
+            error.add_note("\n".join(["Steps:", *self.log]))
             self.world.failure = self.world.failure or error
             raise
 
-    return told
+    return checked
 
 
 def step(**drawn: SearchStrategy[Any]) -> Callable[[Do], Any]:
-    """A rule, until there were enough steps."""
+    """Make a method a rule, which does nothing after enough steps."""
     made: Any = rule(**drawn)  # type: ignore[call-overload]  # it has parameters of its own, none of which is a draw
 
     def decorate(do: Do) -> Any:
         @wraps(do)
         def unless_over(self: "Turns", **values: Any) -> None:
             if self.world.failure is None and self.world.counts["steps"] < WANTED:
-                telling(do)(self, **values)
+                keep_failure(do)(self, **values)
 
         return made(unless_over)
 
@@ -226,18 +227,18 @@ def step(**drawn: SearchStrategy[Any]) -> Callable[[Do], Any]:
 
 
 def _is_held_up(response: Response, before: dict[str, Any]) -> bool:
-    """Whether a frozen process holds a lock, and that is said so."""
+    """Return True for a 503 because a frozen process holds a lock."""
     return bool(before["open"] and response.status == 503 and int(response.headers["retry-after"]) >= 1)
 
 
 class Turns(RuleBasedStateMachine):
-    """One sequence. No rule has a precondition: what is drawn depends on nothing that happens, so a seed repeats it."""
+    """One sequence. No rule has a precondition, so the draws depend on the seed alone."""
 
     world: ClassVar[World]
 
     people = st.integers(0, PEOPLE - 1)
     places = st.integers(0, 3)
-    """0 begins a conversation; others go on with one."""
+    """0 begins a conversation. Other numbers continue one."""
     kinds = st.sampled_from(KINDS)
     which = st.integers(0, 1000)
     points = st.integers(0, 99)
@@ -247,32 +248,32 @@ class Turns(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        """New people, nothing said."""
+        """Begin with new users."""
         self.clients = [Caller.new(self.world.issuer) for _ in range(PEOPLE)]
         self.conversations: dict[str, list[str]] = {client.id: [] for client in self.clients}
-        self.asked: list[Asked] = []
-        self.frozen: list[tuple[Environment, Asked]] = []
+        self.asked: list[Message] = []
+        self.frozen: list[tuple[Environment, Message]] = []
         self.log: list[str] = []
         self.world.standin.reset()
 
-    # What may happen
+    # Steps
 
     @step(person=people, place=places, kind=kinds, trouble=troubles, fate=fates, point=points)
     def say(self, person: int, place: int, kind: Kind, trouble: str, fate: str, point: int) -> None:
-        """Somebody says something, after something has gone wrong or some time has passed; a process may die of it."""
+        """A user sends a message, after a fault or some time. The process may be killed or frozen."""
         self._send(self._new(person, place, kind), trouble, fate, point)
 
     @step(which=which, trouble=troubles, fate=fates, point=points)
     def retry(self, which: int, trouble: str, fate: str, point: int) -> None:
-        """Somebody sends the same again."""
+        """A user sends a message again."""
         if asked := self._known(which):
             self._send(asked, trouble, fate, point)
 
     @step(which=which, kind=kinds)
     def reuse_a_key(self, which: int, kind: Kind) -> None:
-        """Somebody sends something else with a key that was used: refused, whatever became of the first."""
+        """A user sends another message with a used key, which is refused."""
         asked = self._known(which)
-        if asked and truth.messages(self.world.rows, asked.client.id, str(asked.turn_id)):
+        if asked and db_assertions.messages(self.world.rows, asked.client.id, str(asked.turn_id)):
             self._step("reuse the key of", asked)
             before, environment = self._before(asked), self.world.take()
             response = environment.ask(asked.request(f"{asked.message} indeed")).answer
@@ -283,27 +284,27 @@ class Turns(RuleBasedStateMachine):
 
     @step(person=people, place=places, kind=kinds, copies=st.integers(2, POOL), fate=fates, point=points)
     def send_copies_at_once(self, person: int, place: int, kind: Kind, copies: int, fate: str, point: int) -> None:
-        """A thumb, a phone and a gateway send the same at the same moment; one of the processes may die of it."""
+        """A message is sent several times at once. One of the processes may be killed."""
         self._step(f"{copies} copies of", asked := self._new(person, place, kind))
         self._together([asked] * copies, self._trap("is killed" if fate == "is killed" else "ends", asked, point))
 
     @step(person=people, place=places, kinds=st.lists(kinds, min_size=2, max_size=POOL))
     def say_several_things_at_once(self, person: int, place: int, kinds: list[Kind]) -> None:
-        """Different messages for one conversation, at the same moment."""
+        """A user sends different messages for one conversation at once."""
         rivals = [self._new(person, place, kind) for kind in kinds]
         self._step("at once", *rivals)
         self._together(rivals)
 
     @step(crowd=st.lists(st.tuples(people, places, kinds), min_size=2, max_size=POOL))
     def speak_all_at_once(self, crowd: list[tuple[int, int, Kind]]) -> None:
-        """Different people, at the same moment."""
+        """Different users send messages at once."""
         turns = [self._new(*each) for each in crowd]
         self._step("crowd", *turns)
         self._together(turns)
 
     @step(which=which, trouble=troubles)
     def thaw(self, which: int, trouble: str) -> None:
-        """A stopped process goes on, whatever has happened since."""
+        """A stopped process continues."""
         if self.frozen:
             self._thaw(which % len(self.frozen), trouble)
 
@@ -311,7 +312,7 @@ class Turns(RuleBasedStateMachine):
     def have_the_model_err(
         self, person: int, place: int, kind: Kind, mistake: tuple[str, dict[str, Any]], calls: int
     ) -> None:
-        """The model stumbles in the turn, and all is done nevertheless."""
+        """The model makes a mistake in the turn, which still succeeds."""
         self._step(f"{mistake[0]} after {calls} calls", asked := self._new(person, place, kind))
         self.world.standin.fault(mistake[0], match=asked.mark, after_calls=calls, **mistake[1])
         self._one(asked)
@@ -320,28 +321,28 @@ class Turns(RuleBasedStateMachine):
     def have_the_model_fail(
         self, person: int, place: int, kind: Kind, failure: tuple[str, dict[str, Any]], calls: int
     ) -> None:
-        """The model fails in the turn: said so, and to be taken up again."""
+        """The model fails in the turn, which a retry can resume."""
         self._step(f"{failure[0]} after {calls} calls", asked := self._new(person, place, kind))
         self.world.standin.fault(failure[0], match=asked.mark, after_calls=calls, **failure[1])
         seconds = SHORT if failure[0] == "hang" else 30
         self._one(asked, seconds=seconds, statuses={200, 409, 502, 504})
 
-    # How it is done
+    # Requests
 
-    def _step(self, what: str, *asked: Asked) -> None:
+    def _step(self, what: str, *asked: Message) -> None:
         self.world.counts["steps"] += 1
         self.log.append(" ".join([what, *(f"{each.message!r} in {each.conversation_id}" for each in asked)]))
 
-    def _new(self, person: int, place: int, kind: Kind) -> Asked:
+    def _new(self, person: int, place: int, kind: Kind) -> Message:
         client = self.clients[person]
         there = self.conversations[client.id]
         conversation_id = there[(place - 1) % len(there)] if place and there else None
-        asked = Asked(client, f"{_mark(client)}n{len(self.asked)}", kind, conversation_id)
+        asked = Message(client, f"{_mark(client)}n{len(self.asked)}", kind, conversation_id)
         self.asked.append(asked)
         return asked
 
-    def _known(self, which: int) -> Asked | None:
-        """One that nobody is working on."""
+    def _known(self, which: int) -> Message | None:
+        """Return an earlier message, mostly one that no frozen process works on."""
         busy = [asked for _, asked in self.frozen]
         free = [asked for asked in self.asked if asked not in busy or which % 3]
         return free[which % len(free)] if free else None
@@ -356,21 +357,21 @@ class Turns(RuleBasedStateMachine):
         self.world.give(environment)
         self._check()
 
-    def _send(self, asked: Asked, trouble: str, fate: str, point: int) -> None:
+    def _send(self, asked: Message, trouble: str, fate: str, point: int) -> None:
         if fate == "is frozen" and len(self.frozen) == MOST_FROZEN:
             self._thaw(0, "nothing")
         self._step(f"{trouble}, {fate} at {point}:", asked)
         self._have(trouble, asked)
         trap = self._trap(fate, asked, point)
         self._one(asked, trap)
-        assert asked.body or trap or trouble != "leases run out", "nobody was in its way, and it was not done"
+        assert asked.body or trap or trouble != "leases run out", "no other turn was in its way, and it was not done"
 
-    def _trap(self, fate: str, asked: Asked, part: int) -> Trap | None:
+    def _trap(self, fate: str, asked: Message, part: int) -> Trap | None:
         point = 1 + part * self.world.lengths.get(asked.kind, USUAL_POINTS) // 100
         return {"is killed": Trap.kill(point), "is frozen": Trap.freeze(point)}.get(fate)
 
-    def _have(self, trouble: str, asked: Asked) -> None:
-        """Have something go wrong."""
+    def _have(self, trouble: str, asked: Message) -> None:
+        """Cause a fault."""
         if trouble != "nothing":
             self.world.counts[trouble] += 1
         if trouble == "leases run out":
@@ -383,24 +384,24 @@ class Turns(RuleBasedStateMachine):
     def _let_leases_run_out(self, client: Caller) -> None:
         self.world.settle()
         self.world.end_open_transactions()
-        truth.let_leases_run_out(self.world.rows, client.id)
+        db_assertions.let_leases_run_out(self.world.rows, client.id)
 
     def _one(
         self,
-        asked: Asked,
+        asked: Message,
         trap: Trap | None = None,
         *,
         seconds: float = 30,
         statuses: frozenset[int] | set[int] = frozenset({200, 409}),
     ) -> None:
-        """Send one request, and see that what comes of it may come of it."""
+        """Send one request and check its outcome."""
         before = self._before(asked)
         environment = self.world.take()
         self._end(environment, asked, environment.ask(asked.request(), trap, seconds), before, statuses)
         self._check()
 
-    def _together(self, turns: list[Asked], trap: Trap | None = None) -> None:
-        """Send all at the same moment, the first one into a trap."""
+    def _together(self, turns: list[Message], trap: Trap | None = None) -> None:
+        """Send all at once, the first one into a trap."""
         befores = [self._before(asked) for asked in turns]
         busy = [self.world.take() for _ in turns]
         for number, (environment, asked) in enumerate(zip(busy, turns, strict=True)):
@@ -409,14 +410,14 @@ class Turns(RuleBasedStateMachine):
         for environment, asked, outcome, before in zip(busy, turns, outcomes, befores, strict=True):
             self._end(environment, asked, outcome, before | {"alone": False}, {200, 409})
         if not any(before["held"] or before["open"] for before in befores) and trap is None:
-            assert any(outcome.answer.status == 200 for outcome in outcomes), "all were refused, and nobody ran"
+            assert any(outcome.answer.status == 200 for outcome in outcomes), "all were refused, and none ran"
         ran = [o for o in outcomes if o.response and o.response.status == 200 and not _is_replay(o.response)]
         if all(asked is turns[0] for asked in turns):
             assert len(ran) <= 1, "copies ran more than once"
         self._check()
 
-    def _before(self, asked: Asked) -> dict[str, Any]:
-        """What the database says before a request: who holds its conversation, whether it is done."""
+    def _before(self, asked: Message) -> dict[str, Any]:
+        """Return the state before a request: is its conversation held, is it done, is a transaction open."""
         self.world.settle()
         rows, client = self.world.rows, asked.client
         held = rows.execute(
@@ -424,13 +425,13 @@ class Turns(RuleBasedStateMachine):
             " and lease_until > clock_timestamp()",
             [client.id, asked.conversation_id, asked.turn_id],
         ).fetchone()
-        done = len(truth.messages(rows, client.id, str(asked.turn_id))) == 2
+        done = len(db_assertions.messages(rows, client.id, str(asked.turn_id))) == 2
         return {"held": bool(held), "done": done, "open": self.world.is_transaction_open(), "alone": True}
 
     def _end(
         self,
         environment: Environment,
-        asked: Asked,
+        asked: Message,
         outcome: Outcome,
         before: dict[str, Any],
         statuses: set[int] | frozenset[int],
@@ -450,28 +451,28 @@ class Turns(RuleBasedStateMachine):
         return not environment.is_answered()  # the socket of a dead one is at its end
 
     def _take_in(
-        self, asked: Asked, response: Response, before: dict[str, Any], statuses: set[int] | frozenset[int]
+        self, asked: Message, response: Response, before: dict[str, Any], statuses: set[int] | frozenset[int]
     ) -> None:
-        """One answer, against what may be answered."""
+        """Check one answer against the state before it."""
         self.world.counts[f"{response.status}{' replayed' if _is_replay(response) else ''}"] += 1
-        said = f"{asked.message!r}: {response.status} {response.body}"
+        summary = f"{asked.message!r}: {response.status} {response.body}"
         if _is_held_up(response, before):
             return
-        assert response.status in statuses, said
+        assert response.status in statuses, summary
         if response.status == 200:
             self._take_in_answer(asked, response)
             if before["alone"]:
-                assert before["done"] or not before["held"], f"ran in a conversation that another held: {said}"
-                assert _is_replay(response) == before["done"], said
+                assert before["done"] or not before["held"], f"ran in a conversation that another held: {summary}"
+                assert _is_replay(response) == before["done"], summary
         if response.status == 409:
             assert int(response.headers["retry-after"]) >= 1
             if before["alone"]:
-                assert before["held"], f"refused, and nobody held the conversation: {said}"
+                assert before["held"], f"refused, and no turn held the conversation: {summary}"
         if response.status in (502, 504) and "turn_id" in response.json:
-            recorded = truth.calls(self.world.rows, asked.client.id, response.json["turn_id"])
-            assert response.json["tool_calls"] == recorded, said
+            recorded = db_assertions.calls(self.world.rows, asked.client.id, response.json["turn_id"])
+            assert response.json["tool_calls"] == recorded, summary
 
-    def _take_in_answer(self, asked: Asked, response: Response) -> None:
+    def _take_in_answer(self, asked: Message, response: Response) -> None:
         assert response.status == 200, f"{asked.message!r}: {response.status} {response.body}"
         assert asked.body in (None, response.body), f"{asked.message!r}: another answer than before"
         if asked.body is None:
@@ -482,31 +483,31 @@ class Turns(RuleBasedStateMachine):
             if answer["conversation_id"] not in there:
                 there.append(answer["conversation_id"])
 
-    # What must be true
+    # Checks
 
     def _check(self) -> None:
         self.world.settle()
         for client in self.clients:
             self._check_person(client)
-        self._check_what_the_model_was_sent()
+        self._check_model_requests()
 
     def _check_person(self, client: Caller) -> None:
-        """Everything stored of one person against what was asked and answered."""
-        said, calls = self._said(client), self._calls(client)
-        self._check_sequences(said)
-        replies = {row["turn_id"]: row["content"] for row in said if row["role"] == "assistant"}
+        """Check all rows of one user against the messages and the answers."""
+        stored, calls = self._messages(client), self._calls(client)
+        self._check_sequences(stored)
+        replies = {row["turn_id"]: row["content"] for row in stored if row["role"] == "assistant"}
         mine = {asked.turn_id: asked for asked in self.asked if asked.client is client}
-        for row in said:
+        for row in stored:
             if row["role"] == "user":
                 assert row["content"] == mine[row["turn_id"]].message
         effects: dict[str, list[str]] = defaultdict(list)
-        for effect in truth.effects(self.world.rows, client.id):
+        for effect in db_assertions.effects(self.world.rows, client.id):
             effects[effect.split()[1][:-1]].append(effect)
         for turn_id, asked in mine.items():
             self._check_turn(asked, calls.pop(turn_id, []), effects.pop(asked.mark, []), replies.get(turn_id))
         assert (calls, effects) == ({}, {}), "calls or effects that belong to no turn"
 
-    def _said(self, client: Caller) -> list[dict[str, Any]]:
+    def _messages(self, client: Caller) -> list[dict[str, Any]]:
         return self.world.rows.execute(
             "select conversation_id, position, turn_id, role, content from message where user_id = %s"
             " order by conversation_id, position",
@@ -523,19 +524,19 @@ class Turns(RuleBasedStateMachine):
             found[row["turn_id"]].append(row)
         return found
 
-    def _check_sequences(self, said: list[dict[str, Any]]) -> None:
-        """In each conversation: question after question, each with at most one answer right behind it."""
-        for conversation_id in {row["conversation_id"] for row in said}:
-            there = [row for row in said if row["conversation_id"] == conversation_id]
-            questions = [row for row in there if row["role"] == "user"]
-            assert [row["position"] for row in questions] == list(range(0, 2 * len(questions), 2))
-            behind = {row["position"] + 1: row["turn_id"] for row in questions}
+    def _check_sequences(self, stored: list[dict[str, Any]]) -> None:
+        """Check that each conversation has user messages in sequence, each with at most one reply behind it."""
+        for conversation_id in {row["conversation_id"] for row in stored}:
+            there = [row for row in stored if row["conversation_id"] == conversation_id]
+            asked = [row for row in there if row["role"] == "user"]
+            assert [row["position"] for row in asked] == list(range(0, 2 * len(asked), 2))
+            behind = {row["position"] + 1: row["turn_id"] for row in asked}
             for row in there:
                 if row["role"] == "assistant":
                     assert behind.pop(row["position"]) == row["turn_id"]
 
-    def _check_turn(self, asked: Asked, recorded: list[dict[str, Any]], done: list[str], reply: str | None) -> None:
-        """Each effect has its record, none is there twice, and a turn that is over has all of them."""
+    def _check_turn(self, asked: Message, recorded: list[dict[str, Any]], done: list[str], reply: str | None) -> None:
+        """Check that each effect has its record, that none is there twice, and that a finished turn has all."""
         assert [call["position"] for call in recorded] == list(range(len(recorded)))
         noted = [EFFECTS[call["tool"]] for call in recorded if call["outcome"] == "ok" and call["tool"] in EFFECTS]
         assert [effect.split()[0] for effect in done] == noted, f"{asked.message!r}: {done} against {recorded}"
@@ -548,25 +549,25 @@ class Turns(RuleBasedStateMachine):
             kept = [{name: call[name] for name in answer["tool_calls"][0]} for call in recorded]
             assert answer["tool_calls"] == kept
 
-    def _check_what_the_model_was_sent(self) -> None:
-        """Each request since the last step."""
+    def _check_model_requests(self) -> None:
+        """Check each request to the model since the last step."""
         for request in self.world.standin.requests():
-            if request["body"] is not None:  # else its sender died while it spoke
+            if request["body"] is not None:  # its sender died while it was sending
                 assert request["status"] != 400, request
                 self._check_input(request["body"])
                 self.world.counts["model requests"] += 1
         self.world.standin.reset()
 
     def _check_input(self, body: dict[str, Any]) -> None:
-        """It holds one person's turns, in order, each as it is stored."""
+        """Check that the input has one user's turns in order, each as it is stored."""
         turns = _turns(body["input"])
-        (client,) = [client for client in self.clients if _mark(client) in turns[-1]["said"]]
+        (client,) = [client for client in self.clients if _mark(client) in turns[-1]["message"]]
         shown = json.dumps(body)
-        assert [other for other in self.clients if _mark(other) in shown] == [client], "another's words"
-        said, calls = self._said(client), self._calls(client)
-        asked = {row["content"]: row for row in said if row["role"] == "user"}
-        replies = {row["turn_id"]: row["content"] for row in said if row["role"] == "assistant"}
-        rows = [asked[turn["said"]] for turn in turns]
+        assert [other for other in self.clients if _mark(other) in shown] == [client], "another user's text"
+        stored, calls = self._messages(client), self._calls(client)
+        asked = {row["content"]: row for row in stored if row["role"] == "user"}
+        replies = {row["turn_id"]: row["content"] for row in stored if row["role"] == "assistant"}
+        rows = [asked[turn["message"]] for turn in turns]
         assert len({row["conversation_id"] for row in rows}) == 1, "turns of several conversations"
         assert [row["position"] for row in rows] == sorted({row["position"] for row in rows}), "turns out of order"
         recorded = [[call["call_id"] for call in calls[row["turn_id"]]] for row in rows]
@@ -574,9 +575,9 @@ class Turns(RuleBasedStateMachine):
             assert (turn["calls"], turn["reply"]) == (kept, replies.get(row["turn_id"]))
         assert (turns[-1]["calls"], turns[-1]["reply"]) == (recorded[-1][: len(turns[-1]["calls"])], None)
 
-    @telling
+    @keep_failure
     def teardown(self) -> None:
-        """End whoever sleeps, and send again all that has no answer: none is lost, and each happens once."""
+        """Kill the frozen processes, and send every message without an answer again: each happens once."""
         for environment, _ in self.frozen:
             environment.kill()
         if self.world.failure:
@@ -591,11 +592,11 @@ class Turns(RuleBasedStateMachine):
                 self._take_in_answer(asked, environment.ask(asked.request()).answer)
                 self.world.give(environment)
                 self._check_person(asked.client)
-                self._check_what_the_model_was_sent()
+                self._check_model_requests()
 
 
 def _mark(client: Caller) -> str:
-    """What every word of a person's begins with, and nobody else's contains."""
+    """Return the beginning of every text of a user, which is in no other user's text."""
     return f"x{client.id[:10]}x"
 
 
@@ -604,7 +605,7 @@ def _is_replay(response: Response) -> bool:
 
 
 def _turns(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The model's input as turns: what was said, the calls, each with its output, and the reply."""
+    """Return the model's input as turns: the message, the calls, each with its output, and the reply."""
     turns: list[dict[str, Any]] = []
     waiting: list[str] = []
     for item in items:
@@ -616,7 +617,7 @@ def _turns(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
             waiting.remove(item["call_id"])
         elif item["role"] == "user":
             assert not waiting, "a call without its output"
-            turns.append({"said": item["content"].partition("\n")[2], "calls": [], "reply": None})
+            turns.append({"message": item["content"].partition("\n")[2], "calls": [], "reply": None})
         else:
             assert not waiting, "a call without its output"
             assert turns[-1]["reply"] is None, "two replies"
@@ -629,15 +630,15 @@ def _turns(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def world(
     warm_fork_server: ForkServer, server: Postgres, pooler: PgBouncer, standin: StandIn, issuer: Issuer, rows: Rows
 ) -> Iterator[World]:
-    """Servers and environments for all sequences."""
+    """Give the servers and environments for all sequences."""
     fleet = Fleet(warm_fork_server, variables(pooler.url(server.app_url), standin, issuer))
-    with truth.watched(rows):
+    with db_assertions.watched(rows):
         yield World(fleet, rows, standin, pooler, issuer)
         fleet.stop()
 
 
-def test_whatever_happens_each_turn_happens_once(world: World, report: Report, pytestconfig: pytest.Config) -> None:
-    """Random sequences without a violation, until there were enough steps."""
+def test_in_any_sequence_each_turn_happens_once(world: World, report: Report, pytestconfig: pytest.Config) -> None:
+    """Run random sequences until there are enough steps."""
     Turns.world = world
     chosen = int(pytestconfig.getoption("--hypothesis-seed") or random.SystemRandom().randrange(10**9))
     try:

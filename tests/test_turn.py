@@ -1,4 +1,4 @@
-"""A turn, from the gateway's event to the rows in Postgres."""
+"""Test a turn, from the gateway's event to the rows in Postgres."""
 
 import asyncio
 from typing import Any, ClassVar
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.parametrize("model_api", ["responses", "chat_completion
 
 
 def test_a_message_is_done_answered_and_stored(alice: Person, rows: Rows) -> None:
-    """What the reply says was done is in Postgres, and so are both messages and the call."""
+    """Postgres holds the effect of the call, both messages and the call's record."""
     message = example.add("milk")
     answer = alice.say(message)
     assert answer.status == 200
@@ -27,36 +27,38 @@ def test_a_message_is_done_answered_and_stored(alice: Person, rows: Rows) -> Non
     assert (asked, call["outcome"]) == (example.call_add("milk"), "ok")
     assert call["result"][example.text] == "milk"
     assert example.rows_of(rows, alice.id) == [example.row("milk")]
-    said = rows.execute("select role, content from message where user_id = %s order by position", [alice.id]).fetchall()
-    assert said == [
+    stored = rows.execute(
+        "select role, content from message where user_id = %s order by position", [alice.id]
+    ).fetchall()
+    assert stored == [
         {"role": "user", "content": message},
         {"role": "assistant", "content": answer.json["response"]},
     ]
 
 
 def test_the_first_turns_of_a_process_may_come_at_once(environment: None, issuer: Issuer, rows: Rows) -> None:
-    """As on a developer's server, which has one process for all: none finds the agent half made."""
+    """A developer's server has one process for all. No turn finds the agent half made."""
     from chat.app import app
 
     people = [Person(uuid4().hex, issuer) for _ in range(8)]
 
-    async def say(client: httpx2.AsyncClient, person: Person) -> int:
+    async def send(client: httpx2.AsyncClient, person: Person) -> int:
         headers = {"authorization": f"Bearer {person.token}"}
         answer = await client.post(f"/api/{person.id}/chat", json={"message": example.add("milk")}, headers=headers)
         return int(answer.status_code)
 
-    async def all_say() -> list[int]:
+    async def send_all() -> list[int]:
         async with httpx2.AsyncClient(
             transport=httpx2.ASGITransport(app), base_url="https://api.example.com"
         ) as client:
-            return await asyncio.gather(*(say(client, person) for person in people))
+            return await asyncio.gather(*(send(client, person) for person in people))
 
-    assert run(all_say()) == [200] * len(people)
+    assert run(send_all()) == [200] * len(people)
     assert [example.rows_of(rows, person.id) for person in people] == [[example.row("milk")]] * len(people)
 
 
 def test_one_message_may_ask_for_several_things(alice: Person, rows: Rows) -> None:
-    """Several calls, the same tool twice among them, all of them in the answer and in their order."""
+    """The answer has all calls in their order. Two are of the same tool."""
     message = example.add("milk", "call mum").then(example.change("milk"))
     answer = alice.say(message)
     assert [call["tool"] for call in answer.json["tool_calls"]] == message.tools
@@ -65,7 +67,7 @@ def test_one_message_may_ask_for_several_things(alice: Person, rows: Rows) -> No
 
 
 def test_calls_are_kept_in_order(alice: Person, rows: Rows) -> None:
-    """The records of a turn are numbered as the calls were made, and each bears its conversation."""
+    """The records of a turn are numbered in the order of the calls, and each has its conversation."""
     answer = alice.say(example.add("one", "two", "three")).json
     kept = rows.execute(
         "select call_id, conversation_id::text from tool_call where user_id = %s order by position", [alice.id]
@@ -76,7 +78,7 @@ def test_calls_are_kept_in_order(alice: Person, rows: Rows) -> None:
 
 
 def test_the_next_turn_reads_calls_and_results(alice: Person, standin: StandIn) -> None:
-    """The model is shown what it did before: its calls by id, each with its output."""
+    """The model reads its earlier calls by id, each with its output."""
     message = example.add("milk")
     first = alice.say(message).json
     alice.say("What did I just say?", first["conversation_id"])
@@ -89,7 +91,7 @@ def test_the_next_turn_reads_calls_and_results(alice: Person, standin: StandIn) 
 
 
 def test_a_conversation_goes_on(alice: Person) -> None:
-    """The second turn is in the first one's conversation and knows what was said."""
+    """The second turn is in the first one's conversation and reads its message."""
     message = example.add("milk")
     first = alice.say(message).json
     second = alice.say("What did I just say?", first["conversation_id"]).json
@@ -98,8 +100,8 @@ def test_a_conversation_goes_on(alice: Person) -> None:
     assert message in second["response"]
 
 
-def test_a_failed_tool_is_told_and_shown(alice: Person, rows: Rows) -> None:
-    """The model gets a plain sentence, the caller the failed call, the database its record."""
+def test_a_failed_tool_is_reported_and_recorded(alice: Person, rows: Rows) -> None:
+    """The model gets a plain sentence, the caller the failed call, and Postgres its record."""
     answer = alice.say(example.fail()).json
     (call,) = answer["tool_calls"]
     assert (call["outcome"], call["result"]) == ("error", {"error": example.absent})
@@ -109,8 +111,8 @@ def test_a_failed_tool_is_told_and_shown(alice: Person, rows: Rows) -> None:
 
 
 @pytest.mark.parametrize("fault", ["malformed_arguments", "wrong_arguments", "extra_arguments", "unknown_tool"])
-def test_a_call_the_model_got_wrong_is_kept_too(alice: Person, standin: StandIn, rows: Rows, fault: str) -> None:
-    """Arguments that are no JSON or break the schema, tools that do not exist: failed calls, and the turn goes on."""
+def test_a_wrong_call_of_the_model_is_recorded_too(alice: Person, standin: StandIn, rows: Rows, fault: str) -> None:
+    """Its arguments are not JSON or break the schema, or the tool does not exist. It fails, and the turn continues."""
     message = example.add("milk")
     standin.fault(fault, match=message)
     answer = alice.say(message)
@@ -120,8 +122,8 @@ def test_a_call_the_model_got_wrong_is_kept_too(alice: Person, standin: StandIn,
     assert [row["outcome"] for row in kept] == [call["outcome"] for call in answer.json["tool_calls"]]
 
 
-def test_calls_that_the_model_names_alike_are_all_kept(alice: Person, standin: StandIn, rows: Rows) -> None:
-    """Two calls with one id in one answer are two calls, each with a record of its own."""
+def test_calls_with_the_same_id_are_all_recorded(alice: Person, standin: StandIn, rows: Rows) -> None:
+    """Two calls with one id in one answer are two calls, each with its own record."""
     message = example.add("milk", "call mum")
     standin.fault("duplicate_call_ids", match=message)
     answer = alice.say(message).json
@@ -129,14 +131,14 @@ def test_calls_that_the_model_names_alike_are_all_kept(alice: Person, standin: S
     assert example.rows_of(rows, alice.id) == [example.row("milk"), example.row("call mum")]
 
 
-def test_the_model_is_asked_to_keep_nothing(alice: Person, standin: StandIn) -> None:
+def test_the_provider_is_asked_to_store_nothing(alice: Person, standin: StandIn) -> None:
     """`store` is false in every request."""
     alice.say(example.add("milk"))
     assert [request["body"]["store"] for request in standin.requests()] == [False, False]
 
 
 def test_usage_is_stored_with_the_reply(alice: Person, rows: Rows) -> None:
-    """Model and tokens of the turn lie with its reply."""
+    """The reply's row has the model and the tokens of the turn."""
     alice.say(example.add("milk"))
     (row,) = rows.execute("select usage from message where user_id = %s and role = 'assistant'", [alice.id]).fetchall()
     assert row["usage"]["model"] == "stand-in"
@@ -144,15 +146,15 @@ def test_usage_is_stored_with_the_reply(alice: Person, rows: Rows) -> None:
     assert row["usage"]["input_tokens"] > row["usage"]["output_tokens"] > 0
 
 
-def test_the_person_s_words_come_with_time_and_place(alice: Person, standin: StandIn) -> None:
-    """The model can tell what today is where the person is."""
+def test_a_message_reaches_the_model_with_time_and_zone(alice: Person, standin: StandIn) -> None:
+    """The model knows the user's local date."""
     alice.post({"message": "hello", "timezone": "Pacific/Auckland"})
     (first, *_) = standin.requests()
     assert "Pacific/Auckland]" in str(first["body"])
 
 
-def test_a_model_that_is_down_is_said_so(alice: Person, standin: StandIn, rows: Rows) -> None:
-    """502 with the turn's ids, the message kept, and the conversation free for the next turn."""
+def test_a_model_that_is_down_is_a_502(alice: Person, standin: StandIn, rows: Rows) -> None:
+    """The answer has the turn's ids, the message is stored, and the conversation is free for the next turn."""
     message = example.add("milk")
     standin.fault("server_error", match=message, times=5)
     failed = alice.say(message)
@@ -160,12 +162,12 @@ def test_a_model_that_is_down_is_said_so(alice: Person, standin: StandIn, rows: 
     assert failed.headers["content-type"] == "application/problem+json"
     assert failed.json["tool_calls"] == []
     assert alice.say(example.add("call mum"), failed.json["conversation_id"]).status == 200
-    said = rows.execute("select role from message where user_id = %s order by position", [alice.id]).fetchall()
-    assert [row["role"] for row in said] == ["user", "user", "assistant"]
+    stored = rows.execute("select role from message where user_id = %s order by position", [alice.id]).fetchall()
+    assert [row["role"] for row in stored] == ["user", "user", "assistant"]
 
 
-def test_arguments_too_deep_to_write_down_are_refused(alice: Person, standin: StandIn, rows: Rows) -> None:
-    """A call with them fails like any other, and the turn is answered and replayed."""
+def test_arguments_that_are_nested_too_deeply_are_refused(alice: Person, standin: StandIn, rows: Rows) -> None:
+    """The call fails like any other, and the turn is answered and replayed."""
     deep: Any = "x"
     for _ in range(300):
         deep = [deep]
@@ -179,12 +181,12 @@ def test_arguments_too_deep_to_write_down_are_refused(alice: Person, standin: St
 
 
 def adding(number: int) -> list[dict[str, Any]]:
-    """Return so many calls, each of which adds something else."""
+    """Return as many calls, each of which adds another thing."""
     return [example.call_add(str(each)) for each in range(number)]
 
 
 def test_an_answer_with_more_calls_than_a_turn_may_make_is_refused(alice: Person, standin: StandIn, rows: Rows) -> None:
-    """Nothing of it is done: a part of it would be of no use to anybody."""
+    """None of its calls is made, because a part of them helps no user."""
     from chat.answers import MAX_CALLS
 
     standin.fault("call", calls=adding(MAX_CALLS + 1), match="hello")
@@ -193,8 +195,8 @@ def test_an_answer_with_more_calls_than_a_turn_may_make_is_refused(alice: Person
     assert (answer.json["tool_calls"], example.rows_of(rows, alice.id)) == ([], [])
 
 
-def test_a_turn_full_of_calls_comes_to_an_end(alice: Person, standin: StandIn, rows: Rows) -> None:
-    """So many calls are made and no more, and all that were made are told."""
+def test_the_number_of_calls_in_a_turn_is_bounded(alice: Person, standin: StandIn, rows: Rows) -> None:
+    """The answer is a 502 with all calls that were made."""
     from chat.answers import MAX_CALLS
 
     standin.fault("call", calls=adding(MAX_CALLS - 10), match="hello", times=2)
@@ -205,24 +207,24 @@ def test_a_turn_full_of_calls_comes_to_an_end(alice: Person, standin: StandIn, r
 
 @pytest.mark.parametrize("fault", ["say", "refusal"])
 class TestLongReply:
-    """As long as an answer of the model may be: nobody reads on for so long."""
+    """A reply may be shorter than the longest answer of the model."""
 
     def test_it_is_cut(self, fault: str, alice: Person, standin: StandIn) -> None:
-        """To what can be returned."""
+        """The rest is dropped."""
         from chat.agent import MAX_REPLY
 
         standin.fault(fault, text="y" * 1_000_000, match="hello")
         assert len(alice.say("hello").json["response"]) == MAX_REPLY
 
     def test_it_is_cut_before_it_is_cleaned(self, fault: str, alice: Person, standin: StandIn) -> None:
-        """To clean a megabyte takes a second of a request that may have none left."""
+        """Cleaning a megabyte takes a second, which the request may not have."""
         standin.fault(fault, text="\u200b" * 100_000 + "Done.", match="hello")
         answer = alice.say("hello")
         assert (answer.status, answer.json.get("detail")) == (502, "The model answered nothing.")
 
 
-def test_a_fault_of_ours_is_not_blamed_on_the_model(alice: Person, rows: Rows, logs: Logs) -> None:
-    """A right that is missing in the database is a 500 of the server's, with its kind in the log."""
+def test_a_fault_of_the_server_is_a_500(alice: Person, rows: Rows, logs: Logs) -> None:
+    """Here the runtime role lacks a right in Postgres. The log has the kind of the error."""
     rows.execute("revoke insert on tool_call from taskchat_app")
     try:
         answer = alice.say(example.add("milk"))
@@ -233,13 +235,13 @@ def test_a_fault_of_ours_is_not_blamed_on_the_model(alice: Person, rows: Rows, l
     assert "ProgrammingError" in str([line["error"] for line in logs() if line["message"] == "unexpected error"])
 
 
-class TestACallThatIsMadeAgain:
-    """By a model that goes on with an interrupted turn, and makes a call that stands in what it is shown."""
+class TestRepeatedCalls:
+    """The model resumes an interrupted turn, and makes a call that it reads as already made."""
 
     ADD: ClassVar = example.call_add("milk")
 
     def attempt(self, person: Person, standin: StandIn, *answers: list[dict[str, Any]], ends: bool = False) -> Response:
-        """Say it with its key, to a model that makes these calls; then it answers, or fails."""
+        """Send the message with its key. The model makes these calls, and then it answers or fails."""
         standin.reset()
         for calls in answers:
             standin.fault("call", calls=calls, match="hello")
@@ -249,49 +251,49 @@ class TestACallThatIsMadeAgain:
         return answer
 
     def outcomes(self, answer: Response) -> list[str]:
-        """How each call of the turn ended."""
+        """Return the outcome of each call of the turn."""
         return [call["outcome"] for call in answer.json["tool_calls"]]
 
-    def test_is_not_done_and_the_model_is_told(self, alice: Person, standin: StandIn, rows: Rows) -> None:
-        """The refusal is a failed call like any other, and says how the call can be made all the same."""
+    def test_a_repeated_call_is_refused(self, alice: Person, standin: StandIn, rows: Rows) -> None:
+        """The refusal is a failed call like any other, and tells the model how to make the call again."""
         self.attempt(alice, standin, [self.ADD])
         answer = self.attempt(alice, standin, [self.ADD], ends=True)
         assert example.rows_of(rows, alice.id) == [example.row("milk")]
         assert self.outcomes(answer) == ["ok", "error"]
-        told = answer.json["tool_calls"][1]["result"]["error"]
-        assert "make the call once more" in told
-        assert told in str(standin.requests(match="hello")[-1]["body"])
+        refusal = answer.json["tool_calls"][1]["result"]["error"]
+        assert "make the call once more" in refusal
+        assert refusal in str(standin.requests(match="hello")[-1]["body"])
         assert alice.say("hello", key="k").body == answer.body
 
-    def test_is_done_when_it_is_made_once_more(self, alice: Person, standin: StandIn, rows: Rows) -> None:
-        """The person may want it twice."""
+    def test_a_call_that_is_made_once_more_is_done(self, alice: Person, standin: StandIn, rows: Rows) -> None:
+        """The user may want it twice."""
         self.attempt(alice, standin, [self.ADD])
         answer = self.attempt(alice, standin, [self.ADD], [self.ADD], [self.ADD], ends=True)
         assert self.outcomes(answer) == ["ok", "error", "ok", "ok"]
         assert example.rows_of(rows, alice.id) == [example.row("milk")] * 3
 
-    def test_is_done_twice_for_someone_who_asked_for_that(self, alice: Person, standin: StandIn, rows: Rows) -> None:
-        """Interrupted between the two, and finished by a model that sees one of them done."""
-        said = example.add("milk").then(example.add("milk"))
-        standin.fault("call", calls=[self.ADD], match=said)
-        standin.fault("quota", match=said, times=None)
-        assert alice.say(said, key="k").status == 502
+    def test_a_user_who_asks_for_it_twice_gets_it_twice(self, alice: Person, standin: StandIn, rows: Rows) -> None:
+        """The turn is interrupted between the two calls, and resumed by a model that reads one of them."""
+        message = example.add("milk").then(example.add("milk"))
+        standin.fault("call", calls=[self.ADD], match=message)
+        standin.fault("quota", match=message, times=None)
+        assert alice.say(message, key="k").status == 502
         standin.reset()
-        answer = alice.say(said, key="k")
+        answer = alice.say(message, key="k")
         assert (answer.status, self.outcomes(answer)) == (200, ["ok", "error", "ok"])
         assert example.rows_of(rows, alice.id) == [example.row("milk")] * 2
 
-    def test_is_held_off_as_often_as_one_answer_makes_it(self, alice: Person, standin: StandIn, rows: Rows) -> None:
-        """Of two in one answer, the second was not made by a model that had been told."""
+    def test_all_repeated_calls_of_one_answer_are_refused(self, alice: Person, standin: StandIn, rows: Rows) -> None:
+        """The model had not read the first refusal when it made the second call."""
         self.attempt(alice, standin, [self.ADD, self.ADD])
         answer = self.attempt(alice, standin, [self.ADD, self.ADD], ends=True)
         assert self.outcomes(answer) == ["ok", "ok", "error", "error"]
         assert len(example.rows_of(rows, alice.id)) == 2
 
-    def test_is_held_off_once_however_often_the_turn_is_interrupted(
+    def test_a_repeated_call_is_refused_once_in_any_number_of_attempts(
         self, alice: Person, standin: StandIn, rows: Rows
     ) -> None:
-        """That the model was told stands on record too. What it then did is an earlier attempt's again."""
+        """The refusal is recorded too. After an interruption, the call that followed it counts as already made."""
         self.attempt(alice, standin, [self.ADD])
         self.attempt(alice, standin, [self.ADD])
         self.attempt(alice, standin, [self.ADD])
@@ -299,29 +301,29 @@ class TestACallThatIsMadeAgain:
         assert self.outcomes(answer) == ["ok", "error", "ok", "error"]
         assert example.rows_of(rows, alice.id) == [example.row("milk")] * 2
 
-    def test_with_other_arguments_is_another_call(self, alice: Person, standin: StandIn, rows: Rows) -> None:
-        """Nothing is guessed: only the same tool with the same arguments is the same call."""
+    def test_a_call_with_other_arguments_is_another_call(self, alice: Person, standin: StandIn, rows: Rows) -> None:
+        """Only the same tool with the same arguments is the same call."""
         self.attempt(alice, standin, [self.ADD])
         other = example.call_add("Milk")
         answer = self.attempt(alice, standin, [other], ends=True)
         assert self.outcomes(answer) == ["ok", "ok"]
         assert example.rows_of(rows, alice.id) == [example.row("milk"), example.row("Milk")]
 
-    def test_that_reads_is_made_as_often_as_the_model_likes(self, alice: Person, standin: StandIn) -> None:
-        """A tool that says it only reads has no effect to repeat."""
+    def test_a_call_of_a_reading_tool_is_repeated(self, alice: Person, standin: StandIn) -> None:
+        """A tool that is marked as reading has no effect."""
         reading = [example.call_list()]
         self.attempt(alice, standin, reading)
         assert self.outcomes(self.attempt(alice, standin, reading, ends=True)) == ["ok", "ok"]
 
-    def test_that_had_failed_is_made_again(self, alice: Person, standin: StandIn) -> None:
+    def test_a_failed_call_is_repeated(self, alice: Person, standin: StandIn) -> None:
         """It had no effect."""
         failing = [example.call_change(ABSENT)]
         self.attempt(alice, standin, failing)
         answer = self.attempt(alice, standin, failing, ends=True)
         assert [call["result"]["error"] for call in answer.json["tool_calls"]] == [example.absent] * 2
 
-    def test_in_a_turn_that_was_not_interrupted_is_done(self, alice: Person, standin: StandIn, rows: Rows) -> None:
-        """Twice in one turn, and again in the next one."""
+    def test_a_turn_without_interruption_may_repeat_a_call(self, alice: Person, standin: StandIn, rows: Rows) -> None:
+        """It makes it twice, and the next turn does too."""
         for _ in range(2):
             standin.reset()
             standin.fault("call", calls=[self.ADD, self.ADD], match="hello")
