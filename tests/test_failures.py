@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -295,3 +296,15 @@ def test_time_before_the_function_began_counts(alice: Person, standin: StandIn) 
     late = event("POST", f"/api/{alice.id}/chat", headers=sent, body=json.dumps({"message": ADD}).encode())
     late["requestContext"]["timeEpoch"] = int((time.time() - 27) * 1000)
     assert invoke(handler, late, seconds=29).status == 504
+
+
+def test_a_model_address_that_accepts_no_connection_fails_within_its_time(
+    alice: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client gives a connection five seconds. A deadline would answer 504 instead."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as silent:
+        with socket.create_connection(silent.getsockname()):  # it fills the queue: the kernel answers no other
+            monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/v1")
+            reset_processes()
+            answer = alice.say(ADD)
+    assert (answer.status, answer.json["detail"]) == (502, "The model cannot be reached.")
