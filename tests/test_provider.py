@@ -20,7 +20,7 @@ from tests.privacy import LogSearch
 
 Rows = psycopg.Connection[dict[str, Any]]
 Json = dict[str, Any]
-SECRET = "my divorce lawyer is Jane Roe"
+PRIVATE_TEXT = "my divorce lawyer is Jane Roe"
 BOTH_APIS = pytest.mark.parametrize("model_api", ["responses", "chat_completions"], indirect=True)
 
 
@@ -113,7 +113,7 @@ ODD_IDS: dict[str, Any] = {
     "a lone surrogate": "\ud800",
     "half a megabyte": "x" * 500_000,
     "65 characters": "x" * 65,
-    "a sentence": SECRET,
+    "a sentence": PRIVATE_TEXT,
     "nothing": "",
 }
 
@@ -139,9 +139,9 @@ class TestIds:
         self, alice: Person, provider: Provider, logs: Logs, log_search: LogSearch, model_api: str
     ) -> None:
         """Nor is it stored or sent, because a model may put a user's text anywhere."""
-        log_search.add_texts([SECRET])
-        provider.answers = [response(function_call(SECRET), api=model_api), response(api=model_api)]
-        answer = alice.say(f"hello, {SECRET}")
+        log_search.add_texts([PRIVATE_TEXT])
+        provider.answers = [response(function_call(PRIVATE_TEXT), api=model_api), response(api=model_api)]
+        answer = alice.say(f"hello, {PRIVATE_TEXT}")
         assert answer.status == 200
         assert "divorce" not in answer.body + json.dumps(logs())
 
@@ -149,7 +149,7 @@ class TestIds:
 @pytest.mark.parametrize(
     ("body", "logged"),
     [
-        pytest.param({"error": {"code": SECRET}}, "unknown", id="text"),
+        pytest.param({"error": {"code": PRIVATE_TEXT}}, "unknown", id="text"),
         pytest.param({"error": {"code": "the_person_wrote_divorce"}}, "unknown", id="text that looks like a code"),
         pytest.param({"error": {"code": {"divorce": 1}}}, "unknown", id="no text"),
         pytest.param({"error": {"code": "context_length_exceeded"}}, "context_length_exceeded", id="a known one"),
@@ -160,9 +160,9 @@ def test_codes_of_errors_are_logged_if_they_are_known(
     alice: Person, provider: Provider, logs: Logs, log_search: LogSearch, body: Json, logged: str
 ) -> None:
     """Any other code is the provider's own text."""
-    log_search.add_texts([SECRET])
+    log_search.add_texts([PRIVATE_TEXT])
     provider.answers = [JSONResponse(body, 400)]
-    assert alice.say(f"hello, {SECRET}").status == 502
+    assert alice.say(f"hello, {PRIVATE_TEXT}").status == 502
     assert [line["reason"] for line in logs() if line["message"] == "model failed"] == [f"BadRequestError 400 {logged}"]
 
 
@@ -317,7 +317,7 @@ ODD_NAMES = [
     "x" * 64,
     "x" * 65,
     "",
-    SECRET,
+    PRIVATE_TEXT,
 ]
 
 
