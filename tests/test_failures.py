@@ -23,7 +23,7 @@ from tests.domain import example
 from tests.raw_provider import SHAPES, RawProvider, Script, Shape, good_answer, head
 
 Rows = psycopg.Connection[dict[str, Any]]
-ADD = example.add("milk")
+ADD = example.add("buy milk")
 CELL = r"([^|]+)"
 ROW = re.compile(rf"\| {CELL} \| `(\w+)`( once)? \| (\d+) \| {CELL} \| {CELL} \|")
 NO_FAILURES = {"slow", "say", "call"}
