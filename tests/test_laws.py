@@ -90,6 +90,7 @@ class TestToolsOnly:
             "resumed",
             "failure",
             "usage",
+            "may_be_counted",
             "latest_arguments",
         }
         assert set(inspect.signature(Run).parameters) == held

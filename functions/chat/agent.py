@@ -109,6 +109,8 @@ class Run:
     failure: TaskchatError | None = None
     """The error that ended the turn inside a tool call. The SDK would wrap it in one of its own."""
     usage: Usage = field(default_factory=Usage)
+    may_be_counted: bool = False
+    """Set before each commit that adds the usage to the user's day."""
     latest_arguments: dict[str, str] = field(default_factory=dict)
     """The arguments of the calls in the model's latest answer, by their ids."""
 
@@ -119,6 +121,10 @@ class Run:
         self.left.check(self.usage.tokens)
         if self.usage.tokens >= MAX_TURN_TOKENS:
             raise ModelFailed(_ENDLESS)
+
+    def expect_count(self) -> None:
+        """Note that a commit follows, which counts the usage."""
+        self.may_be_counted = True
 
     def context(self, call_id: str, refusal: str | None) -> CallContext:
         return CallContext(

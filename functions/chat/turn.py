@@ -10,6 +10,7 @@ from typing import Final
 from uuid import UUID
 
 from aws_lambda_powertools import Logger
+from sqlmodel import Session
 
 from chat.agent import ChatAgent, Run
 from chat.model_input import build_input
@@ -20,7 +21,7 @@ from taskchat.conversations import turns as conversations
 from taskchat.conversations.history import Turn
 from taskchat.conversations.lease import Lease, LeaseLost
 from taskchat.conversations.turns import Begun, Finished, Request
-from taskchat.database.transaction import Database, retry_while_unavailable
+from taskchat.database.transaction import Database, before_commit, retry_while_unavailable
 from taskchat.errors import CommitOutcomeUnknown, OutOfTime, TaskchatError, Unavailable
 from taskchat.limits import DayLeft, Limits
 from taskchat.logs import to_problem
@@ -129,7 +130,7 @@ class TurnRunner:
 
     def _commit_reply(self, begun: Begun, run: Run, reply: str) -> None:
         with self.database.transaction(run.lease.user_id) as session:
-            self.limits.record(session, run.lease.user_id, run.usage.tokens)
+            self._count(session, run)
             conversations.finish(session, begun, reply, asdict(run.usage))
 
     async def _interrupt(self, run: Run, problem: TaskchatError) -> None:
@@ -144,9 +145,26 @@ class TurnRunner:
         problem.members |= _progress(run)
 
     def _release(self, run: Run) -> None:
-        """Look up the outcome of unsettled calls, and release the lease."""
+        """Release the lease, and count the turn's tokens in any case. Raises LeaseLost."""
+        try:
+            self._settle_and_release(run)
+        except LeaseLost:
+            # Nothing of that transaction may stay. An earlier commit may have counted the tokens, and without the lease
+            # nothing shows if it did: they are not counted again then.
+            if not run.may_be_counted:
+                with self.database.transaction(run.lease.user_id) as session:
+                    self._count(session, run)
+            raise
+
+    def _count(self, session: Session, run: Run) -> None:
+        """Add the turn's tokens to the user's day."""
+        self.limits.record(session, run.lease.user_id, run.usage.tokens)
+        before_commit(session, run.expect_count)
+
+    def _settle_and_release(self, run: Run) -> None:
+        """Look up the outcome of unsettled calls, and release the lease. Raises LeaseLost, and stores nothing then."""
         with self.database.transaction(run.lease.user_id) as session:
-            self.limits.record(session, run.lease.user_id, run.usage.tokens)
+            self._count(session, run)
             settled = [(call, call.settle(session)["outcome"]) for call in run.unsettled]
             # Read again: after this attempt lost its lease, another one may have made calls.
             calls = conversations.recorded_calls(session, run.lease)
