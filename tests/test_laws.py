@@ -84,7 +84,7 @@ class TestToolsOnly:
             "tools",
             "lease",
             "calls",
-            "max_destructive",
+            "deletions_per_turn",
             "left",
             "unsettled",
             "resumed",

@@ -724,7 +724,7 @@ class TestLostLease:
         """Its reply and the commit are sent together. Then the turn runner tries to release the lease."""
         limits, person = Limits("chat", 0, 0, 10_000), uuid4().hex
         if is_known:
-            database.get_ready([*STATEMENTS, *conversations.STATEMENTS])
+            database.prepare_statements([*STATEMENTS, *conversations.STATEMENTS])
         with database.transaction(person) as session:
             begun = conversations.begin(session, person, uuid4(), conversations.Request("hello"), 1000)
         assert isinstance(begun, conversations.Begun)

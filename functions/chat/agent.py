@@ -98,7 +98,7 @@ class Run:
     tools: FastMCP
     lease: Lease
     calls: list[ToolCall]
-    max_destructive: int
+    deletions_per_turn: int
     """Destructive calls that the turn may make, those of an earlier attempt included."""
     left: DayLeft
     """Tokens that the turn may cost."""
@@ -137,7 +137,7 @@ class Run:
             refusal=refusal,
             records=self.calls,
             unsettled=self.unsettled,
-            max_destructive=self.max_destructive,
+            deletions_per_turn=self.deletions_per_turn,
         )
 
 
