@@ -21,10 +21,10 @@ LIMITS: Final = {
     "idle_in_transaction_session_timeout": "10s",
 }
 
-_TOO_MIGHTY: Final = """
+_IS_PRIVILEGED: Final = """
 select rolname = current_user or rolcreaterole or rolcreatedb or rolreplication or exists (
     select from pg_roles b where (b.rolsuper or b.rolbypassrls) and pg_has_role(r.oid, b.oid, 'member')
-) as too_mighty from pg_roles r where rolname = :name
+) as is_privileged from pg_roles r where rolname = :name
 """
 
 _IS_OPEN: Final = """
@@ -58,10 +58,10 @@ def make_role(connection: Connection, role: Role) -> str:
 
     Raises UnsafeRole.
     """
-    found = connection.execute(text(_TOO_MIGHTY), {"name": role.name}).one_or_none()
+    found = connection.execute(text(_IS_PRIVILEGED), {"name": role.name}).one_or_none()
     if found is None:
         _execute(connection, "create role %I login nobypassrls password %L", role.name, role.password)
-    elif found.too_mighty:
+    elif found.is_privileged:
         raise UnsafeRole(
             f"{role.name} can bypass row-level security, or has rights of an administrator: "
             "name a role in DATABASE_URL that does not exist yet"

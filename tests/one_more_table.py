@@ -39,7 +39,7 @@ def connect() -> None:
     """Print whether the program would serve as the role in DATABASE_URL."""
     database = Database(load(MigrationSettings).database_url.get_secret_value)
     try:
-        database.get_ready(())
+        database.prepare_statements(())
         print("served")  # noqa: T201  (the test reads it)
     except UnsafeRole:
         print("refused")  # noqa: T201

@@ -672,7 +672,7 @@ class TestDescription:
         }
         common = {"type", "title", "status", "detail"}
         turn = {"conversation_id", "turn_id", "tool_calls"}
-        more = {"422": {"fields"}, "429": turn, "502": turn, "503": turn, "504": turn}
+        more = {"422": {"fields"}} | dict.fromkeys(("409", "429", "500", "502", "503", "504"), turn)
         assert problems == {status: common | more.get(status, set()) for status in problems}
 
     def test_the_request_is_described(self, route: Any) -> None:
@@ -690,7 +690,7 @@ class TestDescription:
 
     def test_every_status_is_described(self, route: Any) -> None:
         """Each status of the contract is there. All but 200 are problem+json."""
-        contract = {200, 400, 401, 403, 404, 409, 413, 415, 422, 429, 502, 503, 504}
+        contract = {200, 400, 401, 403, 404, 409, 413, 415, 422, 429, 500, 502, 503, 504}
         assert set(map(int, route["responses"])) == contract
         kinds = {status: set(answer["content"]) for status, answer in route["responses"].items()}
         assert kinds.pop("200") == {"application/json"}

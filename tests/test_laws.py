@@ -84,12 +84,13 @@ class TestToolsOnly:
             "tools",
             "lease",
             "calls",
-            "max_destructive",
+            "deletions_per_turn",
             "left",
             "unsettled",
             "resumed",
             "failure",
             "usage",
+            "may_be_counted",
             "latest_arguments",
         }
         assert set(inspect.signature(Run).parameters) == held

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from threading import Barrier
@@ -24,6 +25,7 @@ import sqlalchemy
 from mangum import Mangum
 from sqlmodel import Session, SQLModel
 
+from chat.agent import Run
 from chat.usage import MAX_OUTPUT_TOKENS, Usage
 from dev import processes
 from dev.postgres import Postgres
@@ -680,22 +682,29 @@ class TestCostOfATurn:
         self, alice: Person, rows: Rows, standin: StandIn, server: Postgres, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The turn is done and counted. The process looks it up and does not count it again."""
-        commits = count(1)
-        with proxy.running(server.app_url) as between:
-            monkeypatch.setenv("DATABASE_URL", between.url(server.app_url))
-            reset_processes()
-
-            def lose_the_second(_connection: Any) -> None:
-                if next(commits) == 2:
-                    between.lose_answer_to = b"commit"
-
-            from chat.app import process
-
-            sqlalchemy.event.listen(process.database.engine, "commit", lose_the_second)
+        with losing_the_answer_to_the_second_commit(server, monkeypatch) as between:
             assert alice.say("hello").status == 200
-            reset_processes()
         assert (between.lost, usage_of(rows, alice)["requests"]) == (1, 1)
         assert tokens(rows, alice.id) == reported(standin)
+
+
+@contextmanager
+def losing_the_answer_to_the_second_commit(server: Postgres, monkeypatch: pytest.MonkeyPatch) -> Iterator[proxy.Proxy]:
+    """Start new processes that do not get the answer to their second commit."""
+    commits = count(1)
+    with proxy.running(server.app_url) as between:
+        monkeypatch.setenv("DATABASE_URL", between.url(server.app_url))
+        reset_processes()
+
+        def lose_the_second(_connection: Any) -> None:
+            if next(commits) == 2:
+                between.lose_answer_to = b"commit"
+
+        from chat.app import process
+
+        sqlalchemy.event.listen(process.database.engine, "commit", lose_the_second)
+        yield between
+        reset_processes()
 
 
 def end_turn(database: Database, person: str, limits: Limits, end: Callable[[Session], None]) -> None:
@@ -715,7 +724,7 @@ class TestLostLease:
         """Its reply and the commit are sent together. Then the turn runner tries to release the lease."""
         limits, person = Limits("chat", 0, 0, 10_000), uuid4().hex
         if is_known:
-            database.get_ready([*STATEMENTS, *conversations.STATEMENTS])
+            database.prepare_statements([*STATEMENTS, *conversations.STATEMENTS])
         with database.transaction(person) as session:
             begun = conversations.begin(session, person, uuid4(), conversations.Request("hello"), 1000)
         assert isinstance(begun, conversations.Begun)
@@ -728,6 +737,69 @@ class TestLostLease:
         stored = rows.execute("select role from message where user_id = %s", [person]).fetchall()
         assert stored == [{"role": "user"}]
         assert (allowance(rows, person) or {})["model_tokens"] == 70
+
+    @pytest.mark.parametrize(
+        ("lost_before", "fails", "status", "calls"),
+        [(1, False, 409, 0), (2, True, 502, 1), (2, False, 409, 1)],
+        ids=["at a tool call", "when the model fails", "at the reply"],
+    )
+    def test_its_tokens_count_once_wherever_it_ends(
+        self,
+        taken_over: Callable[[int], None],
+        alice: Person,
+        rows: Rows,
+        standin: StandIn,
+        *,
+        lost_before: int,
+        fails: bool,
+        status: int,
+        calls: int,
+    ) -> None:
+        """The turn stores only the calls that it made with the lease."""
+        taken_over(lost_before)
+        if fails:
+            standin.fault("server_error", match=ADD_MILK, times=None, after_calls=1)
+        answer = alice.say(ADD_MILK)
+        assert (answer.status, len(answer.json["tool_calls"])) == (status, calls)
+        assert tokens(rows, alice.id) == reported(standin) > 0
+        stored = rows.execute("select role from message where user_id = %s", [alice.id]).fetchall()
+        assert stored == [{"role": "user"}]
+        assert len(rows.execute("select from tool_call where user_id = %s", [alice.id]).fetchall()) == calls
+
+    def test_its_tokens_count_once_if_that_commit_is_not_answered(
+        self,
+        taken_over: Callable[[int], None],
+        alice: Person,
+        rows: Rows,
+        standin: StandIn,
+        server: Postgres,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """No lease shows later if Postgres has counted them, so the turn runner does not count them again."""
+        taken_over(1)
+        with losing_the_answer_to_the_second_commit(server, monkeypatch) as between:
+            assert alice.say(ADD_MILK).status == 409
+        assert between.lost == 1
+        assert tokens(rows, alice.id) == reported(standin) > 0
+
+    @pytest.fixture
+    def taken_over(
+        self, limited: Callable[..., None], rows: Rows, alice: Person, monkeypatch: pytest.MonkeyPatch
+    ) -> Callable[[int], None]:
+        """Give a function that lets another turn take the lease before a model call, given by its number."""
+        limited(daily_model_tokens=10**6)
+
+        def take_before(number: int) -> None:
+            numbers, check = count(1), Run.check
+
+            def take_and_check(run: Run) -> None:
+                if next(numbers) == number:
+                    rows.execute("update conversation set fence = fence + 1 where user_id = %s", [alice.id])
+                check(run)
+
+            monkeypatch.setattr(Run, "check", take_and_check)
+
+        return take_before
 
 
 class TestProvidersUsage:

@@ -307,7 +307,7 @@ class Cuts:
             self.counts["cold"] += 1
         else:
             for database in databases():
-                database.get_ready(())
+                database.prepare_statements(())
         self.proxy.reset()
         self.proxy.refuse_for = self.chance.choice([0.0, 0.0, 0.2])
         setattr(self.proxy, side, place)

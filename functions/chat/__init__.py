@@ -1,4 +1,4 @@
-"""The chat Lambda: one route, one turn, one agent. All of it is imported at once, in the way that costs least."""
+"""The chat Lambda: the chat route and the health check. Everything is imported here, within `imports.fast()`."""
 
 from taskchat import imports
 

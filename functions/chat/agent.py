@@ -98,7 +98,7 @@ class Run:
     tools: FastMCP
     lease: Lease
     calls: list[ToolCall]
-    max_destructive: int
+    deletions_per_turn: int
     """Destructive calls that the turn may make, those of an earlier attempt included."""
     left: DayLeft
     """Tokens that the turn may cost."""
@@ -109,6 +109,8 @@ class Run:
     failure: TaskchatError | None = None
     """The error that ended the turn inside a tool call. The SDK would wrap it in one of its own."""
     usage: Usage = field(default_factory=Usage)
+    may_be_counted: bool = False
+    """Set before each commit that adds the usage to the user's day."""
     latest_arguments: dict[str, str] = field(default_factory=dict)
     """The arguments of the calls in the model's latest answer, by their ids."""
 
@@ -119,6 +121,10 @@ class Run:
         self.left.check(self.usage.tokens)
         if self.usage.tokens >= MAX_TURN_TOKENS:
             raise ModelFailed(_ENDLESS)
+
+    def expect_count(self) -> None:
+        """Note that a commit follows, which counts the usage."""
+        self.may_be_counted = True
 
     def context(self, call_id: str, refusal: str | None) -> CallContext:
         return CallContext(
@@ -131,7 +137,7 @@ class Run:
             refusal=refusal,
             records=self.calls,
             unsettled=self.unsettled,
-            max_destructive=self.max_destructive,
+            deletions_per_turn=self.deletions_per_turn,
         )
 
 

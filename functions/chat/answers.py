@@ -16,10 +16,10 @@ MAX_CALLS: Final = 64
 """Tool calls in one turn, and in one answer: enough for a long request, few enough that a loop ends in time."""
 
 MAX_PARTS: Final = 2_048
-"""Values in an answer, at all levels. A call takes seven: all calls of a turn, each with its reasoning, fill half."""
+"""Values in an answer, at all levels. An answer with MAX_CALLS calls, each with its reasoning, has half as many."""
 
 MAX_LEVELS: Final = 32
-"""Levels of an answer: four times those of the deepest that the APIs know."""
+"""Levels of objects and lists in an answer. The deepest answer of the two APIs has 8."""
 
 FIELDS: Final = ("id", "status", "incomplete_details", "output", "choices", "usage")
 """Fields of an answer that are used, of both APIs. The others repeat the request."""

@@ -21,7 +21,8 @@ from chat.openapi import CHAT_REQUEST, CHAT_RESPONSES, USER_ID_SCHEMA, BearerTok
 from chat.schemas import ChatRequest, ChatResponse, Health
 from chat.turn import TurnResult, TurnRunner
 from taskchat import deadline
-from taskchat.conversations import turns as conversations
+from taskchat.conversations.turns import Request as TurnRequest
+from taskchat.conversations.turns import turn_id_for
 from taskchat.errors import Forbidden, InvalidInput, NotFound, NotJson
 from taskchat.http.auth import USER_ID, Verifier, create_chat_verifier
 from taskchat.http.gateway import MARGIN, MAX_SECONDS, lambda_handler
@@ -83,11 +84,11 @@ router: Final = APIRouter()
 @router.post("/api/{user_id}/chat", responses=CHAT_RESPONSES, openapi_extra=CHAT_REQUEST)
 async def chat(user_id: Caller, request: Request, response: Response) -> ChatResponse:
     """Do what the message asks for. Return the reply, and each tool call of the turn."""
-    turn_id = conversations.turn_id_for(user_id, _idempotency_key(request))
+    turn_id = turn_id_for(user_id, _idempotency_key(request))
     body = await _read(request)
-    message = conversations.Request(body.message, body.conversation_id, body.timezone)
+    turn_request = TurnRequest(body.message, body.conversation_id, body.timezone)
     with deadline.within(min(deadline.remaining(), MAX_SECONDS - MARGIN)):
-        result: TurnResult = await request.app.state.process.turns.run(user_id, turn_id, message)
+        result: TurnResult = await request.app.state.process.turns.run(user_id, turn_id, turn_request)
     if result.replayed:
         response.headers["Idempotent-Replayed"] = "true"
     return result.response

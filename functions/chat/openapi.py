@@ -68,18 +68,20 @@ CHAT_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     401: _problem("There is no token, or an invalid one.", WWW_Authenticate=_CHALLENGE),
     403: _problem("The path and the token name different users."),
     404: _problem("The path is unknown, or the user has no such conversation."),
-    409: _problem("A turn is running in this conversation.", Retry_After=_WAIT),
+    409: _problem("Another turn holds the conversation, or took it during this turn.", TurnProblem, Retry_After=_WAIT),
     413: _problem("The body is larger than 32 KiB. Escapes can make fewer than 4,000 characters so large."),
     415: _problem("The body is not declared as application/json."),
     422: _problem("A field is missing, unknown or wrong, or the key was used for another request.", FieldProblem),
     429: _problem("The user has reached a limit.", TurnProblem, Retry_After=_WAIT),
+    500: _problem("The server failed unexpectedly.", TurnProblem),
     502: _problem("The model failed.", TurnProblem, Retry_After=_MAY_WAIT),
     503: _problem("Database or key set cannot be reached, or the server stops.", TurnProblem, Retry_After=_WAIT),
     504: _problem("The time ended before the turn.", TurnProblem),
 }
 
 USER_ID_SCHEMA: Final = {"pattern": f"^{USER_ID.pattern}$"}
-"""Only a description. The token is verified first, and a path with another user id is unknown."""
+"""Only a description, which FastAPI does not check. The token is verified first. Then a path that no user id fits gets
+404, and a path with the id of another user 403."""
 
 CHAT_REQUEST: Final[dict[str, Any]] = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": _refer_to(ChatRequest)}}},

@@ -1,6 +1,7 @@
-"""Run one turn in its order: receive, fetch history, build input, persist message, run agent, persist reply, return.
+"""Run one turn: read the history and store the message, build the input, run the agent, store the reply.
 
-The model is called between two short transactions: while it works, no connection and no lock is held.
+One transaction reads the history and stores the message, another one stores the reply. The model is called between
+the two: while it works, no connection and no lock is held.
 After a commit without an answer, the turn looks up what the database holds, and goes on from there.
 """
 
@@ -10,24 +11,25 @@ from typing import Final
 from uuid import UUID
 
 from aws_lambda_powertools import Logger
+from sqlmodel import Session
 
 from chat.agent import ChatAgent, Run
 from chat.model_input import build_input
 from chat.schemas import ChatResponse, view_calls
 from chat.usage import counting
 from taskchat import deadline
-from taskchat.conversations import turns as conversations
 from taskchat.conversations.history import Turn
 from taskchat.conversations.lease import Lease, LeaseLost
-from taskchat.conversations.turns import Begun, Finished, Request
-from taskchat.database.transaction import Database, retry_while_unavailable
+from taskchat.conversations.turns import Begun, Finished, Request, begin, finish, recorded_calls
+from taskchat.database.transaction import Database, before_commit, retry_while_unavailable
 from taskchat.errors import CommitOutcomeUnknown, OutOfTime, TaskchatError, Unavailable
 from taskchat.limits import DayLeft, Limits
 from taskchat.logs import to_problem
 from taskchat.toolcalls.models import ToolCall
 
 RELEASE_SECONDS: Final = 1.0
-"""Seconds in which an interrupted turn may still release its lease: less than the margin."""
+"""Seconds in which an interrupted turn may still release its lease. Less than gateway.MARGIN, which also holds the
+answer."""
 
 STOPPING_RETRY_AFTER: Final = 2
 """Seconds that a caller is asked to wait when the server stops: another server may be there at once."""
@@ -76,7 +78,7 @@ class TurnRunner:
             with self.database.transaction(user_id) as session:
                 # First, here as at the end: a turn that holds a conversation must not wait for a row of the limits.
                 left = self.limits.spend(session, user_id)
-                begun = conversations.begin(session, user_id, turn_id, request, self.history_tokens)
+                begun = begin(session, user_id, turn_id, request, self.history_tokens)
         except CommitOutcomeUnknown:
             if isinstance(begun, Begun):  # a stored answer stands in any case
                 begun = await self._begin_again(request, begun.lease)
@@ -88,9 +90,7 @@ class TurnRunner:
 
         def attempt() -> Begun | Finished:
             with self.database.transaction(lease.user_id) as session:
-                begun = conversations.begin(
-                    session, lease.user_id, lease.turn_id, request, self.history_tokens, own=leases
-                )
+                begun = begin(session, lease.user_id, lease.turn_id, request, self.history_tokens, own=leases)
                 if isinstance(begun, Begun):
                     leases.append(begun.lease)
             return begun
@@ -129,8 +129,8 @@ class TurnRunner:
 
     def _commit_reply(self, begun: Begun, run: Run, reply: str) -> None:
         with self.database.transaction(run.lease.user_id) as session:
-            self.limits.record(session, run.lease.user_id, run.usage.tokens)
-            conversations.finish(session, begun, reply, asdict(run.usage))
+            self._count(session, run)
+            finish(session, begun, reply, asdict(run.usage))
 
     async def _interrupt(self, run: Run, problem: TaskchatError) -> None:
         """Release the lease, and record how far the turn came: a request with its key goes on from there."""
@@ -144,12 +144,29 @@ class TurnRunner:
         problem.members |= _progress(run)
 
     def _release(self, run: Run) -> None:
-        """Look up the outcome of unsettled calls, and release the lease."""
+        """Release the lease, and count the turn's tokens in any case. Raises LeaseLost."""
+        try:
+            self._settle_and_release(run)
+        except LeaseLost:
+            # Nothing of that transaction may stay. An earlier commit may have counted the tokens, and without the lease
+            # nothing shows if it did: they are not counted again then.
+            if not run.may_be_counted:
+                with self.database.transaction(run.lease.user_id) as session:
+                    self._count(session, run)
+            raise
+
+    def _count(self, session: Session, run: Run) -> None:
+        """Add the turn's tokens to the user's day."""
+        self.limits.record(session, run.lease.user_id, run.usage.tokens)
+        before_commit(session, run.expect_count)
+
+    def _settle_and_release(self, run: Run) -> None:
+        """Look up the outcome of unsettled calls, and release the lease. Raises LeaseLost, and stores nothing then."""
         with self.database.transaction(run.lease.user_id) as session:
-            self.limits.record(session, run.lease.user_id, run.usage.tokens)
+            self._count(session, run)
             settled = [(call, call.settle(session)["outcome"]) for call in run.unsettled]
             # Read again: after this attempt lost its lease, another one may have made calls.
-            calls = conversations.recorded_calls(session, run.lease)
+            calls = recorded_calls(session, run.lease)
             if not run.unsettled:
                 run.calls = calls
             run.lease.release(session)

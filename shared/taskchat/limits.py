@@ -1,8 +1,9 @@
 """Limit each user at an entry point: a burst of requests, then a steady rate, and model tokens by the day.
 
-A row holds the use, and one statement takes from it, so the count is exact under any concurrency. Of a token bucket
-the row keeps the moment at which it is full again. Each request moves that moment by the time in which one token comes
-back. A request is refused while the moment is further away than a whole bucket takes to fill.
+One row holds a user's use, and one statement both checks and changes it, so the count is exact under any concurrency.
+The rate limit is a token bucket. The row stores the time at which the bucket is full again. Each request moves that
+time by the seconds in which one token comes back. Postgres refuses a request that would move it further into the future
+than an empty bucket takes to fill.
 """
 
 import math

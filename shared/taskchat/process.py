@@ -23,7 +23,7 @@ from taskchat.database.transaction import Database
 from taskchat.settings import Settings, SettingsError, forget_secret, is_on_lambda, load
 from taskchat.toolcalls.toolset import Toolset
 
-PATIENCE: Final = 6.0
+STARTUP_SECONDS: Final = 6.0
 """Seconds in which a process must be ready. Lambda gives 10 s to an initialisation, imports included."""
 
 logger = Logger()
@@ -56,7 +56,7 @@ class Process:
 
     def connect(self) -> None:
         """Connect to the database, and prepare the statements of nearly every turn. Raises what connecting raises."""
-        self.database.get_ready([*limits.STATEMENTS, *turns.STATEMENTS])
+        self.database.prepare_statements([*limits.STATEMENTS, *turns.STATEMENTS])
 
     async def close(self) -> None:
         """Close what was opened, and drop it: the next use opens it anew."""
@@ -92,9 +92,9 @@ def start(process: Process) -> None:
 
 
 def get_ready(process: Process) -> None:
-    """Get the process ready within PATIENCE. Raises SettingsError."""
+    """Get the process ready within STARTUP_SECONDS. Raises SettingsError."""
     random.seed()  # two processes from one snapshot must not draw the same numbers
-    with deadline.within(PATIENCE):
+    with deadline.within(STARTUP_SECONDS):
         process.get_ready()
     gc.freeze()  # what exists now stays: the collector need not look at it again
 
@@ -114,7 +114,7 @@ def run_concurrently(*steps: Step) -> None:
         except Exception as error:
             logger.warning("not ready ahead", extra={"reason": type(error).__name__})
 
-    end = time.monotonic() + min(deadline.remaining(), PATIENCE)
+    end = time.monotonic() + min(deadline.remaining(), STARTUP_SECONDS)
     threads = [Thread(target=copy_context().run, args=(run, step), daemon=True) for step in steps]
     for thread in threads:
         thread.start()

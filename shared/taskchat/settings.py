@@ -55,8 +55,8 @@ class Settings(_Environment):
     medium, each call of a model takes seconds of a turn's few.
 
     Models that do not reason refuse the parameter. The default goes only to a model whose name says that it reasons
-    (`o3`, `gpt-6-luna`). A value that is set also goes to any MODEL at another vendor's address. MODEL_FALLBACK gets it
-    only if its name says that it reasons."""
+    (`o3`, `gpt-6-luna`). A value in the environment also goes to any MODEL at another vendor's address, and
+    template.yaml always sets one. MODEL_FALLBACK gets it only if its name says that it reasons."""
 
     auth_issuer: str = ""
     auth_audience: str = ""

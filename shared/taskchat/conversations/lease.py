@@ -76,7 +76,7 @@ class Lease:
     """By the database's clock, to the microsecond: no two leases of one turn have the same."""
 
     def check(self, session: Session) -> None:
-        """Hold the lease for the rest of the transaction, which raises LeaseLost before it commits if it is lost."""
+        """Hold the lease until the transaction ends. If the lease is lost, it rolls back and raises LeaseLost."""
         held = session.execute(HOLD_LEASE, self.key())
         before_commit(session, lambda: require_lease(held))
 

@@ -50,7 +50,8 @@ logger = Logger()
 def before_commit(session: Session, check: Callable[[], None]) -> None:
     """Run `check` before the transaction commits. If it raises, the transaction rolls back.
 
-    Read there an answer that nothing else depends on: it comes with other answers, and costs no roundtrip.
+    A check reads the answer to a statement of the transaction, if nothing else depends on that answer. By then it has
+    come with other answers, so the check costs no roundtrip.
     """
     session.info.setdefault(_BEFORE_COMMIT, []).append(check)
 
@@ -58,7 +59,8 @@ def before_commit(session: Session, check: Callable[[], None]) -> None:
 def after_commit(session: Session, check: Callable[[], None]) -> None:
     """Run `check` once the transaction has committed. What it raises undoes nothing.
 
-    Read there the answer of a statement that has no effect when it finds nothing: it comes with the commit's answer.
+    A check reads the answer to a statement that changes nothing when it finds no row, so there is nothing to roll back.
+    That answer comes with the commit's, so the check costs no roundtrip.
     """
     session.info.setdefault(_AFTER_COMMIT, []).append(check)
 
@@ -145,7 +147,7 @@ class Database:
             logger.error("database unavailable", extra={"reason": _kind(error), "commit_outcome_unknown": is_unknown})
             raise (CommitOutcomeUnknown if is_unknown else DatabaseUnavailable)(retry_after=RETRY_AFTER) from error
 
-    def get_ready(self, statements: Sequence[Statement]) -> None:
+    def prepare_statements(self, statements: Sequence[Statement]) -> None:
         """Connect. The first time, compile the statements and learn the columns of each; none is executed.
 
         Raises what connecting raises, and Postgres's error for a statement that it cannot parse.

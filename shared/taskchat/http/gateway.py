@@ -25,7 +25,8 @@ MAX_SECONDS: Final = 29.0
 """API Gateway gives up after 30 s, and a client without an answer cannot know what was done."""
 
 MARGIN: Final = 1.5
-"""Seconds reserved before the deadline, to store the state of the turn and to answer."""
+"""Seconds by which the deadline is earlier than the end of MAX_SECONDS, or of the invocation. In them a turn releases
+its lease and the app answers."""
 
 _HOST: Final = re.compile(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?")
 """Mangum fails on other values of Host, and no domain of this service has one. They are dropped."""

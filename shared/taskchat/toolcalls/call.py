@@ -35,7 +35,7 @@ class CallContext:
     """Records of the turn's calls so far. The call adds its own."""
     unsettled: list[UnsettledCall] = field(default_factory=list)
     """Calls whose outcome could not be found out. The call adds itself if it is one."""
-    max_destructive: float = math.inf
+    deletions_per_turn: float = math.inf
     """How many destructive calls the turn may make. An MCP client decides on each call by itself."""
 
 

@@ -107,9 +107,9 @@ class AuditMiddleware(Middleware):
         if call.refusal:
             raise ToolFailure(call.refusal)
         made = sum(record.tool in self._destructive and record.outcome == "ok" for record in call.records)
-        if tool in self._destructive and made >= call.max_destructive:
+        if tool in self._destructive and made >= call.deletions_per_turn:
             raise ToolFailure(
-                f"Not done: one message may do this {call.max_destructive} times at most. "
+                f"Not done: one message may do this {call.deletions_per_turn} times at most. "
                 "Tell the person what is left, and ask whether to go on."
             )
 

@@ -29,7 +29,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class UnsettledCall:
-    """A call whose commit the database did not answer."""
+    """A call with its record: to be stored if the call failed, or to be looked up after a commit without an answer."""
 
     record: Record
     """The record as the commit would have stored it."""
