@@ -102,11 +102,12 @@ def test_tools_agree() -> None:
 
 def test_tables_agree() -> None:
     """Model, migration, examples and tests name one table."""
-    (migrated,) = re.findall(r"create table (\w+)", FILES["migrations/versions/0004_expenses.py"])
+    migrated, restored = re.findall(r"create table (\w+)", FILES["migrations/versions/0004_expenses.py"])
     (modelled,) = re.findall(r'metadata\.tables\["(\w+)"\]', FILES[f"{DOMAIN}/models.py"])
     (shown,) = re.findall(r'table="(\w+)"', FILES[f"{STANDIN}/__init__.py"])
     (tested,) = re.findall(r'table, text, state = "(\w+)"', FILES[EXAMPLE])
     assert {migrated, modelled, shown, tested} == {"expense"}
+    assert restored == "task"
 
 
 def test_the_migration_is_the_next_one() -> None:

@@ -1,4 +1,4 @@
-"""Each law of the design has a test that fails when the law is broken."""
+"""Test the eight rules of CONTRIBUTING.md ("Rules that always hold"): each class fails when its rule is broken."""
 
 import ast
 import asyncio
@@ -29,7 +29,7 @@ def trees() -> list[tuple[Path, ast.Module]]:
 
 
 class TestTheAgentDecides:
-    """Law 1: no intent detection, keyword matching or routing by meaning outside the model."""
+    """Rule 1: no intent detection, keyword matching or routing by meaning outside the model."""
 
     def test_shipped_code_matches_no_word_of_a_message(self) -> None:
         """No comparison, `in`, match pattern or regular expression has a word that users write for a wish."""
@@ -63,7 +63,7 @@ def _is_text_test(node: ast.AST) -> bool:
 
 
 class TestToolsOnly:
-    """Law 2: every change goes through a tool. The agent holds no session, no engine, no SQL."""
+    """Rule 2: every change goes through a tool. The agent holds no session, no engine, no SQL."""
 
     def test_the_agent_imports_no_database(self) -> None:
         """The agent's module imports no SQLAlchemy, SQLModel, driver, database package or query."""
@@ -127,7 +127,7 @@ def _reachable(root: object) -> list[object]:
 
 
 class TestStateless:
-    """Law 3: no data of a user or conversation stays in memory after an invocation."""
+    """Rule 3: no data of a user or conversation stays in memory after an invocation."""
 
     def test_users_of_one_warm_environment_share_no_data(self, alice: Person, bob: Person) -> None:
         """In interleaved turns of two users, each finds exactly their own messages and rows."""
@@ -162,7 +162,7 @@ class TestStateless:
 
 
 class TestOneEntryPoint:
-    """Law 4: the chat route is the only way to express an intention."""
+    """Rule 4: the chat route is the only way to express an intention."""
 
     def test_the_routes_are_these(self) -> None:
         """One route takes a message, and the others only read."""
@@ -182,7 +182,7 @@ def _flat(routes: Any) -> list[Any]:
 
 
 class TestTools:
-    """Law 5: stateless tools with explicit parameters, user_id among them, and structured output."""
+    """Rule 5: stateless tools with explicit parameters, user_id among them, and structured output."""
 
     def test_the_tools_are_those_of_the_toolset(self) -> None:
         """The server has each of the domain's tools, and no other."""
@@ -208,7 +208,7 @@ class TestTools:
 
 
 class TestEveryCallShows:
-    """Law 6: each call is logged, stored and returned, also a failed one."""
+    """Rule 6: each call is logged, stored and returned, also a failed one."""
 
     def test_log_record_and_answer_agree(self, alice: Person, rows: Rows, logs: Logs) -> None:
         """A good and a failed call are in the log, in the table and in the answer, with the same ids."""
@@ -222,7 +222,7 @@ class TestEveryCallShows:
 
 
 class TestTheOrderOfATurn:
-    """Law 7: receive, fetch history, build input, persist user message, execute agent, persist response, return."""
+    """Rule 7: receive, fetch history, build input, persist user message, execute agent, persist response, return."""
 
     def test_the_message_is_stored_before_the_model_is_called(
         self, alice: Person, standin: StandIn, rows: Rows
@@ -270,7 +270,7 @@ def _in_own_loop(function: Any) -> None:
 
 
 class TestTheUserIsTheToken:
-    """Law 8: user_id everywhere, from the token only. The model never sees it and never sets it."""
+    """Rule 8: user_id everywhere, from the token only. The model never sees it and never sets it."""
 
     def test_the_model_never_sees_the_user_id(self, alice: Person, standin: StandIn) -> None:
         """No request to the model contains the user's id."""
