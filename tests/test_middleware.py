@@ -96,9 +96,9 @@ class TestHeaders:
 
     def test_an_answer_to_an_unexpected_error_has_them(self, alice: Person, monkeypatch: pytest.MonkeyPatch) -> None:
         """It is a 500."""
-        from taskchat.conversations import turns as conversations
+        from chat import app
 
-        monkeypatch.delattr(conversations, "turn_id_for")
+        monkeypatch.delattr(app, "turn_id_for")
         answer = alice.say("hello")
         assert (answer.status, protected(answer)) == (500, True)
 
