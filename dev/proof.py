@@ -34,7 +34,7 @@ WORDS = {
         "CALL": {"name": TOOLS[0], "arguments": EXAMPLES.calls[0][1]},
     }.items()
 }
-"""What each name in the events' bodies stands for."""
+"""Values of the names in the events' bodies."""
 CHAT, MCP_TOOLS = "ChatFunction", "McpToolsFunction"
 
 

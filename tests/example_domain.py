@@ -30,7 +30,7 @@ class Sentence(str):
     tools: list[str]
     """The tools that are called, in their order."""
     effects: list[str]
-    """What changes in Postgres, in its order: `insert milk`, `update milk`, `delete milk`."""
+    """Changes in Postgres, in their order: `insert milk`, `update milk`, `delete milk`."""
 
     def __new__(cls, text: str, tools: Sequence[str] = (), effects: Sequence[str] = ()) -> "Sentence":
         """Make a message that has these calls and effects."""

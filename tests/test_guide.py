@@ -65,7 +65,7 @@ def test_each_file_has_its_directory(tracked: set[str]) -> None:
 
 
 def test_commands_name_files_that_are_there(tracked: set[str]) -> None:
-    """What is removed, changed or run is in the repository, or the guide wrote it."""
+    """Each path that a command names is in the repository, or the guide wrote it."""
     there = tracked | set(FILES) | {str(parent) for path in tracked | set(FILES) for parent in Path(path).parents}
     made = {line.removeprefix("mkdir ") for line in COMMANDS if line.startswith("mkdir ")}
     for line in COMMANDS:

@@ -19,7 +19,7 @@ def dump(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One tool call, with its arguments as the JSON text that is sent."""
+    """Hold a tool call, with its arguments as the JSON text that is sent."""
 
     call_id: str
     name: str

@@ -38,7 +38,7 @@ class AuditError(Exception):
 
 @dataclass(frozen=True)
 class Finding:
-    """One advisory about one locked package."""
+    """Hold an advisory about a locked package."""
 
     where: str
     package: str

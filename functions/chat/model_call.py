@@ -22,7 +22,7 @@ READ_ELSEWHERE: Final = frozenset(
 
 @dataclass(frozen=True)
 class ModelCall:
-    """One call of the model."""
+    """Hold what a call of the model needs."""
 
     client: AsyncOpenAI
     model: str
@@ -44,7 +44,7 @@ class StreamReader(Protocol):
 
 
 class Api(Protocol):
-    """One of the two APIs. Each is a module, `responses_api` or `chat_completions_api`, with these names."""
+    """Name what each API offers: the modules `responses_api` and `chat_completions_api` have these names."""
 
     PATH: str
     SETTINGS: dict[str, str]

@@ -62,7 +62,7 @@ class Usage:
         cached = sum(_number(field(reported, name), "cached_tokens") for name in details)
         self.cached_tokens += cached if cached <= read else 0
 
-    def _add_output(self, reported: Any, answer: Any = None) -> None:
+    def _add_output(self, reported: Any, answer: Any) -> None:
         written = _number(reported, "output_tokens", "completion_tokens")
         if 0 < written <= MAX_OUTPUT_TOKENS:
             self.output_tokens += written

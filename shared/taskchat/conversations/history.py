@@ -59,7 +59,7 @@ _MOVE_START: Final = update(CONVERSATION).where(THIS_CONVERSATION).values(histor
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn as the database holds it: the message, the calls, and the reply if there is one."""
+    """Hold a turn as the database has it: the message, the calls, and the reply if there is one."""
 
     turn_id: UUID
     position: int

@@ -22,7 +22,7 @@ RECYCLE_AFTER: Final = 240
 """Seconds until a connection is replaced: under the 300 after which Neon suspends and drops it."""
 
 ROUNDTRIPS: Final = {"connect": 6, "exchange": 2, "statement": 3}
-"""How often one step waits for the server at most; the waits share the time that is left. An exchange waits twice when
+"""Waits for the server in one step at most; the waits share the time that is left. An exchange waits twice when
 it had to replace a dead connection, a statement of stock pg8000 three times."""
 
 logger = Logger()

@@ -36,7 +36,7 @@ class CallContext:
     unsettled: list[UnsettledCall] = field(default_factory=list)
     """Calls whose outcome could not be found out. The call adds itself if it is one."""
     deletions_per_turn: float = math.inf
-    """How many destructive calls the turn may make. An MCP client decides on each call by itself."""
+    """Destructive calls that the turn may make. An MCP client decides on each call by itself."""
 
 
 current_call: ContextVar[CallContext] = ContextVar("call")

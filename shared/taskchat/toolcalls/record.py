@@ -34,7 +34,7 @@ class UnsettledCall:
     record: Record
     """The record as the commit would have stored it."""
     described: dict[str, Any]
-    """What may be logged of the call."""
+    """Fields of the call that may be logged."""
 
     @property
     def text_for_client(self) -> str:
