@@ -9,6 +9,7 @@ import contextlib
 import ipaddress
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,6 +30,8 @@ EXAMPLES = domain.examples
 IMAGE = "lambda/python:3.13-x86_64"
 DESKTOP_NAME = "host.docker.internal"  # this machine's name in containers, if the engine runs in a virtual machine
 START_SECONDS = 60
+BUILT = state.ROOT / ".aws-sam" / "build"
+CONTAINER_SECONDS = 100
 INVOKE_SECONDS = 120  # a container, with a large layer mounted into it, is started for each event
 BRIDGE = "{{range .IPAM.Config}}{{.Gateway}} {{.Subnet}}{{end}}"
 AFTER_TURNS = Kept(things=[EXAMPLES.added] * 2, calls=[f"chat {EXAMPLES.tools[0]} ok"] * 2, messages=4)
@@ -36,9 +39,10 @@ AFTER_TURNS = Kept(things=[EXAMPLES.added] * 2, calls=[f"chat {EXAMPLES.tools[0]
 
 @dataclass(frozen=True)
 class Sam:
-    """The SAM CLI, and the file with the functions' variables."""
+    """The SAM CLI, the template to run, and the file with the functions' variables."""
 
     program: Path
+    template: Path
     variables: Path
     options: tuple[str, ...]
 
@@ -49,7 +53,8 @@ class Sam:
 
     def command(self, name: str, *arguments: str) -> list[str | Path]:
         """Return the command `sam local NAME` for the built artifact."""
-        return [self.program, "local", name, "--env-vars", self.variables, *self.options, *arguments]
+        files: list[str | Path] = ["--template", self.template, "--env-vars", self.variables]
+        return [self.program, "local", name, *files, *self.options, *arguments]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,7 +74,8 @@ def _prove(program: Path) -> None:
     listen, reach = _addresses()
     with proof.surroundings("sam-local", listen=listen, reach=reach) as around:
         directory = state.directory() / "sam-local"
-        sam = Sam(program.absolute(), directory / "variables.json", ("--skip-pull-image",) if _has_image() else ())
+        options = ("--skip-pull-image",) if _has_image() else ()
+        sam = Sam(program.absolute(), _patient_template(), directory / "variables.json", options)
         sam.variables.write_text(json.dumps({"Parameters": around.environment}))
         _prove_invoke(sam, around, directory)
         _prove_start_api(sam, around, directory)
@@ -77,11 +83,28 @@ def _prove(program: Path) -> None:
     print(f"The database holds the expected rows: {AFTER_TURNS}")
 
 
+def _patient_template() -> Path:
+    """Return a copy of the built template whose functions may take CONTAINER_SECONDS. Raises ProofError.
+
+    SAM counts the start of a container as part of the invocation. On a slow disk the start alone takes most of the 29
+    seconds of the real template, where AWS counts it apart.
+    """
+    built = (BUILT / "template.yaml").read_text()
+    patient = re.sub(r"^( +Timeout:) 29$", rf"\1 {CONTAINER_SECONDS}", built, flags=re.MULTILINE)
+    if patient == built:
+        raise ProofError("the built template has no Timeout of 29 seconds")
+    copy = BUILT / "sam-local.yaml"  # beside the original: it names the built folders by relative paths
+    copy.write_text(patient)
+    return copy
+
+
 def _prove_invoke(sam: Sam, around: Surroundings, directory: Path) -> None:
     """Check the answer that `sam local invoke` prints. Raises ProofError."""
     [expected] = (expected for expected in proof.EXPECTED if expected.event == "chat_add")
+    sent = around.event(expected.event)
+    sent["requestContext"]["timeEpoch"] = 0  # else the start of the container counts as time in the gateway
     event = directory / "chat_add.json"
-    event.write_text(json.dumps(around.event(expected.event)))
+    event.write_text(json.dumps(sent))
     with _timed("sam local invoke ChatFunction"), (directory / "invoke.log").open("wb") as log:
         done = subprocess.run(
             sam.command("invoke", expected.function, "--event", str(event)),
