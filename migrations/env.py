@@ -9,12 +9,13 @@ from sqlmodel import SQLModel
 from migrations.policies import secure_tables
 from migrations.roles import grant_rights, make_role, read_role, refuse_open_schema
 from taskchat import limits
-from taskchat.conversations import models
+from taskchat.conversations import models as conversations
 from taskchat.database.engine import create_engine_for
+from taskchat.personal_data import models as personal_data
 from taskchat.settings import MigrationSettings, SettingsError, load
 from taskchat.tasks import toolset
 
-_WITH_TABLES = (models, limits, toolset)  # their imports fill the metadata with every table
+_WITH_TABLES = (conversations, limits, personal_data, toolset)  # their imports fill the metadata with every table
 config = context.config
 _ONE_MIGRATION_AT_A_TIME = 8_250_411  # any constant: the key of an advisory lock
 

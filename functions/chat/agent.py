@@ -41,6 +41,7 @@ from chat.model_input import compose, output_of
 from chat.reasoning import effort, reasons
 from chat.usage import MAX_OUTPUT_TOKENS, Usage
 from taskchat import deadline
+from taskchat.conversations.history import Turn
 from taskchat.conversations.lease import Lease
 from taskchat.errors import ModelFailed, OutOfTime, TaskchatError
 from taskchat.invisible import remove_invisible
@@ -96,6 +97,7 @@ class Run:
     """The state of a turn that its tool calls need. The model sees none of it."""
 
     tools: FastMCP
+    turn: Turn
     lease: Lease
     calls: list[ToolCall]
     deletions_per_turn: int
@@ -133,6 +135,8 @@ class Run:
             turn_id=self.lease.turn_id,
             call_id=call_id,
             conversation_id=self.lease.conversation_id,
+            said_at=self.turn.said_at,
+            timezone=self.turn.timezone,
             check_lease=self.lease.check,
             refusal=refusal,
             records=self.calls,

@@ -1,39 +1,37 @@
 """Serve the chat API: authenticate the caller, run a turn, and make the Lambda handler.
 
-A request passes answer_safely, limit_body, caller, chat and TurnRunner, in this order: `chat` reads the body of a known
-caller only.
+A request passes answer_safely, limit_body, Caller, the route and its work, in this order: a route reads the body of a
+known caller only.
 """
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cached_property
-from typing import Annotated, Final
+from typing import Final
 
-from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response, Security
+from fastapi import APIRouter, FastAPI, Request, Response
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from chat.agent import ChatAgent
-from chat.openapi import CHAT_REQUEST, CHAT_RESPONSES, USER_ID_SCHEMA, BearerToken, DescribedApi
+from chat.openapi import CHAT_REQUEST, CHAT_RESPONSES, DescribedApi
 from chat.schemas import ChatRequest, ChatResponse, Health
 from chat.turn import TurnResult, TurnRunner
 from taskchat import deadline
 from taskchat.conversations.turns import Request as TurnRequest
 from taskchat.conversations.turns import turn_id_for
-from taskchat.errors import Forbidden, InvalidInput, NotFound, NotJson
-from taskchat.http.auth import USER_ID, Verifier, create_chat_verifier
+from taskchat.errors import InvalidInput, NotJson
+from taskchat.http.auth import Verifier, create_chat_verifier
 from taskchat.http.gateway import MARGIN, MAX_SECONDS, lambda_handler
 from taskchat.http.middleware import answer_safely, limit_body, require_json
+from taskchat.http.person import Caller
 from taskchat.http.problems import answer_routing_error
 from taskchat.limits import Limits
 from taskchat.process import Process, run_concurrently, start
 from taskchat.tasks import toolset
-
-Token = Annotated[str, Security(BearerToken())]
-UserId = Annotated[str, Path(json_schema_extra=USER_ID_SCHEMA)]
 
 
 class ChatProcess(Process):
@@ -50,6 +48,11 @@ class ChatProcess(Process):
         limits = Limits("chat", settings.turn_burst, settings.turns_per_minute, settings.daily_model_tokens)
         return TurnRunner(self.database, agent, settings.history_tokens, settings.deletions_per_turn, limits)
 
+    @cached_property
+    def data_limits(self) -> Limits:
+        """Return the limits of the routes on which a person reads and manages their data. They call no model."""
+        return Limits("data", self.settings.data_burst, self.settings.data_requests_per_minute)
+
     def get_ready(self) -> None:
         """Open what the first request would wait for: connection, keys, tools. Raises SettingsError."""
         agent = self.turns.agent
@@ -62,33 +65,17 @@ class ChatProcess(Process):
         await super().close()
 
 
-async def caller(user_id: UserId, token: Token, request: Request) -> str:
-    """Return the caller's user id. Raises Unauthenticated, KeySetUnavailable, NotFound for an odd path, or Forbidden.
-
-    It runs in the event loop: to hand each request to a thread and back costs more than to check its token.
-    """
-    claims = request.app.state.process.verifier.verify(token)
-    if not USER_ID.fullmatch(user_id):
-        raise NotFound
-    if claims["sub"] != user_id:
-        raise Forbidden
-    return user_id
-
-
-Caller = Annotated[str, Depends(caller)]
-
-
 router: Final = APIRouter()
 
 
 @router.post("/api/{user_id}/chat", responses=CHAT_RESPONSES, openapi_extra=CHAT_REQUEST)
-async def chat(user_id: Caller, request: Request, response: Response) -> ChatResponse:
+async def chat(caller: Caller, request: Request, response: Response) -> ChatResponse:
     """Do what the message asks for. Return the reply, and each tool call of the turn."""
-    turn_id = turn_id_for(user_id, _idempotency_key(request))
+    turn_id = turn_id_for(caller.user_id, _idempotency_key(request))
     body = await _read(request)
     turn_request = TurnRequest(body.message, body.conversation_id, body.timezone)
     with deadline.within(min(deadline.remaining(), MAX_SECONDS - MARGIN)):
-        result: TurnResult = await request.app.state.process.turns.run(user_id, turn_id, turn_request)
+        result: TurnResult = await request.app.state.process.turns.run(caller.user_id, turn_id, turn_request)
     if result.replayed:
         response.headers["Idempotent-Replayed"] = "true"
     return result.response

@@ -5,27 +5,12 @@
 
 from typing import Any, Final
 
-from fastapi import FastAPI, Request
-from fastapi.openapi.models import HTTPBearer
-from fastapi.security.base import SecurityBase
+from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from chat.schemas import ChatRequest, FieldProblem, Problem, TurnProblem
-from taskchat.http.auth import USER_ID, read_bearer_token
 from taskchat.http.problems import MEDIA_TYPE
-
-
-class BearerToken(SecurityBase):
-    """Reads the token of a request, and describes the header."""
-
-    def __init__(self) -> None:
-        self.model = HTTPBearer(bearerFormat="JWT", description="A token of the Better Auth server.")
-        self.scheme_name = "bearer"
-
-    async def __call__(self, request: Request) -> str:
-        """Return the token before it is verified. Raises Unauthenticated."""
-        return read_bearer_token(request.headers.getlist("authorization"))
 
 
 class DescribedApi(FastAPI):
@@ -78,10 +63,6 @@ CHAT_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     503: _problem("Database or key set cannot be reached, or the server stops.", TurnProblem, Retry_After=_WAIT),
     504: _problem("The time ended before the turn.", TurnProblem),
 }
-
-USER_ID_SCHEMA: Final = {"pattern": f"^{USER_ID.pattern}$"}
-"""Only a description, which FastAPI does not check. The token is verified first. Then a path that no user id fits gets
-404, and a path with the id of another user 403."""
 
 CHAT_REQUEST: Final[dict[str, Any]] = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": _refer_to(ChatRequest)}}},

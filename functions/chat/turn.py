@@ -70,7 +70,7 @@ class TurnRunner:
             return TurnResult(_response(begun.conversation_id, begun.turn, begun.turn.calls), replayed=True)
         # The commit has persisted the message. From here on only a tool call and the reply hold a connection.
         calls = list(begun.turn.calls)
-        run = Run(self.agent.tools, begun.lease, calls, self.deletions_per_turn, left, resumed=len(calls))
+        run = Run(self.agent.tools, begun.turn, begun.lease, calls, self.deletions_per_turn, left, resumed=len(calls))
         return await self._finish(begun, run, request)
 
     async def _begin(self, user_id: str, turn_id: UUID, request: Request) -> tuple[Begun | Finished, DayLeft]:

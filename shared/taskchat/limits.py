@@ -39,8 +39,8 @@ class Allowance(SQLModel, table=True):
     """A user's recent use of an entry point."""
 
     __table_args__ = (
-        CheckConstraint("door in ('chat', 'mcp')", name="allowance_door_check"),
-        runtime_rights("select, insert, update"),
+        CheckConstraint("door in ('chat', 'mcp', 'data')", name="allowance_door_check"),
+        runtime_rights("select, insert, update, delete"),
     )
 
     user_id: str = Field(sa_type=SafeText, primary_key=True)
@@ -124,7 +124,8 @@ class DayLeft:
 class Limits:
     """The limits of each user at an entry point. 0 stands for no limit."""
 
-    door: Literal["chat", "mcp"]
+    door: Literal["chat", "mcp", "data"]
+    """`data` is for the routes on which a person reads and manages their own data."""
     burst: int
     per_minute: int
     daily_model_tokens: int = 0

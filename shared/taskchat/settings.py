@@ -83,6 +83,8 @@ class Settings(_Environment):
     turns_per_minute: int = Field(default=20, ge=0, lt=10**6)
     mcp_burst: int = Field(default=60, ge=0, lt=10**6)
     mcp_requests_per_minute: int = Field(default=120, ge=0, lt=10**6)
+    data_burst: int = Field(default=120, ge=0, lt=10**6)
+    data_requests_per_minute: int = Field(default=240, ge=0, lt=10**6)
     daily_model_tokens: int = Field(default=1_000_000, ge=0, lt=10**12)
 
     @field_validator("cors_origins", mode="before")

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, Integer, UniqueConstraint, and_, bindparam, select
+from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Integer, UniqueConstraint, and_, bindparam, select
 from sqlmodel import Field, ForeignKeyConstraint, SQLModel
 
 from taskchat.database.types import NOW, SafeJson, SafeText, Timestamp, runtime_rights
@@ -13,7 +13,11 @@ from taskchat.database.types import NOW, SafeJson, SafeText, Timestamp, runtime_
 class Conversation(SQLModel, table=True):
     """A thread of turns, and the lease of the one turn that may be running in it."""
 
-    __table_args__ = (runtime_rights("select, insert, update"),)
+    __table_args__ = (
+        Index("conversation_activity_idx", "user_id", "updated_at", "id"),
+        Index("conversation_updated_idx", "updated_at"),
+        runtime_rights("select, insert, update, delete"),
+    )
 
     user_id: str = Field(sa_type=SafeText, primary_key=True)
     id: UUID = Field(primary_key=True)
@@ -39,7 +43,7 @@ class Message(SQLModel, table=True):
         ),
         UniqueConstraint("user_id", "turn_id", "role"),
         CheckConstraint("role in ('user', 'assistant')", name="message_role_check"),
-        runtime_rights("select, insert"),
+        runtime_rights("select, insert, delete"),
     )
 
     user_id: str = Field(sa_type=SafeText, primary_key=True)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Literal
 from uuid import UUID, uuid4
 
@@ -29,6 +30,10 @@ class CallContext:
     """The scopes of an MCP client's token. None in a turn, which may call every tool."""
     check_lease: Callable[[Session], None] | None = None
     """Runs first in the call's transaction, and raises if the turn has lost its lease. None outside a turn."""
+    said_at: datetime | None = None
+    """When the person wrote the message, which says what "today" is. None for a call of an MCP client: it is now."""
+    timezone: str | None = None
+    """The person's time zone, an IANA name. None for UTC."""
     refusal: str | None = None
     """A plain sentence for the model. A call that has one does not reach its tool."""
     records: list[ToolCall] = field(default_factory=list)

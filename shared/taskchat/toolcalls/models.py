@@ -4,8 +4,8 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, Column, Double
-from sqlmodel import Field, ForeignKeyConstraint, SQLModel
+from sqlalchemy import CheckConstraint, Column, Double, Index
+from sqlmodel import Field, SQLModel
 
 from taskchat.database.types import NOW, SafeJson, SafeText, Timestamp, runtime_rights
 
@@ -15,12 +15,10 @@ class ToolCall(SQLModel, table=True):
 
     __tablename__ = "tool_call"
     __table_args__ = (
-        ForeignKeyConstraint(
-            ["user_id", "conversation_id"], ["conversation.user_id", "conversation.id"], ondelete="CASCADE"
-        ),
         CheckConstraint("door in ('chat', 'mcp')", name="tool_call_door_check"),
         CheckConstraint("outcome in ('ok', 'error')", name="tool_call_outcome_check"),
-        runtime_rights("select, insert"),
+        Index("tool_call_created_idx", "created_at", postgresql_using="brin"),
+        runtime_rights("select, insert, delete, update (tool, arguments, result)"),
     )
 
     user_id: str = Field(sa_type=SafeText, primary_key=True)
@@ -29,7 +27,7 @@ class ToolCall(SQLModel, table=True):
     position: int
     """The call's place in its turn, from 0."""
     conversation_id: UUID | None = None
-    """None for a call of an MCP client."""
+    """None for a call of an MCP client. The conversation may have been deleted since."""
     door: str = Field(sa_type=SafeText)
     tool: str = Field(sa_type=SafeText)
     arguments: dict[str, Any] = Field(sa_type=SafeJson)

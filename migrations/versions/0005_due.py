@@ -1,0 +1,27 @@
+"""Let a task be due: on a day, or at an instant of a time zone."""
+
+from alembic import op
+
+from migrations.policies import split
+
+revision = "0005"
+down_revision = "0004"
+branch_labels = None
+depends_on = None
+
+TABLES = """
+alter table task add column due_on date, add column due_at timestamptz, add column due_zone text;
+create index task_due_idx on task (user_id, due_on, due_at nulls first, id);
+create index task_finished_idx on task (updated_at) where completed;
+"""
+
+
+def upgrade() -> None:
+    for statement in split(TABLES):
+        op.execute(statement)
+
+
+def downgrade() -> None:
+    for index in ("task_finished_idx", "task_due_idx"):
+        op.execute(f"drop index {index}")
+    op.execute("alter table task drop column due_on, drop column due_at, drop column due_zone")
