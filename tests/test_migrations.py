@@ -118,7 +118,9 @@ def test_row_level_security_is_forced_everywhere(empty: EmptyDatabase, rows: Row
 def test_every_key_begins_with_the_owner(empty: EmptyDatabase, rows: Rows) -> None:
     """This holds for primary keys, unique keys and indexes, but for those that retention reads."""
     succeed(empty)
-    indexes = rows.execute("select indexname, indexdef from pg_indexes where tablename = any(%s)", [list(TABLES - {example.table})])
+    indexes = rows.execute(
+        "select indexname, indexdef from pg_indexes where tablename = any(%s)", [list(TABLES - {example.table})]
+    )
     assert {name for name, definition in indexes if "(user_id" not in definition} == BY_AGE
 
 
