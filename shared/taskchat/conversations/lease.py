@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, NoReturn
 from uuid import UUID
 
-from sqlalchemy import ARRAY, Interval, Result, and_, any_, bindparam, case, func, or_, select, update
+from sqlalchemy import ARRAY, Interval, Result, and_, any_, bindparam, case, func, literal, or_, select, update
 from sqlmodel import Session
 
 from taskchat import deadline
@@ -50,7 +50,9 @@ ACQUIRE_LEASE: Final = (
     .returning(CONVERSATION)
 )
 LOCK_CONVERSATION: Final = select(CONVERSATION.c.fence).where(THIS_CONVERSATION).with_for_update()
-_REMAINING_LEASE: Final = select(CONVERSATION.c.lease_until - _NOW).where(THIS_CONVERSATION)
+# Never below zero: pg8000 reads some negative intervals as positive ones.
+_REMAINING: Final = func.greatest(CONVERSATION.c.lease_until - _NOW, literal(timedelta(), Interval))
+_REMAINING_LEASE: Final = select(_REMAINING).where(THIS_CONVERSATION)
 LOCK_REMAINING: Final = _REMAINING_LEASE.with_for_update()
 HOLD_LEASE: Final = select(CONVERSATION.c.fence).where(_LEASED).with_for_update(read=True)
 RELEASE_LEASE: Final = (
@@ -119,7 +121,8 @@ def _read_remaining(found: Result[Any]) -> timedelta:
     row = found.one_or_none()
     if row is None:
         raise NotFound
-    return row[0] or timedelta()
+    remaining: timedelta = row[0]
+    return remaining
 
 
 def _retry_after(remaining: timedelta) -> int:
