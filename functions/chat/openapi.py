@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from chat.schemas import ChatRequest, FieldProblem, Problem, TurnProblem
+from chat.schemas import ChatRequest, FieldProblem, Problem, Renaming, TurnProblem
 from taskchat.http.problems import MEDIA_TYPE
 
 
@@ -17,7 +17,7 @@ class DescribedApi(FastAPI):
     """An app whose description includes the schemas of request and problems."""
 
     def openapi(self) -> dict[str, Any]:
-        models = (ChatRequest, Problem, FieldProblem, TurnProblem)
+        models = (ChatRequest, Renaming, Problem, FieldProblem, TurnProblem)
         _, schemas = models_json_schema([(model, "validation") for model in models], ref_template=_SCHEMA_REFERENCE)
         document = super().openapi()
         document["components"]["schemas"] |= schemas["$defs"]
@@ -64,8 +64,39 @@ CHAT_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     504: _problem("The time ended before the turn.", TurnProblem),
 }
 
+DATA_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    401: CHAT_RESPONSES[401],
+    403: CHAT_RESPONSES[403],
+    404: _problem("The path is unknown, or the user has nothing of this id."),
+    422: _problem("A field or a parameter is missing, unknown or wrong.", FieldProblem),
+    429: _problem("The user has reached the limit of requests for their data.", Retry_After=_WAIT),
+    500: _problem("The server failed unexpectedly."),
+    503: _problem("Database or key set cannot be reached.", Retry_After=_WAIT),
+    504: _problem("The time ended before anything was done."),
+}
+"""The problems of every route on which a person reads and manages their own data."""
+
+BODY_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {status: CHAT_RESPONSES[status] for status in (400, 413, 415)}
+"""The problems of a route with a body."""
+
+BUSY_RESPONSE: Final[dict[int | str, dict[str, Any]]] = {
+    409: _problem("A turn is running in the conversation.", Retry_After=_WAIT)
+}
+
+
+def body_of(model: type[BaseModel], example: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Describe the body of a route that reads it itself."""
+    shown = {"schema": _refer_to(model)} | ({"example": example} if example else {})
+    return {"requestBody": {"required": True, "content": {"application/json": shown}}}
+
+
+def answers_with(description: str, example: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    """Describe a 200 by an example. Its schema is that of the route's model."""
+    return {200: {"description": description, "content": {"application/json": {"example": example}}}}
+
+
 CHAT_REQUEST: Final[dict[str, Any]] = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": _refer_to(ChatRequest)}}},
+    **body_of(ChatRequest),
     "parameters": [
         {
             "name": "Idempotency-Key",
