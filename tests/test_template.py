@@ -1,5 +1,6 @@
 """template.yaml keeps its promises in the output of SAM's own translator, which CloudFormation gets."""
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -124,7 +125,11 @@ def test_the_variables_are_exactly_the_settings(function: Resource) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["TURN_BURST", "TURNS_PER_MINUTE", "MCP_BURST", "MCP_REQUESTS_PER_MINUTE", "DAILY_MODEL_TOKENS"]
+    "name",
+    [
+        *("TURN_BURST", "TURNS_PER_MINUTE", "MCP_BURST", "MCP_REQUESTS_PER_MINUTE"),
+        *("DATA_BURST", "DATA_REQUESTS_PER_MINUTE", "DAILY_MODEL_TOKENS"),
+    ],
 )
 def test_limits_are_parameters(function: Resource, name: str) -> None:
     """Each parameter reaches both functions, takes 0 and nothing, and takes no number that the program refuses."""
@@ -343,8 +348,15 @@ def test_cors_names_methods_and_headers(resources: Resource) -> None:
 def test_a_page_may_send_and_read_every_header_of_the_contract(resources: Resource) -> None:
     """A browser hides a header that is not listed."""
     allowed = cors(resources)
-    assert {"authorization", "content-type", "idempotency-key"} <= set(allowed["allowHeaders"])
+    assert {"authorization", "content-type", "idempotency-key", "confirm"} <= set(allowed["allowHeaders"])
     assert {"idempotent-replayed", "retry-after", "www-authenticate"} <= set(allowed["exposeHeaders"])
+
+
+def test_a_page_may_send_every_method_of_the_contract(resources: Resource) -> None:
+    """A browser asks the gateway first, and sends no other method."""
+    described = json.loads((ROOT / "docs" / "openapi.json").read_text())["paths"].values()
+    methods = {method.upper() for path in described for method in path}
+    assert methods <= set(cors(resources)["allowMethods"]) == {"GET", "POST", "PATCH", "DELETE"}
 
 
 def test_the_gateway_throttles(resources: Resource) -> None:

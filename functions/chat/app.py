@@ -11,22 +11,23 @@ from functools import cached_property
 from typing import Final
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from chat.agent import ChatAgent
-from chat.openapi import CHAT_REQUEST, CHAT_RESPONSES, DescribedApi
+from chat.openapi import CHAT_REQUEST, CHAT_RESPONSES, DATA_RESPONSES, DescribedApi
 from chat.schemas import ChatRequest, ChatResponse, Health
 from chat.turn import TurnResult, TurnRunner
 from taskchat import deadline
 from taskchat.conversations.turns import Request as TurnRequest
 from taskchat.conversations.turns import turn_id_for
-from taskchat.errors import InvalidInput, NotJson
+from taskchat.errors import InvalidInput
 from taskchat.http.auth import Verifier, create_chat_verifier
 from taskchat.http.gateway import MARGIN, MAX_SECONDS, lambda_handler
-from taskchat.http.middleware import answer_safely, limit_body, require_json
+from taskchat.http.input import answer_invalid_query, read_body
+from taskchat.http.middleware import answer_safely, limit_body
 from taskchat.http.person import Caller
 from taskchat.http.problems import answer_routing_error
 from taskchat.limits import Limits
@@ -72,7 +73,7 @@ router: Final = APIRouter()
 async def chat(caller: Caller, request: Request, response: Response) -> ChatResponse:
     """Do what the message asks for. Return the reply, and each tool call of the turn."""
     turn_id = turn_id_for(caller.user_id, _idempotency_key(request))
-    body = await _read(request)
+    body = await read_body(request, ChatRequest)
     turn_request = TurnRequest(body.message, body.conversation_id, body.timezone)
     with deadline.within(min(deadline.remaining(), MAX_SECONDS - MARGIN)):
         result: TurnResult = await request.app.state.process.turns.run(caller.user_id, turn_id, turn_request)
@@ -87,30 +88,15 @@ async def health() -> Health:
     return Health(status="ok")
 
 
+DATA_ROUTERS: Final[tuple[APIRouter, ...]] = ()
+"""The routes on which a person reads and manages their own data, the domain's last. Their names are operation ids."""
+
+
 def _idempotency_key(request: Request) -> str | None:
     keys = request.headers.getlist("idempotency-key")
     if len(keys) > 1 or any(not 1 <= len(key) <= 255 or any(not "!" <= c <= "~" for c in key) for key in keys):
         raise InvalidInput([{"field": "Idempotency-Key", "message": "1 to 255 visible ASCII characters, once"}])
     return keys[0] if keys else None
-
-
-async def _read(request: Request) -> ChatRequest:
-    """Return the checked body. Raises UnsupportedMediaType, BodyTooLarge, NotJson or InvalidInput."""
-    require_json(request.headers)
-    try:
-        return ChatRequest.model_validate_json(await request.body())
-    except ValidationError as error:
-        faults = error.errors(include_url=False, include_input=False, include_context=False)
-    if faults[0]["type"] == "json_invalid":
-        raise NotJson
-    raise InvalidInput([{"field": _field(fault), "message": fault["msg"]} for fault in faults])
-
-
-def _field(fault: ErrorDetails) -> str:
-    """Return the field at fault. The name of an unknown field is the caller's text, and is not sent back."""
-    if fault["type"] == "extra_forbidden":
-        return "unknown"
-    return str(fault["loc"][0]) if fault["loc"] else "body"
 
 
 @asynccontextmanager
@@ -129,12 +115,20 @@ def create_app(process: ChatProcess) -> DescribedApi:
         redoc_url=None,
         redirect_slashes=False,
         middleware=[Middleware(answer_safely), Middleware(limit_body)],
-        exception_handlers={HTTPException: answer_routing_error},
+        exception_handlers={HTTPException: answer_routing_error, RequestValidationError: answer_invalid_query},
         lifespan=_lifespan,
     )
     app.state.process = process
     app.include_router(router)
+    for routes in DATA_ROUTERS:
+        app.include_router(
+            routes, prefix="/api/{user_id}", responses=DATA_RESPONSES, generate_unique_id_function=_name_of
+        )
     return app
+
+
+def _name_of(route: APIRoute) -> str:
+    return route.name
 
 
 process: Final = ChatProcess(toolset)

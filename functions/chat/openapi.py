@@ -64,8 +64,32 @@ CHAT_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     504: _problem("The time ended before the turn.", TurnProblem),
 }
 
+DATA_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    401: CHAT_RESPONSES[401],
+    403: CHAT_RESPONSES[403],
+    404: _problem("The path is unknown, or the user has nothing of this id."),
+    422: _problem("A field or a parameter is missing, unknown or wrong.", FieldProblem),
+    429: _problem("The user has reached the limit of requests for their data.", Retry_After=_WAIT),
+    500: _problem("The server failed unexpectedly."),
+    503: _problem("Database or key set cannot be reached.", Retry_After=_WAIT),
+    504: _problem("The time ended before anything was done."),
+}
+"""The problems of every route on which a person reads and manages their own data."""
+
+BODY_RESPONSES: Final = {status: CHAT_RESPONSES[status] for status in (400, 413, 415)}
+"""The problems of a route with a body."""
+
+BUSY_RESPONSE: Final = {409: _problem("A turn is running in the conversation.", Retry_After=_WAIT)}
+
+
+def body_of(model: type[BaseModel], example: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Describe the body of a route that reads it itself."""
+    shown = {"schema": _refer_to(model)} | ({"example": example} if example else {})
+    return {"requestBody": {"required": True, "content": {"application/json": shown}}}
+
+
 CHAT_REQUEST: Final[dict[str, Any]] = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": _refer_to(ChatRequest)}}},
+    **body_of(ChatRequest),
     "parameters": [
         {
             "name": "Idempotency-Key",

@@ -5,10 +5,13 @@ from typing import Final
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Match
 
 from taskchat.errors import MethodNotAllowed, NotFound, TaskchatError
 
 MEDIA_TYPE: Final = "application/problem+json"
+
+_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
 def problem_response(error: TaskchatError) -> JSONResponse:
@@ -22,9 +25,17 @@ def problem_response(error: TaskchatError) -> JSONResponse:
     return JSONResponse(content | error.members, error.status, headers, MEDIA_TYPE)
 
 
-async def answer_routing_error(_request: Request, error: Exception) -> Response:
+async def answer_routing_error(request: Request, error: Exception) -> Response:
     """Return the response to an unknown path or method. It is an exception handler of both apps."""
-    is_method = isinstance(error, HTTPException) and error.status_code == 405
-    response = problem_response(MethodNotAllowed() if is_method else NotFound())
-    response.headers.update(getattr(error, "headers", None) or {})  # Allow, with a 405
+    if not isinstance(error, HTTPException) or error.status_code != 405:
+        return problem_response(NotFound())
+    response = problem_response(MethodNotAllowed())
+    response.headers["Allow"] = ", ".join(_allowed_methods(request))
     return response
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """Return the methods of the request's path. Each has a route of its own, and a router names those of one only."""
+    routes: list[BaseRoute] = request.app.routes
+    scopes = {method: {**request.scope, "method": method} for method in _METHODS}
+    return [name for name, scope in scopes.items() if any(route.matches(scope)[0] is Match.FULL for route in routes)]

@@ -26,6 +26,11 @@ class Toolset:
     destructive: frozenset[str] = frozenset()
     """Names of the tools of which one message may make DELETIONS_PER_TURN calls at most."""
 
+    @property
+    def tool_names(self) -> list[str]:
+        """Return the names of the tools. Any other name in a record is the model's own text."""
+        return [tool.__name__ for tool in self.tools]
+
     def create_server(self, database: Callable[[], Database]) -> FastMCP:
         """Return an MCP server with the tools. It calls `database` for the transaction of each tool call."""
         return FastMCP(

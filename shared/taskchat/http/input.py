@@ -1,0 +1,59 @@
+"""Read a request's body and query into checked models, and name the fields at fault without their values."""
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Final, TypeVar
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from taskchat.cursor import MAX_CURSOR
+from taskchat.errors import InvalidInput, NotJson
+from taskchat.http.middleware import require_json
+from taskchat.http.problems import problem_response
+
+MAX_ROWS: Final = 100
+DEFAULT_ROWS: Final = 50
+"""Rows on one page."""
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class PageQuery(BaseModel):
+    """The query of a list that is read in pages. Another parameter is refused, so that a misspelt one is noticed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cursor: Annotated[str, StringConstraints(max_length=MAX_CURSOR)] | None = Field(
+        default=None, description="`next_cursor` of the page before. Left out for the first page."
+    )
+    limit: int = Field(default=DEFAULT_ROWS, ge=1, le=MAX_ROWS, description="Rows on the page at most.")
+
+
+async def read_body(request: Request, model: type[Model]) -> Model:
+    """Return the checked body. Raises UnsupportedMediaType, BodyTooLarge, NotJson or InvalidInput."""
+    require_json(request.headers)
+    try:
+        return model.model_validate_json(await request.body())
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_input=False, include_context=False)
+    if faults[0]["type"] == "json_invalid":
+        raise NotJson
+    raise _invalid_input((fault, fault["loc"]) for fault in faults)
+
+
+async def answer_invalid_query(_request: Request, error: Exception) -> Response:
+    """Return the response to a query that does not fit its model. FastAPI's own handler would quote the values."""
+    faults = error.errors() if isinstance(error, RequestValidationError) else ()
+    return problem_response(_invalid_input((fault, fault["loc"][1:]) for fault in faults))  # loc[0] is "query"
+
+
+def _invalid_input(faults: Iterable[tuple[Mapping[str, Any], tuple[int | str, ...]]]) -> InvalidInput:
+    return InvalidInput([{"field": _field(fault, place), "message": fault["msg"]} for fault, place in faults])
+
+
+def _field(fault: Mapping[str, Any], place: tuple[int | str, ...]) -> str:
+    """Return the field at fault. The name of an unknown field is the caller's text, and is not sent back."""
+    if fault["type"] == "extra_forbidden":
+        return "unknown"
+    return str(place[0]) if place else "body"
