@@ -67,7 +67,7 @@ def versions(rows: Rows, user_id: str) -> list[str]:
     """Return every row of the person as Postgres keeps it, with the transaction that wrote it and its place."""
     found = []
     for table in _tables():
-        query = sql.SQL("select format('%s %s %s', xmin, ctid, t) as version from {} t where user_id = %s order by 1")
+        query = sql.SQL("select concat_ws(' ', xmin, ctid, t) as version from {} t where user_id = %s order by 1")
         found += rows.execute(query.format(sql.Identifier(table.name)), [user_id]).fetchall()
     return [row["version"] for row in found]
 

@@ -33,25 +33,25 @@ from tests.test_outages import before_commit, when_logged
 
 Rows = psycopg.Connection[dict[str, Any]]
 
-SECRET = "quetzalcoatlus"
-"""A word in every text of the person."""
-TOOL_OF_MODEL = f"call_{SECRET}"
-ADD = example.add(f"feed the {SECRET}", "call mum")
+WORD = "quetzalcoatlus"
+ADD = example.add(f"feed the {WORD}", "call mum")
 
 
-def live(person: Person, standin: StandIn, rows: Rows) -> None:
-    """Fill every table: turns in two conversations, a call of an MCP client, and one of a tool that a model made up."""
-    first = person.post({"message": ADD, "timezone": "Europe/Paris"}).json
-    assert person.say(example.change(f"feed the {SECRET}"), first["conversation_id"]).status == 200
-    standin.fault("call", calls=[{"name": TOOL_OF_MODEL, "arguments": {"text": SECRET}}], match="hello")
-    assert person.say(f"hello {SECRET}").status == 200
-    McpClient(person.mcp_token).do(**_named(example.call_add(f"groom the {SECRET}")))
+def live(person: Person, standin: StandIn, rows: Rows, word: str = WORD) -> str:
+    """Fill every table with texts that hold the word. Return the name of a tool that the model made up.
+
+    There are turns in two conversations, a call of an MCP client, and a call of that tool.
+    """
+    made_up, message = f"call_{word}", example.add(f"feed the {word}", "call mum")
+    first = person.post({"message": message, "timezone": "Europe/Paris"}).json
+    assert person.say(example.change(f"feed the {word}"), first["conversation_id"]).status == 200
+    standin.fault("call", calls=[{"name": made_up, "arguments": {"text": word}}], match="hello")
+    assert person.say(f"hello {word}").status == 200
+    call = example.call_add(f"groom the {word}")
+    McpClient(person.mcp_token).do(call["name"], **call["arguments"])
     personal_data.send(personal_data.request(person, "GET", "/export"))  # it has an allowance of its own
     assert personal_data.count(rows, person.id).keys() == {table.name for table in personal_tables()}
-
-
-def _named(call: dict[str, Any]) -> dict[str, Any]:
-    return {"tool": call["name"], **call["arguments"]}
+    return made_up
 
 
 def add_rows(rows: Rows, user_id: str, number: int, text: str = "hello") -> None:
@@ -156,7 +156,7 @@ class TestExport:
     @pytest.mark.parametrize(
         "hostile",
         [
-            *("", "x", "%00", "%ff", "e30", "W10", "a" * 1_001, "bnVsbA"),
+            *("", "_", "%00", "%ff", "e30", "W10", "a" * 1_001, "bnVsbA"),
             cursor.write("message"),
             cursor.write("message", "x", 1),
             cursor.write("message", str(uuid4()), "1"),
@@ -168,24 +168,24 @@ class TestExport:
             cursor.write("erased_call", str(uuid4()), 1),
             cursor.write("allowance", "cha\x00t"),
             cursor.write("allowance", "\ud800"),
-            cursor.write("allowance", ""),
             cursor.write("allowance; drop table message", "x"),
         ],
         ids=lambda text: text[:40],
     )
     def test_a_hostile_cursor_is_refused(self, alice: Person, hostile: str) -> None:
-        """The answer is 422 with the name of the field. An unknown place in a known table is a place as any other."""
+        """The answer is 422 with the name of the field."""
         answer = personal_data.send(personal_data.request(alice, "GET", "/export", f"cursor={hostile}"))
-        if hostile == cursor.write("allowance", ""):
-            assert answer.status == 200
-            return
         assert (answer.status, answer.json["type"]) == (422, "urn:taskchat:problem:invalid-input"), answer.body
         assert [fault["field"] for fault in answer.json["fields"]] == ["cursor"]
-        assert hostile == "" or hostile not in answer.body
+        assert not hostile or hostile not in answer.body
 
-    def test_a_number_beyond_its_column_is_a_place(self, alice: Person) -> None:
-        """A position has 32 bits, and a cursor may hold 64."""
-        place = cursor.write("message", str(uuid4()), 2**63 - 1)
+    @pytest.mark.parametrize(
+        "place",
+        [cursor.write("message", str(uuid4()), 2**63 - 1), cursor.write("allowance", "")],
+        ids=["number", "text"],
+    )
+    def test_a_place_without_a_row_is_a_place(self, alice: Person, place: str) -> None:
+        """The number is beyond its column: a position has 32 bits, and a cursor may hold 64."""
         assert personal_data.send(personal_data.request(alice, "GET", "/export", f"cursor={place}")).status == 200
 
     @pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=x", "page=2", "limit=1&limit=2&x"])
@@ -299,15 +299,16 @@ class TestErasure:
         self, alice: Person, standin: StandIn, rows: Rows, logs: Logs, log_search: LogSearch
     ) -> None:
         """In no column of any table. No log line of the run holds a text."""
-        live(alice, standin, rows)
-        log_search.add_texts([SECRET, str(ADD), TOOL_OF_MODEL])
-        assert set(personal_data.tables_with(rows, SECRET)) == {"conversation", "message", "tool_call", example.table}
+        word = uuid4().hex
+        made_up = live(alice, standin, rows, word)
+        log_search.add_texts([word, f"feed the {word}", made_up])
+        assert set(personal_data.tables_with(rows, word)) == {"conversation", "message", "tool_call", example.table}
         answer = personal_data.erase(alice)
         assert (answer.status, answer.body) == (204, "")
         assert personal_data.count(rows, alice.id) == {}
-        assert personal_data.tables_with(rows, SECRET) == []
+        assert personal_data.tables_with(rows, word) == []
         assert personal_data.tables_with(rows, alice.id) == []
-        assert SECRET not in json.dumps(logs())
+        assert word not in json.dumps(logs())
 
     def test_it_is_logged_without_the_person_and_the_pseudonym(
         self, alice: Person, standin: StandIn, rows: Rows, logs: Logs
@@ -325,7 +326,7 @@ class TestErasure:
 
     def test_erased_calls_keep_what_an_audit_needs(self, alice: Person, standin: StandIn, rows: Rows) -> None:
         """Day, entry point, tool and outcome, under one pseudonym. The name that the model made up is not kept."""
-        live(alice, standin, rows)
+        made_up = live(alice, standin, rows)
         made = rows.execute("select door, tool, outcome from tool_call where user_id = %s", [alice.id]).fetchall()
         before = pseudonyms(rows)
         personal_data.erase(alice)
@@ -333,7 +334,7 @@ class TestErasure:
         kept = rows.execute("select * from erased_call where pseudonym = %s", [pseudonym]).fetchall()
         assert all(row.keys() == {"pseudonym", "id", "door", "tool", "outcome", "made_on"} for row in kept)
         assert {row["made_on"] for row in kept} == {datetime.now(UTC).date()}
-        expected = [(row["door"], row["tool"].replace(TOOL_OF_MODEL, "unknown"), row["outcome"]) for row in made]
+        expected = [(row["door"], row["tool"].replace(made_up, "unknown"), row["outcome"]) for row in made]
         assert sorted((row["door"], row["tool"], row["outcome"]) for row in kept) == sorted(expected)
         assert "unknown" in {row["tool"] for row in kept}
         assert "mcp" in {row["door"] for row in kept}
@@ -394,7 +395,7 @@ class TestErasure:
         assert (answer.status, answer.json["type"]) == (504, "urn:taskchat:problem:out-of-time")
         remaining = sum(personal_data.count(rows, alice.id).values())
         (line,) = [line for line in logs() if line["message"] == "erased"]
-        assert sum(line["rows"].values()) == 2 * erasing.BATCH + 500 or sum(line["rows"].values()) > 0
+        assert sum(line["rows"].values()) == 5_002 - remaining
         assert 0 < remaining < 5_000
         assert personal_data.erase(alice).status == 204
         assert personal_data.count(rows, alice.id) == {}
@@ -482,9 +483,6 @@ class TestARunningTurn:
                 erased += status == 204
                 assert status == 503 or personal_data.count(rows, person.id) == {}, made.passed[point]
         assert erased > (len(made.passed) - first) / 2
-
-    def test_whose_reply_s_commit_was_lost(self, server: Postgres) -> None:
-        """See TestThroughAProxy."""
 
 
 def check_refused(answer: Response) -> None:
