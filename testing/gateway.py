@@ -45,13 +45,15 @@ class Response:
         return json.loads(self.body)
 
 
-def event(method: str, path: str, *, headers: dict[str, str] | None = None, body: bytes = b"") -> dict[str, Any]:
+def event(
+    method: str, path: str, *, query: str = "", headers: dict[str, str] | None = None, body: bytes = b""
+) -> dict[str, Any]:
     """Return the event of a request to a deployed HTTP API."""
     return {
         "version": "2.0",
         "routeKey": "$default",
         "rawPath": path,
-        "rawQueryString": "",
+        "rawQueryString": query,
         "headers": {"host": "api.example.com", "x-forwarded-proto": "https", **(headers or {})},
         "requestContext": {
             "accountId": "123456789012",

@@ -86,9 +86,9 @@ class LogSearch:
         for line in output.splitlines():
             self.lines.setdefault(line, self.test)
 
-    def add_texts(self, texts: Iterable[str]) -> None:
-        """Add users' texts, in their own form and in JSON's."""
-        for text in texts:
+    def add_texts(self, texts: Iterable[str | None]) -> None:
+        """Add users' texts, in their own form and in JSON's. A column may hold null."""
+        for text in filter(None, texts):
             for form in (text.strip(), json.dumps(text.strip())[1:-1]):
                 self.texts |= {end for end in (form[:LONGEST], form[-LONGEST:]) if len(end.strip()) >= SHORTEST}
 
