@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from chat import conversation_routes
+from chat import conversation_routes, personal_data_routes
 from chat.agent import ChatAgent
 from chat.openapi import CHAT_REQUEST, CHAT_RESPONSES, DATA_RESPONSES, DescribedApi
 from chat.schemas import ChatRequest, ChatResponse, Health
@@ -96,7 +96,7 @@ async def health() -> Health:
     return Health(status="ok")
 
 
-DATA_ROUTERS: Final = (conversation_routes.router,)
+DATA_ROUTERS: Final = (conversation_routes.router, personal_data_routes.router)
 """The routes on which a person reads and manages their own data, the domain's last. Their names are operation ids."""
 
 

@@ -17,7 +17,7 @@ class ErasedCall(SQLModel, table=True):
     __table_args__ = (runtime_rights("insert"),)
 
     pseudonym: UUID = Field(primary_key=True)
-    """Random, the same for all calls of one person. It is stored nowhere else."""
+    """Random, the same for all calls that one request erased. It is stored nowhere else."""
     id: int | None = Field(default=None, sa_column=Column(BigInteger, Identity(always=True), primary_key=True))
     door: str = Field(sa_type=SafeText)
     tool: str = Field(sa_type=SafeText)
