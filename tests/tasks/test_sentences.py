@@ -316,9 +316,10 @@ def test_arguments_fit_the_sent_schema(plain: Way) -> None:
     assert plain.ask("what is left?", tools=[bare]).calls[0]["arguments"] == "{}"
 
 
-@pytest.mark.parametrize(
-    "unit", ["and ", "please ", "add ", ". ", ".", ",", "\n", '"', "a, ", "what ", "today ", "at 9 "]
-)
+UNITS = ["and ", "please ", "add ", ". ", ".", ",", "\n", '"', "a, ", "what ", "today ", "at 9 ", "move a to "]
+
+
+@pytest.mark.parametrize("unit", UNITS)
 def test_every_message_is_answered_at_once(unit: str, plain: Way) -> None:
     """The patterns take linear time, for 32 KB of any text."""
     hasty = Way("responses", False, plain.client.with_options(timeout=2))

@@ -17,7 +17,7 @@ domain = Domain(
         add="Add buy milk",
         added="buy milk",
         show="What is left?",
-        more=("Add call mum tomorrow at 9", "Move call mum to Friday and tell me what is left", "Oops, undo that"),
+        more=("Add call mum on Monday at 9", "Move call mum to Friday and tell me what is left", "Oops, undo that"),
         calls=(
             ("add_task", {"title": "call mum"}),
             ("list_tasks", {"status": "pending"}),
