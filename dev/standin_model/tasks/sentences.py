@@ -146,8 +146,8 @@ EVERY = re.compile(
 )
 
 Grammar = tuple[tuple[str, Callable[[re.Match[str]], list[Wish]]], ...]
-TITLE = re.compile(rf"(?:the )?(?P<title>.+?)(?: (?P<when>{WHEN}))?", re.IGNORECASE | re.DOTALL)
-SHOWN = r"tasks?|list|left|pending|open|to-?do|to do|done|completed|finished|everything|all"
+TITLE = re.compile(rf"(?:(?:the|an?) )?(?P<title>.+?)(?: (?P<when>{WHEN}))?", re.IGNORECASE | re.DOTALL)
+SHOWN = r"tasks?|list|left|due|pending|open|to-?do|to do|done|completed|finished|everything|all"
 TASK_TO = r"(?:an?|the)? ?(?:new )?(?:tasks?|to-?dos?|reminders?)(?: to| for| called| named)?:? "
 RULES: Grammar = (
     (r"mark (?P<targets>.+?) (?:as )?(?:done|completed?|finished)", _finish),
@@ -158,7 +158,7 @@ RULES: Grammar = (
     (r"describe (?P<target>.+?) as (?P<text>.+)", _describe),
     (rf"(?:move|reschedule) (?P<target>.+?) to (?P<when>{WHEN})", _move),
     (r"undo(?: that| it| this| the last change)?", _undo),
-    (rf"(?:list|show|what|which|how many)\b.* (?P<period>{PERIOD})(?: tasks)?", _show_due),
+    (rf"(?:list|show|what|which|how many)\b.*? (?P<period>{PERIOD})(?: tasks)?", _show_due),
     (rf"(?:list|show)|(?:list|show|what|which|how many)\b.*\b(?:{SHOWN})\b.*", _show),
     (rf"remind me (?P<when>{WHEN}) to (?P<titles>.+)", _add),
     (
