@@ -6,7 +6,7 @@ from typing import Final
 from sqlalchemy import BigInteger, Column, Identity, Index, false, text
 from sqlmodel import Field, SQLModel
 
-from taskchat.database.types import NOW, SafeText, Timestamp
+from taskchat.database.types import NOW, SafeText, Timestamp, expires
 
 
 class Task(SQLModel, table=True):
@@ -16,6 +16,7 @@ class Task(SQLModel, table=True):
         Index("task_completed_idx", "user_id", "completed", "id"),
         Index("task_due_idx", "user_id", "due_on", text("due_at nulls first"), "id"),
         Index("task_finished_idx", "updated_at", postgresql_where=text("completed")),
+        expires("updated_at", when="completed"),
     )
 
     user_id: str = Field(sa_type=SafeText, primary_key=True)
