@@ -6,7 +6,7 @@ from typing import Final
 from sqlalchemy import BigInteger, Column, Date, Identity, Index, false, literal_column, text
 from sqlmodel import Field, SQLModel
 
-from taskchat.database.types import NOW, SafeText, Timestamp
+from taskchat.database.types import NOW, SafeText, Timestamp, expires
 
 _DUE_ON: Final = "coalesce(due_on, 'infinity'::date)"
 _DUE_AT: Final = "coalesce(due_at, '-infinity'::timestamptz)"
@@ -19,6 +19,7 @@ class Task(SQLModel, table=True):
         Index("task_due_idx", "user_id", text(_DUE_ON), text(_DUE_AT), "id"),
         Index("task_state_idx", "user_id", "completed", text(_DUE_ON), text(_DUE_AT), "id"),
         Index("task_finished_idx", "updated_at", postgresql_where=text("completed")),
+        expires("updated_at", when="completed"),
     )
 
     user_id: str = Field(sa_type=SafeText, primary_key=True)
