@@ -182,6 +182,8 @@ def variables(database_url: str, standin: StandIn, issuer: Issuer, model_api: st
         "TURN_BURST": "999999",
         "TURNS_PER_MINUTE": "999999",
         "DAILY_MODEL_TOKENS": "999999999999",
+        "DATA_BURST": "999999",
+        "DATA_REQUESTS_PER_MINUTE": "999999",
         "MCP_BURST": "0",
         "MCP_REQUESTS_PER_MINUTE": "0",
     }
