@@ -44,11 +44,11 @@ Description = Annotated[
     str,
     StringConstraints(strip_whitespace=True, max_length=MAX_DESCRIPTION),
     plain_text(MAX_DESCRIPTION),
-    Field(description="Details, if there are any"),
+    Field(description="Details, if any"),
 ]
 # Strict: lenient parsing would take `true` for task 1, and "no" for false.
-TaskId = Annotated[int, Field(strict=True, ge=1, le=tasks.MAX_ID, description="From list_tasks or add_task")]
-Status = Annotated[tasks.Status, Field(description="Which tasks to list")]
+TaskId = Annotated[int, Field(strict=True, ge=1, le=tasks.MAX_ID, description="From list_tasks")]
+Status = Annotated[tasks.Status, Field(description="Which tasks")]
 Cursor = Annotated[str | None, Field(max_length=MAX_CURSOR, description="next_cursor of the page before")]
 NewDue = Annotated[str | None, Field(description="2026-11-27, or 2026-11-27T09:00 in the person's time zone")]
 ChangedDue = Annotated[str | None, Field(description="As in add_task; none clears it")]
