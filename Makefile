@@ -155,8 +155,9 @@ endef
 .PHONY: openapi check-locks
 .SILENT: check-locks
 
-openapi: install  ## Write docs/openapi.json, after a change of the contract
+openapi: install  ## Write docs/openapi.json and docs/export.schema.json, after a change of the contract
 	@$(BIN)/python -m dev.openapi
+	@$(BIN)/python -m dev.export_schema
 
 lock: install  ## Refresh the locked versions of all dependencies, or of one: make lock PACKAGE=openai
 	$(call compile_locks,.,$(if $(PACKAGE),--upgrade-package $(PACKAGE),--upgrade))

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import urlencode
 from uuid import uuid4
 
 from dev.tokens import Issuer
@@ -54,3 +55,11 @@ class Caller:
         sent |= {name.replace("_", "-"): value for name, value in headers.items()}
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         return event("POST", f"/api/{self.id}/chat", headers=sent, body=raw)
+
+    def own(self, method: str, rest: str = "", *, body: Any = None, confirm: str = "", **query: Any) -> dict[str, Any]:
+        """Return the event of a request about the caller's own data. `rest` is the path behind the user's id."""
+        headers = {"authorization": f"Bearer {self.token}"} | ({"confirm": confirm} if confirm else {})
+        headers |= {"content-type": "application/json"} if body is not None else {}
+        raw = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+        given = urlencode({name: value for name, value in query.items() if value is not None})
+        return event(method, f"/api/{self.id}{rest}", query=given, headers=headers, body=raw)

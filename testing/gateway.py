@@ -46,7 +46,7 @@ class Response:
 
 
 def event(
-    method: str, path: str, *, headers: dict[str, str] | None = None, body: bytes = b"", query: str = ""
+    method: str, path: str, *, query: str = "", headers: dict[str, str] | None = None, body: bytes = b""
 ) -> dict[str, Any]:
     """Return the event of a request to a deployed HTTP API."""
     return {

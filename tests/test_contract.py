@@ -43,6 +43,7 @@ TYPES = {
     "misdirected": 421,
     "invalid-input": 422,
     "idempotency-key-reused": 422,
+    "confirmation-required": 428,
     "too-many-requests": 429,
     "internal": 500,
     "model-failed": 502,

@@ -82,6 +82,7 @@ class TestToolsOnly:
         assert not kinds & {"sqlalchemy", "sqlmodel", "pg8000"}
         held = {
             "tools",
+            "turn",
             "lease",
             "calls",
             "deletions_per_turn",

@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from chat import conversation_routes
+from chat import conversation_routes, personal_data_routes
 from chat.agent import ChatAgent
 from chat.openapi import CHAT_REQUEST, CHAT_RESPONSES, DATA_RESPONSES, DescribedApi
 from chat.schemas import ChatRequest, ChatResponse, Health
@@ -37,6 +37,7 @@ from taskchat.http.problems import answer_routing_error
 from taskchat.limits import Limits
 from taskchat.process import Process, run_concurrently, start
 from taskchat.tasks import toolset
+from taskchat.tasks.routes import router as domain_routes
 
 
 class ChatProcess(Process):
@@ -96,7 +97,7 @@ async def health() -> Health:
     return Health(status="ok")
 
 
-DATA_ROUTERS: Final = (conversation_routes.router,)
+DATA_ROUTERS: Final = (conversation_routes.router, personal_data_routes.router, domain_routes)
 """The routes on which a person reads and manages their own data, the domain's last. Their names are operation ids."""
 
 

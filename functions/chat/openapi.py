@@ -83,6 +83,42 @@ BUSY_RESPONSE: Final[dict[int | str, dict[str, Any]]] = {
     409: _problem("A turn is running in the conversation.", Retry_After=_WAIT)
 }
 
+_EXPORTED: Final[dict[str, Any]] = {
+    "version": "taskchat.export/1",
+    "user_id": "hruAvtq0oTgdta9IOx7dVU7RZiKQ0DLw",
+    "tables": {
+        "allowance": [
+            {"door": "data", "full_at": "2026-11-21T21:18:52.25+00:00", "day": "2026-11-21", "model_tokens": 0}
+        ],
+        "conversation": [],
+    },
+    "next_cursor": None,
+}
+EXPORT_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    200: {
+        "description": "The page. docs/export.schema.json describes the rows of each table.",
+        "content": {"application/json": {"example": _EXPORTED}},
+    }
+}
+ERASURE_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    204: {"description": "Nothing is stored of the person any more. A repeated request is answered alike."},
+    428: _problem("The header Confirm is missing, or has another value."),
+    503: _problem("Database or key set cannot be reached. The same request goes on.", Retry_After=_WAIT),
+    504: _problem("The time ended before everything was erased. The same request goes on."),
+}
+ERASURE_REQUEST: Final[dict[str, Any]] = {
+    "parameters": [
+        {
+            "name": "Confirm",
+            "in": "header",
+            "required": True,
+            "description": "Says that the erasure is meant.",
+            "schema": {"const": "erase"},
+            "example": "erase",
+        }
+    ]
+}
+
 
 def body_of(model: type[BaseModel], example: dict[str, Any] | None = None) -> dict[str, Any]:
     """Describe the body of a route that reads it itself."""

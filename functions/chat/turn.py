@@ -84,14 +84,19 @@ class TurnRunner:
                 begun = await self._begin_again(request, begun.lease)
         return begun, left
 
-    async def _begin_again(self, request: Request, lease: Lease) -> Begun | Finished:
-        """Begin a turn again whose commit had no answer. Its allowance was spent the first time."""
+    async def _begin_again(self, request: Request, lease: Lease, stored: Turn | None = None) -> Begun | Finished:
+        """Begin a turn again whose commit had no answer. Its allowance was spent the first time.
+
+        Raises LeaseLost, and stores nothing, if the `stored` message has gone: its person has been erased meanwhile.
+        """
         leases = [lease]  # those that this turn may hold
 
         def attempt() -> Begun | Finished:
             with self.database.transaction(lease.user_id) as session:
                 begun = begin(session, lease.user_id, lease.turn_id, request, self.history_tokens, own=leases)
                 if isinstance(begun, Begun):
+                    if stored and begun.turn.said_at != stored.said_at:
+                        raise LeaseLost(retry_after=1)
                     leases.append(begun.lease)
             return begun
 
@@ -117,7 +122,7 @@ class TurnRunner:
         try:
             self._commit_reply(begun, run, reply)
         except CommitOutcomeUnknown:
-            again = await self._begin_again(request, run.lease)
+            again = await self._begin_again(request, run.lease, begun.turn)
             if isinstance(again, Finished):
                 run.calls = again.turn.calls
                 return again.turn

@@ -96,6 +96,12 @@ class KeyReused(
     """Raised when an Idempotency-Key is used again with another body."""
 
 
+class ConfirmationRequired(
+    TaskchatError, status=428, slug="confirmation-required", title="This needs the header Confirm, with its one value."
+):
+    """Raised when a request that cannot be undone does not say that it is meant."""
+
+
 class TooManyRequests(TaskchatError, status=429, slug="too-many-requests", title="This user has reached a limit."):
     """Raised when a user has reached a limit. `retry_after` says when it ends."""
 

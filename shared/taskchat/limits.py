@@ -19,6 +19,7 @@ from sqlalchemy import (
     Column,
     Date,
     DateTime,
+    Index,
     Interval,
     and_,
     bindparam,
@@ -26,12 +27,13 @@ from sqlalchemy import (
     cast,
     func,
     select,
+    update,
 )
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Field, Session, SQLModel
 
 from taskchat.database.transaction import before_commit
-from taskchat.database.types import SafeText, Timestamp, runtime_rights
+from taskchat.database.types import SafeText, Timestamp, declare, expires, runtime_rights
 from taskchat.errors import TooManyRequests
 
 
@@ -40,7 +42,9 @@ class Allowance(SQLModel, table=True):
 
     __table_args__ = (
         CheckConstraint("door in ('chat', 'mcp', 'data')", name="allowance_door_check"),
-        runtime_rights("select, insert, update, delete"),
+        Index("allowance_day_idx", "day"),
+        # An operator may have set `full_at` to a day to come, to refuse the user until then.
+        declare(runtime_rights("select, insert, update, delete"), expires("day", "full_at")),
     )
 
     user_id: str = Field(sa_type=SafeText, primary_key=True)
@@ -84,18 +88,17 @@ _SPEND: Final = (
     )
     .returning(ALLOWANCE.c.model_tokens, cast(ALLOWANCE.c.day + _DAY, DateTime) - _UTC)
 )
+_THIS_ROW: Final = and_(ALLOWANCE.c.user_id == bindparam("of_user"), ALLOWANCE.c.door == bindparam("of_door"))
+# Only an update: a turn that was running while its person was erased must write no row.
 _RECORD: Final = (
-    insert(ALLOWANCE)
-    .values(_ROW | {"full_at": _NOW, "model_tokens": bindparam("used", type_=BigInteger)})
-    .on_conflict_do_update(
-        index_elements=_KEY,
-        set_={"day": _TODAY, "model_tokens": _USED_TODAY + bindparam("used", type_=BigInteger)},
-    )
+    update(ALLOWANCE)
+    .where(_THIS_ROW)
+    .values(day=_TODAY, model_tokens=_USED_TODAY + bindparam("used", type_=BigInteger))
 )
 _REFUSED_FOR: Final = select(
     ALLOWANCE.c.full_at + _INTERVAL - _BUCKET - _NOW,
     case((_USED_TODAY >= _QUOTA, cast(_TODAY + _DAY, DateTime) - _UTC)),
-).where(ALLOWANCE.c.user_id == bindparam("of_user"), ALLOWANCE.c.door == bindparam("of_door"))
+).where(_THIS_ROW)
 
 STATEMENTS: Final = (_SPEND, _RECORD)
 """The statements of nearly every turn."""
@@ -157,7 +160,7 @@ class Limits:
         return left
 
     def record(self, session: Session, user_id: str, model_tokens: int) -> None:
-        """Add to the day's model tokens, in the caller's transaction."""
+        """Add to the day's model tokens, in the caller's transaction. `spend` made the row when the request began."""
         if self.daily_model_tokens and model_tokens:
             session.execute(_RECORD, {"of_user": user_id, "of_door": self.door, "used": model_tokens})
 
