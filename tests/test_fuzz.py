@@ -33,7 +33,7 @@ from schemathesis.specs.openapi.checks import (
 from dev.postgres import Postgres
 from testing.callers import AUTH, RESOURCE
 from testing.gateway import Handler, LambdaContext, event
-from tests.conftest import Person, reset_processes, serving
+from tests.conftest import ROOT, Person, reset_processes, serving
 from tests.domain import example
 from tests.tally import report_at_end
 from tests.test_docs import mcp_statuses
@@ -61,9 +61,12 @@ CONFIG = SchemathesisConfig.from_dict(
 )
 """The statuses that refuse a request that breaks the description. A long message may get 413."""
 DATA_ROUTES = [
-    ("/api/{user_id}/conversations", "get"),
-    *[("/api/{user_id}/conversations/{conversation_id}", method) for method in ("get", "patch", "delete")],
+    (path, method)
+    for path, methods in json.loads((ROOT / "docs" / "openapi.json").read_text())["paths"].items()
+    for method in methods
+    if (path, method) not in [("/api/{user_id}/chat", "post"), ("/health", "get"), ("/api/{user_id}", "delete")]
 ]
+"""The routes of a person's own data, without the one that erases the person."""
 DOCUMENTED = {
     "chat": {200, 204, 400, 401, 403, 404, 405, 409, 413, 415, 422},
     "mcp": {status for status in mcp_statuses() if status < 429},
