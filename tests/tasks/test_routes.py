@@ -106,6 +106,20 @@ def test_a_bad_parameter_gets_422(alice: Person, name: str, value: str) -> None:
     assert [fault["field"] for fault in answer.json["fields"]] == [name]
 
 
+def test_the_example_is_an_answer(alice: Person, client: McpClient) -> None:
+    """It has the members of a page, and the date as a result shows it."""
+    from chat.app import app
+
+    answer = app.openapi()["paths"]["/api/{user_id}/tasks"]["get"]["responses"]["200"]
+    example = answer["content"]["application/json"]["example"]
+    for _ in range(2):
+        client.do("add_task", title=example["tasks"][0]["title"], due=example["tasks"][0]["due"])
+    page = alice.get("/tasks", limit=1).json
+    assert (page.keys(), page["tasks"][0].keys()) == (example.keys(), example["tasks"][0].keys())
+    for name in ("title", "due", "weekday"):
+        assert page["tasks"][0][name] == example["tasks"][0][name]
+
+
 def test_another_method_gets_405(alice: Person) -> None:
     """Only the chat acts on what a person wants."""
     for method in ("POST", "PATCH", "DELETE", "HEAD"):
