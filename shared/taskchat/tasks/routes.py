@@ -20,6 +20,21 @@ from taskchat.timezones import TimezoneName
 
 MAX_LIMIT: Final = 100
 
+_EXAMPLE: Final = {
+    "tasks": [
+        {
+            "id": 1,
+            "title": "See the dentist",
+            "description": "",
+            "completed": False,
+            "due": "2026-11-27T09:00+01:00[Europe/Paris]",
+            "weekday": "Friday",
+            "created_at": "2026-11-23T08:00:00.000000Z",
+            "updated_at": "2026-11-23T08:00:00.000000Z",
+        }
+    ],
+    "next_cursor": "WyIyMDI2LTExLTI3IixudWxsLDFd",
+}
 router: Final = APIRouter()
 
 
@@ -39,7 +54,11 @@ class TaskQuery(BaseModel):
     timezone: TimezoneName = Field(default="UTC", description="IANA name, for words such as today")
 
 
-@router.get("/tasks")
+@router.get(
+    "/tasks",
+    summary="List tasks",
+    responses={200: {"description": "A page of tasks.", "content": {"application/json": {"example": _EXAMPLE}}}},
+)
 async def list_tasks(caller: Caller, query: Annotated[TaskQuery, Query()]) -> tasks.TaskPage:
     """List the caller's tasks by their dates, a page at a time. A task without a date comes last."""
     with _naming("due"):
