@@ -592,19 +592,13 @@ class TestThePage:
         reset_processes()  # the requests that follow come to another process
         with serving(app) as url:
             known = os.environ | {"URL": url, "USER_ID": alice.id, "TOKEN": alice.token}
-            yield (
-                lambda command: (
-                    subprocess.run(
-                        ["sh", "-c", command],  # noqa: S607
-                        env=known,
-                        cwd=tmp_path,
-                        capture_output=True,
-                        text=True,
-                        check=True,
-                        timeout=60,
-                    ).stdout
-                )
-            )
+
+            def run(command: str) -> str:
+                shell = ["sh", "-c", command]
+                done = subprocess.run(shell, env=known, cwd=tmp_path, capture_output=True, text=True, check=True)  # noqa: S603
+                return done.stdout
+
+            yield run
 
     def test_export_erase_export(self, paste: Callable[[str], str]) -> None:
         """The transcript shows what a shell prints."""
