@@ -3,6 +3,7 @@
 `testing.tasks` names those that the tests use too. `bench.floor` is a task service by itself.
 """
 
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 THINGS: Final = "tasks"
@@ -34,6 +35,24 @@ STATES: Final = {
     for state, condition in {"all": "true", "pending": "not completed", "completed": "completed"}.items()
 }
 """The lists, and a query for the ids in each."""
+
+
+DUE_ROWS: Final = (
+    "insert into task (user_id, title, description, completed, due_on, due_at, due_zone) select %(user)s,"
+    " 'Call number ' || n, 'after lunch', n %% 2 = 1, current_date + n %% 400 - 200, case n %% 4 when 0 then"
+    " (current_date + n %% 400 - 200 + time '09:00') at time zone 'Europe/Paris' end, case n %% 4 when 0 then"
+    " 'Europe/Paris' end from generate_series(0, %(rows)s - 1) n"
+)
+"""Insert rows for one person. They are due in the 200 days before today and the 200 after, 25 on each day."""
+
+_TODAY: Final = datetime.now(UTC).date()
+
+DUE: Final = {
+    "due this week": {"due": "this_week", "timezone": "Europe/Paris"},
+    "overdue": {"due": "overdue", "timezone": "Europe/Paris"},
+    "due within 30 days": {"due": f"{_TODAY - timedelta(30)}/{_TODAY + timedelta(30)}"},
+}
+"""Queries of the list."""
 
 
 def changes(row: int) -> tuple[str, ...]:

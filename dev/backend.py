@@ -115,8 +115,12 @@ def _environment(url: str, database: Postgres, issuer: Issuer) -> dict[str, str]
 
 
 def migrate(database: Postgres, log: Path) -> None:
-    """Bring the schema up to date, and make the runtime role if it does not exist. Raises StartupError."""
-    urls = {"MIGRATION_DATABASE_URL": database.owner_url, "DATABASE_URL": database.app_url}
+    """Bring the schema up to date, and make the roles that do not exist. Raises StartupError."""
+    urls = {
+        "MIGRATION_DATABASE_URL": database.owner_url,
+        "DATABASE_URL": database.app_url,
+        "RETENTION_DATABASE_URL": database.retention_url,
+    }
     command = [sys.executable, "-m", "alembic", "upgrade", "head"]
     with log.open("w+") as file:
         done = subprocess.run(command, cwd=state.ROOT, env=urls, check=False, stdout=file, stderr=subprocess.STDOUT)

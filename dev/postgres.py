@@ -31,6 +31,7 @@ from dev.processes import Account, StartupError
 DATABASE = "taskchat"
 OWNER = "taskchat_owner"
 APP = "taskchat_app"
+RETENTION = "taskchat_retention"
 SUPERUSER = "postgres"
 
 START_SECONDS = 30
@@ -63,7 +64,7 @@ ACCESS = "host all all all scram-sha-256\n"
 
 @dataclass(frozen=True)
 class Postgres:
-    """A running server, and the URLs of its three roles."""
+    """A running server, and the URLs of its roles."""
 
     host: str
     port: int
@@ -81,6 +82,11 @@ class Postgres:
     def app_url(self) -> str:
         """The URL of the role that taskchat runs as. Migrations create the role, with the password in this URL."""
         return self._url(APP)
+
+    @property
+    def retention_url(self) -> str:
+        """The URL of the role that deletes old rows. Migrations that get this URL create the role."""
+        return self.app_url.replace(APP, RETENTION, 1)  # with the same password
 
     @property
     def superuser_url(self) -> str:

@@ -35,7 +35,7 @@ WORDS = {
     }.items()
 }
 """Values of the names in the events' bodies."""
-CHAT, MCP_TOOLS = "ChatFunction", "McpToolsFunction"
+CHAT, MCP_TOOLS, RETENTION = "ChatFunction", "McpToolsFunction", "RetentionFunction"
 
 
 class ProofError(Exception):
@@ -175,6 +175,8 @@ def surroundings(name: str, *, listen: str = "127.0.0.1", reach: str = "127.0.0.
         issuer = Issuer.new()
         environment = {
             "DATABASE_URL": database.app_url.replace(listen, reach),
+            "RETENTION_DATABASE_URL": database.retention_url.replace(listen, reach),
+            "RETENTION_DAYS": "1",
             "OPENAI_BASE_URL": stand_in.base_url.replace(listen, reach),
             "OPENAI_API_KEY": "stand-in",
             "MODEL": "stand-in",

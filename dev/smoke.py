@@ -6,6 +6,7 @@ own client, and the variables of the template.
 
 import argparse
 import contextlib
+import json
 import os
 import platform
 import signal
@@ -50,7 +51,7 @@ class Emulated:
     def invoke(self, event: dict[str, Any]) -> dict[str, Any]:
         """Send the function one event and return its answer. Raises ProofError when the function fails."""
         _, answer = client.call(self.url, INVOKE, event, timeout=LIMIT_SECONDS)
-        if not isinstance(answer, dict) or "statusCode" not in answer:
+        if not isinstance(answer, dict) or "errorType" in answer:
             raise ProofError(f"the function failed: {answer}")
         return answer
 
@@ -82,6 +83,8 @@ def smoke(used: Tools) -> dict[str, float]:
             if name not in running:
                 running[name] = stack.enter_context(_emulated(functions[name], used, around.environment))
             _send(expected, running[name], around)
+        with _emulated(functions[proof.RETENTION], used, around.environment) as retention:
+            _delete_old_rows(retention)
         around.check(proof.EVERYTHING_KEPT)
         peaks = {name: function.peak_megabytes() for name, function in running.items()}
     print(f"The database holds the expected rows: {proof.EVERYTHING_KEPT}")
@@ -99,6 +102,16 @@ def _send(expected: Expected, function: Emulated, around: Surroundings) -> None:
     print(f"{expected.event:<18} {answer['statusCode']}  {calls:<14} {milliseconds:8.1f} ms {peak:6.0f} MB", flush=True)
     if peak > LIMIT_MB:
         raise ProofError(f"{expected.event}: {peak:.0f} MB of memory, more than the limit of {LIMIT_MB}")
+
+
+def _delete_old_rows(function: Emulated) -> None:
+    """Invoke the retention function as EventBridge does. No row is old yet. Raises ProofError."""
+    answer = function.invoke(json.loads((proof.EVENTS / "retention.json").read_text()))
+    if not answer.get("finished") or not answer.get("deleted") or any(answer["deleted"].values()):
+        raise ProofError(f"retention: expected a finished run that deletes nothing, got {answer}")
+    print(
+        f"{'retention':<18} finished, {len(answer['deleted'])} tables {function.peak_megabytes():21.0f} MB", flush=True
+    )
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Bring the schema up to date as its owner, then make the runtime role: in one transaction, one run at a time."""
+"""Bring the schema up to date as its owner, then make the roles: in one transaction, one run at a time."""
 
 from alembic import context
 from alembic.util import CommandError
@@ -7,7 +7,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import SQLModel
 
 from migrations.policies import secure_tables
-from migrations.roles import grant_rights, make_role, read_role, refuse_open_schema
+from migrations.roles import make_retention_role, make_runtime_role, read_role
 from taskchat import limits
 from taskchat.conversations import models as conversations
 from taskchat.database.engine import create_engine_for
@@ -26,17 +26,19 @@ STATEMENT_SECONDS = 3600.0
 def migrate() -> None:
     """Run the Alembic command. Raises SettingsError, ValueError, or the error of the database."""
     settings = load(MigrationSettings)
-    role = read_role(settings.database_url.get_secret_value())
+    runtime = read_role("DATABASE_URL", settings.database_url.get_secret_value())
+    retention_url = settings.retention_database_url
+    retention = retention_url and read_role("RETENTION_DATABASE_URL", retention_url.get_secret_value())
     with create_engine_for(settings.migration_database_url.get_secret_value, STATEMENT_SECONDS).begin() as connection:
         connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": _ONE_MIGRATION_AT_A_TIME})
         context.configure(connection=connection, target_metadata=SQLModel.metadata, compare_server_default=True)
         context.run_migrations()
         if context.get_context().get_current_revision() == context.get_head_revision():
             secure_tables(connection)
-            made = make_role(connection, role)
-            grant_rights(connection, role.name)
-            refuse_open_schema(connection, role.name)
-            config.print_stdout(f"The schema is at {context.get_head_revision()}; {made}")
+            made = [make_runtime_role(connection, runtime)]
+            if retention:
+                made.append(make_retention_role(connection, retention, runtime))
+            config.print_stdout(f"The schema is at {context.get_head_revision()}; {' '.join(made)}")
 
 
 try:

@@ -1,13 +1,13 @@
-"""Make the runtime role in SQL (Neon's console would give it BYPASSRLS), with no more rights than taskchat uses."""
+"""Make the roles in SQL (Neon's console would give them BYPASSRLS), with no more rights than taskchat uses."""
 
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Table, text
 from sqlmodel import SQLModel
 
 from taskchat.database.engine import UnsafeRole
-from taskchat.database.types import RIGHTS
+from taskchat.database.types import EXPIRY, RIGHTS, Expiry
 from taskchat.postgres_url import parse
 from taskchat.settings import SettingsError
 
@@ -19,6 +19,13 @@ LIMITS: Final = {
     "statement_timeout": "5s",
     "lock_timeout": "2s",
     "idle_in_transaction_session_timeout": "10s",
+}
+
+RETENTION_LIMITS: Final = LIMITS | {
+    "statement_timeout": "20s",  # less than retention.BATCH_SECONDS
+    # The planner expects a scan to find a batch of old rows soon. In the last batch of a run none are left, and the
+    # scan would read the whole table.
+    "enable_seqscan": "off",
 }
 
 _IS_PRIVILEGED: Final = """
@@ -39,21 +46,82 @@ class OpenSchema(SettingsError):
 
 @dataclass(frozen=True)
 class Role:
-    """The role that DATABASE_URL names, with its password."""
+    """A role that the URL in `variable` names, with its password."""
 
+    variable: str
     name: str
     password: str
 
 
-def read_role(url: str) -> Role:
+def read_role(variable: str, url: str) -> Role:
     """Return the role in a libpq URL. Raises ValueError when the URL has no role or no password."""
     parsed = parse(url)
     if not parsed.password:
-        raise ValueError("DATABASE_URL has no password for the role to create")
-    return Role(parsed.user, parsed.password)
+        raise ValueError(f"{variable} has no password for the role to create")
+    return Role(variable, parsed.user, parsed.password)
 
 
-def make_role(connection: Connection, role: Role) -> str:
+def make_runtime_role(connection: Connection, role: Role) -> str:
+    """Make the role of the two APIs with its rights, and return what was done. Raises UnsafeRole or OpenSchema."""
+    made = _make_role(connection, role, LIMITS)
+    for table in SQLModel.metadata.sorted_tables:
+        _grant(connection, table, role, table.info.get(RIGHTS, ALL_RIGHTS))
+    _refuse_open_schema(connection, role.name)
+    return made
+
+
+def make_retention_role(connection: Connection, role: Role, runtime: Role) -> str:
+    """Make the role that deletes old rows, and return what was done. Raises UnsafeRole or OpenSchema.
+
+    On a table that declares an Expiry it reads the columns of that declaration and the place of a row, and deletes.
+    Postgres locks rows only for a role that may update a column; the policies refuse each update.
+    """
+    if role.name == runtime.name:
+        raise UnsafeRole(f"{role.variable} and {runtime.variable} must not name the same role")
+    made = _make_role(connection, role, RETENTION_LIMITS)
+    for table in SQLModel.metadata.sorted_tables:
+        expiry = table.info.get(EXPIRY)
+        _grant(connection, table, role, _rights_of_retention(expiry) if expiry else None)
+        _secure_from_retention(connection, table, role, expiry)
+    _refuse_open_schema(connection, role.name)
+    return made
+
+
+def _rights_of_retention(expiry: Expiry) -> str:
+    columns = [*expiry.since, *filter(None, [expiry.when]), "ctid"]
+    return f"select ({', '.join(columns)}), update ({expiry.since[0]}), delete"
+
+
+_POLICIES: Final = text("""
+select policyname, permissive, roles::text[], cmd, qual, with_check from pg_policies
+where schemaname = 'public' and tablename = :table and policyname in ('retention', 'retention_only') order by 1
+""")
+
+
+def _secure_from_retention(connection: Connection, table: Table, role: Role, expiry: Expiry | None) -> None:
+    """Open the rows that may grow old to the role, and no others, whatever user it names in `app.user_id`.
+
+    Policies that are right stay as they are: to replace them, Postgres waits for every transaction on the table.
+    """
+    condition = expiry and (expiry.when or "true")
+    wanted = [
+        ("retention", "PERMISSIVE", [role.name], "ALL", "true", None),
+        ("retention_only", "RESTRICTIVE", [role.name], "ALL", condition, "false"),
+    ]
+    if connection.execute(_POLICIES, {"table": table.name}).fetchall() == (wanted if expiry else []):
+        return
+    for name, kind, _, _, rows, check in wanted:
+        _execute(connection, f"drop policy if exists {name} on {table.name}")
+        if expiry:
+            with_check = f" with check ({check})" if check else ""
+            _execute(
+                connection,
+                f"create policy {name} on {table.name} as {kind} to %I using ({rows}){with_check}",
+                role.name,
+            )
+
+
+def _make_role(connection: Connection, role: Role, limits: dict[str, str]) -> str:
     """Create the role if it does not exist, and return what was done. Never change an existing role's password.
 
     Raises UnsafeRole.
@@ -64,25 +132,24 @@ def make_role(connection: Connection, role: Role) -> str:
     elif found.is_privileged:
         raise UnsafeRole(
             f"{role.name} can bypass row-level security, or has rights of an administrator: "
-            "name a role in DATABASE_URL that does not exist yet"
+            f"name a role in {role.variable} that does not exist yet"
         )
-    for setting, value in LIMITS.items():
+    for setting, value in limits.items():
         _execute(connection, f"alter role %I set {setting} = %L", role.name, value)
     # pg_temp last: else a temporary table would hide ours from the next client that gets the session from a pooler.
     _execute(connection, "alter role %I set search_path = public, pg_temp", role.name)
+    _execute(connection, "grant usage on schema public to %I", role.name)
     return f"role {role.name} " + ("was made." if found is None else "existed; its password was not changed.")
 
 
-def grant_rights(connection: Connection, name: str) -> None:
-    """Grant the role exactly the rights that each table names, and revoke all others on the tables."""
-    _execute(connection, "grant usage on schema public to %I", name)
-    for table in SQLModel.metadata.sorted_tables:
-        rights = table.info.get(RIGHTS, ALL_RIGHTS)
-        _execute(connection, f"revoke all on {table.name} from %I", name)
-        _execute(connection, f"grant {rights} on {table.name} to %I", name)
+def _grant(connection: Connection, table: Table, role: Role, rights: str | None) -> None:
+    """Grant the role exactly these rights on the table, and revoke all others, those on columns too."""
+    _execute(connection, f"revoke all on {table.name} from %I", role.name)
+    if rights:
+        _execute(connection, f"grant {rights} on {table.name} to %I", role.name)
 
 
-def refuse_open_schema(connection: Connection, name: str) -> None:
+def _refuse_open_schema(connection: Connection, name: str) -> None:
     """Raise OpenSchema if every role, or this one, may create in `public`: Postgres 14 and older let every role."""
     if connection.execute(text(_IS_OPEN), {"name": name}).scalar_one():
         raise OpenSchema(

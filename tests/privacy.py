@@ -30,6 +30,8 @@ LONGEST: Final = 24
 LONGEST_ERROR: Final = 300
 """Characters to show from the end of an internal error."""
 
+DAY: Final = re.compile(r"\d{4}-\d\d-\d\d")
+
 FORMS: Final = {
     "a token": re.compile(r"eyJ[\w-]{10,}\.[\w-]{10,}"),
     "a bearer's credentials": re.compile(r"bearer\s+[\w.~+/-]{8,}", re.IGNORECASE),
@@ -87,8 +89,10 @@ class LogSearch:
             self.lines.setdefault(line, self.test)
 
     def add_texts(self, texts: Iterable[str | None]) -> None:
-        """Add users' texts, in their own form and in JSON's. A column may hold null."""
-        for text in filter(None, texts):
+        """Add users' texts, in their own form and in JSON's. Skip null, and a day: each line has one in its time."""
+        for text in texts:
+            if text is None or DAY.fullmatch(text):
+                continue
             for form in (text.strip(), json.dumps(text.strip())[1:-1]):
                 self.texts |= {end for end in (form[:LONGEST], form[-LONGEST:]) if len(end.strip()) >= SHORTEST}
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, Final
 
-OWN: Final = frozenset({"taskchat", "chat", "mcp_tools"})
+OWN: Final = frozenset({"taskchat", "chat", "mcp_tools", "retention"})
 """Packages of this repository."""
 
 INTERNAL: Final = ("pg8000.core.",)

@@ -66,9 +66,14 @@ def targets(text: str) -> set[str]:
     return set(re.findall(r"(?:^|`)(?:[A-Z_]+=\S+ )*make ([a-z-]+)", text, re.MULTILINE))
 
 
+def commands_for(target: str) -> list[str]:
+    """Return the commands of the README that run the make target, or the program."""
+    return [each for each in COMMANDS if re.search(rf"(^|make ){target}( |$)", each)]
+
+
 def command_for(target: str) -> str:
-    """Return the one command of the README that runs the make target, or the program."""
-    [command] = [each for each in COMMANDS if re.search(rf"(^|make ){target}( |$)", each)]
+    """Return the one such command."""
+    [command] = commands_for(target)
     return command
 
 
@@ -137,14 +142,20 @@ def running(log_search: LogSearch) -> Iterator[Development]:
         log_search.add_output((Path(name) / "server.log").read_text())
 
 
-def test_the_chat_command_works_as_it_stands(running: Development, tmp_path: Path) -> None:
-    """Its three wishes become three calls."""
-    output = paste(command_for("chat"), tmp_path, TASKCHAT_DEV_DIR=running.environment["TASKCHAT_DEV_DIR"])
-    assert re.findall(r'(\w+_task)\((?:title="([\w ]+)")?', output) == [
-        ("add_task", "buy milk"),
+def test_the_chat_commands_work_as_they_stand(running: Development, tmp_path: Path) -> None:
+    """A reader pastes the printed curl line first, and then sends "Oops, undo that" as the README says."""
+    known = {"TASKCHAT_DEV_DIR": running.environment["TASKCHAT_DEV_DIR"]}
+    paste(running.curl, tmp_path, **known)
+    added, moved = (paste(command, tmp_path, **known) for command in commands_for("chat"))
+    assert re.findall(r'(\w+_tasks?)\((?:title="([\w ]+)")?', added) == [
         ("add_task", "call mum"),
-        ("complete_task", ""),
+        ("add_task", "dentist"),
     ]
+    assert re.findall(r"(\w+_tasks?)\(", moved) == ["list_tasks", "update_task", "list_tasks"]
+    assert re.match(r"Moved dentist \(\d+, Friday [\d-]+ 09:00\)\. Left to do: .*call mum", moved)
+    *_, continued = re.findall(r"make chat CONVERSATION=.*", moved)
+    undone = paste(continued.replace("...", "Oops, undo that"), tmp_path, **known)
+    assert re.match(r"Restored dentist \(\d+, Wednesday [\d-]+ 09:00\)\.", undone)
 
 
 def test_the_inspector_command_works_as_it_stands(

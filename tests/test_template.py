@@ -10,14 +10,15 @@ from typing import Any, get_args
 
 import boto3
 import pytest
-from annotated_types import Lt
+from annotated_types import Ge, Le, Lt
 from samtranslator.parser.parser import Parser
 from samtranslator.translator.translator import Translator
 from samtranslator.yaml_helper import yaml_parse
 
 from chat.turn import SCHEMA as USAGE_SCHEMA
 from chat.usage import Usage
-from taskchat.settings import Settings
+from taskchat.personal_data.retention import BATCH_SECONDS
+from taskchat.settings import RetentionSettings, Settings
 from taskchat.toolcalls.audit_log import SCHEMA
 
 ROOT = Path(__file__).parent.parent
@@ -62,14 +63,24 @@ def published(resources: Resource) -> set[str]:
 
 @pytest.fixture(params=["ChatFunction", "McpToolsFunction"])
 def function(request: pytest.FixtureRequest, resources: Resource) -> Resource:
-    """Return each of the two functions."""
+    """Return each of the two functions that serve an API."""
     return of_type(resources, "Lambda::Function")[request.param]
 
 
-def test_the_two_functions_have_their_packages_handlers(resources: Resource) -> None:
+@pytest.fixture
+def retention(resources: Resource) -> Resource:
+    """Return the function that deletes old rows."""
+    return of_type(resources, "Lambda::Function")["RetentionFunction"]
+
+
+def test_the_functions_have_their_packages_handlers(resources: Resource) -> None:
     """The import names on Lambda are those of the tests, with no path hacks."""
     handlers = {name: each["Handler"] for name, each in of_type(resources, "Lambda::Function").items()}
-    assert handlers == {"ChatFunction": "chat.app.handler", "McpToolsFunction": "mcp_tools.app.handler"}
+    assert handlers == {
+        "ChatFunction": "chat.app.handler",
+        "McpToolsFunction": "mcp_tools.app.handler",
+        "RetentionFunction": "retention.app.handler",
+    }
 
 
 def test_runtime_and_architecture_are_the_layers(function: Resource, resources: Resource) -> None:
@@ -111,7 +122,7 @@ def test_traffic_goes_to_the_published_version(resources: Resource) -> None:
         ),
     ],
 )
-def test_a_change_publishes_both_functions(change: Any, resources: Resource) -> None:
+def test_a_change_publishes_every_function(change: Any, resources: Resource) -> None:
     """A version that is deployed but not published serves no request: `live` would silently stay behind."""
     changed = template()
     change(changed)
@@ -172,13 +183,16 @@ def test_permissions_are_for_the_functions_log_and_the_secret(resources: Resourc
         ("ChatRole", write, {"Fn::GetAtt": ["ChatLogs", "Arn"]}),
         ("McpToolsRole", write, {"Fn::GetAtt": ["McpToolsLogs", "Arn"]}),
         ("ReadSecret", "secretsmanager:GetSecretValue", {"Ref": "AppSecretArn"}),
+        ("RetentionRole", "secretsmanager:GetSecretValue", {"Ref": "RetentionSecretArn"}),
+        ("RetentionRole", write, {"Fn::GetAtt": ["RetentionLogs", "Arn"]}),
     ]
 
 
 def test_roles_have_no_other_policies(resources: Resource) -> None:
     """Without a role, SAM adds a managed policy that may write to every log group."""
     roles = of_type(resources, "IAM::Role")
-    assert set(roles) == {"ChatRole", "McpToolsRole"}
+    assert set(roles) == {"ChatRole", "McpToolsRole", "RetentionRole"}
+    assert "ManagedPolicyArns" not in roles.pop("RetentionRole")
     secret_or_nothing = {"Fn::If": ["HasSecret", [{"Ref": "ReadSecret"}], {"Ref": "AWS::NoValue"}]}
     assert all(role["ManagedPolicyArns"] == secret_or_nothing for role in roles.values())
 
@@ -189,10 +203,11 @@ def test_each_function_has_its_own_role(resources: Resource) -> None:
     assert roles == {
         "ChatFunction": {"Fn::GetAtt": ["ChatRole", "Arn"]},
         "McpToolsFunction": {"Fn::GetAtt": ["McpToolsRole", "Arn"]},
+        "RetentionFunction": {"Fn::GetAtt": ["RetentionRole", "Arn"]},
     }
     lambda_alone = {"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}
     trusted = [role["AssumeRolePolicyDocument"]["Statement"] for role in of_type(resources, "IAM::Role").values()]
-    assert trusted == [[lambda_alone], [lambda_alone]]
+    assert trusted == [[lambda_alone]] * 3
 
 
 def test_no_permission_is_given_by_a_wildcard(resources: Resource) -> None:
@@ -208,9 +223,11 @@ def test_no_other_resource_type_is_deployed(resources: Resource) -> None:
     assert {each["Type"].removeprefix("AWS::") for each in resources.values()} == {
         "ApiGatewayV2::Api",
         "ApiGatewayV2::Stage",
+        "Events::Rule",
         "IAM::ManagedPolicy",
         "IAM::Role",
         "Lambda::Alias",
+        "Lambda::EventInvokeConfig",
         "Lambda::Function",
         "Lambda::LayerVersion",
         "Lambda::Permission",
@@ -225,6 +242,8 @@ def test_only_this_api_may_invoke_and_only_live_versions(resources: Resource) ->
     source = "arn:${AWS::Partition}:execute-api:${AWS::Region}:${AWS::AccountId}:${__ApiId__}/${__Stage__}"
     permitted = set()
     for permission in of_type(resources, "Lambda::Permission").values():
+        if permission["Principal"] == "events.amazonaws.com":
+            continue  # of the schedule, as tested below
         assert (permission["Action"], permission["Principal"]) == ("lambda:InvokeFunction", "apigateway.amazonaws.com")
         address, names = permission["SourceArn"]["Fn::Sub"]
         assert names == {"__ApiId__": {"Ref": "HttpApi"}, "__Stage__": "*"}
@@ -240,17 +259,81 @@ def test_only_this_api_may_invoke_and_only_live_versions(resources: Resource) ->
     }
 
 
+HAS_DAYS = {"Fn::Not": [{"Fn::Equals": [{"Ref": "RetentionDays"}, 0]}]}
+
+
+class TestRetention:
+    """The function that deletes old rows exists only with a retention time, and can do nothing else."""
+
+    def test_it_exists_only_with_a_retention_time(self, resources: Resource) -> None:
+        """So do its role, log group, schedule and permission. By default there is none."""
+        own = {name: each.get("Condition") for name, each in resources.items() if name.startswith("Retention")}
+        assert len(own) >= 8
+        assert set(own.values()) == {"HasRetention"}
+        document = template()
+        assert document["Parameters"]["RetentionDays"]["Default"] == 0
+        assert HAS_DAYS in document["Conditions"]["HasRetention"]["Fn::And"]
+        assert document["Outputs"]["RetentionLogGroup"]["Condition"] == "HasRetention"
+
+    def test_a_retention_time_needs_the_secret(self) -> None:
+        """CloudFormation refuses the deployment otherwise, and not the first run."""
+        rule = template()["Rules"]["RetentionNeedsSecret"]
+        assert rule["RuleCondition"] == HAS_DAYS
+        [assertion] = rule["Assertions"]
+        assert assertion["Assert"] == {"Fn::Not": [{"Fn::Equals": [{"Ref": "RetentionSecretArn"}, ""]}]}
+
+    def test_its_days_are_the_programs(self, retention: Resource) -> None:
+        """The parameter takes exactly the numbers that the program takes."""
+        parameter = template()["Parameters"]["RetentionDays"]
+        limits = RetentionSettings.model_fields["retention_days"].metadata
+        assert limits == [Ge(parameter["MinValue"]), Le(parameter["MaxValue"])]
+        variables = retention["Environment"]["Variables"]
+        assert variables["RETENTION_DAYS"] == {"Ref": "RetentionDays"}
+        assert {name.upper() for name in RetentionSettings.model_fields} <= set(variables)
+
+    def test_it_reads_no_secret_of_the_others(self, retention: Resource) -> None:
+        """Its own secret has the one URL that it needs."""
+        variables = retention["Environment"]["Variables"]
+        assert variables["APP_SECRET_ARN"] == {"Ref": "RetentionSecretArn"}
+        assert (variables["RETENTION_DATABASE_URL"], variables["DATABASE_URL"]) == ("", "")
+
+    def test_it_runs_daily_and_fails_quietly(self, retention: Resource, resources: Resource) -> None:
+        """Each batch is done once it is committed: a failed run needs no more than the next one."""
+        [rule] = of_type(resources, "Events::Rule").values()
+        [target] = rule["Targets"]
+        assert rule["ScheduleExpression"] == "rate(1 day)"
+        assert target["Arn"] == {"Ref": "RetentionFunctionAliaslive"}
+        assert target["RetryPolicy"]["MaximumRetryAttempts"] <= 2
+        [invocation] = of_type(resources, "Lambda::EventInvokeConfig").values()
+        assert invocation["MaximumRetryAttempts"] <= 1
+        assert BATCH_SECONDS * 5 <= retention["Timeout"] <= 900
+
+    def test_only_its_schedule_may_invoke_it(self, resources: Resource) -> None:
+        """It has no route, and no other rule may call it."""
+        permissions = of_type(resources, "Lambda::Permission").values()
+        [permission] = [each for each in permissions if "Retention" in str(each["FunctionName"])]
+        [rule] = of_type(resources, "Events::Rule")
+        assert permission["Principal"] == "events.amazonaws.com"
+        assert permission["SourceArn"] == {"Fn::GetAtt": [rule, "Arn"]}
+
+    def test_it_starts_without_a_snapshot(self, retention: Resource) -> None:
+        """A snapshot costs money as long as the version exists."""
+        assert retention["SnapStart"] == {"ApplyOn": "None"}
+
+
+@pytest.mark.parametrize("parameter", ["AppSecretArn", "RetentionSecretArn"])
 @pytest.mark.parametrize("secret", ["", PREFIX + "taskchat/prod-AbCdEf"])
-def test_the_secrets_arn_is_complete_or_empty(secret: str) -> None:
+def test_the_secrets_arn_is_complete_or_empty(secret: str, parameter: str) -> None:
     """The parameter takes a full ARN, or nothing."""
-    pattern = template()["Parameters"]["AppSecretArn"]["AllowedPattern"]
+    pattern = template()["Parameters"][parameter]["AllowedPattern"]
     assert re.fullmatch(pattern, secret)
 
 
+@pytest.mark.parametrize("parameter", ["AppSecretArn", "RetentionSecretArn"])
 @pytest.mark.parametrize("secret", ["*", "arn:aws:secretsmanager:*:*:secret:*", "arn:aws:s3:::bucket", PREFIX + "*"])
-def test_the_secrets_arn_has_no_wildcard(secret: str) -> None:
+def test_the_secrets_arn_has_no_wildcard(secret: str, parameter: str) -> None:
     """With a wildcard a stolen function could read every secret."""
-    pattern = template()["Parameters"]["AppSecretArn"]["AllowedPattern"]
+    pattern = template()["Parameters"][parameter]["AllowedPattern"]
     assert not re.fullmatch(pattern, secret)
 
 
@@ -273,10 +356,11 @@ def test_no_log_level_hides_the_audit_lines() -> None:
     assert template()["Parameters"]["LogLevel"]["AllowedValues"] == ["DEBUG", "INFO"]
 
 
-def test_the_saved_query_finds_the_audit_lines_of_both_functions(resources: Resource) -> None:
+def test_the_saved_query_finds_the_audit_lines_of_both_apis(resources: Resource) -> None:
     """Its schema and fields are those of the audit line."""
     query = of_type(resources, "Logs::QueryDefinition")["ToolCallsQuery"]
-    assert {group["Ref"] for group in query["LogGroupNames"]} == set(of_type(resources, "Logs::LogGroup"))
+    groups = set(of_type(resources, "Logs::LogGroup")) - {"RetentionLogs"}  # it calls no tool
+    assert {group["Ref"] for group in query["LogGroupNames"]} == groups
     assert SCHEMA.split("/")[0] in query["QueryString"].replace("\\", "")
     for field in ("actor", "turn_id", "conversation_id", "door", "tool", "outcome", "duration_ms", "call_id"):
         assert field in query["QueryString"]
@@ -376,8 +460,8 @@ def test_samconfig_has_all_required_parameters_and_no_unknown_one(environment: s
 
 
 def test_events_call_routes_that_exist(resources: Resource) -> None:
-    """`make smoke` sends the functions the gateway's events."""
+    """`make smoke` sends the functions the gateway's events, and one of the schedule's."""
     routes = {(path, method.upper()) for path, method in operations(resources)}
-    for event in (ROOT / "events").glob("*.json"):
+    for event in set((ROOT / "events").glob("*.json")) - {ROOT / "events/retention.json"}:
         method, path = yaml_parse(event.read_text())["routeKey"].split(" ")
         assert (path, "X-AMAZON-APIGATEWAY-ANY-METHOD" if method == "ANY" else method) in routes

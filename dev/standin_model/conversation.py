@@ -1,9 +1,11 @@
 """Define the types into which both wire formats read a request."""
 
 import json
+import re
 import secrets
 from collections import defaultdict, deque
 from dataclasses import dataclass, field, replace
+from datetime import date
 from typing import Any
 
 Json = dict[str, Any]
@@ -57,6 +59,14 @@ class Turn:
 
     message: str
     calls: list[MadeCall] = field(default_factory=list)
+    context: str = ""
+    """The first context line of the message; a user may write further ones."""
+
+    @property
+    def today(self) -> date | None:
+        """The user's day, if the context line has one."""
+        found = re.search(r"\d{4}-\d{2}-\d{2}", self.context)
+        return date.fromisoformat(found[0]) if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +107,10 @@ class Conversation:
 
     def add_message(self, text: str) -> None:
         """Begin a turn with the user's message, without its context lines."""
-        lines = (line for line in text.splitlines() if not line.lstrip().lower().startswith(CONTEXT_LINE))
-        self.turns.append(Turn("\n".join(lines).strip()))
+        lines = text.splitlines()
+        context = [line for line in lines if line.lstrip().lower().startswith(CONTEXT_LINE)]
+        message = "\n".join(line for line in lines if line not in context).strip()
+        self.turns.append(Turn(message, context=context[0] if context else ""))
 
     def call(self, call: Call) -> None:
         """Add a call to the current turn."""

@@ -82,7 +82,7 @@ class Results:
         self._tools = conversation.tools
         self._unused: defaultdict[Key, deque[Result]] = defaultdict(deque)
         for made in conversation.turn.calls:
-            result = _result(made.output or "")
+            result = Result.read(made.output or "")
             if result.value is not None or not RETRY.search(result.text):
                 self._unused[_made_key(made.call)].append(result)
 
@@ -124,16 +124,6 @@ def _made_key(call: Call) -> Key:
 def _key(tool: str, arguments: Json) -> Key:
     given = {name: value for name, value in arguments.items() if value is not None}
     return tool, json.dumps(given, sort_keys=True)
-
-
-def _result(output: str) -> Result:
-    """Read the output, without the tag around it if there is one."""
-    tagged = re.fullmatch(r"<(\w+)>(.*)</\1>", output, re.DOTALL)
-    try:
-        value = json.loads(tagged[2] if tagged else output)
-    except ValueError:
-        value = None
-    return Result(output, value if isinstance(value, dict) else None)
 
 
 def _compose(outcomes: list[Outcome]) -> str:

@@ -3,6 +3,7 @@
 A script of a domain is in its package; those about the conversation itself are below.
 """
 
+import json
 import re
 import textwrap
 from collections.abc import Callable, Generator, Iterable
@@ -34,6 +35,16 @@ class Result:
 
     text: str
     value: Json | None = None
+
+    @classmethod
+    def read(cls, output: str) -> "Result":
+        """Read a tool's output, without the tag around it if there is one."""
+        tagged = re.fullmatch(r"<(\w+)>(.*)</\1>", output, re.DOTALL)
+        try:
+            value = json.loads(tagged[2] if tagged else output)
+        except ValueError:
+            value = None
+        return cls(output, value if isinstance(value, dict) else None)
 
 
 @dataclass(frozen=True, slots=True)

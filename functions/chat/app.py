@@ -16,14 +16,17 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from chat import personal_data_routes
+from chat import conversation_routes, personal_data_routes
 from chat.agent import ChatAgent
 from chat.openapi import CHAT_REQUEST, CHAT_RESPONSES, DATA_RESPONSES, DescribedApi
 from chat.schemas import ChatRequest, ChatResponse, Health
 from chat.turn import TurnResult, TurnRunner
 from taskchat import deadline
+from taskchat.conversations import deletion, reading
 from taskchat.conversations.turns import Request as TurnRequest
 from taskchat.conversations.turns import turn_id_for
+from taskchat.cursor import BadCursor
+from taskchat.database.transaction import Statement
 from taskchat.errors import InvalidInput
 from taskchat.http.auth import Verifier, create_chat_verifier
 from taskchat.http.gateway import MARGIN, MAX_SECONDS, lambda_handler
@@ -49,6 +52,10 @@ class ChatProcess(Process):
         settings, agent = self.settings, ChatAgent(self.settings, self.toolset, self.tools)
         limits = Limits("chat", settings.turn_burst, settings.turns_per_minute, settings.daily_model_tokens)
         return TurnRunner(self.database, agent, settings.history_tokens, settings.deletions_per_turn, limits)
+
+    @property
+    def statements(self) -> list[Statement]:
+        return [*super().statements, *reading.STATEMENTS, *deletion.STATEMENTS]
 
     @cached_property
     def data_limits(self) -> Limits:
@@ -89,7 +96,7 @@ async def health() -> Health:
     return Health(status="ok")
 
 
-DATA_ROUTERS: Final[tuple[APIRouter, ...]] = (personal_data_routes.router,)
+DATA_ROUTERS: Final = (conversation_routes.router, personal_data_routes.router)
 """The routes on which a person reads and manages their own data, the domain's last. Their names are operation ids."""
 
 
@@ -116,7 +123,11 @@ def create_app(process: ChatProcess) -> DescribedApi:
         redoc_url=None,
         redirect_slashes=False,
         middleware=[Middleware(answer_safely), Middleware(limit_body)],
-        exception_handlers={HTTPException: answer_routing_error, RequestValidationError: answer_invalid_query},
+        exception_handlers={
+            HTTPException: answer_routing_error,
+            RequestValidationError: answer_invalid_query,
+            BadCursor: answer_invalid_query,
+        },
         lifespan=_lifespan,
     )
     app.state.process = process

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from chat.schemas import ChatRequest, FieldProblem, Problem, TurnProblem
+from chat.schemas import ChatRequest, FieldProblem, Problem, Renaming, TurnProblem
 from taskchat.http.problems import MEDIA_TYPE
 
 
@@ -17,7 +17,7 @@ class DescribedApi(FastAPI):
     """An app whose description includes the schemas of request and problems."""
 
     def openapi(self) -> dict[str, Any]:
-        models = (ChatRequest, Problem, FieldProblem, TurnProblem)
+        models = (ChatRequest, Renaming, Problem, FieldProblem, TurnProblem)
         _, schemas = models_json_schema([(model, "validation") for model in models], ref_template=_SCHEMA_REFERENCE)
         document = super().openapi()
         document["components"]["schemas"] |= schemas["$defs"]
@@ -76,8 +76,12 @@ DATA_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
 }
 """The problems of every route on which a person reads and manages their own data."""
 
-BODY_RESPONSES: Final = {status: CHAT_RESPONSES[status] for status in (400, 413, 415)}
+BODY_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {status: CHAT_RESPONSES[status] for status in (400, 413, 415)}
 """The problems of a route with a body."""
+
+BUSY_RESPONSE: Final[dict[int | str, dict[str, Any]]] = {
+    409: _problem("A turn is running in the conversation.", Retry_After=_WAIT)
+}
 
 _EXPORTED: Final[dict[str, Any]] = {
     "version": "taskchat.export/1",
@@ -115,13 +119,16 @@ ERASURE_REQUEST: Final[dict[str, Any]] = {
     ]
 }
 
-BUSY_RESPONSE: Final = {409: _problem("A turn is running in the conversation.", Retry_After=_WAIT)}
-
 
 def body_of(model: type[BaseModel], example: dict[str, Any] | None = None) -> dict[str, Any]:
     """Describe the body of a route that reads it itself."""
     shown = {"schema": _refer_to(model)} | ({"example": example} if example else {})
     return {"requestBody": {"required": True, "content": {"application/json": shown}}}
+
+
+def answers_with(description: str, example: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    """Describe a 200 by an example. Its schema is that of the route's model."""
+    return {200: {"description": description, "content": {"application/json": {"example": example}}}}
 
 
 CHAT_REQUEST: Final[dict[str, Any]] = {

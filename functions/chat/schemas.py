@@ -1,12 +1,11 @@
 """The request and response bodies of the chat API."""
 
-from functools import cache
-from importlib.resources import files
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -15,24 +14,17 @@ from pydantic import (
     ValidatorFunctionWrapHandler,
     WrapValidator,
 )
+from sqlalchemy import Row
 
 from taskchat.text import plain_text
+from taskchat.timezones import TimezoneName
 from taskchat.toolcalls.models import ToolCall
 
 MAX_MESSAGE: Final = 4_000
 """Characters of one message at most."""
 
-
-@cache
-def _read_timezones() -> frozenset[str]:
-    """Return the names in the tzdata package: the same on every machine."""
-    return frozenset((files("tzdata") / "zones").read_text().split())
-
-
-def _check_timezone(name: str) -> str:
-    if name not in _read_timezones():
-        raise ValueError("not an IANA time zone")
-    return name
+MAX_TITLE: Final = 200
+"""Characters of a conversation's title at most."""
 
 
 def _parse_uuid(value: Any, parse: ValidatorFunctionWrapHandler) -> Any:
@@ -53,10 +45,9 @@ class ChatRequest(BaseModel):
         plain_text(MAX_MESSAGE),
     ]
     conversation_id: Annotated[UUID, WrapValidator(_parse_uuid)] | None = None
-    timezone: (
-        Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_+/-]+$", max_length=64), AfterValidator(_check_timezone)]
-        | None
-    ) = Field(default=None, description="IANA name, for words such as today. The default is UTC.")
+    timezone: TimezoneName | None = Field(
+        default=None, description="IANA name, for words such as today. The default is UTC."
+    )
 
 
 class ToolCallView(BaseModel):
@@ -81,7 +72,55 @@ class ChatResponse(BaseModel):
     tool_calls: list[ToolCallView]
 
 
-def view_calls(calls: list[ToolCall]) -> list[ToolCallView]:
+class ConversationView(BaseModel):
+    """A conversation. `updated_at` is its last activity, and `running` says that a turn is under way."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: UUID
+    title: str
+    created_at: datetime
+    updated_at: datetime
+    running: bool
+
+
+class ConversationPage(BaseModel):
+    """Conversations by last activity, newest first. `next_cursor` asks for the next page, and is null on the last."""
+
+    conversations: list[ConversationView]
+    next_cursor: str | None
+
+
+class TurnView(BaseModel):
+    """A turn. `interrupted` means that no reply came: the same request with its Idempotency-Key goes on from there."""
+
+    turn_id: UUID
+    status: Literal["done", "running", "interrupted"]
+    message: str
+    response: str | None
+    tool_calls: list[ToolCallView]
+    created_at: datetime
+    finished_at: datetime | None
+
+
+class ConversationWithTurns(ConversationView):
+    """A conversation with its turns, newest first. `next_cursor` leads to older ones, and is null if there are none."""
+
+    turns: list[TurnView]
+    next_cursor: str | None
+
+
+class Renaming(BaseModel):
+    """The new title of a conversation."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    title: Annotated[
+        str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TITLE), plain_text(MAX_TITLE)
+    ]
+
+
+def view_calls(calls: Sequence[ToolCall | Row[Any]]) -> list[ToolCallView]:
     return [ToolCallView.model_validate(call) for call in calls]
 
 

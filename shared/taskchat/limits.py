@@ -19,6 +19,7 @@ from sqlalchemy import (
     Column,
     Date,
     DateTime,
+    Index,
     Interval,
     and_,
     bindparam,
@@ -32,7 +33,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Field, Session, SQLModel
 
 from taskchat.database.transaction import before_commit
-from taskchat.database.types import SafeText, Timestamp, runtime_rights
+from taskchat.database.types import SafeText, Timestamp, declare, expires, runtime_rights
 from taskchat.errors import TooManyRequests
 
 
@@ -41,7 +42,9 @@ class Allowance(SQLModel, table=True):
 
     __table_args__ = (
         CheckConstraint("door in ('chat', 'mcp', 'data')", name="allowance_door_check"),
-        runtime_rights("select, insert, update, delete"),
+        Index("allowance_day_idx", "day"),
+        # An operator may have set `full_at` to a day to come, to refuse the user until then.
+        declare(runtime_rights("select, insert, update, delete"), expires("day", "full_at")),
     )
 
     user_id: str = Field(sa_type=SafeText, primary_key=True)

@@ -19,7 +19,7 @@ from aws_lambda_powertools import Logger
 
 from taskchat import deadline, limits, logs
 from taskchat.conversations import turns
-from taskchat.database.transaction import Database
+from taskchat.database.transaction import Database, Statement
 from taskchat.settings import Settings, SettingsError, forget_secret, is_on_lambda, load
 from taskchat.toolcalls.toolset import Toolset
 
@@ -48,6 +48,11 @@ class Process:
     def settings(self) -> Settings:
         return load(Settings)
 
+    @property
+    def statements(self) -> list[Statement]:
+        """Return the statements to prepare."""
+        return [*limits.STATEMENTS, *turns.STATEMENTS]
+
     def database_url(self) -> str:
         return self.settings.database_url.get_secret_value()
 
@@ -55,8 +60,8 @@ class Process:
         """Open what the first request would wait for. Raises SettingsError."""
 
     def connect(self) -> None:
-        """Connect to the database, and prepare the statements of nearly every turn. Raises what connecting raises."""
-        self.database.prepare_statements([*limits.STATEMENTS, *turns.STATEMENTS])
+        """Connect to the database, and prepare the usual statements. Raises what connecting raises."""
+        self.database.prepare_statements(self.statements)
 
     async def close(self) -> None:
         """Close what was opened, and drop it: the next use opens it anew."""

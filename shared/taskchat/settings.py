@@ -36,12 +36,12 @@ DatabaseUrl = Annotated[SecretStr, AfterValidator(_check_url)]
 class _Environment(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=str.upper)
 
-    database_url: DatabaseUrl
-    """Pooled endpoint, runtime role. Neon's connection string works as copied."""
-
 
 class Settings(_Environment):
-    """The variables of both functions. An empty variable counts as not set, except those of MAY_BE_EMPTY."""
+    """The variables of both APIs. An empty variable counts as not set, except those of MAY_BE_EMPTY."""
+
+    database_url: DatabaseUrl
+    """Pooled endpoint, runtime role. Neon's connection string works as copied."""
 
     openai_api_key: SecretStr = SecretStr("")
     openai_base_url: str | None = None
@@ -104,11 +104,23 @@ class Settings(_Environment):
         return value
 
 
+class RetentionSettings(_Environment):
+    """The variables of the retention function."""
+
+    retention_database_url: DatabaseUrl
+    """Any endpoint, retention role."""
+    retention_days: int = Field(default=0, ge=0, le=36_500)
+    """Rows that are older are deleted. 0 keeps them for ever."""
+
+
 class MigrationSettings(_Environment):
-    """The variables of `make migrate`, which creates the role that DATABASE_URL names."""
+    """The variables of `make migrate`, which creates the roles that the other URLs name."""
 
     migration_database_url: DatabaseUrl
     """Direct endpoint, owner."""
+    database_url: DatabaseUrl
+    retention_database_url: DatabaseUrl | None = None
+    """None: no retention role is made, and one made earlier stays as it is."""
 
 
 def _read_secret(arn: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from datetime import date
 from typing import Any
 
 import pytest
@@ -11,13 +12,16 @@ from dev.standin_model import running
 from tests.test_standin_model import WAYS, Items, Json, Tools, Way, function, made, run_turn, table
 
 PARAMETERS = {
-    "add_task": ["title", "description"],
-    "list_tasks": ["status", "cursor"],
+    "add_task": ["title", "description", "due"],
+    "list_tasks": ["status", "due", "cursor"],
     "complete_task": ["task_id"],
     "delete_task": ["task_id"],
-    "update_task": ["task_id", "title", "description"],
+    "update_task": ["task_id", "title", "description", "completed", "due"],
 }
 FUNCTIONS = [function(name, *names) for name, names in PARAMETERS.items()]
+CONTEXT = "[context: Wednesday 2026-11-25 09:00, Europe/Paris]\n"
+PERIODS = {"today": ("2026-11-25",) * 2, "overdue": ("", "2026-11-24"), "this_week": ("2026-11-23", "2026-11-29")}
+"""The first and last day of each period, in the week of CONTEXT."""
 
 
 class Toolbox(Tools):
@@ -25,9 +29,12 @@ class Toolbox(Tools):
 
     def __init__(self, *titles: str) -> None:
         self.tasks: list[Json] = []
+        self.next_id = 1
         self.page_size = 100
-        for title in titles:
-            self.add_task(title.removesuffix(" (done)"))["completed"] = title.endswith(" (done)")
+        for text in titles:
+            title, _, due = text.removesuffix(" (done)").partition(" @ ")
+            self.add_task(title, due=due or None)
+            self.tasks[-1]["completed"] = text.endswith(" (done)")
 
     def run(self, name: str, arguments: str) -> str:
         try:
@@ -35,12 +42,15 @@ class Toolbox(Tools):
         except (AttributeError, LookupError, ValueError) as error:
             return str(error.args[0])
 
-    def add_task(self, title: str, description: str | None = None) -> Json:
-        self.tasks.append({"id": len(self.tasks) + 1, "title": title, "description": description, "completed": False})
-        return self.tasks[-1]
+    def add_task(self, title: str, description: str = "", due: str | None = None) -> Json:
+        task: Json = {"id": self.next_id, "title": title, "description": description, "completed": False}
+        self.tasks.append(task | _dated(due))
+        self.next_id += 1
+        return dict(self.tasks[-1])
 
-    def list_tasks(self, status: str | None = None, cursor: str | None = None) -> Json:
-        found = [task for task in self.tasks if status in (None, "all", _status(task))]
+    def list_tasks(self, status: str | None = None, due: str | None = None, cursor: str | None = None) -> Json:
+        found = [task for task in self.tasks if status in (None, "all", _status(task)) and _is_due(task, due)]
+        found.sort(key=lambda task: (task["due"] or "9", task["id"]))
         start, end = int(cursor or 0), int(cursor or 0) + self.page_size
         return {"tasks": found[start:end], "next_cursor": str(end) if end < len(found) else None}
 
@@ -49,19 +59,33 @@ class Toolbox(Tools):
 
     def delete_task(self, task_id: int) -> Json:
         task = self.update_task(task_id)
-        self.tasks.remove(task)
+        self.tasks = [each for each in self.tasks if each["id"] != task_id]
         return task
 
     def update_task(self, task_id: int, **changes: Any) -> Json:
         for task in self.tasks:
             if task["id"] == task_id:
-                task.update(changes)
-                return task
+                before = dict(task)
+                task.update(changes | (_dated(changes["due"]) if "due" in changes else {}))
+                return task | {"before": before}
         raise LookupError(f"There is no task {task_id}.")
+
+
+def _dated(due: str | None) -> Json:
+    if due in (None, "none"):
+        return {"due": None, "weekday": None}
+    shown = due if len(due) == len("2026-11-27") or "[" in due else f"{due}+01:00[Europe/Paris]"
+    return {"due": shown, "weekday": f"{date.fromisoformat(due[:10]):%A}"}
 
 
 def _status(task: Json) -> str:
     return "completed" if task["completed"] else "pending"
+
+
+def _is_due(task: Json, due: str | None) -> bool:
+    first, _, last = (due or "").partition("/")
+    first, last = PERIODS.get(first, (first, last or first))
+    return due is None or (first <= (task["due"] or "")[:10] <= last and task["due"] is not None)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +114,100 @@ def test_documented_sentences_are_understood(message: str, calls: str, answer: s
     rounds, text = run_turn(plain, [], message, toolbox)
     assert [name for names in rounds for name in names] == [name.strip() for name in calls.split(",") if name]
     assert text == answer
+
+
+@pytest.mark.parametrize(("message", "calls", "answer"), table("Dates"))
+def test_documented_dates_are_understood(message: str, calls: str, answer: str, plain: Way) -> None:
+    """The context line says which day today is."""
+    toolbox = Toolbox("dentist @ 2026-11-26T09:00", "call mum @ 2026-11-27", "pay rent @ 2026-11-24", "buy milk")
+    rounds, text = run_turn(plain, [], CONTEXT + message, toolbox)
+    assert [name for names in rounds for name in names] == [name.strip() for name in calls.split(",") if name]
+    assert text == answer
+
+
+@pytest.mark.parametrize(("message", "calls", "answer"), table("Undo"))
+def test_documented_changes_are_undone(message: str, calls: str, answer: str, plain: Way) -> None:
+    """A turn that is undone leaves the tasks as they were, and an undo that is undone leaves the turn's changes."""
+    toolbox, history = Toolbox("buy milk", "call mum @ 2026-11-27", "write report (done)"), []
+    before = _contents(toolbox)
+    run_turn(plain, history, CONTEXT + message, toolbox)
+    after = _contents(toolbox)
+    rounds, text = run_turn(plain, history, CONTEXT + "oops, undo that", toolbox)
+    assert [name for names in rounds for name in names] == [name.strip() for name in calls.split(",") if name]
+    assert text == answer
+    assert _contents(toolbox) == before
+    if calls:
+        run_turn(plain, history, CONTEXT + "undo that", toolbox)
+        assert _contents(toolbox) == after
+
+
+def _contents(toolbox: Toolbox) -> list[Json]:
+    """Return the tasks without their ids, in an order of their own."""
+    return sorted(({**task, "id": None} for task in toolbox.tasks), key=str)
+
+
+def test_an_undo_passes_over_turns_that_change_nothing(plain: Way) -> None:
+    """It reverses the newest change, though the user has asked for a list since."""
+    toolbox, history = Toolbox("milk"), []
+    for message in ("delete 1", "what is left?", "hello"):
+        run_turn(plain, history, CONTEXT + message, toolbox)
+    assert run_turn(plain, history, "undo that", toolbox) == ([["add_task"]], "Restored milk (2).")
+
+
+def test_an_undo_reports_a_call_that_fails(plain: Way) -> None:
+    """Another conversation may have deleted the task meanwhile."""
+    toolbox, history = Toolbox("milk", "bread"), []
+    run_turn(plain, history, "finish 1 and finish 2", toolbox)
+    toolbox.delete_task(1)
+    text = run_turn(plain, history, "undo that", toolbox)[1]
+    assert text == "Restored bread (2). I could not restore 1: There is no task 1."
+
+
+def test_an_undo_goes_on_after_an_interruption(plain: Way) -> None:
+    """The calls that the turn has made are not made again."""
+    toolbox, history = Toolbox("milk", "bread"), []
+    run_turn(plain, history, "delete 1 and delete 2", toolbox)
+    history += [{"role": "user", "content": "undo that"}]
+    history += made([{"call_id": "c", "name": "add_task", "arguments": '{"title": "bread"}'}], toolbox)
+    reply = plain.ask(history)
+    assert [json.loads(call["arguments"]) for call in reply.calls] == [{"title": "milk"}]
+
+
+@pytest.mark.parametrize(
+    ("context", "words", "due"),
+    [
+        ("Thursday 2026-11-26 23:59, Europe/Paris", "tomorrow", "2026-11-27"),
+        ("Friday 2026-11-27 00:00, Europe/Paris", "tomorrow", "2026-11-28"),
+        ("Thursday 2026-11-26 23:59, Europe/Paris", "Friday", "2026-11-27"),
+        ("Friday 2026-11-27 00:00, Europe/Paris", "Friday", "2026-12-04"),
+        ("Friday 2026-11-27 00:00, Europe/Paris", "next Friday", "2026-12-04"),
+        ("Sunday 2026-11-29 23:59, Pacific/Apia", "next Monday", "2026-11-30"),
+        ("Monday 2026-11-30 00:00, Pacific/Apia", "next Monday", "2026-12-07"),
+        ("Thursday 2026-12-31 23:59, UTC", "tomorrow at 12am", "2027-01-01T00:00"),
+        ("Monday 2028-02-28 12:00, UTC", "the day after tomorrow at 12pm", "2028-03-01T12:00"),
+        ("Monday 2028-02-28 12:00, UTC", "2028-02-30", "2028-02-30"),  # the tool refuses it
+        ("Monday 2028-02-28 12:00, UTC", "2028-03-01T09:30", "2028-03-01T09:30"),
+    ],
+)
+def test_days_are_counted_from_the_context_line(context: str, words: str, due: str, plain: Way) -> None:
+    """Midnight in the user's zone begins the next day."""
+    message = f"[context: {context}]\n[context: Monday 2001-01-01 00:00, UTC]\nadd the dentist {words}"
+    assert [json.loads(call["arguments"]) for call in plain.ask(message).calls] == [{"title": "dentist", "due": due}]
+
+
+def test_without_a_context_line_no_day_is_assumed(plain: Way) -> None:
+    """The answer says so. A sentence without a day needs none."""
+    answer = "I do not know which day it is: the request has no context line."
+    assert plain.ask("add the dentist tomorrow").text == answer
+    assert plain.ask("what is due tomorrow?").text == answer
+    assert plain.ask("add the dentist").calls
+
+
+@pytest.mark.parametrize("title", ["Friday", 'read "Gone tomorrow"', "tomorrow never dies", "platform 9"])
+def test_a_title_may_look_like_a_day(title: str, plain: Way) -> None:
+    """Words are a date only behind a title, and outside quotes."""
+    [call] = plain.ask(f"{CONTEXT}add {title}").calls
+    assert json.loads(call["arguments"])["title"] == title.strip('"')
 
 
 def test_a_list_after_a_change_has_the_change(plain: Way) -> None:
@@ -198,7 +316,10 @@ def test_arguments_fit_the_sent_schema(plain: Way) -> None:
     assert plain.ask("what is left?", tools=[bare]).calls[0]["arguments"] == "{}"
 
 
-@pytest.mark.parametrize("unit", ["and ", "please ", "add ", ". ", ".", ",", "\n", '"', "a, ", "what "])
+UNITS = ["and ", "please ", "add ", ". ", ".", ",", "\n", '"', "a, ", "what ", "today ", "at 9 ", "move a to "]
+
+
+@pytest.mark.parametrize("unit", UNITS)
 def test_every_message_is_answered_at_once(unit: str, plain: Way) -> None:
     """The patterns take linear time, for 32 KB of any text."""
     hasty = Way("responses", False, plain.client.with_options(timeout=2))

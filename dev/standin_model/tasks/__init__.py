@@ -8,7 +8,8 @@ domain = Domain(
     understand=understand,
     help=(
         "I am the stand-in for a real model and understand plain sentences only, such as: add buy milk and call mum; "
-        "what is left?; finish the milk; rename 2 to call dad; describe 2 as after lunch; delete 3."
+        "add the dentist on Friday at 9; move the dentist to next Monday; what is left?; what is due this week?; "
+        "finish the milk; rename 2 to call dad; describe 2 as after lunch; clear the date of 2; delete 3; undo that."
     ),
     reads=frozenset({"list_tasks"}),
     key="task_id",
@@ -16,7 +17,7 @@ domain = Domain(
         add="Add buy milk",
         added="buy milk",
         show="What is left?",
-        more=("Mark buy milk as done",),
+        more=("Add call mum on Monday at 9", "Move call mum to Friday and tell me what is left", "Oops, undo that"),
         calls=(
             ("add_task", {"title": "call mum"}),
             ("list_tasks", {"status": "pending"}),

@@ -1,11 +1,15 @@
 """Fulfil each wish: the tool calls it needs, one after the other, and what there is to say in the end."""
 
+import re
 from collections.abc import Generator
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Literal
 
-from dev.standin_model.conversation import Json
+from dev.standin_model.conversation import Conversation, Json
 from dev.standin_model.script import Ask, Outcome, Result, Script, Steps, Trouble, clause, enumerate_names, short
+
+from . import days
 
 Status = Literal["all", "pending", "completed"]
 
@@ -19,6 +23,7 @@ class Target:
     every: Status | Literal["any"] | None = None
 
 
+ONE_AT_A_TIME = "I change one task at a time."
 MAX_PAGES = 50  # a list that never ends would otherwise never end here either
 EMPTY = {
     "pending": "Nothing is left to do.",
@@ -28,19 +33,30 @@ EMPTY = {
 HEADINGS = {"pending": "Left to do", "completed": "Completed", "all": "Your tasks"}
 
 
-def add(title: str, description: str | None) -> Script:
-    arguments = {"title": title} | ({"description": description} if description else {})
-    results = yield [Ask("add_task", arguments)]
-    return [_report(results[0], "Added", f"add {short(title)}")]
+def add(conversation: Conversation, title: str, description: str | None, when: str | None) -> Script:
+    due = days.due(when, _today(conversation)) if when else None
+    given = {"title": title, "description": description, "due": due}
+    [result] = yield [Ask("add_task", {name: value for name, value in given.items() if value})]
+    return [report(result, "Added", f"add {short(title)}")]
 
 
 def show(status: Status) -> Script:
-    tasks = yield from _list(status, "list your tasks")
+    tasks = yield from _list("list your tasks", status=status)
     if not tasks:
         return [Outcome(EMPTY[status])]
     return [
-        Outcome(f"{HEADINGS[status]}: {enumerate_names(_named(task, tell_done=status == 'all') for task in tasks)}.")
+        Outcome(f"{HEADINGS[status]}: {enumerate_names(named(task, tell_done=status == 'all') for task in tasks)}.")
     ]
+
+
+def show_due(conversation: Conversation, status: Status, words: str) -> Script:
+    """Show the tasks of a status that are due in a period."""
+    due = days.period(words, _today(conversation))
+    tasks = yield from _list("list your tasks", status=status, due=due)
+    period = "overdue" if due == "overdue" else f"due {words}"
+    if not tasks:
+        return [Outcome(f"Nothing is {period}.")]
+    return [Outcome(f"{period[0].upper()}{period[1:]}: {enumerate_names(map(named, tasks))}.")]
 
 
 def each(target: Target, tool: str, done: str, to_do: str, status: Status) -> Script:
@@ -48,18 +64,44 @@ def each(target: Target, tool: str, done: str, to_do: str, status: Status) -> Sc
     task_ids = yield from _choose(target, to_do, status)
     results = yield [Ask(tool, {"task_id": task_id}) for task_id in task_ids]
     pairs = zip(task_ids, results, strict=True)
-    return [_report(result, done, f"{to_do} {task_id}") for task_id, result in pairs]
+    return [report(result, done, f"{to_do} {task_id}") for task_id, result in pairs]
 
 
-def change(target: Target, field: Literal["title", "description"], text: str) -> Script:
+def change(target: Target, field: Literal["title", "description", "due"], text: str) -> Script:
     task_ids = yield from _choose(target, "change", "all")
     if len(task_ids) > 1:
-        raise Trouble("I change one task at a time.")
+        raise Trouble(ONE_AT_A_TIME)
     [task_id] = task_ids
-    results = yield [Ask("update_task", {"task_id": task_id, field: text})]
-    if field == "title":
-        return [_report(results[0], f"Renamed {task_id} to", f"rename {task_id}")]
-    return [_report(results[0], "Described", f"describe {task_id}", f" as \u201c{text}\u201d")]
+    done, to_do, suffix = {
+        "title": (f"Renamed {task_id} to", "rename", ""),
+        "description": ("Described", "describe", f" as \u201c{text}\u201d"),
+        "due": ("Cleared the date of", "clear the date of", ""),
+    }[field]
+    [result] = yield [Ask("update_task", {"task_id": task_id, field: text})]
+    return [report(result, done, f"{to_do} {task_id}", suffix)]
+
+
+def move(conversation: Conversation, target: Target, when: str) -> Script:
+    """Move one task to another day. It keeps its time if the message gives none."""
+    if target.every is not None:
+        raise Trouble(ONE_AT_A_TIME)
+    due = days.due(when, _today(conversation))
+    task = _only_match((yield from _list("move it", status="all")), target)
+    if "T" not in due:
+        due += _time_of(task.get("due") or "")
+    [result] = yield [Ask("update_task", {"task_id": task["id"], "due": due})]
+    return [report(result, "Moved", f"move {task['id']}")]
+
+
+def _time_of(due: str) -> str:
+    """Return the time and the zone of a date. Beside a named zone, drop the offset: another day may have another."""
+    return re.sub(r"[+-][\d:]+(?=\[)", "", due[len("2026-11-27") :])
+
+
+def _today(conversation: Conversation) -> date:
+    if conversation.turn.today is None:
+        raise Trouble("I do not know which day it is: the request has no context line.")
+    return conversation.turn.today
 
 
 def _choose(target: Target, to_do: str, status: Status) -> Generator[list[Ask], Any, list[int]]:
@@ -68,38 +110,43 @@ def _choose(target: Target, to_do: str, status: Status) -> Generator[list[Ask], 
         return [target.task_id]
     if target.every is not None:
         return (yield from _choose_every(target, to_do, status))
-    tasks = yield from _list(status, f"{to_do} \u201c{target.words}\u201d")
-    return [_only_match(tasks, target.words)["id"]]
+    tasks = yield from _list(f"{to_do} \u201c{target.words}\u201d", status=status)
+    return [_only_match(tasks, target)["id"]]
 
 
 def _choose_every(target: Target, to_do: str, status: Status) -> Generator[list[Ask], Any, list[int]]:
     wanted: Any = status if target.every == "any" else target.every
-    tasks = yield from _list(wanted, f"{to_do} them")
+    tasks = yield from _list(f"{to_do} them", status=wanted)
     if not tasks:
         raise Trouble(f"There is nothing to {to_do}.")
     return [task["id"] for task in tasks]
 
 
-def _only_match(tasks: list[Json], words: str) -> Json:
-    found = [task for task in tasks if all(word in task["title"].lower() for word in words.lower().split())]
-    exact = [task for task in found if task["title"].lower() == words.lower()]
+def _only_match(tasks: list[Json], target: Target) -> Json:
+    found = [task for task in tasks if _matches(task, target)]
+    exact = [task for task in found if task["title"].lower() == target.words.lower()]
+    said = target.words or str(target.task_id)
     match exact or found:
         case [task]:
             return task
         case []:
-            raise Trouble(f"I found no such task: \u201c{words}\u201d. Which one do you mean?")
+            raise Trouble(f"I found no such task: \u201c{said}\u201d. Which one do you mean?")
         case several:
-            raise Trouble(
-                f"Several tasks match \u201c{words}\u201d: {enumerate_names(map(_named, several))}. Which one?"
-            )
+            raise Trouble(f"Several tasks match \u201c{said}\u201d: {enumerate_names(map(named, several))}. Which one?")
 
 
-def _list(status: Status, to_do: str) -> Steps:
-    """All tasks of a status, page by page."""
+def _matches(task: Json, target: Target) -> bool:
+    if target.task_id is not None:
+        return bool(task["id"] == target.task_id)
+    return all(word in task["title"].lower() for word in target.words.lower().split())
+
+
+def _list(to_do: str, **filters: str) -> Steps:
+    """List all tasks that the filters let through, page by page."""
     tasks: list[Json] = []
     cursor = None
     for _ in range(MAX_PAGES):
-        [page] = yield [Ask("list_tasks", {"status": status, "cursor": cursor})]
+        [page] = yield [Ask("list_tasks", {**filters, "cursor": cursor})]
         if page.value is None or "tasks" not in page.value:
             raise Trouble(f"I could not {to_do}: {clause(page.text)}.")
         tasks += page.value["tasks"]
@@ -108,12 +155,16 @@ def _list(status: Status, to_do: str) -> Steps:
     return tasks
 
 
-def _report(result: Result, done: str, to_do: str, suffix: str = "") -> Outcome:
+def report(result: Result, done: str, to_do: str, suffix: str = "") -> Outcome:
+    """Return the outcome of a call that changes a task: done with it, or the sentence of the tool's error."""
     if result.value is None or "id" not in result.value:
         return Outcome(f"I could not {to_do}: {clause(result.text)}.")
-    return Outcome(_named(result.value) + suffix, done)
+    return Outcome(named(result.value) + suffix, done)
 
 
-def _named(task: Json, *, tell_done: bool = False) -> str:
+def named(task: Json, *, tell_done: bool = False) -> str:
+    """Return the task's title, and in brackets its id and its date."""
+    due = task.get("due") or ""
+    date = f", {task['weekday']} {due[:10]} {due[11:16]}".rstrip() if due else ""
     done = ", done" if tell_done and task.get("completed") else ""
-    return f"{task.get('title', 'task')} ({task['id']}{done})"
+    return f"{task.get('title', 'task')} ({task['id']}{date}{done})"

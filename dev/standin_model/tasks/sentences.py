@@ -5,15 +5,18 @@ from collections.abc import Callable, Iterator
 
 from dev.standin_model.script import Script, Wish, any_domain, unclear
 
-from .scripts import Status, Target, add, change, each, show
+from .days import PERIOD, WHEN
+from .scripts import Status, Target, add, change, each, move, show, show_due
+from .undo import undo
 
 I_DID = r"i(?:'ve| have)? (?:finished|completed|done)"
 VERBS = (
-    r"(?:add|create|remind me to|i (?:need|have) to|finish|complete|check off|tick off|mark|delete|remove|rename"
-    rf"|retitle|change|describe|move|list|show|what|which|how many|tell me|simulate|{I_DID})\b"
+    r"(?:add|create|remind me|i (?:need|have) to|finish|complete|check off|tick off|mark|delete|remove|rename|retitle"
+    r"|change|describe|move|reschedule|clear the (?:due )?date|undo|list|show|what|which|how many|tell me|simulate"
+    rf"|{I_DID})\b"
 )
 COURTESY = (
-    r"(?:please|could you|can you|would you|will you|hey|hi|hello|ok|okay|and|then|also|now|so|just|kindly"
+    r"(?:please|could you|can you|would you|will you|hey|hi|hello|ok|okay|and|then|also|now|so|just|kindly|oops"
     r"|i want you to|i would like you to|i'd like you to|tell me|let me know|thank you|thanks)\b[\s,.!]*"
 )
 MARKS = " ,.!?;\n"
@@ -58,9 +61,19 @@ def _wish(script: Callable[..., Script], *arguments: object) -> Wish:
     return Wish(lambda _: script(*arguments))
 
 
+def _dated_wish(script: Callable[..., Script], *arguments: object, tells: bool = False) -> Wish:
+    """Return the wish of a script that reads the conversation, such as for the user's day."""
+    return Wish(lambda conversation: script(conversation, *arguments), tells)
+
+
 def _add(found: re.Match[str]) -> list[Wish]:
-    titles = [_unquoted(title) for title in _cut(found["titles"], LIST_SEPARATOR) if title]
-    return [_wish(add, title, found["note"]) for title in titles]
+    given = found.groupdict()
+    titles = [TITLE.fullmatch(title) for title in _cut(found["titles"], LIST_SEPARATOR)]
+    return [
+        _dated_wish(add, _unquoted(title["title"]), given.get("note"), title["when"] or given.get("when"))
+        for title in titles
+        if title
+    ]
 
 
 def _finish(found: re.Match[str]) -> list[Wish]:
@@ -79,6 +92,22 @@ def _rename(found: re.Match[str]) -> list[Wish]:
 
 def _describe(found: re.Match[str]) -> list[Wish]:
     return [_wish(change, _target(found["target"]), "description", _unquoted(found["text"]))]
+
+
+def _move(found: re.Match[str]) -> list[Wish]:
+    return [_dated_wish(move, _target(found["target"]), found["when"])]
+
+
+def _clear(found: re.Match[str]) -> list[Wish]:
+    return [_wish(change, _target(found["target"]), "due", "none")]
+
+
+def _undo(_: re.Match[str]) -> list[Wish]:
+    return [_dated_wish(undo)]
+
+
+def _show_due(found: re.Match[str]) -> list[Wish]:
+    return [_dated_wish(show_due, _status(found[0], "pending"), found["period"], tells=True)]
 
 
 def _show(found: re.Match[str]) -> list[Wish]:
@@ -117,16 +146,21 @@ EVERY = re.compile(
 )
 
 Grammar = tuple[tuple[str, Callable[[re.Match[str]], list[Wish]]], ...]
-SHOWN = r"tasks?|list|left|pending|open|to-?do|to do|done|completed|finished|everything|all"
+TITLE = re.compile(rf"(?:(?:the|an?) )?(?P<title>.+?)(?: (?P<when>{WHEN}))?", re.IGNORECASE | re.DOTALL)
+SHOWN = r"tasks?|list|left|due|pending|open|to-?do|to do|done|completed|finished|everything|all"
 TASK_TO = r"(?:an?|the)? ?(?:new )?(?:tasks?|to-?dos?|reminders?)(?: to| for| called| named)?:? "
 RULES: Grammar = (
     (r"mark (?P<targets>.+?) (?:as )?(?:done|completed?|finished)", _finish),
     (rf"(?:finish|complete|check off|tick off|{I_DID}) (?P<targets>.+)", _finish),
+    (r"(?:clear|delete|remove) the (?:due )?date (?:of|from) (?P<target>.+)", _clear),
     (r"(?:delete|remove) (?P<targets>.+)", _delete),
     (r"(?:rename|retitle|change) (?:the title of )?(?P<target>.+?) to (?P<text>.+)", _rename),
     (r"describe (?P<target>.+?) as (?P<text>.+)", _describe),
-    (r"move (?P<target>.+?) to (?P<text>.+)", _describe),
+    (rf"(?:move|reschedule) (?P<target>.+?) to (?P<when>{WHEN})", _move),
+    (r"undo(?: that| it| this| the last change)?", _undo),
+    (rf"(?:list|show|what|which|how many)\b.*? (?P<period>{PERIOD})(?: tasks)?", _show_due),
     (rf"(?:list|show)|(?:list|show|what|which|how many)\b.*\b(?:{SHOWN})\b.*", _show),
+    (rf"remind me (?P<when>{WHEN}) to (?P<titles>.+)", _add),
     (
         rf"(?:add|create|remind me to|i (?:need|have) to) (?:{TASK_TO})?(?P<titles>.+?)"
         r"(?: (?:to|on) my (?:task |to-?do )?list)?(?: with (?:the |a )?(?:note|description):? (?P<note>.+))?",

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, NoReturn
 from uuid import UUID
 
-from sqlalchemy import ARRAY, Interval, Result, and_, any_, bindparam, case, func, or_, select, update
+from sqlalchemy import ARRAY, Interval, Result, and_, any_, bindparam, case, func, literal, or_, select, update
 from sqlmodel import Session
 
 from taskchat import deadline
@@ -50,7 +50,10 @@ ACQUIRE_LEASE: Final = (
     .returning(CONVERSATION)
 )
 LOCK_CONVERSATION: Final = select(CONVERSATION.c.fence).where(THIS_CONVERSATION).with_for_update()
-_REMAINING_LEASE: Final = select(CONVERSATION.c.lease_until - _NOW).where(THIS_CONVERSATION)
+# Never below zero: pg8000 reads some negative intervals as positive ones.
+_REMAINING: Final = func.greatest(CONVERSATION.c.lease_until - _NOW, literal(timedelta(), Interval))
+_REMAINING_LEASE: Final = select(_REMAINING).where(THIS_CONVERSATION)
+LOCK_REMAINING: Final = _REMAINING_LEASE.with_for_update()
 HOLD_LEASE: Final = select(CONVERSATION.c.fence).where(_LEASED).with_for_update(read=True)
 RELEASE_LEASE: Final = (
     update(CONVERSATION)
@@ -103,8 +106,24 @@ def lease_parameters(own: Sequence[Lease]) -> dict[str, Any]:
 
 def refuse(session: Session, here: dict[str, Any]) -> NoReturn:
     """Raise TurnInProgress for a conversation that another turn holds, or NotFound where there is none."""
-    held = session.execute(_REMAINING_LEASE, here).one_or_none()
-    if held is None:
+    remaining = _read_remaining(session.execute(_REMAINING_LEASE, here))
+    raise TurnInProgress(retry_after=_retry_after(remaining))  # if none remains, the other turn has just ended
+
+
+def lock_free(session: Session, here: dict[str, Any]) -> None:
+    """Lock a conversation in which no turn runs, until the transaction ends. Raises NotFound or TurnInProgress."""
+    remaining = _read_remaining(session.execute(LOCK_REMAINING, here))
+    if remaining > timedelta():
+        raise TurnInProgress(retry_after=_retry_after(remaining))
+
+
+def _read_remaining(found: Result[Any]) -> timedelta:
+    row = found.one_or_none()
+    if row is None:
         raise NotFound
-    remaining: timedelta = held[0] or timedelta()  # the other turn may just have ended
-    raise TurnInProgress(retry_after=min(max(1, math.ceil(remaining.total_seconds())), MAX_RETRY_AFTER))
+    remaining: timedelta = row[0]
+    return remaining
+
+
+def _retry_after(remaining: timedelta) -> int:
+    return min(max(1, math.ceil(remaining.total_seconds())), MAX_RETRY_AFTER)

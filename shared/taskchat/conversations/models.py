@@ -7,7 +7,7 @@ from uuid import UUID
 from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Integer, UniqueConstraint, and_, bindparam, select
 from sqlmodel import Field, ForeignKeyConstraint, SQLModel
 
-from taskchat.database.types import NOW, SafeJson, SafeText, Timestamp, runtime_rights
+from taskchat.database.types import NOW, SafeJson, SafeText, Timestamp, declare, expires, runtime_rights
 
 
 class Conversation(SQLModel, table=True):
@@ -16,7 +16,7 @@ class Conversation(SQLModel, table=True):
     __table_args__ = (
         Index("conversation_activity_idx", "user_id", "updated_at", "id"),
         Index("conversation_updated_idx", "updated_at"),
-        runtime_rights("select, insert, update, delete"),
+        declare(runtime_rights("select, insert, update, delete"), expires("updated_at", "lease_until")),
     )
 
     user_id: str = Field(sa_type=SafeText, primary_key=True)

@@ -37,7 +37,7 @@ from taskchat.conversations.lease import (
 from taskchat.conversations.models import CONVERSATION, MESSAGE, THIS_CONVERSATION
 from taskchat.database.transaction import Batch, after_commit, roll_back
 from taskchat.database.types import SafeJson, SafeText
-from taskchat.errors import KeyReused
+from taskchat.errors import KeyReused, NotFound
 from taskchat.toolcalls.models import ToolCall
 
 _NAMESPACE: Final = UUID("8c5f3f1e-0f0e-4f0b-9d53-1d7f0f7f6a52")  # of turn and conversation ids; random, made once
@@ -142,7 +142,8 @@ def begin(
     """Take the lease, read the history, and store the message: once, however often the turn is tried.
 
     It takes over a lease among `own`: leases that the same process got by commits of unknown outcome.
-    Raises NotFound, TurnInProgress, or KeyReused when `turn_id` belongs to another request.
+    Raises NotFound, also for a turn whose conversation was deleted after its first call, TurnInProgress, or KeyReused
+    when `turn_id` belongs to another request.
     """
     this_turn = {"of_user": user_id, "of_turn": turn_id}
     here = this_turn | {"of_id": request.conversation_id or uuid5(turn_id, "conversation")}
@@ -168,6 +169,8 @@ def begin(
     if "assistant" in messages:
         return _finished(session, messages, calls)
     conversation = acquired.first() or refuse(session, here)
+    if "user" not in messages and any(call.turn_id == turn_id for call in calls):
+        raise NotFound  # the turn was done, and its conversation deleted since
     message = messages.get("user") or stored.first()
     if message is None:  # another transaction has stored another message under this key since we looked
         raise KeyReused

@@ -29,7 +29,7 @@ logger = Logger()
 
 
 class UnsafeRole(SettingsError):
-    """Raised when the role in DATABASE_URL could ignore row-level security, and so see every user's rows."""
+    """Raised when the role in a database URL could ignore row-level security, and so see every user's rows."""
 
 
 @lru_cache(maxsize=1)
@@ -143,12 +143,12 @@ select exists (
 """
 
 
-def refuse_unsafe_role(connection: Any) -> None:
-    """Raise UnsafeRole when the connection's role could ignore row-level security."""
+def refuse_unsafe_role(connection: Any, variable: str = "DATABASE_URL") -> None:
+    """Raise UnsafeRole when the connection's role, which `variable` names, could ignore row-level security."""
     tables = ", ".join(f"'{name}'" for name in SQLModel.metadata.tables)  # of the program's own code, not of a request
     (unsafe,) = connection.execute_simple(_COULD_BYPASS.format(tables=tables)).rows[0]
     if unsafe:
         raise UnsafeRole(
-            "Row-level security would not bind the role in DATABASE_URL: it is or may become a superuser, a role with "
+            f"Row-level security would not bind the role in {variable}: it is or may become a superuser, a role with "
             "BYPASSRLS or the owner of the tables, or the tables' security is off."
         )

@@ -1,5 +1,6 @@
-"""Define the column types, which refuse values that Postgres cannot hold, and the rights of the runtime role."""
+"""Define the column types, which refuse values that Postgres cannot hold, and what tables declare in their metadata."""
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import DateTime, Dialect, text
@@ -9,6 +10,9 @@ from taskchat.text import is_storable
 
 RIGHTS: Final = "rights"
 """Key of a table's `info`: what the runtime role may do with its rows. All four verbs where it is left out."""
+
+EXPIRY: Final = "expiry"
+"""Key of a table's `info`: the Expiry of its rows. Without one the rows are never too old."""
 
 NOW: Final = text("clock_timestamp()")
 
@@ -47,3 +51,22 @@ Timestamp = DateTime(timezone=True)
 def runtime_rights(verbs: str) -> dict[str, Any]:
     """Return the table argument that limits what the runtime role may do with the rows, as in SQL's `grant`."""
     return {"info": {RIGHTS: verbs}}
+
+
+@dataclass(frozen=True)
+class Expiry:
+    """When a row is old: each of its columns `since` is before the limit, and its column `when` is true."""
+
+    since: tuple[str, ...]
+    """Dates or times. The first is indexed and never null. A null in another column counts as old."""
+    when: str | None = None
+
+
+def expires(*since: str, when: str | None = None) -> dict[str, Any]:
+    """Return the table argument that lets retention delete old rows. The fields of Expiry explain its parameters."""
+    return {"info": {EXPIRY: Expiry(since, when)}}
+
+
+def declare(*arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return several of these table arguments as one: SQLAlchemy takes only one dictionary."""
+    return {"info": {key: value for argument in arguments for key, value in argument["info"].items()}}

@@ -7,7 +7,7 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from taskchat.cursor import MAX_CURSOR
+from taskchat.cursor import MAX_CURSOR, BadCursor
 from taskchat.errors import InvalidInput, NotJson
 from taskchat.http.middleware import require_json
 from taskchat.http.problems import problem_response
@@ -43,7 +43,12 @@ async def read_body(request: Request, model: type[Model]) -> Model:
 
 
 async def answer_invalid_query(_request: Request, error: Exception) -> Response:
-    """Return the response to a query that does not fit its model. FastAPI's own handler would quote the values."""
+    """Return the response to a query that does not fit its model, or to a bad cursor: the exception handler for both.
+
+    FastAPI's own handler would quote the values.
+    """
+    if isinstance(error, BadCursor):
+        return problem_response(InvalidInput([{"field": "cursor", "message": str(error)}]))
     faults = error.errors() if isinstance(error, RequestValidationError) else ()
     return problem_response(_invalid_input((fault, fault["loc"][1:]) for fault in faults))  # loc[0] is "query"
 

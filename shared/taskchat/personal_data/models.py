@@ -4,17 +4,20 @@ from datetime import date
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Column, Identity
+from sqlalchemy import BigInteger, Column, Identity, Index
 from sqlmodel import Field, SQLModel
 
-from taskchat.database.types import SafeText, runtime_rights
+from taskchat.database.types import SafeText, declare, expires, runtime_rights
 
 
 class ErasedCall(SQLModel, table=True):
     """A tool call of a person who was erased. It has no id, text or time by which a log line could be found."""
 
     __tablename__ = "erased_call"
-    __table_args__ = (runtime_rights("insert"),)
+    __table_args__ = (
+        Index("erased_call_made_idx", "made_on"),
+        declare(runtime_rights("insert"), expires("made_on")),
+    )
 
     pseudonym: UUID = Field(primary_key=True)
     """Random, the same for all calls that one request erased. It is stored nowhere else."""

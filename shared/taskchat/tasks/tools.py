@@ -4,17 +4,22 @@ The docstring of a tool is its description for the model. The server resolves `u
 that sends one is refused. With `reader` or `writer`, a tool names the scope that it needs.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 from fastmcp.dependencies import Depends
 from fastmcp.tools import tool
 from pydantic import Field, StringConstraints
 
+from taskchat.cursor import MAX_CURSOR, BadCursor
 from taskchat.errors import ToolFailure
 from taskchat.tasks import queries as tasks
+from taskchat.tasks.due import BadDate, Due, Window
 from taskchat.tasks.instructions import INSTRUCTIONS
 from taskchat.text import plain_text
-from taskchat.toolcalls.call import get_session, require_scope
+from taskchat.toolcalls.call import current_call, get_session, require_scope
 from taskchat.toolcalls.toolset import Toolset
 
 READ: Final = "tasks:read"
@@ -26,24 +31,30 @@ writer: Final = require_scope(WRITE)
 
 MAX_TITLE: Final = 200
 MAX_DESCRIPTION: Final = 2_000
-MAX_ID: Final = 2**63 - 1  # bigint
+CLEARED: Final = "none"
+"""The value of `due` that takes a task's date away."""
 
 Title = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TITLE),
     plain_text(MAX_TITLE),
-    Field(description="What is to be done, in a few words"),
+    Field(description="What to do, in a few words"),
 ]
 Description = Annotated[
     str,
     StringConstraints(strip_whitespace=True, max_length=MAX_DESCRIPTION),
     plain_text(MAX_DESCRIPTION),
-    Field(description="Details, if there are any"),
+    Field(description="Details, if any"),
 ]
 # Strict: lenient parsing would take `true` for task 1, and "no" for false.
-TaskId = Annotated[int, Field(strict=True, ge=1, le=MAX_ID, description="From list_tasks or add_task")]
-Status = Annotated[tasks.Status, Field(description="Which tasks to list")]
-Cursor = Annotated[int | None, Field(strict=True, ge=1, le=MAX_ID, description="next_cursor of the page before")]
+TaskId = Annotated[int, Field(strict=True, ge=1, le=tasks.MAX_ID, description="From list_tasks")]
+Status = Annotated[tasks.Status, Field(description="Which tasks")]
+Cursor = Annotated[str | None, Field(max_length=MAX_CURSOR, description="next_cursor of the page before")]
+NewDue = Annotated[str | None, Field(description="2026-11-27, or 2026-11-27T09:00 in the person's time zone")]
+ChangedDue = Annotated[str | None, Field(description="As in add_task; none clears it")]
+ListedDue = Annotated[
+    str | None, Field(description="overdue, today, this_week, 2026-11-27 or 2026-11-23/2026-11-29 (.. for an open end)")
+]
 Completed = Annotated[bool | None, Field(strict=True, description="false reopens a finished task")]
 
 
@@ -57,32 +68,63 @@ def _hints(*, read_only: bool = False, destructive: bool = False, idempotent: bo
     }
 
 
+@contextmanager
+def _naming(field: str) -> Iterator[None]:
+    """Raise ToolFailure with the field's name for a text in it that is no date, no window and no cursor."""
+    try:
+        yield
+    except (BadDate, BadCursor) as error:
+        raise ToolFailure(f"Invalid arguments: {field}: {error}.") from None
+
+
+def _parse_due(text: str) -> Due:
+    """Return the day or the instant, in the person's time zone. Raises ToolFailure."""
+    with _naming("due"):
+        return Due.parse(text, _person_s_zone())
+
+
+def _parse_window(text: str) -> Window:
+    """Return the window, as the person meant it when they wrote the message. Raises ToolFailure."""
+    with _naming("due"):
+        return Window.parse(text, current_call.get().said_at or datetime.now(UTC), _person_s_zone())
+
+
+def _person_s_zone() -> str:
+    return current_call.get().timezone or "UTC"
+
+
 # In the event loop, not in threads: the process has one connection.
 @tool(annotations=_hints(), run_in_thread=False)
 def add_task(
     title: Title,
     description: Description = "",
+    due: NewDue = None,
     user_id: str = Depends(writer),
 ) -> tasks.TaskView:
-    """Add one task to the list. To add several, call once for each."""
-    return tasks.add(get_session(), user_id, title, description)
+    """Add one task. To add several, call once for each."""
+    parsed = None if due is None else _parse_due(due)
+    return tasks.add(get_session(), user_id, title, description, parsed)
 
 
 @tool(annotations=_hints(read_only=True, idempotent=True), run_in_thread=False)
 def list_tasks(
     status: Status = "all",
+    due: ListedDue = None,
     cursor: Cursor = None,
     user_id: str = Depends(reader),
 ) -> tasks.TaskPage:
-    """List tasks in order of id, a page at a time. Use it to find the id of a task the person names by its words."""
-    return tasks.read_page(get_session(), user_id, status, cursor)
+    """List tasks by due and id, a page at a time."""
+    window = None if due is None else _parse_window(due)
+    with _naming("cursor"):
+        after = tasks.Place.parse(cursor)
+    return tasks.read_page(get_session(), user_id, status, window, after)
 
 
 @tool(annotations=_hints(idempotent=True), run_in_thread=False)
 def complete_task(
     task_id: TaskId,
     user_id: str = Depends(writer),
-) -> tasks.TaskView:
+) -> tasks.ChangedTask:
     """Mark one task as done. It stays on the list as completed."""
     return tasks.change(get_session(), user_id, task_id, completed=True)
 
@@ -91,8 +133,8 @@ def complete_task(
 def delete_task(
     task_id: TaskId,
     user_id: str = Depends(writer),
-) -> tasks.TaskView:
-    """Delete one task for good. Only when the person wants it gone, not when it is done."""
+) -> tasks.ChangedTask:
+    """Delete one task. Only when the person wants it gone, not when it is done."""
     return tasks.remove(get_session(), user_id, task_id)
 
 
@@ -102,13 +144,16 @@ def update_task(
     title: Title | None = None,
     description: Description | None = None,
     completed: Completed = None,
+    due: ChangedDue = None,
     user_id: str = Depends(writer),
-) -> tasks.TaskView:
-    """Change the title or description of one task, or reopen it. What is left out stays as it is."""
+) -> tasks.ChangedTask:
+    """Change one task, or reopen it. What is left out stays as it is."""
     values = {"title": title, "description": description, "completed": completed}
-    changes = {name: value for name, value in values.items() if value is not None}
+    changes: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+    if due is not None:
+        changes |= tasks.columns_of(None if due == CLEARED else _parse_due(due))
     if not changes:
-        raise ToolFailure("Say what to change: title, description or completed.")
+        raise ToolFailure("Say what to change: title, description, completed or due.")
     return tasks.change(get_session(), user_id, task_id, **changes)
 
 

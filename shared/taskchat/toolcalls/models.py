@@ -7,7 +7,7 @@ from uuid import UUID
 from sqlalchemy import CheckConstraint, Column, Double, Index
 from sqlmodel import Field, SQLModel
 
-from taskchat.database.types import NOW, SafeJson, SafeText, Timestamp, runtime_rights
+from taskchat.database.types import NOW, SafeJson, SafeText, Timestamp, declare, expires, runtime_rights
 
 
 class ToolCall(SQLModel, table=True):
@@ -18,7 +18,7 @@ class ToolCall(SQLModel, table=True):
         CheckConstraint("door in ('chat', 'mcp')", name="tool_call_door_check"),
         CheckConstraint("outcome in ('ok', 'error')", name="tool_call_outcome_check"),
         Index("tool_call_created_idx", "created_at", postgresql_using="brin"),
-        runtime_rights("select, insert, delete, update (tool, arguments, result)"),
+        declare(runtime_rights("select, insert, delete, update (tool, arguments, result)"), expires("created_at")),
     )
 
     user_id: str = Field(sa_type=SafeText, primary_key=True)
