@@ -14,7 +14,7 @@ from uuid import uuid4
 import pg8000
 import psycopg
 import pytest
-from sqlalchemy import Insert, Interval, func, literal, text
+from sqlalchemy import Insert, Interval, func, literal_column, text
 from sqlmodel import SQLModel, select
 
 from dev.pgbouncer import PgBouncer
@@ -48,7 +48,7 @@ def database(database_url: str) -> Iterator[Database]:
 
 def test_an_interval_below_zero_reads_as_zero(database: Database) -> None:
     """pg8000 by itself reads minus one minute as one minute: a caller would be asked to wait."""
-    past, future = (literal(timedelta(minutes=minutes), Interval) for minutes in (-1, 1))
+    past, future = (literal_column(f"interval '{time}'", Interval) for time in ("-00:01:00", "00:01:00"))
     with database.transaction("alice") as session:
         read = session.execute(select(past, at_least_zero(past), at_least_zero(future))).one()
     assert read == (timedelta(minutes=1), timedelta(), timedelta(minutes=1))
