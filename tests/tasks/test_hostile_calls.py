@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from dev.standin_model.client import StandIn
+from taskchat import cursor
 from tests.conftest import Person
 from tests.example_domain import Call, Rows
 from tests.tasks.example import example
@@ -39,8 +40,23 @@ HOSTILE: dict[str, Call] = {
     "an object for an id": call("delete_task", task_id={"$gt": 0}),
     "no id": call("delete_task"),
     "a status that is SQL": call("list_tasks", status="all' or '1'='1"),
-    "a cursor below the first": call("list_tasks", cursor=-1),
+    "a cursor that is a number": call("list_tasks", cursor=1),
     "a cursor that is text": call("list_tasks", cursor="next"),
+    "a cursor without an id": call("list_tasks", cursor=cursor.write("2026-11-27", None, None)),
+    "a cursor of another list": call("list_tasks", cursor=cursor.write(7)),
+    "a cursor that is SQL": call("list_tasks", cursor=cursor.write("2026-11-27'; drop table task", None, 1)),
+    "a cursor beyond bigint": call("list_tasks", cursor=cursor.write(None, None, 2**63)),
+    "a cursor of half a megabyte": call("list_tasks", cursor="x" * 500_000),
+    "a window that is SQL": call("list_tasks", due="today' or '1'='1"),
+    "a window that ends before it begins": call("list_tasks", due="2026-11-29/2026-11-23"),
+    "a date that is text": call("add_task", title="planted", due="tomorrow"),
+    "a date that clears": call("add_task", title="planted", due="none"),
+    "a date of half a megabyte": call("add_task", title="planted", due="9" * 500_000),
+    "a date that is a number": call("add_task", title="planted", due=20261127),
+    "a zone that is a path": call("add_task", title="planted", due="2026-11-27T09:00[../../etc/passwd]"),
+    "a date before the first": call("add_task", title="planted", due="0001-01-01T00:00+14:00"),
+    "another's task moved": call("update_task", task_id=FOREIGN, due="2026-11-27"),
+    "a row that the caller gives back": call("update_task", task_id=FOREIGN, before={"title": "planted"}),
     "a limit": call("list_tasks", limit=10_000_000),
     "no title": call("add_task"),
     "an empty title": call("add_task", title=" \t "),
