@@ -40,6 +40,8 @@ Rows = psycopg.Connection[dict[str, Any]]
 FREEZE_EVERY = 1 if "THOROUGH" in os.environ else 5
 """Points of a turn from one freeze to the next."""
 WORD = "quetzalcoatlus"
+NOWHERE = "8c5d9f0e-6a1b-4c3d-9e2f-7b8a9c0d1e2f"
+"""The id of no conversation. It is a constant, for the workers of xdist must name the tests alike."""
 ADD = example.add(f"feed the {WORD}", "call mum")
 
 
@@ -165,13 +167,13 @@ class TestExport:
             *("", "_", "%00", "%ff", "e30", "W10", "a" * 1_001, "bnVsbA"),
             cursor.write("message"),
             cursor.write("message", "x", 1),
-            cursor.write("message", str(uuid4()), "1"),
-            cursor.write("message", str(uuid4()), None),
-            cursor.write("message", str(uuid4()), 2**63),
+            cursor.write("message", NOWHERE, "1"),
+            cursor.write("message", NOWHERE, None),
+            cursor.write("message", NOWHERE, 2**63),
             cursor.write("message", 5, 5),
-            cursor.write("message", str(uuid4()), 1, 1),
+            cursor.write("message", NOWHERE, 1, 1),
             cursor.write("alembic_version", "0005"),
-            cursor.write("erased_call", str(uuid4()), 1),
+            cursor.write("erased_call", NOWHERE, 1),
             cursor.write("allowance", "cha\x00t"),
             cursor.write("allowance", "\ud800"),
             cursor.write("allowance; drop table message", "x"),
@@ -187,7 +189,7 @@ class TestExport:
 
     @pytest.mark.parametrize(
         "place",
-        [cursor.write("message", str(uuid4()), 2**63 - 1), cursor.write("allowance", "")],
+        [cursor.write("message", NOWHERE, 2**63 - 1), cursor.write("allowance", "")],
         ids=["number", "text"],
     )
     def test_a_place_without_a_row_is_a_place(self, alice: Person, place: str) -> None:
