@@ -56,10 +56,10 @@ def usual(environment: None, issuer: Issuer) -> Person:
 
 
 def named(found: list[Plan], names: dict[str, str]) -> Executed:
-    """Return the plans by the names of their statements. The checks of foreign keys are Postgres's own statements."""
+    """Return the plans by the names of their statements. Those of foreign keys are Postgres's own."""
     result: Executed = defaultdict(list)
     for plan in found:
-        own = plan.text.startswith("SELECT 1 FROM ONLY")
+        own = plan.text.startswith(("SELECT 1 FROM ONLY", "DELETE FROM ONLY"))
         result["foreign key" if own else names.get(plan.text, plan.text)].append(plan)
     return result
 

@@ -23,7 +23,7 @@ UNKNOWN_TOOL: Final = "unknown"
 """Stands for a name that no tool has: a model made it up, perhaps of the person's words."""
 
 _HERE: Final = (MESSAGE.c.user_id == bindparam("of_user"), MESSAGE.c.conversation_id == bindparam("of_id"))
-_TURNS: Final = select(MESSAGE.c.turn_id).where(*_HERE, MESSAGE.c.role == "user")
+_TURNS: Final = select(MESSAGE.c.turn_id).where(*_HERE).distinct()
 _REDACTED: Final = (
     update(TOOL_CALL)
     .where(
