@@ -84,6 +84,18 @@ class Plan:
         return found.union(*(node.get("Conflict Arbiter Indexes", ()) for node in self._nodes))
 
     @property
+    def scans(self) -> set[str]:
+        """Return the kinds of scans of the program's tables."""
+        return {node["Node Type"] for node in self._nodes if node.get("Relation Name") in SQLModel.metadata.tables}
+
+    @property
+    def most_rows_read(self) -> float:
+        """Return the most rows that one scan of a table returned or discarded."""
+        scans = [node for node in self._nodes if node.get("Relation Name") in SQLModel.metadata.tables]
+        read = (node["Actual Rows"] * node["Actual Loops"] + node.get("Rows Removed by Filter", 0) for node in scans)
+        return float(max(read))
+
+    @property
     def touches_tables(self) -> bool:
         """Return whether the statement reads or writes a table of the program."""
         return any(node.get("Relation Name") in SQLModel.metadata.tables for node in self._nodes)

@@ -32,6 +32,7 @@ from taskchat.http import auth
 from taskchat.settings import Settings
 from testing.callers import RESOURCE
 from testing.gateway import Handler, Response, event, invoke
+from tests import personal_data
 from tests.conftest import ROOT, reset_processes, run, serving
 from tests.domain import example
 from tests.tally import report_at_end
@@ -757,3 +758,52 @@ class TestDocumentation:
         """No shipped file knows of Node or of this server."""
         shipped = [*ROOT.glob("functions/**/*"), *ROOT.glob("shared/**/*")]
         assert not [path for path in shipped if path.suffix in {".mjs", ".js"} or path.name == "package.json"]
+
+
+class TestDeletion:
+    """Better Auth has the person erased before it deletes the account."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def database(cls, make_database: Callable[[str], tuple[str, Rows]]) -> tuple[str, Rows]:
+        """Make a database for these tests."""
+        return make_database("better_auth_deletion")
+
+    @pytest.fixture
+    def account(self, configure: Callable[[BetterAuth], Endpoints], database: tuple[str, Rows]) -> Iterator[Account]:
+        """Sign up at a Better Auth that knows the address of the chat API."""
+        from chat.app import app
+
+        with serving(app) as taskchat, better_auth.running(database[0], RESOURCE, taskchat=taskchat) as address:
+            server = BetterAuth(address, database[1])
+            configure(server)
+            yield server.sign_up()
+
+    def delete(self, account: Account) -> httpx2.Response:
+        """Delete the account."""
+        return account.server.ask("POST", "/api/auth/delete-user", session=account.session, json={})
+
+    def users(self, account: Account) -> int:
+        """Return how many accounts of this id there are."""
+        return len(account.server.database.execute('select from "user" where id = %s', [account.id]).fetchall())
+
+    def test_the_account_and_all_rows_go(self, account: Account, rows: Rows) -> None:
+        """With the hook of the documented configuration."""
+        assert say(account, account.token).status == 200
+        reset_processes()  # the request that follows comes to another process
+        assert personal_data.count(rows, account.id)["message"] == 2
+        answer = self.delete(account)
+        assert (answer.status_code, answer.json().get("success")) == (200, True), answer.text
+        assert self.users(account) == 0
+        assert personal_data.count(rows, account.id) == {}
+
+    def test_the_account_stays_if_taskchat_cannot_be_reached(
+        self, endpoints: Endpoints, better: BetterAuth, rows: Rows
+    ) -> None:
+        """The answer says so, and the user can try again."""
+        account = better.sign_up()
+        assert say(account, account.token).status == 200
+        assert self.delete(account).status_code == 503
+        assert self.users(account) == 1
+        assert personal_data.count(rows, account.id)["message"] == 2
+        assert account.request_token().status_code == 200

@@ -599,6 +599,54 @@ class TestQuery:
             assert invoke(handler, sent).status in (200, 422), query
 
 
+def shape(value: Any) -> Any:
+    """Return the names of all members, and the kinds of the other values, without those of the domain's own."""
+    if isinstance(value, dict):
+        return {name: name in ("arguments", "result") or shape(item) for name, item in value.items()}
+    return [shape(value[0])] if isinstance(value, list) and value else type(value)
+
+
+def test_the_examples_are_answers(alice: Person) -> None:
+    """Each request of the description gets an answer with the members of its example. The lists have a second page."""
+    from chat.app import app
+
+    path = begin(alice, "hello", ADD)
+    begin(alice, ADD)
+    paths = app.openapi()["paths"]
+    for place, route, query in (("", "/conversations", {"limit": 1}), ("/{conversation_id}", path, {"limit": 1})):
+        described = paths[f"/api/{{user_id}}/conversations{place}"]
+        for method, operation in described.items():
+            example = (
+                operation["responses"].get("200", {}).get("content", {}).get("application/json", {}).get("example")
+            )
+            sent = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example", b"")
+            if example:
+                answer = alice.call(method.upper(), route, sent, **(query if method == "get" else {}))
+                assert (answer.status, shape(answer.json)) == (200, shape(example)), (route, method)
+    assert sum("example" in str(operation) for path in paths.values() for operation in path.values()) >= 4
+
+
+def test_every_route_is_described(alice: Person) -> None:
+    """It has a summary, a unique id, and each of its problems as problem+json."""
+    from chat.app import app
+
+    operations = [
+        (path, method, operation)
+        for path, found in app.openapi()["paths"].items()
+        for method, operation in found.items()
+    ]
+    assert len({operation["operationId"] for _, _, operation in operations}) == len(operations)
+    common = {"401", "403", "404", "422", "429", "500", "503", "504"}
+    more = {"patch": {"400", "413", "415"}, "delete": {"409"}}
+    for path, method, operation in operations:
+        if not path.startswith("/api/{user_id}/conversations"):
+            continue
+        problems = {status: found for status, found in operation["responses"].items() if int(status) >= 400}
+        assert operation["summary"]
+        assert set(problems) == common | more.get(method, set())
+        assert {kind for found in problems.values() for kind in found["content"]} == {"application/problem+json"}
+
+
 def test_each_request_takes_three_roundtrips_at_most(
     alice: Person, server: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """The engine does not know the domain: it names no task, and it covers a new table without being told of it."""
 
+import json
 import os
 import re
 import subprocess
@@ -126,7 +127,7 @@ class TestANewTable:
             " where grantee = %s and table_name = 'receipt'",
             [database.role],
         )
-        assert {right for (right,) in found} == {"SELECT", "INSERT", "UPDATE"}
+        assert {right for (right,) in found} == {"SELECT", "INSERT", "UPDATE", "DELETE"}
 
     def test_its_owner_s_rows_are_seen_and_written(self, as_bob: Rows) -> None:
         """The policy lets the owner do what the rights allow."""
@@ -154,6 +155,14 @@ class TestANewTable:
         rows.execute("insert into receipt values ('carol', 'c', 1)")
         with psycopg.connect(database.app_url) as connection:
             assert connection.execute("select * from receipt").fetchall() == []
+
+    def test_it_is_exported_and_erased(self, database: EmptyDatabase, rows: Rows) -> None:
+        """With every column but the owner, and without another person's rows."""
+        rows.execute("truncate receipt")
+        rows.execute("insert into receipt values ('alice', 'a', 5), ('alice', 'b', 7), ('bob', 'c', 9)")
+        exported = json.loads(run_step(database, "export_and_erase"))
+        assert exported == [{"id": "a", "amount": 5}, {"id": "b", "amount": 7}]
+        assert rows.execute("select user_id, id, amount from receipt").fetchall() == [("bob", "c", 9)]
 
     def test_the_check_of_the_role_knows_it(self, database: EmptyDatabase, rows: Rows) -> None:
         """The program refuses to serve once the security of this table alone is off."""

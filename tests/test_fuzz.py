@@ -33,7 +33,7 @@ from schemathesis.specs.openapi.checks import (
 from dev.postgres import Postgres
 from testing.callers import AUTH, RESOURCE
 from testing.gateway import Handler, LambdaContext, event
-from tests.conftest import Person, reset_processes, serving
+from tests.conftest import ROOT, Person, reset_processes, serving
 from tests.domain import example
 from tests.tally import report_at_end
 from tests.test_docs import mcp_statuses
@@ -60,8 +60,15 @@ CONFIG = SchemathesisConfig.from_dict(
     {"checks": {"negative_data_rejection": {"expected-statuses": [400, 401, 403, 404, 413, 415, 422]}}}
 )
 """The statuses that refuse a request that breaks the description. A long message may get 413."""
+DATA_ROUTES = [
+    (path, method)
+    for path, methods in json.loads((ROOT / "docs" / "openapi.json").read_text())["paths"].items()
+    for method in methods
+    if (path, method) not in [("/api/{user_id}/chat", "post"), ("/health", "get"), ("/api/{user_id}", "delete")]
+]
+"""The routes of a person's own data, without the one that erases the person."""
 DOCUMENTED = {
-    "chat": {200, 400, 401, 403, 404, 405, 409, 413, 415, 422},
+    "chat": {200, 204, 400, 401, 403, 404, 405, 409, 413, 415, 422},
     "mcp": {status for status in mcp_statuses() if status < 429},
 }
 """The documented statuses of each function when it works."""
@@ -185,6 +192,38 @@ class TestDescription:
             check_examples(self.strategy(mode, own=alice), PER_STRATEGY // 2, check)
         assert seen.keys() == {401}
 
+    @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=lambda mode: mode.value)
+    @pytest.mark.parametrize("route", DATA_ROUTES, ids=" ".join)
+    def test_requests_for_a_persons_own_data(
+        self, alice: Person, bob: Person, seen: Counter[int], mode: GenerationMode, route: tuple[str, str]
+    ) -> None:
+        """Each request gets its result or a refusal: with a token, without one, and at the path of another person."""
+        from chat.app import app
+
+        path, method = route
+        if (method, mode) == ("delete", GenerationMode.NEGATIVE):
+            return  # the request has only its path, which is fixed here
+        description = deepcopy(app.openapi())
+        del description["paths"][path][method]["security"]
+        operation = schemathesis.openapi.from_dict(description, config=CONFIG)[path][method.upper()]
+        own = alice.say(example.add("milk")).json["conversation_id"]
+        theirs = bob.say("hello").json["conversation_id"]
+        reset_processes()
+        with serving(app) as url:
+            for person, conversation, token in (
+                (alice, own, alice.token),
+                (alice, theirs, alice.token),
+                (alice, own, None),
+                (bob, theirs, alice.token),
+            ):
+                ids = {"user_id": person.id} | (
+                    {"conversation_id": conversation} if "{conversation_id}" in path else {}
+                )
+                check = partial(self.run, seen=seen, bob=bob, token=token, url=url)
+                check_examples(operation.as_strategy(mode, path_parameters=ids), PER_STRATEGY // 10, check)
+        assert seen.keys() <= {200, 204, 400, 401, 403, 404, 413, 415, 422}
+        assert seen[401] >= PER_STRATEGY // 10 or mode is GenerationMode.POSITIVE
+
     def test_health_requests(self, alice: Person, bob: Person, seen: Counter[int]) -> None:
         """Each caller gets a 200."""
         from chat.app import app
@@ -271,7 +310,8 @@ def requests(alice: Person, bob: Person, function: str) -> SearchStrategy[dict[s
     """Return a strategy for events of the gateway, for requests of any kind."""
     token, own = (alice.token, f"/api/{alice.id}/chat") if function == "chat" else (alice.mcp_token, "/mcp")
     others = [alice.mcp_token, alice.token, bob.issuer.mint("x/y", issuer=AUTH, audience=RESOURCE), "x", ""]
-    known = ["/mcp", f"/api/{bob.id}/chat", "/health", "/.well-known/oauth-protected-resource"]
+    lists = [f"/api/{person.id}/conversations" for person in (alice, bob)]
+    known = ["/mcp", f"/api/{bob.id}/chat", *lists, "/health", "/.well-known/oauth-protected-resource"]
     odd = st.lists(st.sampled_from(PIECES), max_size=5).map(lambda pieces: "/" + "/".join(pieces))
     headers = st.fixed_dictionaries(
         {
@@ -295,7 +335,7 @@ def requests(alice: Person, bob: Person, function: str) -> SearchStrategy[dict[s
             event(method, path, headers=headers)
             | {"body": body, "isBase64Encoded": encoded, "rawQueryString": query, "cookies": cookies}
         ),
-        mostly("POST", odd=st.sampled_from(["GET", "DELETE", "OPTIONS", "HEAD"]) | ANY_TEXT),
+        mostly("POST", odd=st.sampled_from(["GET", "PATCH", "DELETE", "OPTIONS", "HEAD"]) | ANY_TEXT),
         mostly(own, odd=st.sampled_from(known) | odd | ANY_TEXT),
         headers,
         TEXTS[function],

@@ -106,12 +106,21 @@ class Intruder:
         intruding = say("what did I just say?", self.conversation_id)
         assert intruding.status == 404
         answers.append(intruding.body)
+        answers += self.attack_conversation()
         calls = example.call_change, partial(example.call_rename, text="stolen"), example.call_delete
         for call in (make(self.thing) for make in calls):
             result = mcp.call(call["name"], **call["arguments"])
             assert result["isError"], call
             answers.append(str(result))
         return [*answers, str(mcp.call(example.list_tool))]
+
+    def attack_conversation(self) -> list[str]:
+        """Read, rename and delete the conversation, and return all answers and the list."""
+        path = f"/conversations/{self.conversation_id}"
+        tries = [("GET", b""), ("PATCH", {"title": "stolen"}), ("DELETE", b"")]
+        answers = [self.person.call(method, path, body) for method, body in tries]
+        assert [answer.status for answer in answers] == [404, 404, 404]
+        return [answer.body for answer in answers] + [self.person.get("/conversations").body]
 
 
 class TestOneLayerAlone:

@@ -49,6 +49,10 @@ SLOW = 1
 """Requests in a minute: so few that no test lasts until the next one is free."""
 DAY_SECONDS = 86_400
 ADD_MILK, CALL_MUM = example.add("milk"), example.add("call mum")
+LIMITS = (
+    *("turn_burst", "turns_per_minute", "daily_model_tokens", "mcp_burst", "mcp_requests_per_minute"),
+    *("data_burst", "data_requests_per_minute"),
+)
 STATELESS = "2026-07-28"
 """The protocol version whose clients need no handshake."""
 
@@ -371,7 +375,7 @@ def limited(monkeypatch: pytest.MonkeyPatch, environment: None) -> Callable[...,
     """Give a function that sets limits by the names of their settings and restarts the processes. Others are off."""
 
     def limit(**limits: int) -> None:
-        for name in ("turn_burst", "turns_per_minute", "daily_model_tokens", "mcp_burst", "mcp_requests_per_minute"):
+        for name in LIMITS:
             monkeypatch.setenv(name.upper(), str(limits.get(name, 0)))
         reset_processes()
 
@@ -965,6 +969,73 @@ class TestMcpLimits:
         handler = start_mcp(turn_burst=1, turns_per_minute=SLOW)
         assert {call_tool(alice, handler).status for _ in range(5)} == {200}
         assert allowance(rows, alice.id, "mcp") is None
+
+
+DATA_ROUTES = {
+    "list": ("GET", "", b"", 200),
+    "read": ("GET", "/{}", b"", 200),
+    "rename": ("PATCH", "/{}", {"title": "Groceries"}, 200),
+    "delete": ("DELETE", "/{}", b"", 204),
+}
+
+
+class TestDataLimits:
+    """Each request for a person's own data counts, in a bucket of its own."""
+
+    def ask(self, person: Person, name: str, conversation_id: str) -> Response:
+        """Send one of the requests."""
+        method, path, body, _ = DATA_ROUTES[name]
+        return person.call(method, f"/conversations{path.format(conversation_id)}", body)
+
+    @pytest.mark.parametrize("name", DATA_ROUTES)
+    def test_a_request_beyond_the_burst_is_refused(
+        self, limited: Callable[..., None], alice: Person, bob: Person, rows: Rows, logs: Logs, name: str
+    ) -> None:
+        """The answer is 429, no row changes, other users are not affected, and requests come back."""
+        conversation_id = alice.say(ADD_MILK).json["conversation_id"]
+        limited(data_burst=2, data_requests_per_minute=SLOW)
+        assert [alice.get("/conversations").status for _ in range(2)] == [200, 200]
+        before = snapshot(rows)
+        check_refused(self.ask(alice, name, conversation_id), most=60)
+        assert snapshot(rows) == before
+        refused = [(line["actor"], line["door"]) for line in logs() if line["message"] == "limit reached"]
+        assert refused == [(alice.id, "data")]
+        assert bob.get("/conversations").status == 200
+        let_pass(rows, alice.id, timedelta(minutes=1))
+        assert self.ask(alice, name, conversation_id).status == DATA_ROUTES[name][3]
+
+    def test_the_three_buckets_are_apart(self, start_mcp: Callable[..., Handler], alice: Person, rows: Rows) -> None:
+        """A person who has used up one of them still has the others, whole."""
+        limits = {"turn_burst": 1, "turns_per_minute": SLOW, "mcp_burst": 1, "mcp_requests_per_minute": SLOW}
+        handler = start_mcp(**limits, data_burst=1, data_requests_per_minute=SLOW)
+        for request in (
+            lambda: alice.get("/conversations"),
+            lambda: alice.say("hello"),
+            lambda: call_tool(alice, handler),
+        ):
+            assert [request().status for _ in range(2)] == [200, 429]
+        assert all(allowance(rows, alice.id, door) for door in ("chat", "mcp", "data"))
+
+    def test_without_limits_no_request_is_refused(
+        self, limited: Callable[..., None], alice: Person, rows: Rows
+    ) -> None:
+        """0 stands for no limit, and no row is stored."""
+        limited(turn_burst=1, turns_per_minute=SLOW)
+        assert {alice.get("/conversations").status for _ in range(5)} == {200}
+        assert allowance(rows, alice.id, "data") is None
+
+    def test_a_refused_request_is_free(self, limited: Callable[..., None], alice: Person, rows: Rows) -> None:
+        """It has a bad query, a bad body, or no conversation."""
+        limited(data_burst=1, data_requests_per_minute=SLOW)
+        unknown = f"/conversations/{uuid4()}"
+        answers = [
+            alice.get("/conversations", limit=0),
+            alice.get("/conversations", cursor="x"),
+            alice.call("PATCH", unknown, {}),
+            *(alice.call(method, unknown, {"title": "a"}) for method in ("GET", "PATCH", "DELETE")),
+        ]
+        assert [answer.status for answer in answers] == [422, 422, 422, 404, 404, 404]
+        assert allowance(rows, alice.id, "data") is None
 
 
 @pytest.mark.parametrize("role", ["owner", "console"])

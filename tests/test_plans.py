@@ -14,15 +14,20 @@ import pytest
 from chat.app import process
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
+from dev.tokens import Issuer
 from taskchat.conversations import turns as conversations
 from taskchat.conversations.lease import Lease
 from taskchat.conversations.turns import Begun, Request
 from taskchat.errors import TooManyRequests
 from taskchat.limits import Limits
+from taskchat.personal_data.erasure import BATCH, end_leases
+from taskchat.personal_data.export import MAX_ROWS
+from taskchat.personal_data.tables import personal_tables
 from taskchat.toolcalls.models import ToolCall
 from taskchat.toolcalls.record import UnsettledCall
 from testing import people, plans
-from testing.plans import Recorder
+from testing.plans import Plan, Recorder
+from tests import personal_data
 from tests.conftest import Person
 from tests.domain import example
 from tests.large_tables import PEOPLE, Executed, faults, indexes, named
@@ -61,6 +66,7 @@ INDEXES = {
     "limits._SPEND": {"allowance_pkey"},
     "limits._RECORD": {"allowance_pkey"},
     "limits._REFUSED_FOR": {"allowance_pkey"},
+    "erasure._END_LEASES": {"conversation_pkey"},
     "foreign key": {"conversation_pkey", "message_pkey"},
 }
 """The indexes of each statement. An insert that names no conflict needs none."""
@@ -156,8 +162,8 @@ def use_up_an_allowance(person: Person) -> None:
     """Ask for more requests than are left, and record the tokens of a model call."""
     allowance = Limits("chat", burst=1, per_minute=1, daily_model_tokens=10**6)
     with process.database.transaction(person.id) as session:
-        allowance.record(session, person.id, 10)
         allowance.spend(session, person.id)
+        allowance.record(session, person.id, 10)
     with pytest.raises(TooManyRequests), process.database.transaction(person.id) as session:
         allowance.spend(session, person.id)
 
@@ -196,6 +202,8 @@ def executed(
         read_and_rename(usual, here)
         read_and_rename(busy, str(people.conversation_id(people.BUSY)))
         delete_one(usual)
+        with process.database.transaction(usual.id) as session:
+            end_leases(session, usual.id)
     return named(recorder.read(), names)
 
 
@@ -262,3 +270,39 @@ def test_deleting_conversations_finds_their_messages_by_index(grown: Postgres, r
     assert {"message_pkey"} < used <= {"message_pkey", "conversation_pkey", "conversation_activity_idx"}
     faults = {fault for plan in deleted for fault in plan.faults(recorder.first_columns)}
     assert {fault for fault in faults if "discarded" not in fault} == set()
+
+
+class TestExportAndErasure:
+    """They read and erase by the person's key, a bounded number of rows at a time, also among the rows of many."""
+
+    FIRST = {table.name: table.primary_key.columns[0].name for table in personal_tables()}  # noqa: RUF012  (constant)
+
+    def plans_of(self, recorder: Recorder) -> list[Plan]:
+        """Return the plans since the last read, after a check that each finds its rows by the owner."""
+        found = recorder.read()
+        for plan in found:
+            assert not {"Seq Scan", "Sample Scan", "Tid Range Scan"} & set(plan.scans), plan.root
+            assert {recorder.first_columns[index] for index in plan.indexes} <= {"user_id"}
+        return found
+
+    def test_each_page_of_an_export_reads_about_its_rows(self, busy: Person, recorder: Recorder) -> None:
+        """In one statement, from the first page to the last."""
+        recorder.skip()
+        made = list(personal_data.pages(busy))
+        plans = [plan for plan in self.plans_of(recorder) if "row_to_json" in plan.text]
+        assert len(made) == len(plans) > 10
+        for plan in plans:
+            assert plan.most_rows_read <= MAX_ROWS + 1
+
+    def test_each_batch_of_an_erasure_reads_its_rows(
+        self, superuser: psycopg.Connection[Any], environment: None, issuer: Issuer, recorder: Recorder
+    ) -> None:
+        """It finds them by the owner, and deletes them at the places where they are."""
+        person = Person(people.user_id(3), issuer)
+        recorder.skip()
+        assert personal_data.erase(person).status == 204
+        plans = [plan for plan in self.plans_of(recorder) if plan.text.startswith("WITH found")]
+        assert len(plans) == 2 * len(self.FIRST)
+        for plan in plans:
+            assert "Tid Scan" in plan.scans
+            assert plan.most_rows_read <= BATCH

@@ -18,13 +18,16 @@ HERE = Path(__file__).parent
 CONFIGURATION = HERE / "auth.mjs"
 
 START_SECONDS = 60
+NO_SERVER = "http://127.0.0.1:9"
 
 
 @contextlib.contextmanager
-def running(database_url: str, resource: str, configuration: str | None = None) -> Iterator[str]:
+def running(
+    database_url: str, resource: str, configuration: str | None = None, taskchat: str = NO_SERVER
+) -> Iterator[str]:
     """Run the server on an empty database, for tokens for `resource`, and yield its address, which is its issuer too.
 
-    `configuration` replaces `auth.mjs`. Raises StartupError.
+    `configuration` replaces `auth.mjs`. It deletes an account at `taskchat` first. Raises StartupError.
     """
     environment = {
         "NO_COLOR": "1",
@@ -32,6 +35,7 @@ def running(database_url: str, resource: str, configuration: str | None = None) 
         "BETTER_AUTH_SECRET": secrets.token_hex(32),
         "BETTER_AUTH_DATABASE_URL": database_url,
         "MCP_RESOURCE_URL": resource,
+        "TASKCHAT_URL": taskchat,
     }
     with tempfile.TemporaryDirectory(prefix="running-", dir=node.install(HERE)) as name:
         log = Path(name) / "server.log"

@@ -1,16 +1,29 @@
 import { oauthProvider } from "@better-auth/oauth-provider";
 import { betterAuth } from "better-auth";
+import { APIError } from "better-auth/api";
 import { bearer, jwt } from "better-auth/plugins";
 import pg from "pg";
 
 const url = process.env.BETTER_AUTH_URL; // an origin, without a slash at its end: taskchat's AUTH_ISSUER and AUTH_AUDIENCE
 const resource = process.env.MCP_RESOURCE_URL; // the same value as taskchat's
+const taskchat = process.env.TASKCHAT_URL; // the origin that serves taskchat, without a slash at its end
+
+async function eraseFromTaskchat(user) {
+  const { token } = await auth.api.signJWT({ body: { payload: { sub: user.id } } });
+  const request = { method: "DELETE", headers: { Authorization: `Bearer ${token}`, Confirm: "erase" } };
+  let answer;
+  do {
+    answer = await fetch(`${taskchat}/api/${user.id}`, request).catch(() => undefined);
+  } while (answer?.status === 504); // there was much to erase: the same request goes on
+  if (answer?.status !== 204) throw new APIError("SERVICE_UNAVAILABLE", { message: "Try again in a minute." });
+}
 
 export const auth = betterAuth({
   baseURL: url,
   secret: process.env.BETTER_AUTH_SECRET,
   database: new pg.Pool({ connectionString: process.env.BETTER_AUTH_DATABASE_URL }),
   emailAndPassword: { enabled: true },
+  user: { deleteUser: { enabled: true, beforeDelete: eraseFromTaskchat } }, // if it throws, the account stays
   plugins: [
     bearer(),
     jwt({

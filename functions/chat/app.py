@@ -37,6 +37,7 @@ from taskchat.http.problems import answer_routing_error
 from taskchat.limits import Limits
 from taskchat.process import Process, run_concurrently, start
 from taskchat.tasks import toolset
+from taskchat.tasks.routes import router as domain_routes
 
 
 class ChatProcess(Process):
@@ -96,7 +97,7 @@ async def health() -> Health:
     return Health(status="ok")
 
 
-DATA_ROUTERS: Final = (conversation_routes.router, personal_data_routes.router)
+DATA_ROUTERS: Final = (conversation_routes.router, personal_data_routes.router, domain_routes)
 """The routes on which a person reads and manages their own data, the domain's last. Their names are operation ids."""
 
 

@@ -9,14 +9,12 @@ down_revision = "0004"
 branch_labels = None
 depends_on = None
 
-TABLES = """
+DUE_ON = "case when due_on is null then 'infinity'::date else due_on end"
+DUE_AT = "case when due_at is null then '-infinity'::timestamptz else due_at end"
+TABLES = f"""
 alter table task add column due_on date, add column due_at timestamptz, add column due_zone text;
-create index task_due_idx on task (
-    user_id, coalesce(due_on, 'infinity'::date), coalesce(due_at, '-infinity'::timestamptz), id
-);
-create index task_state_idx on task (
-    user_id, completed, coalesce(due_on, 'infinity'::date), coalesce(due_at, '-infinity'::timestamptz), id
-);
+create index task_due_idx on task (user_id, ({DUE_ON}), ({DUE_AT}), id);
+create index task_state_idx on task (user_id, completed, ({DUE_ON}), ({DUE_AT}), id);
 drop index task_completed_idx;
 create index task_finished_idx on task (updated_at) where completed;
 """

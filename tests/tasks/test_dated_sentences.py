@@ -171,6 +171,14 @@ def test_there_may_be_nothing_to_undo(alice: Person, rows: Rows) -> None:
     assert (answer["response"], answer["tool_calls"]) == ("There is nothing to undo.", [])
 
 
+def test_a_day_that_does_not_exist_is_reported(alice: Person, rows: Rows) -> None:
+    """The answer has the tool's sentence, and the other wishes of the message are fulfilled."""
+    answer = alice.say("add the dentist on 2027-02-29 at 9 and milk on 2027-02-28 at 9").json
+    assert [call["outcome"] for call in answer["tool_calls"]] == ["error", "ok"]
+    assert answer["response"].startswith("I could not add dentist: Invalid arguments: due: ")
+    assert Talk(alice, rows).due("milk") == at(date(2027, 2, 28), 9, None)
+
+
 def test_the_examples_work_one_after_another(alice: Person, rows: Rows) -> None:
     """A new user sends the printed curl line, and then each suggestion of the page. No answer is a question."""
     talk, examples = Talk(alice, rows), domain.examples

@@ -39,7 +39,7 @@ def _next_week(today: date, _: str) -> str:
     return f"{_monday(today) + timedelta(7)}/{_monday(today) + timedelta(13)}"
 
 
-_DAYS: Final[dict[str, Callable[[date, str], object]]] = {
+_DAYS: Final[dict[str, Callable[[date, str], date | str]]] = {
     r"day after tomorrow": _after(2),
     r"tomorrow": _after(1),
     r"today": _after(0),
@@ -77,7 +77,7 @@ def period(words: str, today: date) -> str:
     return _read(_PERIODS, words.lower(), today)[0]
 
 
-def _read(table: dict[str, Callable[[date, str], object]], words: str, today: date) -> tuple[str, str]:
+def _read(table: dict[str, Callable[[date, str], date | str]], words: str, today: date) -> tuple[str, str]:
     """Return the day that the words name, and the words around it."""
     for pattern, day in table.items():
         if found := re.search(pattern, words):

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 from pydantic import AfterValidator, BaseModel
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Date,
     Executable,
     RowMapping,
@@ -103,14 +104,20 @@ _OF_OWNER: Final = TASK.c.user_id == bindparam("of_user")
 _ONE_TASK: Final = and_(_OF_OWNER, TASK.c.id == bindparam("of_id"))
 _INSERT: Final = insert(TASK).returning(TASK)
 
-_PLACE: Final = tuple_(DUE_ON, DUE_AT, TASK.c.id)
-_AFTER: Final = tuple_(
+_PLACE: Final = (DUE_ON, DUE_AT, TASK.c.id)
+_AFTER: Final = (
     cast(bindparam("after_on", type_=Text), Date),
     cast(bindparam("after_at", type_=Text), Timestamp),
     bindparam("after_id", type_=BigInteger),
 )
-_PAGE: Final = select(TASK).where(_OF_OWNER, _PLACE > _AFTER).order_by(*_PLACE).limit(bindparam("most"))
-_PAGE_BY_STATE: Final = _PAGE.where(TASK.c.completed == bindparam("is_completed"))
+_STATE: Final = bindparam("is_completed", type_=Boolean)
+_FIRST: Final = select(TASK).where(_OF_OWNER).order_by(*_PLACE).limit(bindparam("most"))
+_PAGE: Final = _FIRST.where(tuple_(*_PLACE) > tuple_(*_AFTER))
+# The state is a part of the place, so that only the index with the state leads to it. Postgres guesses that few tasks
+# come after one without a date, and would read all of them to find those of a state.
+_PAGE_BY_STATE: Final = _FIRST.where(
+    TASK.c.completed == _STATE, tuple_(TASK.c.completed, *_PLACE) > tuple_(_STATE, *_AFTER)
+)
 _IN_WINDOW: Final = and_(
     DUE_ON.between(bindparam("earliest"), bindparam("latest")),  # so that the index leads to the rows
     or_(
