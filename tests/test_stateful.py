@@ -19,6 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import wraps
+from itertools import count
 from typing import Any, ClassVar
 from uuid import UUID, uuid4, uuid5
 
@@ -294,6 +295,7 @@ class Turns(RuleBasedStateMachine):
         self.clients = [Caller.new(self.world.issuer) for _ in range(PEOPLE)]
         self.conversations: dict[str, list[str]] = {client.id: [] for client in self.clients}
         self.asked: list[Message] = []
+        self.numbers = count()
         self.frozen: list[Stopped] = []
         self.erased: list[Caller] = []
         self.titles: dict[str, set[str]] = defaultdict(set)
@@ -527,7 +529,7 @@ class Turns(RuleBasedStateMachine):
         client = self.clients[person]
         there = self.conversations[client.id]
         conversation_id = there[(place - 1) % len(there)] if place and there else None
-        asked = Message(client, f"{_mark(client)}n{len(self.asked)}", kind, conversation_id)
+        asked = Message(client, f"{_mark(client)}n{next(self.numbers)}", kind, conversation_id)
         self.asked.append(asked)
         return asked
 
