@@ -26,10 +26,14 @@ MAX_RETRY_AFTER: Final = 2
 """Seconds a caller is asked to wait at most: a running turn nearly always ends within them."""
 
 _NOW: Final = func.clock_timestamp()
+# A fence alone is not enough: a rollback frees its number, and a conversation that was deleted and begun anew counts
+# from 0 again. Another process may hold the same number, but no lease that ends at the same microsecond.
 _LEASED: Final = and_(
-    THIS_CONVERSATION, CONVERSATION.c.fence == bindparam("of_fence"), CONVERSATION.c.lease_until > _NOW
+    THIS_CONVERSATION,
+    CONVERSATION.c.fence == bindparam("of_fence"),
+    CONVERSATION.c.lease_until == bindparam("of_until", type_=Timestamp),
+    CONVERSATION.c.lease_until > _NOW,
 )
-# A fence alone is not enough: a rollback frees its number, and another process may hold the same one.
 _OWN: Final = and_(
     CONVERSATION.c.turn_id == bindparam("of_turn"),
     CONVERSATION.c.lease_until == any_(bindparam("own_leases", type_=ARRAY(Timestamp))),
@@ -87,7 +91,7 @@ class Lease:
 
     def key(self) -> dict[str, Any]:
         """Return the parameters of the statements that hold or release this lease."""
-        return {"of_user": self.user_id, "of_id": self.conversation_id, "of_fence": self.fence}
+        return {"of_user": self.user_id, "of_id": self.conversation_id, "of_fence": self.fence, "of_until": self.until}
 
 
 def require_lease(result: Result[Any]) -> None:
