@@ -13,7 +13,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from bench import cold, distance, growth, parts, prompt, report, roundtrips, scaling, throughput, turn, waterfall
+from bench import (
+    cold,
+    distance,
+    growth,
+    parts,
+    prompt,
+    reading,
+    report,
+    roundtrips,
+    scaling,
+    throughput,
+    turn,
+    waterfall,
+)
 from bench.figures import table
 from bench.pictures import LayoutError
 from bench.report import Circumstances, Found
@@ -73,12 +86,14 @@ def _measure(tools: Tools, *, quick: bool) -> tuple[Found, Circumstances]:
         with _step("roundtrips"):
             waits = roundtrips.measure(running)
         with _step("repeated input of the model"):
-            read = prompt.measure(running)
+            repeated = prompt.measure(running)
+        with _step("a person's own data"):
+            own = reading.measure(running, *((5,) if quick else ()))
     with _step("memory in the emulator"), contextlib.redirect_stdout(io.StringIO()):
         peaks = smoke.smoke(tools)
     weights = {name: sum(function.megabytes.values()) for name, function in artifact.functions().items()}
     grown, pooled = (None, None) if quick else _grow()
-    return Found(started, peaks, weights, costs, away, warm, waits, served, read, grown, pooled), around
+    return Found(started, peaks, weights, costs, away, warm, waits, served, repeated, own, grown, pooled), around
 
 
 def _grow() -> tuple[growth.Growth, scaling.Scaling]:

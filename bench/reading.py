@@ -19,6 +19,7 @@ from uuid import UUID, uuid4
 import psycopg
 
 from bench import parts, tasks
+from bench.figures import table
 from bench.parts import Parts, Worker
 from bench.turn import prepare
 from dev import pgbouncer
@@ -29,7 +30,7 @@ from testing.gateway import invoke
 
 ROWS: Final = 10_000
 CONVERSATIONS: Final = 1_000
-TURNS: Final = 29_000
+TURNS: Final = 30_000
 """In all conversations together. With two messages and a call each, and the rows, an export has a hundred thousand."""
 TIMES: Final = 40
 WARM_UP: Final = 5
@@ -191,15 +192,15 @@ def _peak() -> float:
 
 
 def report(reading: Reading) -> Iterator[str]:
-    """Yield the figures, line by line."""
-    yield f"{'':40}{'wall ms':>10}{'CPU ms':>10}{'roundtrips':>12}"
-    for name, read in reading.reads.items():
-        yield f"{name:40}{read.wall:10.1f}{read.cpu:10.1f}{read.roundtrips:12}"
+    """Yield the figures as Markdown, line by line."""
+    rows = [(name, f"{of.wall:.1f}", f"{of.cpu:.1f}", str(of.roundtrips)) for name, of in reading.reads.items()]
+    yield from table(rows, ("request", "wall ms", "CPU ms", "roundtrips"))
     export = reading.export
+    yield ""
     yield (
-        f"export of {export.rows:,} rows: {export.pages} pages of up to {export.largest_page_mb:.1f} MB in"
-        f" {export.seconds:.1f} s, {export.roundtrips_of_a_page:.1f} roundtrips each; peak memory"
-        f" {export.peak_before_mb:.0f} MB before, {export.peak_mb:.0f} MB after"
+        f"An export of {export.rows:,} rows took {export.seconds:.1f} s in {export.pages} pages of at most"
+        f" {export.largest_page_mb:.1f} MB, with {export.roundtrips_of_a_page:.0f} roundtrips each. The process's peak"
+        f" memory was {export.peak_before_mb:.0f} MB before it and {export.peak_mb:.0f} MB after it."
     )
 
 

@@ -13,12 +13,13 @@ from typing import Final
 
 import psycopg
 
-from bench import pictures, tasks, turn
+from bench import pictures, reading, tasks, turn
 from bench.cold import Cold
 from bench.figures import Figure, table
 from bench.growth import Growth
 from bench.parts import Parts
 from bench.prompt import Prompt
+from bench.reading import Reading
 from bench.roundtrips import Roundtrips
 from bench.scaling import THINKING, Scaling
 from bench.throughput import PROCESSES, server
@@ -102,6 +103,7 @@ class Found:
     roundtrips: Roundtrips
     throughput: dict[str, dict[int, float]]
     prompt: Prompt
+    reading: Reading
     growth: Growth | None
     """None in a short run, as `scaling`."""
     scaling: Scaling | None
@@ -112,6 +114,7 @@ def figures(found: Found) -> Iterator[Figure]:
     yield from _cold(found)
     yield from _costs(found)
     yield from _roundtrips(found.roundtrips)
+    yield from _reads(found.reading)
     yield Figure("repeated input tokens", 100 * found.prompt.cached, "%", 90, is_least=True)
     yield Figure("tokens of instructions and tools", found.prompt.fixed_tokens, "", 899)
     if found.growth:
@@ -157,6 +160,12 @@ def _roundtrips(found: Roundtrips) -> Iterator[Figure]:
     yield Figure("roundtrips to take a live connection", found.checking_out, "", 0)
 
 
+def _reads(found: Reading) -> Iterator[Figure]:
+    most = max(read.roundtrips for read in found.reads.values())
+    yield Figure("roundtrips to read one's own data, at most", most, "", 3)
+    yield Figure(f"peak memory after an export of {found.export.rows:,} rows", found.export.peak_mb, "MB", 256)
+
+
 def missed(all_figures: list[Figure]) -> Iterator[str]:
     """Yield a line for each missed target: by how much, and why."""
     for figure in all_figures:
@@ -176,6 +185,7 @@ def page(found: Found, around: Circumstances, command: str, seconds: float) -> s
         cuts=found.prompt.cuts,
         naive=naive.IMPORTS,
         things=tasks.THINGS,
+        reading="\n".join(reading.report(found.reading)),
         most_megabytes=LIMIT_MB,
         growth=_growth(found.growth) if found.growth else "(Not measured in a short run.)",
         scaling=_scaling(found.scaling) if found.scaling else "(Not measured in a short run.)",

@@ -6,6 +6,8 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from taskchat import cursor as cursors
+
 THINGS: Final = "tasks"
 """The word for the rows, in the report."""
 
@@ -31,10 +33,10 @@ LIST_STATEMENTS: Final = "queries._PAGE"
 """The names of the statements of a listing begin with this."""
 
 STATES: Final = {
-    state: f"select id from task where user_id = %s and {condition} order by id"
+    state: f"select id from task where user_id = %s and due_on is null and {condition} order by id"
     for state, condition in {"all": "true", "pending": "not completed", "completed": "completed"}.items()
 }
-"""The lists, and a query for the ids in each."""
+"""The lists, and a query for the ids without a date in each, which come last."""
 
 
 DUE_ROWS: Final = (
@@ -61,5 +63,5 @@ def changes(row: int) -> tuple[str, ...]:
 
 
 def page(state: str, cursor: int | None) -> dict[str, Any]:
-    """Return the arguments that list a page."""
-    return {"status": state, "cursor": cursor}
+    """Return the arguments that list a page: the first, or the one behind a task without a date."""
+    return {"status": state, "cursor": cursor and cursors.write(None, None, cursor)}

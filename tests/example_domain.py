@@ -61,6 +61,8 @@ class ExampleDomain(ABC):
     """The state of a new thing, and the state after `change`."""
     required: ClassVar[Mapping[str, Any]]
     """Values of the other columns that a row must have."""
+    expiring: ClassVar[tuple[str, str] | None] = None
+    """If retention deletes old things that `change` has changed: the statement that stores some, and their index."""
     page: ClassVar[str]
     """The field in which the list tool's result holds the things."""
     id_argument: ClassVar[str]
@@ -136,12 +138,14 @@ class ExampleDomain(ABC):
 
     def rows_of(self, rows: Rows, user_id: str) -> list[Row]:
         """Return text and state of the user's things in Postgres, in order of id."""
-        found = rows.execute(self._sql("select {text}, {state} from {table} where user_id = %s order by id"), [user_id])
+        found = rows.execute(
+            self.compose("select {text}, {state} from {table} where user_id = %s order by id"), [user_id]
+        )
         return [(row[self.text], row[self.state]) for row in found]
 
     def ids_of(self, rows: Rows, user_id: str) -> list[int]:
         """Return the ids of the user's things."""
-        found = rows.execute(self._sql("select id from {table} where user_id = %s order by id"), [user_id])
+        found = rows.execute(self.compose("select id from {table} where user_id = %s order by id"), [user_id])
         return [row["id"] for row in found]
 
     @property
@@ -162,7 +166,7 @@ class ExampleDomain(ABC):
         """Return the texts in a result of the list tool."""
         return [thing[self.text] for thing in result[self.page]]
 
-    def _sql(self, statement: LiteralString) -> sql.Composed:
+    def compose(self, statement: LiteralString) -> sql.Composed:
         """Return the statement with the names of table and columns in their places."""
         names = {"table": self.table, "text": self.text, "state": self.state}
         return sql.SQL(statement).format(**{name: sql.Identifier(value) for name, value in names.items()})

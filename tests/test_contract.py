@@ -262,7 +262,7 @@ class TestUnknownPaths:
     @pytest.mark.parametrize(
         "path",
         [
-            *("/", f"/{CANARY}", "/api", "/api/", "/api/{id}", "/api/{id}/", "/api/{id}/chat/", "/api//chat"),
+            *("/", f"/{CANARY}", "/api", "/api/", "/api/{id}/", "/api/{id}/chat/", "/api//chat"),
             *("/api/{id}//chat", "/api/{id}/chat/x", "/api/{id}/../{id}/chat", "/api/./{id}/chat", "/api/{id}/chat/."),
             *("/API/{id}/chat", "/docs", "/redoc", "/openapi.json", "/health/", "/mcp", "/%2e%2e/health"),
         ],
@@ -290,7 +290,8 @@ class TestUnknownPaths:
     @pytest.mark.parametrize(
         ("method", "path", "allowed"),
         [(method, "/api/{id}/chat", "POST") for method in ("GET", "PUT", "PATCH", "DELETE", "OPTIONS")]
-        + [(method, "/health", "GET") for method in ("POST", "PUT", "DELETE")],
+        + [(method, "/health", "GET") for method in ("POST", "PUT", "DELETE")]
+        + [(method, "/api/{id}", "DELETE") for method in ("GET", "POST")],
     )
     def test_another_method_gets_405(self, alice: Person, method: str, path: str, allowed: str) -> None:
         """The answer names the allowed method."""

@@ -34,10 +34,11 @@ GENERAL_WORDS = {"description"}
 """Columns of the domain whose names the engine uses for other things: a tool, an argument and a header have one too."""
 
 NO_DOMAIN_WORDS = re.compile(
-    r"from taskchat\.tasks import toolset|import taskchat\.tasks|taskchat|background tasks?"
+    r"from taskchat\.tasks import toolset|from taskchat\.tasks\.routes import router"
+    r"|import taskchat\.tasks|taskchat|background tasks?"
     r"|asyncio\.(Task|TaskGroup|create_task)|ResponseCompletedEvent|response\.completed|status=\"completed\""
 )
-"""The import of the toolset, the name of the package, and terms of frameworks and of the Responses API."""
+"""The imports of toolset and router, the name of the package, and terms of frameworks and of the Responses API."""
 
 
 def domain_words() -> set[str]:

@@ -242,6 +242,7 @@ class TestDailyQuota:
     def test_a_used_up_quota_refuses_until_midnight(self, database: Database) -> None:
         """The token that reaches the quota is the last one."""
         user_id, limits = uuid4().hex, Limits("chat", 0, 0, daily_model_tokens=1_000)
+        spend(database, limits, user_id)
         record(database, limits, user_id, 999)
         assert spend(database, limits, user_id) is None
         record(database, limits, user_id, 1)
@@ -255,6 +256,7 @@ class TestDailyQuota:
     def test_the_next_day_has_the_whole_quota(self, database: Database, rows: Rows) -> None:
         """Its tokens are counted from zero."""
         user_id, limits = uuid4().hex, Limits("chat", 0, 0, daily_model_tokens=1_000)
+        spend(database, limits, user_id)
         record(database, limits, user_id, 5_000)
         yesterday(rows, user_id)
         assert spend(database, limits, user_id) is None
@@ -264,10 +266,19 @@ class TestDailyQuota:
     def test_a_turn_counts_on_the_day_it_ends(self, database: Database, rows: Rows) -> None:
         """The tokens of the day before are gone."""
         user_id, limits = uuid4().hex, Limits("chat", 0, 0, daily_model_tokens=1_000)
+        spend(database, limits, user_id)
         record(database, limits, user_id, 900)
         yesterday(rows, user_id)
         record(database, limits, user_id, 70)
         assert tokens(rows, user_id) == 70
+
+    def test_a_turn_counts_in_no_row_of_a_user_who_was_erased(self, database: Database, rows: Rows) -> None:
+        """Its row went while it ran."""
+        user_id, limits = uuid4().hex, Limits("chat", 0, 0, daily_model_tokens=1_000)
+        spend(database, limits, user_id)
+        rows.execute("delete from allowance where user_id = %s", [user_id])
+        record(database, limits, user_id, 70)
+        assert allowance(rows, user_id) is None
 
     @pytest.mark.parametrize("days", [0, 2])
     def test_retry_after_is_the_later_of_two_times(self, database: Database, rows: Rows, days: int) -> None:
@@ -281,9 +292,10 @@ class TestDailyQuota:
         assert refusal.retry_after
         assert refusal.retry_after >= max(_until_midnight(), days * DAY_SECONDS)
 
-    def test_no_count_is_lost(self, database_url: str, rows: Rows) -> None:
+    def test_no_count_is_lost(self, database_url: str, database: Database, rows: Rows) -> None:
         """200 turns end at once, each with its tokens."""
         user_id, limits = uuid4().hex, Limits("chat", 0, 0, daily_model_tokens=10**9)
+        spend(database, limits, user_id)
         at_once(database_url, 40, 200, lambda database: record(database, limits, user_id, 7))
         assert tokens(rows, user_id) == 1_400
 
@@ -730,6 +742,7 @@ class TestLostLease:
         if is_known:
             database.prepare_statements([*STATEMENTS, *conversations.STATEMENTS])
         with database.transaction(person) as session:
+            limits.spend(session, person)
             begun = conversations.begin(session, person, uuid4(), conversations.Request("hello"), 1000)
         assert isinstance(begun, conversations.Begun)
         taken = "update conversation set fence = fence + 1 where user_id = %s returning *"

@@ -13,7 +13,7 @@ from tests.domain import example
 
 TABLES = {"conversation", "message", "tool_call", "allowance", example.table}
 """Tables whose rows belong to a person."""
-BY_AGE = {"conversation_updated_idx", "tool_call_created_idx"}
+BY_AGE = {"allowance_day_idx", "conversation_updated_idx", "tool_call_created_idx"}
 """Indexes for retention, which looks for old rows of everybody. The domain may have its own."""
 Rows = psycopg.Connection[Any]
 

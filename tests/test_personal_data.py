@@ -2,8 +2,11 @@
 
 import json
 import os
-from collections.abc import Iterator
+import re
+import subprocess
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
@@ -23,7 +26,7 @@ from taskchat.personal_data.tables import personal_tables
 from testing.callers import Caller
 from testing.gateway import Response, event
 from tests import db_assertions, personal_data, proxy
-from tests.conftest import ROOT, Logs, Person
+from tests.conftest import ROOT, Logs, Person, reset_processes, serving
 from tests.crash_points import Trap
 from tests.domain import example
 from tests.environments import Fleet
@@ -37,6 +40,8 @@ Rows = psycopg.Connection[dict[str, Any]]
 FREEZE_EVERY = 1 if "THOROUGH" in os.environ else 5
 """Points of a turn from one freeze to the next."""
 WORD = "quetzalcoatlus"
+NOWHERE = "8c5d9f0e-6a1b-4c3d-9e2f-7b8a9c0d1e2f"
+"""The id of no conversation. It is a constant, for the workers of xdist must name the tests alike."""
 ADD = example.add(f"feed the {WORD}", "call mum")
 
 
@@ -162,13 +167,13 @@ class TestExport:
             *("", "_", "%00", "%ff", "e30", "W10", "a" * 1_001, "bnVsbA"),
             cursor.write("message"),
             cursor.write("message", "x", 1),
-            cursor.write("message", str(uuid4()), "1"),
-            cursor.write("message", str(uuid4()), None),
-            cursor.write("message", str(uuid4()), 2**63),
+            cursor.write("message", NOWHERE, "1"),
+            cursor.write("message", NOWHERE, None),
+            cursor.write("message", NOWHERE, 2**63),
             cursor.write("message", 5, 5),
-            cursor.write("message", str(uuid4()), 1, 1),
+            cursor.write("message", NOWHERE, 1, 1),
             cursor.write("alembic_version", "0005"),
-            cursor.write("erased_call", str(uuid4()), 1),
+            cursor.write("erased_call", NOWHERE, 1),
             cursor.write("allowance", "cha\x00t"),
             cursor.write("allowance", "\ud800"),
             cursor.write("allowance; drop table message", "x"),
@@ -184,7 +189,7 @@ class TestExport:
 
     @pytest.mark.parametrize(
         "place",
-        [cursor.write("message", str(uuid4()), 2**63 - 1), cursor.write("allowance", "")],
+        [cursor.write("message", NOWHERE, 2**63 - 1), cursor.write("allowance", "")],
         ids=["number", "text"],
     )
     def test_a_place_without_a_row_is_a_place(self, alice: Person, place: str) -> None:
@@ -566,3 +571,58 @@ class TestThroughAProxy:
             check_refused(alice.say(message))
         assert proxy.lost == 1
         assert personal_data.count(rows, alice.id) == {}
+
+
+class TestThePage:
+    """The commands of docs/personal-data.md work as they stand."""
+
+    PAGE = (ROOT / "docs" / "personal-data.md").read_text()
+    COMMANDS = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def database_url(cls, server: Postgres) -> str:
+        """Use Postgres directly."""
+        return server.app_url
+
+    @pytest.fixture
+    def paste(self, alice: Person, tmp_path: Path) -> Iterator[Callable[[str], str]]:
+        """Give a function that runs commands in a shell with the three variables, and returns their output."""
+        from chat.app import app
+
+        assert alice.say(example.add("milk", "call mum")).status == 200
+        reset_processes()  # the requests that follow come to another process
+        with serving(app) as url:
+            known = os.environ | {"URL": url, "USER_ID": alice.id, "TOKEN": alice.token}
+
+            def run(command: str) -> str:
+                shell = ["sh", "-c", command]
+                done = subprocess.run(shell, env=known, cwd=tmp_path, capture_output=True, text=True, check=True)  # noqa: S603
+                return done.stdout
+
+            yield run
+
+    def test_export_erase_export(self, paste: Callable[[str], str]) -> None:
+        """The transcript shows what a shell prints."""
+        (command,) = [each for each in self.COMMANDS if "DELETE" in each]
+        (transcript,) = re.findall(r"```\n(\{.*?)```", self.PAGE, re.DOTALL)
+        assert paste(command) == transcript
+
+    def test_the_pages_are_joined(self, paste: Callable[[str], str], alice: Person, rows: Rows, tmp_path: Path) -> None:
+        """The export has several pages."""
+        (command,) = [each for each in self.COMMANDS if "pages.jsonl" in each]
+        paste(command.replace('cursor=""', 'cursor="limit=3"').replace('f"cursor', 'f"limit=3&cursor'))
+        assert len((tmp_path / "pages.jsonl").read_text().splitlines()) > 2
+        joined = json.loads((tmp_path / "export.json").read_text())
+        expected = personal_data.stored(rows, alice.id)
+        assert joined["tables"].pop("allowance")
+        expected.pop("allowance")
+        assert (joined["tables"], joined["next_cursor"]) == (expected, None)
+
+    def test_the_example_names_the_tables(self, paste: Callable[[str], str]) -> None:
+        """It names all of them, and the members of a page."""
+        (command,) = [each for each in self.COMMANDS if each.count("curl") == 1 and "while" not in each]
+        shown = json.loads(re.findall(r"```json\n(.*?)```", self.PAGE, re.DOTALL)[0])
+        page = json.loads(paste(command))
+        assert (list(shown), list(shown["tables"])) == (list(page), list(page["tables"]))
+        assert all(f"| `{table}` |" in self.PAGE for table in page["tables"])

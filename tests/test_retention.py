@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from threading import Barrier
 from typing import Any, LiteralString
@@ -45,8 +46,6 @@ STORE = {
     " select gen_random_uuid(), 'chat', 'list', 'ok', %(at)s from generate_series(1, %(count)s)",
     "allowance": "insert into allowance (user_id, door, full_at, day, model_tokens)"
     " select %(user)s || n, 'chat', %(at)s, %(at)s, 3 from generate_series(1, %(count)s) n",
-    "task": "insert into task (user_id, title, description, completed, updated_at)"
-    " select %(user)s, 'milk', '', true, %(at)s from generate_series(1, %(count)s)",
 }
 """The statement that stores rows of an age, for each table that declares it."""
 
@@ -55,8 +54,10 @@ INDEX = {
     "tool_call": "tool_call_created_idx",
     "erased_call": "erased_call_made_idx",
     "allowance": "allowance_day_idx",
-    "task": "task_finished_idx",
 }
+OF_THE_DOMAIN = [example.table] if example.expiring else []
+if example.expiring:
+    STORE[example.table], INDEX[example.table] = example.expiring
 
 
 class Deployed(EmptyDatabase):
@@ -166,12 +167,14 @@ class TestOldRows:
         run()
         assert count(rows, "conversation") == left
 
-    def test_a_task_that_is_not_completed_stays(self, rows: Rows) -> None:
+    def test_a_thing_that_has_not_changed_stays(self, rows: Rows) -> None:
         """However old it is."""
-        store(rows, "task", 10 * OLD, 2)
-        rows.execute("update task set completed = false where id = (select min(id) from task)")
+        for table in OF_THE_DOMAIN:
+            store(rows, table, 10 * OLD)
+        rows.execute(example.insert.encode(), ["alice", "milk"])
+        rows.execute(example.compose("update {table} set {state} = %s"), [example.states[0]])
         run()
-        assert count(rows, "task") == 1
+        assert count(rows, example.table) == 1 + len(OF_THE_DOMAIN)
 
     def test_a_user_whom_the_operator_refuses_until_a_later_day_stays_refused(self, rows: Rows) -> None:
         """docs/limits.md tells how."""
@@ -182,11 +185,11 @@ class TestOldRows:
 
     def test_0_days_delete_nothing(self, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
         """Without a connection to the database."""
-        store(rows, "task", 10 * OLD)
+        store(rows, "tool_call", 10 * OLD)
         monkeypatch.setenv("RETENTION_DAYS", "0")
         monkeypatch.setenv("RETENTION_DATABASE_URL", "postgresql://u:p@127.0.0.1:1/d?sslmode=disable")
         assert run() == {"deleted": {}, "finished": True}
-        assert count(rows, "task") == 1
+        assert count(rows, "tool_call") == 1
 
 
 KILLED_IN_THE_THIRD_BATCH = """
@@ -231,7 +234,7 @@ class TestBatches:
 
     def test_two_runs_at_once_share_the_work(self, rows: Rows) -> None:
         """Neither waits for the other, and no row is counted twice."""
-        store(rows, "task", OLD, 5 * BATCH)
+        store(rows, "tool_call", OLD, 5 * BATCH)
         barrier = Barrier(2)
 
         def begin_together(_: int) -> retention.Run:
@@ -240,9 +243,9 @@ class TestBatches:
 
         with ThreadPoolExecutor(2) as pool:
             done = list(pool.map(begin_together, range(2)))
-        assert sum(one.deleted["task"] for one in done) == 5 * BATCH
+        assert sum(one.deleted["tool_call"] for one in done) == 5 * BATCH
         assert [one.failed for one in done] == [[], []]
-        assert count(rows, "task") == 0
+        assert count(rows, "tool_call") == 0
 
     @pytest.mark.parametrize("lock", ["update", "share"])
     def test_a_row_that_a_turn_has_locked_is_left(self, deployed: Deployed, rows: Rows, lock: LiteralString) -> None:
@@ -255,9 +258,9 @@ class TestBatches:
 
     def test_no_batch_begins_when_the_time_is_short(self, rows: Rows, logs: Logs) -> None:
         """Lambda would kill it. The log line names the tables that are left."""
-        store(rows, "task", OLD)
+        store(rows, "tool_call", OLD)
         assert run(retention.BATCH_SECONDS) == {"deleted": dict.fromkeys(STORE, 0), "finished": False}
-        assert count(rows, "task") == 1
+        assert count(rows, "tool_call") == 1
         [line] = logs()
         assert (line["finished"], set(line["unfinished"])) == (False, set(STORE))
 
@@ -266,15 +269,15 @@ class TestBatches:
         for table in STORE:
             store(rows, table, OLD)
         rows.execute("create function refuse() returns trigger language plpgsql as $$ begin raise 'secret'; end $$")
-        rows.execute("create trigger refuse before delete on task for each row execute function refuse()")
+        rows.execute("create trigger refuse before delete on tool_call for each row execute function refuse()")
         try:
-            with pytest.raises(RetentionFailed, match=r"^task$"):
+            with pytest.raises(RetentionFailed, match=r"^tool_call$"):
                 run()
         finally:
             rows.execute("drop function refuse cascade")
-        assert {table: count(rows, table) for table in STORE} == {**dict.fromkeys(STORE, 0), "task": 1}
+        assert {table: count(rows, table) for table in STORE} == {**dict.fromkeys(STORE, 0), "tool_call": 1}
         assert "secret" not in str(logs())
-        assert logs()[-1]["failed"] == ["task"]
+        assert logs()[-1]["failed"] == ["tool_call"]
 
     def test_a_person_s_turns_go_on_meanwhile(self, rows: Rows, alice: Person) -> None:
         """All are answered, and none of the person's rows goes."""
@@ -292,11 +295,12 @@ class TestBatches:
 FORBIDDEN = [
     *("select title from conversation", "select user_id from conversation", "select user_id from allowance"),
     *("select arguments from tool_call", "select result from tool_call", "select user_id from tool_call"),
-    *("select pseudonym from erased_call", "select title from task", "select * from task"),
+    *("select pseudonym from erased_call", "select {text} from {table}", "select * from conversation"),
     *("select content from message", "delete from message", "select from message", "select * from alembic_version"),
-    *("update conversation set title = ''", "update task set updated_at = now()", "truncate task"),
+    *("update conversation set title = ''", "truncate conversation", "truncate {table}"),
     *("update conversation set updated_at = now()", "update allowance set day = current_date"),
-    *("insert into task (user_id, title, description) values ('alice', 'x', '')", "create table public.x ()"),
+    *("update {table} set {state} = {state}", "select * from {table}"),
+    *("insert into {table} (user_id) values ('alice')", "create table public.x ()"),
     *("select passwd from pg_shadow", "set role taskchat_owner"),
 ]
 
@@ -319,21 +323,24 @@ class TestTheRole:
 
     @pytest.mark.parametrize("user", ["", "alice"])
     @pytest.mark.parametrize("statement", FORBIDDEN)
-    def test_it_may_not(self, rows: Rows, as_role: Rows, statement: str, user: str) -> None:
+    def test_it_may_not(self, rows: Rows, as_role: Rows, statement: LiteralString, user: str) -> None:
         """Columns with texts and ids are closed to it, and it can write none."""
-        rows.execute("insert into task (user_id, title, description, completed) values ('alice', 'x', '', true)")
+        rows.execute(example.insert.encode(), ["alice", "milk"])
         rows.execute("insert into conversation (user_id, id, title) values ('alice', gen_random_uuid(), 'x')")
         rows.execute("insert into allowance values ('alice', 'chat', now(), current_date, 1)")
         as_role.execute("select set_config('app.user_id', %s, false)", [user])
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            as_role.execute(statement.encode())
+            as_role.execute(example.compose(statement))
 
     @pytest.mark.parametrize("user", ["", "alice"])
     def test_it_deletes_no_row_that_cannot_get_old(self, rows: Rows, as_role: Rows, user: str) -> None:
-        """The policy has the table's condition: a task that is not completed does not exist for it."""
-        rows.execute("insert into task (user_id, title, description) values ('alice', 'x', '')")
+        """The policy has the table's condition: a thing that has not changed does not exist for it."""
+        rows.execute(example.insert.encode(), ["alice", "milk"])
         as_role.execute("select set_config('app.user_id', %s, false)", [user])
-        assert as_role.execute("delete from task").rowcount == 0
+        with suppress(psycopg.errors.InsufficientPrivilege):  # of a domain that declares no expiry
+            as_role.execute(example.compose("delete from {table}"))
+        as_role.commit()
+        assert count(rows, example.table) == 1
 
     def test_it_cannot_bypass_policies(self, deployed: Deployed, rows: Rows) -> None:
         """It is no administrator, and has rights on the declared tables only."""
@@ -350,11 +357,11 @@ class TestTheRole:
         self, deployed: Deployed, rows: Rows, url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """One that row-level security would not bind."""
-        store(rows, "task", OLD)
+        store(rows, "tool_call", OLD)
         monkeypatch.setenv("RETENTION_DATABASE_URL", getattr(deployed, url))
         with pytest.raises(RetentionFailed):
             run()
-        assert count(rows, "task") == 1
+        assert count(rows, "tool_call") == 1
 
 
 class TestMigrate:
@@ -378,14 +385,14 @@ class TestMigrate:
     def test_it_takes_back_what_is_too_much(self, deployed: Deployed, rows: Rows) -> None:
         """As after a table has lost its declaration."""
         rows.execute(f"grant select, update on message to {deployed.retention_role}".encode())
-        rows.execute(f"grant select (title) on task to {deployed.retention_role}".encode())
+        rows.execute(f"grant select ({example.text}) on {example.table} to {deployed.retention_role}".encode())
         rows.execute(f"create policy retention on message to {deployed.retention_role} using (true)".encode())
         deployed.migrate()
         check_rights(deployed, rows)
         columns = rows.execute(
             "select table_name, column_name, privilege_type from information_schema.column_privileges"
-            " where grantee = %s and column_name in ('title', 'content', 'user_id')",
-            [deployed.retention_role],
+            " where grantee = %s and column_name in ('title', 'content', 'user_id', %s)",
+            [deployed.retention_role, example.text],
         )
         assert columns.fetchall() == []
 
@@ -439,12 +446,12 @@ class TestReports:
         self, rows: Rows, logs: Logs, capsys: pytest.CaptureFixture[str]
     ) -> None:
         """Both hold numbers, and the line the names of tables."""
-        store(rows, "task", OLD, 3)
+        store(rows, "tool_call", OLD, 3)
         run()
         [line] = logs()
         expected = {"message": "retention run", "schema": "taskchat.retention/1", "days": DAYS, "finished": True}
         assert line.items() >= expected.items()
-        assert (line["deleted"], line["failed"]) == ({**dict.fromkeys(STORE, 0), "task": 3}, [])
+        assert (line["deleted"], line["failed"]) == ({**dict.fromkeys(STORE, 0), "tool_call": 3}, [])
         [metric] = map(json.loads, capsys.readouterr().out.splitlines())
         assert (metric["RetentionRowsDeleted"], metric["RetentionFinished"]) == ([3.0], [1.0])
         assert set(metric) == {"_aws", "service", "RetentionRowsDeleted", "RetentionFinished"}
@@ -471,9 +478,9 @@ class TestReports:
 
     def test_a_run_from_the_command_line(self, rows: Rows) -> None:
         """As docs/retention.md shows it."""
-        store(rows, "task", OLD)
+        store(rows, "tool_call", OLD)
         subprocess.run([sys.executable, "-m", "retention"], cwd=ROOT, check=True, capture_output=True)
-        assert count(rows, "task") == 0
+        assert count(rows, "tool_call") == 0
 
     def test_it_imports_neither_web_framework_nor_agent(self) -> None:
         """It needs the tables alone."""

@@ -15,10 +15,10 @@ class Outcome:
         self.record = call.records[0]
 
 
-async def acall(user_id: str, name: str, arguments: dict[str, Any]) -> Outcome:
-    """Call a tool for the user, and return how the call ended."""
+async def acall(user_id: str, name: str, arguments: dict[str, Any], **context: Any) -> Outcome:
+    """Call a tool for the user, and return how the call ended. `context` adds to the call's context."""
     from chat.app import process
 
-    call = CallContext(user_id, "chat", turn_id=uuid4(), call_id=uuid4().hex)
+    call = CallContext(user_id, "chat", turn_id=uuid4(), call_id=uuid4().hex, **context)
     with calling(call):
         return Outcome(await process.tools.call_tool(name, arguments), call)

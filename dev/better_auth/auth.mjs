@@ -9,7 +9,8 @@ const resource = process.env.MCP_RESOURCE_URL; // the same value as taskchat's
 const taskchat = process.env.TASKCHAT_URL; // the origin that serves taskchat, without a slash at its end
 
 async function eraseFromTaskchat(user) {
-  const { token } = await auth.api.signJWT({ body: { payload: { sub: user.id } } });
+  const payload = { sub: user.id, iat: Math.floor(Date.now() / 1000) }; // signJWT adds no iat, and taskchat wants one
+  const { token } = await auth.api.signJWT({ body: { payload } });
   const request = { method: "DELETE", headers: { Authorization: `Bearer ${token}`, Confirm: "erase" } };
   let answer;
   do {

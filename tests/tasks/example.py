@@ -13,6 +13,11 @@ class Tasks(ExampleDomain):
     table, text, state = "task", "title", "completed"
     states = (False, True)
     required = {"description": ""}  # noqa: RUF012  (no code writes to it)
+    expiring = (
+        "insert into task (user_id, title, description, completed, updated_at)"
+        " select %(user)s, 'milk', '', true, %(at)s from generate_series(1, %(count)s)",
+        "task_finished_idx",
+    )
     page = "tasks"
     id_argument = "task_id"
     absent = f"Task {ABSENT} was not found."

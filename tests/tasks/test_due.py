@@ -96,7 +96,7 @@ NONSENSE = [
     *("0001-01-01T00:00[Asia/Tokyo]", "9999-12-31T23:00[America/New_York]", "0001-01-01T00:00Z[America/New_York]"),
 ]
 
-_WALLS = st.datetimes(datetime.min + timedelta(days=2), datetime.max - timedelta(days=2))
+_WALLS = st.datetimes().filter(lambda wall: 2 <= wall.year <= 9998)
 _instants = st.builds(
     lambda wall, zone: f"{wall.isoformat(timespec='seconds')}[{zone}]",
     _WALLS,
@@ -204,12 +204,10 @@ def test_a_day_has_as_many_hours_as_the_clocks_give_it(zone: str, day: str, hour
     assert window.end - window.begin == timedelta(hours=hours)
 
 
-@given(
-    st.datetimes(datetime(2000, 1, 1), datetime(2050, 1, 1)), st.sampled_from([z for z in ZONES if "Johns" not in z])
-)
-def test_an_instant_is_in_the_window_of_its_day(wall: datetime, zone: str) -> None:
+@given(st.integers(0, 40 * 366 * 96), st.sampled_from([zone for zone in ZONES if "Johns" not in zone]))
+def test_an_instant_is_in_the_window_of_its_day(quarters: int, zone: str) -> None:
     """It is in no other day's window. St. John's once put its clocks back at one minute past midnight."""
-    instant = wall.replace(tzinfo=UTC)
+    instant = datetime(2010, 1, 1, tzinfo=UTC) + quarters * timedelta(minutes=15)
     day = instant.astimezone(ZoneInfo(zone)).date()
     windows = [Window.parse((day + timedelta(days=n)).isoformat(), FRIDAY, zone) for n in (-1, 0, 1)]
     assert [window.begin <= instant < window.end for window in windows] == [False, True, False]

@@ -22,11 +22,11 @@ INDEXES = {
     "queries._PAGE": {"task_due_idx"},
     "queries._PAGE_BY_STATE": {"task_state_idx"},
     "queries._PAGE_IN_WINDOW": {"task_due_idx"},
-    "queries._PAGE_IN_WINDOW_BY_STATE": {"task_state_idx"},
+    "queries._PAGE_IN_WINDOW_BY_STATE": {"task_state_idx", "task_due_idx"},  # of a short window, any
     "queries._DELETE": {"task_pkey"},
     "update task": {"task_pkey"},
 }
-"""The indexes of each statement."""
+"""The indexes that each statement may use."""
 
 NO_PLAN = {
     "queries._UPDATE": "is what `update task` is built on, column by column",
@@ -82,7 +82,8 @@ def test_every_statement_stays_on_its_index(busy: Person, recorder: Recorder) ->
         use_every_tool(busy)
     executed = named(recorder.read(), names)
     assert slow(executed, recorder) == {}
-    assert {name: used for name, used in indexes(executed).items() if name in INDEXES} == INDEXES
+    used = indexes(executed)
+    assert {name for name in INDEXES if not used[name] <= INDEXES[name]} == set()
 
 
 def test_every_statement_is_known() -> None:

@@ -7,13 +7,13 @@ from datetime import datetime, timedelta
 from typing import Any, Final, NoReturn
 from uuid import UUID
 
-from sqlalchemy import ARRAY, Interval, Result, and_, any_, bindparam, case, func, literal, or_, select, update
+from sqlalchemy import ARRAY, Interval, Result, and_, any_, bindparam, case, func, or_, select, update
 from sqlmodel import Session
 
 from taskchat import deadline
 from taskchat.conversations.models import CONVERSATION, POSITION_OF_TURN, THIS_CONVERSATION
 from taskchat.database.transaction import before_commit
-from taskchat.database.types import Timestamp
+from taskchat.database.types import Timestamp, at_least_zero
 from taskchat.errors import NotFound, TurnInProgress
 
 LEASE_GRACE: Final = 5.0
@@ -54,9 +54,7 @@ ACQUIRE_LEASE: Final = (
     .returning(CONVERSATION)
 )
 LOCK_CONVERSATION: Final = select(CONVERSATION.c.fence).where(THIS_CONVERSATION).with_for_update()
-# Never below zero: pg8000 reads some negative intervals as positive ones.
-_REMAINING: Final = func.greatest(CONVERSATION.c.lease_until - _NOW, literal(timedelta(), Interval))
-_REMAINING_LEASE: Final = select(_REMAINING).where(THIS_CONVERSATION)
+_REMAINING_LEASE: Final = select(at_least_zero(CONVERSATION.c.lease_until - _NOW)).where(THIS_CONVERSATION)
 LOCK_REMAINING: Final = _REMAINING_LEASE.with_for_update()
 HOLD_LEASE: Final = select(CONVERSATION.c.fence).where(_LEASED).with_for_update(read=True)
 RELEASE_LEASE: Final = (
