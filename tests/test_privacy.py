@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -145,7 +145,7 @@ class TestPersonalData:
         for line in ("conversation renamed", "conversation deleted", "erased"):
             assert f'"message": "{line}"' in written
 
-    @pytest.mark.parametrize("path", ["/conversations", f"/conversations/{uuid4()}", "/export"])
+    @pytest.mark.parametrize("path", ["/conversations", f"/conversations/{UUID(int=1)}", "/export"])
     def test_no_query_is_logged(self, alice: Person, path: str, everything: Callable[[], str]) -> None:
         """It may hold any text, in a cursor too."""
         for query in ({WORD: "1"}, {"limit": WORD}, {"cursor": WORD}, {"cursor": cursor.write(WORD)}):
