@@ -21,7 +21,7 @@ from dev import processes
 from dev.tokens import Issuer
 from testing.callers import Caller
 from testing.gateway import Response
-from tests import db_assertions
+from tests import db_assertions, personal_data
 from tests.crash_points import SOCKET, STATEMENT, Trap
 from tests.db_assertions import Rows
 from tests.domain import example
@@ -264,6 +264,81 @@ def test_killed_twice_a_turn_happens_once(
                 where = f"killed at {first} ({dead.trapped}), then at {second} ({again.trapped})"
                 raise AssertionError(f"{where}, seed {SEED}: {error}") from error
     report(f"{scenario.title}: {PAIRS} turns killed, {killed_again} of them once more (CRASH_SEED={SEED})")
+
+
+ERRANDS: dict[str, dict[str, Any]] = {
+    "rename": {"method": "PATCH", "rest": "/conversations/{}", "body": {"title": "Groceries"}},
+    "delete": {"method": "DELETE", "rest": "/conversations/{}"},
+    "erase": {"method": "DELETE", "rest": "", "confirm": "erase"},
+}
+"""Requests that change what a person owns: the arguments of Caller.own."""
+
+
+class TestErrand:
+    """A process that is killed in such a request leaves a state that the next request makes whole."""
+
+    @pytest.fixture
+    def neighbour(self, fleet: Fleet, issuer: Issuer) -> Caller:
+        """Return another person with rows."""
+        neighbour = Caller.new(issuer)
+        with fleet.cold() as environment:
+            assert environment.ask(neighbour.request({"message": ADD_MILK})).answer.status == 200
+        return neighbour
+
+    @pytest.mark.parametrize("database_url", ["pooled"], indirect=True)
+    @pytest.mark.parametrize("errand", ERRANDS)
+    def test_killed_at_any_point_it_can_be_repeated(
+        self, errand: str, neighbour: Caller, fleet: Fleet, rows: Rows, issuer: Issuer, report: Report
+    ) -> None:
+        """It happens whole or not at all; an erasure, table by table. The neighbour's rows stay byte for byte."""
+        before, killed = personal_data.versions(rows, neighbour.id), list[str]()
+        with fleet.cold() as environment:
+            for point in count(1, 5 if errand == "erase" else 1):  # test_personal_data.py tries others, with more rows
+                person, conversation_id = self._talk(environment, issuer)
+                options = ERRANDS[errand] | {"rest": ERRANDS[errand]["rest"].format(conversation_id)}
+                request = person.own(**options)
+                with fleet.cold() as dying:
+                    outcome = dying.ask(request, Trap.kill(point))
+                db_assertions.settle(rows)
+                self._check_between(rows, person, errand)
+                answer = outcome.response or environment.ask(request).answer
+                assert answer.status in ((200,) if errand == "rename" else (204, 404) if errand == "delete" else (204,))
+                self._check_after(environment, rows, person, errand)
+                assert personal_data.versions(rows, neighbour.id) == before
+                if outcome.response:
+                    break
+                killed.append(outcome.trapped or "")
+        assert {label.partition(" ")[0] for label in killed} >= {"before", "after"}
+        report(f"a request to {errand}: killed at {len(killed)} points")
+
+    def _talk(self, environment: Environment, issuer: Issuer) -> tuple[Caller, str]:
+        """Return a new person with a conversation of one turn."""
+        person = Caller.new(issuer)
+        answer = environment.ask(person.request({"message": ADD_MILK}, "k")).answer
+        return person, answer.json["conversation_id"]
+
+    def _check_between(self, rows: Rows, person: Caller, errand: str) -> None:
+        """Check what the dead process left behind."""
+        stored = personal_data.stored(rows, person.id)
+        left = len(stored["conversation"]), len(stored["message"])
+        if errand != "erase":
+            assert left in (((1, 2),) if errand == "rename" else ((1, 2), (0, 0)))
+            (call,) = stored["tool_call"]
+            assert (call["arguments"] == {}) == (left == (0, 0))
+        assert all(one["turn_id"] is None for one in stored["conversation"])
+        assert left[0] or not left[1], "messages without their conversation"
+
+    def _check_after(self, environment: Environment, rows: Rows, person: Caller, errand: str) -> None:
+        """Check that the request took effect. A retry of the turn acts only if the person was erased."""
+        if errand == "erase":
+            assert personal_data.count(rows, person.id) == {}
+            return
+        stored = personal_data.stored(rows, person.id)
+        again = environment.ask(person.request({"message": ADD_MILK}, "k")).answer
+        assert db_assertions.effects(rows, person.id) == ADD_MILK.effects
+        assert again.status == (200 if errand == "rename" else 404)
+        titles = [one["title"] for one in stored["conversation"]]
+        assert titles == (["Groceries"] if errand == "rename" else [])
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,9 @@ from schemathesis.specs.openapi.checks import (
 from dev.postgres import Postgres
 from testing.callers import AUTH, RESOURCE
 from testing.gateway import Handler, LambdaContext, event
+from tests import personal_data
 from tests.conftest import ROOT, Person, reset_processes, serving
+from tests.db_assertions import Rows
 from tests.domain import example
 from tests.tally import report_at_end
 from tests.test_docs import mcp_statuses
@@ -57,7 +59,7 @@ CHECKS = [
     negative_data_rejection,
 ]
 CONFIG = SchemathesisConfig.from_dict(
-    {"checks": {"negative_data_rejection": {"expected-statuses": [400, 401, 403, 404, 413, 415, 422]}}}
+    {"checks": {"negative_data_rejection": {"expected-statuses": [400, 401, 403, 404, 413, 415, 422, 428]}}}
 )
 """The statuses that refuse a request that breaks the description. A long message may get 413."""
 DATA_ROUTES = [
@@ -223,6 +225,30 @@ class TestDescription:
                 check_examples(operation.as_strategy(mode, path_parameters=ids), PER_STRATEGY // 10, check)
         assert seen.keys() <= {200, 204, 400, 401, 403, 404, 413, 415, 422}
         assert seen[401] >= PER_STRATEGY // 10 or mode is GenerationMode.POSITIVE
+
+    @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=lambda mode: mode.value)
+    def test_erasures(self, alice: Person, bob: Person, seen: Counter[int], mode: GenerationMode, rows: Rows) -> None:
+        """A request with its header erases its own person, and another one is refused. No other person loses a row."""
+        from chat.app import app
+
+        before = personal_data.versions(rows, bob.id)
+        path, allowed = "/api/{user_id}", {204} if mode is GenerationMode.POSITIVE else {400, 422, 428}
+        description = deepcopy(app.openapi())
+        del description["paths"][path]["delete"]["security"]
+        operation = schemathesis.openapi.from_dict(description, config=CONFIG)[path]["DELETE"]
+        with serving(app) as url:
+            for person, token, statuses in (
+                (alice, alice.token, allowed),
+                (bob, alice.token, {403}),
+                (bob, None, {401}),
+            ):
+                found: Counter[int] = Counter()
+                check = partial(self.run, seen=found, bob=bob, token=token, url=url)
+                ids = {"user_id": person.id}
+                check_examples(operation.as_strategy(mode, path_parameters=ids), PER_STRATEGY // 10, check)
+                assert found.keys() <= statuses
+                seen += found
+        assert personal_data.versions(rows, bob.id) == before
 
     def test_health_requests(self, alice: Person, bob: Person, seen: Counter[int]) -> None:
         """Each caller gets a 200."""

@@ -1,19 +1,29 @@
 """The search of all logs (tests/privacy.py) reads everything that the program logs, and finds each leak."""
 
+import json
 import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 
+from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
+from taskchat import cursor
 from testing.callers import AUTH
-from tests.conftest import ROOT, Person
+from testing.gateway import runtime_log
+from tests import personal_data
+from tests.conftest import ROOT, Logs, Person, reset_processes
 from tests.domain import example
 from tests.privacy import LogSearch
 
+WORD = "quuxzanzibar"
+"""A text of a person that no log line may hold."""
 TEXT = "call the lawyer about the divorce"
 
 LEAKING_TEST = f"""
@@ -106,6 +116,66 @@ def test_a_text_is_found(line: str, log_search_for_text: LogSearch) -> None:
     log_search_for_text.add_output(line)
     [leak] = log_search_for_text.search().leaks
     assert "a user's text" in leak
+
+
+class TestPersonalData:
+    """The routes of a person's own data log no text. The search of all logs misses texts that they delete."""
+
+    @pytest.fixture
+    def everything(self, logs: Logs, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
+        """Return a function that gives all that was written since the test began."""
+        with runtime_log() as written:
+            yield lambda: json.dumps(logs()) + written.getvalue() + "".join(capfd.readouterr())
+
+    def test_nothing_that_is_deleted_or_erased_is_logged(
+        self, alice: Person, standin: StandIn, everything: Callable[[], str]
+    ) -> None:
+        """Neither messages nor titles, arguments, results or the names that a model made up."""
+        standin.fault("call", calls=[{"name": f"{WORD}tool", "arguments": {WORD: WORD}}], match="invent")
+        first = alice.say(f"{WORD} invent").json["conversation_id"]
+        second = alice.say(example.add(WORD)).json["conversation_id"]
+        for conversation in (first, second):
+            assert alice.call("PATCH", f"/conversations/{conversation}", {"title": WORD}).status == 200
+        answers = [alice.get(path) for path in ("/conversations", f"/conversations/{second}", "/export")]
+        assert all(WORD in answer.body for answer in answers)
+        assert alice.call("DELETE", f"/conversations/{first}").status == 204
+        assert personal_data.erase(alice).status == 204
+        written = everything()
+        assert WORD not in written
+        for line in ("conversation renamed", "conversation deleted", "erased"):
+            assert f'"message": "{line}"' in written
+
+    @pytest.mark.parametrize("path", ["/conversations", f"/conversations/{UUID(int=1)}", "/export"])
+    def test_no_query_is_logged(self, alice: Person, path: str, everything: Callable[[], str]) -> None:
+        """It may hold any text, in a cursor too."""
+        for query in ({WORD: "1"}, {"limit": WORD}, {"cursor": WORD}, {"cursor": cursor.write(WORD)}):
+            assert alice.get(path, **query).status == 422
+        written = everything()
+        assert WORD not in written
+        assert cursor.write(WORD) not in written
+
+    @pytest.mark.parametrize("title", [f"{WORD}\0", WORD * 30, [WORD], {WORD: WORD}])
+    def test_no_title_that_is_refused_is_logged(self, alice: Person, title: Any, everything: Callable[[], str]) -> None:
+        """Nor one for a conversation that is not there."""
+        for value, status in ((title, 422), (WORD, 404)):
+            assert alice.call("PATCH", f"/conversations/{uuid4()}", {"title": value}).status == status
+        assert WORD not in everything()
+
+    def test_no_text_is_logged_when_the_database_is_gone(
+        self, alice: Person, everything: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An error of the driver may quote its statement with the values."""
+        monkeypatch.setenv("DATABASE_URL", "postgresql://taskchat_app:x@127.0.0.1:9/taskchat?sslmode=disable")
+        reset_processes()
+        here = f"/conversations/{uuid4()}"
+        answers = [
+            alice.call("PATCH", here, {"title": WORD}),
+            alice.call("DELETE", here),
+            alice.get("/export"),
+            personal_data.erase(alice),
+        ]
+        assert {answer.status for answer in answers} == {503}
+        assert WORD not in everything()
 
 
 def test_a_text_is_found_in_json(log_search_for_text: LogSearch) -> None:

@@ -286,6 +286,7 @@ class Turns(RuleBasedStateMachine):
     which = st.integers(0, 1000)
     points = st.integers(0, 99)
     """Hundredths of the way through a request."""
+    whats = st.sampled_from(["list", "read", "export", "rename"])
     fates = st.sampled_from(["ends"] * 3 + ["is killed"] * 2 + ["is frozen"])
     troubles = st.sampled_from(["nothing"] * 3 + ["leases run out"] * 3 + ["pooler restarts", "backends end"])
 
@@ -378,22 +379,23 @@ class Turns(RuleBasedStateMachine):
         seconds = SHORT if failure[0] == "hang" else 30
         self._one(asked, seconds=seconds, statuses={200, 409, 502, 504})
 
-    @step(
-        person=people, which=which, what=st.sampled_from(["list", "read", "export", "rename"]), fate=fates, point=points
-    )
-    def manage(self, person: int, which: int, what: str, fate: str, point: int) -> None:
-        """A user reads their data, or renames a conversation. The process may be killed or frozen."""
+    @step(person=people, errands=st.lists(st.tuples(whats, which, fates, points), min_size=2, max_size=5))
+    def manage(self, person: int, errands: list[tuple[str, int, str, int]]) -> None:
+        """A user reads their data and renames conversations. Each process may be killed or frozen."""
         client = self.clients[person]
         there = self.conversations[client.id]
-        if there or what in ("list", "export"):
-            conversation_id = there[which % len(there)] if there else ""
-            self._run(Errand(client, what, conversation_id, f"{_mark(client)}t{len(self.log)}"), fate, point)
+        self._step(f"{len(errands)} errands of {client.id[:10]}")
+        for what, which, fate, point in errands:
+            if there or what in ("list", "export"):
+                conversation_id = there[which % len(there)] if there else ""
+                self._run(Errand(client, what, conversation_id, f"{_mark(client)}t{len(self.log)}"), fate, point)
 
     @step(person=people, which=which, trouble=troubles, fate=fates, point=points)
     def delete_a_conversation(self, person: int, which: int, trouble: str, fate: str, point: int) -> None:
         """A user deletes a conversation, in which a turn may be running or frozen."""
         client = self.clients[person]
         if there := self.conversations[client.id]:
+            self._step(f"{trouble}, then a deletion")
             self._have(trouble, client)
             self._run(Errand(client, "delete", there[which % len(there)]), fate, point)
 
@@ -401,6 +403,7 @@ class Turns(RuleBasedStateMachine):
     def erase(self, person: int, fate: str, point: int) -> None:
         """A user is erased. After a kill or a freeze, the same request goes on. A new user comes in their place."""
         client = self.clients[person]
+        self._step("an erasure")
         self._run(Errand(client, "erase"), fate, point, check=False)
         self.clients[person] = Caller.new(self.world.issuer)
         self.conversations[self.clients[person].id] = []
@@ -437,7 +440,7 @@ class Turns(RuleBasedStateMachine):
         """Send an errand, and check its outcome."""
         if fate == "is frozen" and len(self.frozen) == MOST_FROZEN:
             self._thaw(0, "nothing")
-        self._step(f"{errand.what} {errand.conversation_id} of {errand.client.id[:10]}, {fate} at {point}")
+        self.log.append(f"{errand.what} {errand.conversation_id} of {errand.client.id[:10]}, {fate} at {point}")
         self.world.settle()
         self.world.end_open_transactions()  # of another errand, which would keep this one waiting for seconds
         expected = self._expect(errand)

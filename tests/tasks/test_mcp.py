@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from dev.postgres import Postgres
+from taskchat import cursor
 from testing.gateway import runtime_log
 from tests.conftest import Logs, Person
 from tests.example_domain import Rows
@@ -19,6 +20,12 @@ INVALID = [
     ("complete_task", {"task_id": CANARY}),
     ("list_tasks", {"status": CANARY}),
     ("add_task", {"title": f"{CANARY}\x00"}),
+    ("add_task", {"title": "x", "due": CANARY}),
+    ("add_task", {"title": "x", "due": f"2026-11-27T09:00[{CANARY}]"}),
+    ("update_task", {"task_id": 1, "due": CANARY}),
+    ("list_tasks", {"due": f"2026-11-27/{CANARY}"}),
+    ("list_tasks", {"cursor": CANARY}),
+    ("list_tasks", {"cursor": cursor.write(CANARY, None, 1)}),
 ]
 """Tools, with arguments that break their schemas."""
 
