@@ -161,9 +161,8 @@ def _roundtrips(found: Roundtrips) -> Iterator[Figure]:
 
 
 def _reads(found: Reading) -> Iterator[Figure]:
-    yield Figure(
-        "roundtrips to read one's own data, at most", max(read.roundtrips for read in found.reads.values()), "", 3
-    )
+    most = max(read.roundtrips for read in found.reads.values())
+    yield Figure("roundtrips to read one's own data, at most", most, "", 3)
     yield Figure(f"peak memory after an export of {found.export.rows:,} rows", found.export.peak_mb, "MB", 256)
 
 

@@ -77,7 +77,7 @@ class CrashPoints:
             return
         self._left -= 1
         if self._left == 0:
-            self._report({"trapped": label, "point": len(self.passed)})
+            self._report({"trapped": label, "point": len(self.passed), "commits": self.passed.count("after commit")})
             os.kill(os.getpid(), self._trap.number)
 
     def install(self) -> None:

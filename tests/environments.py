@@ -43,6 +43,8 @@ class Outcome:
     passed: list[str] = field(default_factory=list)
     trapped: str | None = None
     point: int = 0
+    commits: int = 0
+    """Commits before that point."""
 
     @property
     def answer(self) -> Response:
@@ -79,7 +81,7 @@ class Environment:
             return Outcome(Response(answer["status"], answer["headers"], answer["body"]), answer["passed"])
         # The process reports its crash point before it gets the signal.
         self._fork_server.await_signal(self.pid)
-        return Outcome(None, [], answer["trapped"], answer["point"])
+        return Outcome(None, [], answer["trapped"], answer["point"], answer["commits"])
 
     def is_answered(self) -> bool:
         """Return whether there is something to read, without waiting."""

@@ -337,6 +337,27 @@ class TestZombie:
         assert late.status in (409, 503)
         self._check_untouched(trial, rows, finished, later)
 
+    @pytest.mark.parametrize(("path", "confirm"), [("/conversations/{}", ""), ("", "erase")], ids=["deleted", "erased"])
+    def test_its_fencing_token_is_worth_nothing_in_a_conversation_begun_anew(
+        self, path: str, confirm: str, fleet: Fleet, rows: Rows, issuer: Issuer
+    ) -> None:
+        """The conversation is gone, and a retry of the turn begins one with the same id, turn and count of leases."""
+        trial = Trial(ONE, fleet, rows, issuer)
+        trial.prepare(zombie := fleet.start())
+        assert zombie.ask(trial.request, Trap.freeze(1, "model: sent")).trapped
+        db_assertions.let_leases_run_out(rows, trial.client.id)
+        (held,) = rows.execute("select id from conversation where user_id = %s", [trial.client.id]).fetchall()
+        retry = fleet.start()
+        assert retry.ask(trial.client.own("DELETE", path.format(held["id"]), confirm=confirm)).answer.status == 204
+        assert retry.ask(trial.request, Trap.freeze(1, "model: sent")).trapped
+        zombie.thaw()
+        late = zombie.outcome().answer
+        assert late.status == 409, late.body
+        assert db_assertions.effects(rows, trial.client.id) == []
+        retry.thaw()
+        db_assertions.check_turn(rows, trial.client.id, ONE.message, retry.outcome().answer)
+        assert db_assertions.effects(rows, trial.client.id) == ADD_MILK.effects
+
     def _take_another_turn(self, trial: Trial, fleet: Fleet) -> Response:
         with fleet.cold() as environment:
             asked = {"message": ADD_MUM, "conversation_id": trial.conversation_id}

@@ -7,13 +7,14 @@ uses another one.
 
 import ssl
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
 import pg8000
 import psycopg
 import pytest
-from sqlalchemy import Insert, func, text
+from sqlalchemy import Insert, Interval, func, literal_column, text
 from sqlmodel import SQLModel, select
 
 from dev.pgbouncer import PgBouncer
@@ -22,6 +23,7 @@ from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from taskchat.database.engine import UnsafeRole, connect_arguments
 from taskchat.database.transaction import Database
+from taskchat.database.types import at_least_zero
 from taskchat.errors import DatabaseUnavailable
 from taskchat.postgres_url import parse
 from tests.conftest import variables
@@ -42,6 +44,14 @@ def database(database_url: str) -> Iterator[Database]:
     database = Database(lambda: database_url)
     yield database
     database.close()
+
+
+def test_an_interval_below_zero_reads_as_zero(database: Database) -> None:
+    """pg8000 by itself reads minus one minute as one minute: a caller would be asked to wait."""
+    past, future = (literal_column(f"interval '{time}'", Interval) for time in ("-00:01:00", "00:01:00"))
+    with database.transaction("alice") as session:
+        read = session.execute(select(past, at_least_zero(past), at_least_zero(future))).one()
+    assert read == (timedelta(minutes=1), timedelta(), timedelta(minutes=1))
 
 
 def new(user_id: str, text: str) -> Insert:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
+from urllib.parse import quote
 from uuid import uuid4
 
 import psycopg
@@ -25,7 +26,7 @@ from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from testing.callers import AUTH, RESOURCE
 from testing.gateway import Handler, event, invoke, runtime_log
-from tests.conftest import Logs, Person, reset_processes
+from tests.conftest import ROOT, Logs, Person, reset_processes
 from tests.domain import example
 from tests.tally import report_at_end
 from tests.test_auth import KeyServer, encoded, listening
@@ -38,6 +39,7 @@ Event = dict[str, Any]
 CANARY = "zanzibarquux"
 """A word in the requests that no answer and no log line may hold."""
 LIMIT = 32 * 1024
+UUID_OF_NONE = "7d1cbb70-6f0c-4d0f-9d5c-0c6f0a3b1e11"
 LEAST = 120
 """The fewest cases there must be."""
 
@@ -112,6 +114,7 @@ class Scene:
         *,
         authorization: str | None = None,
         body: Any = None,
+        query: str = "",
         **headers: str,
     ) -> Event:
         """Return a valid request, except for the arguments. `{alice}` and `{bob}` in the path stand for their ids."""
@@ -125,7 +128,7 @@ class Scene:
         where = usual[0] if path is None else path
         for name, value in names.items():
             where = where.replace(name, value)
-        return event(method, where, headers=sent, body=raw)
+        return event(method, where, query=query, headers=sent, body=raw)
 
 
 def _encoded(text: str) -> str:
@@ -514,6 +517,164 @@ MCP_PATHS: dict[str, tuple[int, str, str]] = {
     "metadata, written": (405, "POST", "/.well-known/oauth-protected-resource"),
 }
 
+
+def _cursor(place: Any) -> str:
+    """Return a query with a cursor that holds the place: JSON or bytes."""
+    raw = place if isinstance(place, bytes) else json.dumps(place, separators=(",", ":")).encode()
+    return "cursor=" + base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+
+LISTS = [
+    path.replace("{user_id}", "{alice}").replace("{conversation_id}", UUID_OF_NONE)
+    for path, methods in json.loads((ROOT / "docs" / "openapi.json").read_text())["paths"].items()
+    if any(parameter["name"] == "cursor" for parameter in methods.get("get", {}).get("parameters", []))
+]
+"""The routes that are read in pages, the domain's too."""
+
+QUERIES: dict[str, str] = {
+    "an unknown parameter": f"{CANARY}=1",
+    "user_id": "user_id={bob}",
+    "a name in another case": "LIMIT=1",
+    "a name with a NUL": "limit%00=1",
+    "a name with brackets": "limit[]=1",
+    "a name encoded twice": "%256cimit=1",
+    "a semicolon": "limit=5;offset=1",
+    "no name": f"={CANARY}",
+    "8 KB": "x=" + CANARY * 700,
+    "8 KB of names": "&".join(f"{CANARY}{number}=1" for number in range(500)),
+    "limit 1e9": "limit=1e9",
+    "limit below 1": "limit=-1",
+    "limit 0": "limit=0",
+    "limit too large": "limit=1001",
+    "limit of a thousand digits": "limit=" + "9" * 1000,
+    "limit is a fraction": "limit=1.5",
+    "limit is true": "limit=true",
+    "limit is nothing": "limit=",
+    "limit without a value": "limit",
+    "limit is infinite": "limit=inf",
+    "limit is no number": "limit=NaN",
+    "limit in hex": "limit=0x1",
+    "limit in other digits": "limit=" + quote("\u0663"),
+    "limit with a NUL": "limit=1%00",
+    "limit is SQL": "limit=1%3Bdrop%20table%20message",
+    "limit twice, the second wrong": f"limit=1&limit={CANARY}",
+    "cursor is nothing": "cursor=",
+    "cursor is canary": f"cursor={CANARY}",
+    "cursor is SQL": "cursor=%27%20or%201%3D1%20--",
+    "cursor with a NUL": "cursor=%00",
+    "cursor with a NUL, encoded twice": "cursor=%2500",
+    "cursor is no UTF-8": "cursor=%ff%fe",
+    "cursor twice": f"cursor={CANARY}&cursor=x",
+    "cursor of 1,000 characters": "cursor=" + "A" * 1000,
+    "cursor of 1,001 characters": "cursor=" + "A" * 1001,
+    "cursor of 8 KB": "cursor=" + "A" * 8192,
+    "cursor holds nothing": _cursor([]),
+    "cursor holds nulls": _cursor([None, None, None]),
+    "cursor holds one null": _cursor([None]),
+    "cursor holds a huge number": _cursor([int("9" * 700)]),
+    "cursor is a huge number": _cursor(b"9" * 740),
+    "cursor holds a number beyond bigint": _cursor([2**63]),
+    "cursor holds a number below zero": _cursor([-1]),
+    "cursor holds a fraction": _cursor([1.5]),
+    "cursor holds 1.0": _cursor([1.0]),
+    "cursor holds no number": _cursor(b"[NaN]"),
+    "cursor holds infinity": _cursor(b"[1e999]"),
+    "cursor holds true": _cursor([True]),
+    "cursor holds a list": _cursor([[[1]]]),
+    "cursor holds lists without end": _cursor(b"[" * 740),
+    "cursor holds closed lists": _cursor(b"[" * 370 + b"]" * 370),
+    "cursor holds an object": _cursor({"user_id": CANARY}),
+    "cursor holds an object in a list": _cursor([{CANARY: CANARY}]),
+    "cursor holds text": _cursor(CANARY),
+    "cursor holds another's name": _cursor(["{bob}", 1]),
+    "cursor holds SQL": _cursor(["message", "' or 1=1 --", 1]),
+    "cursor holds a NUL": _cursor(["tool_call", str(uuid4()), "\0"]),
+    "cursor holds a surrogate": _cursor(["tool_call", str(uuid4()), "\ud800"]),
+    "cursor holds a table": _cursor(["pg_authid", 1]),
+    "cursor holds a time without a zone": _cursor(["2026-01-01T00:00:00", str(uuid4())]),
+    "cursor holds a time in another zone": _cursor(["2026-01-01T00:00:00+02:00", str(uuid4())]),
+    "cursor holds a day that is none": _cursor(["2026-02-30", None, 1]),
+    "cursor holds infinite days": _cursor(["infinity", "-infinity", 1]),
+    "cursor holds an id that is none": _cursor(["2026-01-01T00:00:00+00:00", CANARY]),
+    "cursor holds one value too many": _cursor(["2026-01-01T00:00:00+00:00", str(uuid4()), 1]),
+    "cursor with spaces in its JSON": _cursor(b"[ 1 ]"),
+    "cursor padded": _cursor([1]) + "%3D%3D",
+    "cursor with a byte order mark": _cursor(b"\xef\xbb\xbf[1]"),
+    "cursor in UTF-16": _cursor("[1]".encode("utf-16")),
+}
+"""Queries that no list accepts. Each gets 422."""
+
+DATA_PATHS: dict[str, tuple[int, str, str]] = {
+    "another's list": (403, "GET", "/api/{bob}/conversations"),
+    "another's export": (403, "GET", "/api/{bob}/export"),
+    "another's erasure": (403, "DELETE", "/api/{bob}"),
+    "another's erasure, over one's own": (404, "DELETE", "/api/{alice}/../{bob}"),
+    "an erasure with a slash": (404, "DELETE", "/api/{alice}/"),
+    "an erasure of everybody": (404, "DELETE", "/api"),
+    "an erasure of a star": (404, "DELETE", "/api/*"),
+    "an erasure by another method": (405, "POST", "/api/{alice}"),
+    "a deletion of all conversations": (405, "DELETE", "/api/{alice}/conversations"),
+    "an export, written": (405, "POST", "/api/{alice}/export"),
+    "a slash behind the list": (404, "GET", "/api/{alice}/conversations/"),
+    "the list in another case": (404, "GET", "/api/{alice}/Conversations"),
+    "an id that is none": (404, "GET", f"/api/{{alice}}/conversations/{CANARY}"),
+    "an id in braces": (404, "GET", f"/api/{{alice}}/conversations/{{{{{UUID_OF_NONE}}}}}"),
+    "an id as a URN": (404, "GET", f"/api/{{alice}}/conversations/urn:uuid:{UUID_OF_NONE}"),
+    "an id without its hyphens": (404, "GET", f"/api/{{alice}}/conversations/{UUID_OF_NONE.replace('-', '')}"),
+    "an id in other digits": (404, "GET", "/api/{alice}/conversations/" + "\uff11" * 32),
+    "an id with a NUL": (404, "GET", f"/api/{{alice}}/conversations/{UUID_OF_NONE}%00"),
+    "an id and a slash": (404, "DELETE", f"/api/{{alice}}/conversations/{UUID_OF_NONE}/"),
+    "an id that is SQL": (404, "DELETE", "/api/{alice}/conversations/'%20or%20'1'='1"),
+    "an id that climbs": (404, "DELETE", "/api/{alice}/conversations/../../{bob}"),
+    "an id of 8,000 characters": (404, "DELETE", "/api/{alice}/conversations/" + "a" * 8000),
+    "no such conversation": (404, "DELETE", f"/api/{{alice}}/conversations/{UUID_OF_NONE}"),
+}
+"""Paths of a person's own data, each with `Confirm: erase`, and the status of each."""
+
+CONFIRMATIONS = {
+    "none": {},
+    "empty": {"confirm": ""},
+    "in another case": {"confirm": "Erase"},
+    "in capitals": {"confirm": "ERASE"},
+    "a space before": {"confirm": " erase"},
+    "a space behind": {"confirm": "erase "},
+    "twice": {"confirm": "erase,erase"},
+    "twice, with a space": {"confirm": "erase, erase"},
+    "quoted": {"confirm": '"erase"'},
+    "with a NUL": {"confirm": "erase\0"},
+    "with a line": {"confirm": "erase\r\nx: y"},
+    "a homoglyph": {"confirm": "er\u0430se"},
+    "true": {"confirm": "true"},
+    "canary": {"confirm": CANARY},
+    "under another name": {"x_confirm": "erase"},
+}
+"""Headers with which an erasure gets 428."""
+
+TITLES: dict[str, tuple[int, Any]] = {
+    "none": (400, b""),
+    "not JSON": (400, CANARY.encode()),
+    "a list": (422, [CANARY]),
+    "null": (422, b"null"),
+    "no title": (422, {}),
+    "an unknown field": (422, {"title": "x", CANARY: CANARY}),
+    "an owner": (422, lambda s: {"title": "x", "user_id": s.bob.id}),
+    "a lease": (422, {"title": "x", "lease_until": None}),
+    "title is null": (422, {"title": None}),
+    "title is a number": (422, {"title": 1}),
+    "title is a list": (422, {"title": [CANARY]}),
+    "title is empty": (422, {"title": ""}),
+    "title is blank": (422, {"title": " \u3000\t"}),
+    "title is invisible": (422, {"title": "\u200b\u2060"}),
+    "title with a NUL": (422, {"title": f"{CANARY}\0"}),
+    "title with an escape": (422, {"title": f"{CANARY}\x1b[2J"}),
+    "title one too long": (422, {"title": "x" * 201}),
+    "title one too long in emoji": (422, {"title": "\U0001f95b" * 201}),
+    "title with half a surrogate pair": (400, b'{"title": "\\ud83e"}'),
+    "one byte too many": (413, b'{"title": "x"}' + b" " * LIMIT),
+    "a good one, and no such conversation": (404, {"title": CANARY}),
+}
+"""Bodies that rename a conversation that is not there, and the status of each."""
+
 METHODS = ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "post", CANARY.upper()]
 
 
@@ -535,6 +696,33 @@ def _to_bob(headers: dict[str, str], scene: Scene) -> Event:
 
 def _at(method: str, path: str, scene: Scene) -> Event:
     return scene.request(method, path)
+
+
+def _reading(path: str, query: str, scene: Scene) -> Event:
+    return scene.request("GET", path, query=query.replace("{bob}", scene.bob.id), body=b"")
+
+
+def _managing(method: str, path: str, scene: Scene) -> Event:
+    return scene.request(method, path, body=b"", confirm="erase")
+
+
+def _erasing(headers: dict[str, str], scene: Scene) -> Event:
+    return scene.request("DELETE", "/api/{alice}", body=b"", **headers)
+
+
+def _hoping(method: str, path: str, query: str, scene: Scene) -> Event:
+    body = {"title": "x"} if method == "PATCH" else b""
+    return scene.request(method, path, query=query, body=body, confirm="erase")
+
+
+def _renaming(body: Any, scene: Scene) -> Event:
+    title = body(scene) if callable(body) else body
+    return scene.request("PATCH", f"/api/{{alice}}/conversations/{UUID_OF_NONE}", body=title)
+
+
+def _at_bobs_conversation(method: str, body: Any, scene: Scene) -> Event:
+    conversation = scene.bob.say(example.add("feed the cat")).json["conversation_id"]
+    return scene.request(method, f"/api/{{alice}}/conversations/{conversation}", body=body)
 
 
 def _to_bobs_conversation(scene: Scene) -> Event:
@@ -574,6 +762,34 @@ CASES = [
     *(Case(f"chat deception: {name}", "chat", 403, partial(_to_bob, h)) for name, h in DECEPTIONS.items()),
     Case("chat body: conversation_id is another's", "chat", 404, _to_bobs_conversation),
     Case("chat body: conversation_id is another's, in capitals", "chat", 404, _to_bobs_conversation_in_capitals),
+    *(
+        Case(
+            f"data query: {name}, of {'/'.join(path.split('/')[3:4])}{'/one' * ('conversations/' in path)}",
+            "chat",
+            422,
+            partial(_reading, path, query),
+        )
+        for path in LISTS
+        for name, query in QUERIES.items()
+    ),
+    *(
+        Case(f"data path: {name}", "chat", status, partial(_managing, m, p))
+        for name, (status, m, p) in DATA_PATHS.items()
+    ),
+    *(Case(f"erasure: {name}", "chat", 428, partial(_erasing, headers)) for name, headers in CONFIRMATIONS.items()),
+    *(Case(f"title: {name}", "chat", status, partial(_renaming, body)) for name, (status, body) in TITLES.items()),
+    *(
+        Case(f"data query: a hope, of {method} {path}", "chat", 422, partial(_hoping, method, path, "dry_run=true"))
+        for method, path in (
+            ("DELETE", "/api/{alice}"),
+            ("DELETE", f"/api/{{alice}}/conversations/{UUID_OF_NONE}"),
+            ("PATCH", f"/api/{{alice}}/conversations/{UUID_OF_NONE}"),
+        )
+    ),
+    *(
+        Case(f"data: {method} another's conversation", "chat", 404, partial(_at_bobs_conversation, method, body))
+        for method, body in (("GET", b""), ("PATCH", {"title": CANARY}), ("DELETE", b""))
+    ),
     Case("chat event: damaged base64", "chat", 400, _damaged),
     Case("chat event: text that is no Unicode", "chat", 400, _not_utf8),
     *(Case(f"mcp body: {name}", "mcp", status, partial(_body, body)) for name, (status, body) in MCP_BODIES.items()),

@@ -27,7 +27,8 @@ from dev.tokens import Issuer
 from taskchat.database.transaction import Database
 from testing.callers import AUTH, RESOURCE, Caller
 from testing.gateway import event
-from tests.conftest import Person, databases, variables
+from tests import personal_data
+from tests.conftest import ROOT, Person, databases, variables
 from tests.domain import example
 from tests.environments import Environment, Fleet, ForkServer
 from tests.example_domain import Call, Rows
@@ -89,6 +90,27 @@ def everything_of(rows: Rows, person: Person) -> dict[str, list[dict[str, Any]]]
     }
 
 
+LISTS = [
+    path.removeprefix("/api/{user_id}")
+    for path, methods in json.loads((ROOT / "docs" / "openapi.json").read_text())["paths"].items()
+    if any(parameter["name"] == "cursor" for parameter in methods.get("get", {}).get("parameters", []))
+    and "{conversation_id}" not in path
+]
+"""The routes that are read in pages, the domain's too, without a conversation's."""
+
+
+def cursors_of(person: Person, conversation_id: str) -> list[str]:
+    """Return the cursor of each place in all lists of a user."""
+    found = []
+    for path in [*LISTS, f"/conversations/{conversation_id}"]:
+        page = person.get(path, limit=1).json
+        assert page["next_cursor"], f"{path} has a single page"
+        while page["next_cursor"]:
+            found.append(page["next_cursor"])
+            page = person.get(path, limit=1, cursor=found[-1]).json
+    return found
+
+
 @dataclass(frozen=True)
 class Intruder:
     """A user who tries to reach another user's rows through both entry points."""
@@ -97,6 +119,8 @@ class Intruder:
     thing: int
     """The id of the other user's thing."""
     conversation_id: str
+    cursors: list[str]
+    """The cursors of all lists of the other user."""
 
     def attack(self) -> list[str]:
         """Use every tool on the thing and return all answers."""
@@ -106,7 +130,7 @@ class Intruder:
         intruding = say("what did I just say?", self.conversation_id)
         assert intruding.status == 404
         answers.append(intruding.body)
-        answers += self.attack_conversation()
+        answers += self.attack_conversation() + self.attack_lists()
         calls = example.call_change, partial(example.call_rename, text="stolen"), example.call_delete
         for call in (make(self.thing) for make in calls):
             result = mcp.call(call["name"], **call["arguments"])
@@ -119,8 +143,15 @@ class Intruder:
         path = f"/conversations/{self.conversation_id}"
         tries = [("GET", b""), ("PATCH", {"title": "stolen"}), ("DELETE", b"")]
         answers = [self.person.call(method, path, body) for method, body in tries]
-        assert [answer.status for answer in answers] == [404, 404, 404]
+        answers.append(self.person.get(path, cursor=self.cursors[-1]))
+        assert [answer.status for answer in answers] == [404, 404, 404, 404]
         return [answer.body for answer in answers] + [self.person.get("/conversations").body]
+
+    def attack_lists(self) -> list[str]:
+        """Read each list from each place in the other user's lists, and return the pages."""
+        answers = [self.person.get(path, cursor=cursor) for path in LISTS for cursor in self.cursors]
+        assert {answer.status for answer in answers} == {200, 422}
+        return [answer.body for answer in answers]
 
 
 class TestOneLayerAlone:
@@ -128,8 +159,10 @@ class TestOneLayerAlone:
 
     @pytest.fixture
     def victim(self, alice: Person) -> Person:
-        """Return a user with a thing, a conversation and a turn with a key."""
-        assert alice.say(example.add("secretplan"), key="k").status == 200
+        """Return a user with things, conversations and a turn with a key."""
+        first = alice.say(example.add("secretplan"), key="k").json
+        assert alice.say(example.add("secretplan"), first["conversation_id"]).status == 200
+        assert alice.say(example.add("secretplan")).status == 200
         return alice
 
     @pytest.fixture
@@ -137,9 +170,11 @@ class TestOneLayerAlone:
         """Return another user, who knows every id."""
         assert bob.say(example.add("ownplan"), key="k").status == 200
         McpClient(bob.mcp_token).call(example.list_tool)  # over a connection that is made now
-        (thing,) = example.ids_of(rows, victim.id)
-        (conversation,) = rows.execute("select id::text from conversation where user_id = %s", [victim.id]).fetchall()
-        return Intruder(bob, thing, conversation["id"])
+        thing, *_ = example.ids_of(rows, victim.id)
+        conversation, _ = rows.execute(
+            "select id::text from conversation where user_id = %s order by created_at", [victim.id]
+        ).fetchall()
+        return Intruder(bob, thing, conversation["id"], cursors_of(victim, conversation["id"]))
 
     def test_without_any_owner_filter_rows_are_safe(self, victim: Person, intruder: Intruder, rows: Rows) -> None:
         """Row-level security alone shows users their own rows and hides the others."""
@@ -147,6 +182,9 @@ class TestOneLayerAlone:
         with owner_filters_removed(databases()) as removed:
             answers = intruder.attack()
             assert intruder.person.say(example.add("ownplan"), key="k").headers["idempotent-replayed"] == "true"
+            (own,) = intruder.person.get("/conversations", limit=100).json["conversations"][-1:]
+            assert intruder.person.call("DELETE", f"/conversations/{own['id']}").status == 204
+            assert personal_data.erase(intruder.person).status == 204
         assert removed >= {
             f"FROM {example.table}",
             f"UPDATE {example.table}",
@@ -155,6 +193,9 @@ class TestOneLayerAlone:
             "FROM tool_call",
             "UPDATE conversation",
             "FROM conversation",
+            "FROM allowance",
+            "UPDATE allowance",
+            "DELETE FROM conversation",
         }
         assert "secretplan" not in str(answers)
         assert "ownplan" in answers[0]
@@ -165,14 +206,17 @@ class TestOneLayerAlone:
         before = everything_of(rows, victim)
         with row_level_security_off(rows):
             answers = intruder.attack()
+            assert personal_data.erase(intruder.person).status == 204
         assert "secretplan" not in str(answers)
         assert "ownplan" in answers[0]
         assert everything_of(rows, victim) == before
+        assert personal_data.count(rows, intruder.person.id) == {}
 
     def test_without_both_layers_rows_are_not_safe(self, victim: Person, intruder: Intruder, rows: Rows) -> None:
         """So the two tests above do remove a layer."""
         with row_level_security_off(rows), owner_filters_removed(databases()):
             assert "secretplan" in intruder.person.say(example.change(str(intruder.thing))).body
+            assert "secretplan" in str(intruder.attack_lists())
 
 
 class TestNoUserSet:

@@ -1,13 +1,15 @@
 """Each turn happens once in any random sequence of requests and faults.
 
 Hypothesis draws messages, retries, duplicates at the same moment, kills, freezes, restarts of the pooler, terminated
-backends and faults of the model, over several users and conversations, through PgBouncer. After every step, the test
-compares Postgres and the requests to the model with the expected state.
+backends and faults of the model, over several users and conversations, through PgBouncer. Users also read, rename and
+delete their conversations, export their data and have themselves erased. After every step, the test compares Postgres
+and the requests to the model with the expected state.
 
 Promises: an accepted turn runs once, with its effects once and in order. A conversation is a sequence of user messages,
 each with at most one reply. A request gets 409 only while a turn holds the conversation. A finished key always gives
 the same bytes. No user gets another user's rows or text. The model never reads a call without its output, or a turn
-out of order.
+out of order. A deleted conversation leaves the effects of its turns and their calls without any text, and a retry of
+such a turn gets 404. An erased user has no row, and a turn of theirs that was under way writes none.
 """
 
 import json
@@ -17,8 +19,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import wraps
+from itertools import count
 from typing import Any, ClassVar
-from uuid import UUID, uuid4
+from uuid import UUID, uuid4, uuid5
 
 import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
@@ -31,10 +34,11 @@ from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
+from taskchat.conversations.deletion import DELETED
 from taskchat.conversations.turns import turn_id_for
 from testing.callers import Caller
 from testing.gateway import Response
-from tests import db_assertions
+from tests import db_assertions, personal_data
 from tests.conftest import variables
 from tests.crash_points import Trap
 from tests.db_assertions import Rows
@@ -121,6 +125,13 @@ class Message:
     key: str = field(default_factory=lambda: f"key-{uuid4()}")
     body: str | None = None
     """The answer, after the first response with it."""
+    is_lost: bool = False
+    """True if its conversation was deleted at any time."""
+
+    @property
+    def place(self) -> str:
+        """Return the id of its conversation."""
+        return self.conversation_id or str(uuid5(self.turn_id, "conversation"))
 
     @property
     def message(self) -> Sentence:
@@ -140,6 +151,38 @@ class Message:
 
 
 @dataclass
+class Errand:
+    """A request of a user about their own data."""
+
+    client: Caller
+    what: str
+    conversation_id: str = ""
+    title: str = ""
+
+    def request(self) -> dict[str, Any]:
+        """Return the request, the same each time."""
+        here = f"/conversations/{self.conversation_id}"
+        return {
+            "list": lambda: self.client.own("GET", "/conversations", limit=100),
+            "read": lambda: self.client.own("GET", here, limit=100),
+            "export": lambda: self.client.own("GET", "/export"),
+            "rename": lambda: self.client.own("PATCH", here, body={"title": self.title}),
+            "delete": lambda: self.client.own("DELETE", here),
+            "erase": lambda: self.client.own("DELETE", confirm="erase"),
+        }[self.what]()
+
+
+@dataclass
+class Stopped:
+    """A process that is frozen in the middle of a request."""
+
+    environment: Environment
+    asked: Message | Errand
+    has_begun: bool
+    """True if the request has committed. Before that, it has written nothing, and may begin when it continues."""
+
+
+@dataclass
 class World:
     """The servers, environments and counts that all sequences share."""
 
@@ -150,8 +193,8 @@ class World:
     issuer: Issuer
     idle: list[Environment] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
-    lengths: dict[Kind, int] = field(default_factory=dict)
-    """Number of points in the last turn of each kind."""
+    lengths: dict[Kind | str, int] = field(default_factory=dict)
+    """Number of points in the last turn of each kind, and in the last errand of each."""
     failure: Exception | None = None
     """The first one."""
 
@@ -242,7 +285,7 @@ class Turns(RuleBasedStateMachine):
     kinds = st.sampled_from(KINDS)
     which = st.integers(0, 1000)
     points = st.integers(0, 99)
-    """Hundredths of the way through a turn."""
+    """Hundredths of the way through a request."""
     fates = st.sampled_from(["ends"] * 3 + ["is killed"] * 2 + ["is frozen"])
     troubles = st.sampled_from(["nothing"] * 3 + ["leases run out"] * 3 + ["pooler restarts", "backends end"])
 
@@ -252,7 +295,15 @@ class Turns(RuleBasedStateMachine):
         self.clients = [Caller.new(self.world.issuer) for _ in range(PEOPLE)]
         self.conversations: dict[str, list[str]] = {client.id: [] for client in self.clients}
         self.asked: list[Message] = []
-        self.frozen: list[tuple[Environment, Message]] = []
+        self.numbers = count()
+        self.frozen: list[Stopped] = []
+        self.erased: list[Caller] = []
+        self.titles: dict[str, set[str]] = defaultdict(set)
+        """The titles that each conversation was given."""
+        self.doomed: set[str] = set()
+        """The conversations that a user wanted to delete."""
+        self.present: dict[str, str] = {}
+        """The conversations at the last step, each with its user."""
         self.log: list[str] = []
         self.world.standin.reset()
 
@@ -286,7 +337,7 @@ class Turns(RuleBasedStateMachine):
     def send_copies_at_once(self, person: int, place: int, kind: Kind, copies: int, fate: str, point: int) -> None:
         """A message is sent several times at once. One of the processes may be killed."""
         self._step(f"{copies} copies of", asked := self._new(person, place, kind))
-        self._together([asked] * copies, self._trap("is killed" if fate == "is killed" else "ends", asked, point))
+        self._together([asked] * copies, self._trap("is killed" if fate == "is killed" else "ends", asked.kind, point))
 
     @step(person=people, place=places, kinds=st.lists(kinds, min_size=2, max_size=POOL))
     def say_several_things_at_once(self, person: int, place: int, kinds: list[Kind]) -> None:
@@ -327,7 +378,148 @@ class Turns(RuleBasedStateMachine):
         seconds = SHORT if failure[0] == "hang" else 30
         self._one(asked, seconds=seconds, statuses={200, 409, 502, 504})
 
+    @step(
+        person=people, which=which, what=st.sampled_from(["list", "read", "export", "rename"]), fate=fates, point=points
+    )
+    def manage(self, person: int, which: int, what: str, fate: str, point: int) -> None:
+        """A user reads their data, or renames a conversation. The process may be killed or frozen."""
+        client = self.clients[person]
+        there = self.conversations[client.id]
+        if there or what in ("list", "export"):
+            conversation_id = there[which % len(there)] if there else ""
+            self._run(Errand(client, what, conversation_id, f"{_mark(client)}t{len(self.log)}"), fate, point)
+
+    @step(person=people, which=which, trouble=troubles, fate=fates, point=points)
+    def delete_a_conversation(self, person: int, which: int, trouble: str, fate: str, point: int) -> None:
+        """A user deletes a conversation, in which a turn may be running or frozen."""
+        client = self.clients[person]
+        if there := self.conversations[client.id]:
+            self._have(trouble, client)
+            self._run(Errand(client, "delete", there[which % len(there)]), fate, point)
+
+    @step(person=people, fate=fates, point=points)
+    def erase(self, person: int, fate: str, point: int) -> None:
+        """A user is erased. After a kill or a freeze, the same request goes on. A new user comes in their place."""
+        client = self.clients[person]
+        self._run(Errand(client, "erase"), fate, point, check=False)
+        self.clients[person] = Caller.new(self.world.issuer)
+        self.conversations[self.clients[person].id] = []
+        self.asked = [asked for asked in self.asked if asked.client is not client]
+        self.present = {place: owner for place, owner in self.present.items() if owner != client.id}
+        self.erased.append(client)
+        self._finish_erasure(client)
+        self._check()
+
+    @step(crowd=st.lists(st.tuples(people, places, kinds), min_size=1, max_size=POOL - 1))
+    def read_while_turns_run(self, crowd: list[tuple[int, int, Kind]]) -> None:
+        """A user reads their data while turns run, among them their own."""
+        turns = [self._new(*each) for each in crowd]
+        client = turns[0].client
+        self._step("read during", *turns)
+        reader, busy = self.world.take(), [self.world.take() for _ in turns]
+        befores = [self._before(asked) for asked in turns]
+        self.world.end_open_transactions()
+        for environment, asked in zip(busy, turns, strict=True):
+            environment.send(asked.request())
+        for what in ("list", "export", *["read"] * bool(self.conversations[client.id])):
+            place = next(iter(self.conversations[client.id]), "")
+            response = reader.ask(Errand(client, what, place).request()).answer
+            assert response.status == 200, response.body
+            self._check_discreet(client, response)
+        for environment, asked, before in zip(busy, turns, befores, strict=True):
+            self._end(environment, asked, environment.outcome(), before | {"alone": False}, {200, 409})
+        self.world.give(reader)
+        self._check()
+
     # Requests
+
+    def _run(self, errand: Errand, fate: str, point: int, *, check: bool = True) -> None:
+        """Send an errand, and check its outcome."""
+        if fate == "is frozen" and len(self.frozen) == MOST_FROZEN:
+            self._thaw(0, "nothing")
+        self._step(f"{errand.what} {errand.conversation_id} of {errand.client.id[:10]}, {fate} at {point}")
+        self.world.settle()
+        self.world.end_open_transactions()  # of another errand, which would keep this one waiting for seconds
+        expected = self._expect(errand)
+        trap = self._trap(fate, errand.what, point)
+        environment = self.world.take()
+        outcome = environment.ask(errand.request(), trap)
+        if outcome.response:
+            self.world.give(environment)
+            self.world.lengths[errand.what] = len(outcome.passed)
+            assert outcome.response.status == expected, f"{errand}: {outcome.response}, not {expected}"
+            self._take_in_errand(errand, outcome.response)
+        else:
+            self._note_trapped(environment, errand, outcome)
+        if check:
+            self._check()
+
+    def _expect(self, errand: Errand) -> int:
+        """Return the status that the errand gets, and note its effect, which it may have even without an answer."""
+        there = self.world.rows.execute(
+            "select coalesce(lease_until > clock_timestamp(), false) as held from conversation"
+            " where user_id = %s and id::text = %s",
+            [errand.client.id, errand.conversation_id],
+        ).fetchone()
+        if errand.what == "rename":
+            self.titles[errand.conversation_id].add(errand.title)
+        if errand.what == "delete":
+            self.doomed.add(errand.conversation_id)
+        if errand.conversation_id and errand.what in ("read", "rename", "delete") and there is None:
+            return 404
+        if errand.what == "delete":
+            return 409 if there and there["held"] else 204
+        return 204 if errand.what == "erase" else 200
+
+    def _take_in_errand(self, errand: Errand, response: Response) -> None:
+        """Check the content of an answer."""
+        self.world.counts[f"{errand.what} {response.status}"] += 1
+        self._check_discreet(errand.client, response)
+        stored = self._messages(errand.client)
+        if response.status != 200:
+            return
+        if errand.what == "list":
+            found = {one["id"] for one in response.json["conversations"]}
+            assert found == self._conversations(errand.client)
+        elif errand.what == "read":
+            here = [row for row in stored if str(row["conversation_id"]) == errand.conversation_id]
+            said = [row["content"] for row in here if row["role"] == "user"]
+            replies = {row["turn_id"]: row["content"] for row in here if row["role"] == "assistant"}
+            shown = response.json["turns"][::-1]
+            assert [turn["message"] for turn in shown] == said
+            assert [turn["response"] for turn in shown] == [replies.get(UUID(turn["turn_id"])) for turn in shown]
+        elif errand.what == "export":
+            texts = Counter(row["content"] for row in response.json["tables"]["message"])
+            assert texts == Counter(row["content"] for row in stored)
+        elif errand.what == "rename":
+            assert response.json["title"] == errand.title
+
+    def _finish_erasure(self, client: Caller) -> None:
+        """Have the erasure of a user go on until it is done. Forget the effects until then."""
+        for _ in range(3):
+            self.world.settle()
+            self.world.end_open_transactions()
+            environment = self.world.take()
+            response = environment.ask(Errand(client, "erase").request()).answer
+            self.world.give(environment)
+            if response.status == 204:
+                break
+        assert response.status == 204, response.body
+        self.world.settle()
+        self.world.rows.execute("delete from watch.effect where user_id = %s", [client.id])
+
+    def _check_discreet(self, client: Caller, response: Response) -> None:
+        others = [
+            other for other in self.clients + self.erased if other is not client and _mark(other) in response.body
+        ]
+        assert not others, f"another user's text: {response.body}"
+
+    def _note_trapped(self, environment: Environment, asked: Message | Errand, outcome: Outcome) -> None:
+        if self._is_frozen(environment):
+            self.world.counts["frozen"] += 1
+            self.frozen.append(Stopped(environment, asked, outcome.commits > 0))
+        else:
+            self.world.counts["killed"] += 1
 
     def _step(self, what: str, *asked: Message) -> None:
         self.world.counts["steps"] += 1
@@ -337,45 +529,67 @@ class Turns(RuleBasedStateMachine):
         client = self.clients[person]
         there = self.conversations[client.id]
         conversation_id = there[(place - 1) % len(there)] if place and there else None
-        asked = Message(client, f"{_mark(client)}n{len(self.asked)}", kind, conversation_id)
+        asked = Message(client, f"{_mark(client)}n{next(self.numbers)}", kind, conversation_id)
         self.asked.append(asked)
         return asked
 
     def _known(self, which: int) -> Message | None:
         """Return an earlier message, mostly one that no frozen process works on."""
-        busy = [asked for _, asked in self.frozen]
+        busy = [stopped.asked for stopped in self.frozen]
         free = [asked for asked in self.asked if asked not in busy or which % 3]
         return free[which % len(free)] if free else None
 
     def _thaw(self, number: int, trouble: str) -> None:
-        environment, asked = self.frozen.pop(number)
-        self._step(f"{trouble}, then thaw", asked)
-        self._have(trouble, asked)
-        before = self._before(asked)
-        environment.thaw()
-        self._take_in(asked, environment.outcome().answer, before | {"alone": False}, {200, 409, 503, 504})
+        stopped = self.frozen.pop(number)
+        environment, asked = stopped.environment, stopped.asked
+        self._step(f"{trouble}, then thaw {asked}")
+        self._have(trouble, asked.client)
+        self.world.settle()
+        if asked.client in self.erased:
+            self._thaw_of_erased(stopped)
+        elif isinstance(asked, Errand):
+            environment.thaw()
+            response = environment.outcome().answer
+            assert response.status in (200, 204, 404, 409, 503), f"{asked}: {response}"
+            self._check_discreet(asked.client, response)
+        else:
+            before = self._before(asked)
+            environment.thaw()
+            self._take_in(asked, environment.outcome().answer, before | {"alone": False}, {200, 409, 503, 504})
         self.world.give(environment)
         self._check()
+
+    def _thaw_of_erased(self, stopped: Stopped) -> None:
+        """Let a request of an erased user continue. One that had not begun is a new request: erase the user again."""
+        stopped.environment.thaw()
+        response = stopped.environment.outcome().answer
+        self.world.counts[f"of an erased user {response.status}"] += 1
+        self.world.settle()
+        if not stopped.has_begun:
+            self._finish_erasure(stopped.asked.client)
 
     def _send(self, asked: Message, trouble: str, fate: str, point: int) -> None:
         if fate == "is frozen" and len(self.frozen) == MOST_FROZEN:
             self._thaw(0, "nothing")
         self._step(f"{trouble}, {fate} at {point}:", asked)
-        self._have(trouble, asked)
-        trap = self._trap(fate, asked, point)
-        self._one(asked, trap)
-        assert asked.body or trap or trouble != "leases run out", "no other turn was in its way, and it was not done"
+        self._have(trouble, asked.client)
+        trap = self._trap(fate, asked.kind, point)
+        is_absent = self._one(asked, trap)
+        assert asked.body or trap or is_absent or trouble != "leases run out", (
+            "no other turn was in its way, and it was not done"
+        )
 
-    def _trap(self, fate: str, asked: Message, part: int) -> Trap | None:
-        point = 1 + part * self.world.lengths.get(asked.kind, USUAL_POINTS) // 100
+    def _trap(self, fate: str, what: Kind | str, part: int) -> Trap | None:
+        usual = 10 if isinstance(what, str) else USUAL_POINTS
+        point = 1 + part * self.world.lengths.get(what, usual) // 100
         return {"is killed": Trap.kill(point), "is frozen": Trap.freeze(point)}.get(fate)
 
-    def _have(self, trouble: str, asked: Message) -> None:
+    def _have(self, trouble: str, client: Caller) -> None:
         """Cause a fault."""
         if trouble != "nothing":
             self.world.counts[trouble] += 1
         if trouble == "leases run out":
-            self._let_leases_run_out(asked.client)
+            self._let_leases_run_out(client)
         elif trouble == "pooler restarts":
             self.world.pooler.restart()
         elif trouble == "backends end":
@@ -393,12 +607,13 @@ class Turns(RuleBasedStateMachine):
         *,
         seconds: float = 30,
         statuses: frozenset[int] | set[int] = frozenset({200, 409}),
-    ) -> None:
-        """Send one request and check its outcome."""
+    ) -> bool:
+        """Send one request and check its outcome. Return True if its conversation or its turn was deleted before."""
         before = self._before(asked)
         environment = self.world.take()
         self._end(environment, asked, environment.ask(asked.request(), trap, seconds), before, statuses)
         self._check()
+        return bool(before["absent"])
 
     def _together(self, turns: list[Message], trap: Trap | None = None) -> None:
         """Send all at once, the first one into a trap."""
@@ -417,7 +632,7 @@ class Turns(RuleBasedStateMachine):
         self._check()
 
     def _before(self, asked: Message) -> dict[str, Any]:
-        """Return the state before a request: is its conversation held, is it done, is a transaction open."""
+        """Return the state before a request: is its conversation held, is it done or deleted, is a transaction open."""
         self.world.settle()
         rows, client = self.world.rows, asked.client
         held = rows.execute(
@@ -425,8 +640,16 @@ class Turns(RuleBasedStateMachine):
             " and lease_until > clock_timestamp()",
             [client.id, asked.conversation_id, asked.turn_id],
         ).fetchone()
-        done = len(db_assertions.messages(rows, client.id, str(asked.turn_id))) == 2
-        return {"held": bool(held), "done": done, "open": self.world.is_transaction_open(), "alone": True}
+        stored = db_assertions.messages(rows, client.id, str(asked.turn_id))
+        called = db_assertions.calls(rows, client.id, str(asked.turn_id))
+        gone = asked.conversation_id and asked.conversation_id not in self._conversations(client)
+        return {
+            "held": bool(held),
+            "done": len(stored) == 2,
+            "absent": not stored and bool(called or gone),
+            "open": self.world.is_transaction_open(),
+            "alone": True,
+        }
 
     def _end(
         self,
@@ -441,11 +664,8 @@ class Turns(RuleBasedStateMachine):
             self._take_in(asked, outcome.response, before, statuses)
             if outcome.response.status == 200 and not _is_replay(outcome.response):
                 self.world.lengths[asked.kind] = len(outcome.passed)
-        elif self._is_frozen(environment):
-            self.world.counts["frozen"] += 1
-            self.frozen.append((environment, asked))
         else:
-            self.world.counts["killed"] += 1
+            self._note_trapped(environment, asked, outcome)
 
     def _is_frozen(self, environment: Environment) -> bool:
         return not environment.is_answered()  # the socket of a dead one is at its end
@@ -458,8 +678,10 @@ class Turns(RuleBasedStateMachine):
         summary = f"{asked.message!r}: {response.status} {response.body}"
         if _is_held_up(response, before):
             return
+        if before["absent"]:
+            statuses = {404, 409} if before["alone"] else {*statuses, 404}
         assert response.status in statuses, summary
-        if response.status == 200:
+        if response.status == 200 and not (asked.is_lost and not before["alone"]):  # else perhaps an answer from before
             self._take_in_answer(asked, response)
             if before["alone"]:
                 assert before["done"] or not before["held"], f"ran in a conversation that another held: {summary}"
@@ -487,14 +709,35 @@ class Turns(RuleBasedStateMachine):
 
     def _check(self) -> None:
         self.world.settle()
+        self._notice_deletions()
         for client in self.clients:
             self._check_person(client)
+        for client in self.erased:
+            assert personal_data.count(self.world.rows, client.id) == {}, "rows of an erased user"
+            assert db_assertions.effects(self.world.rows, client.id) == [], "effects for an erased user"
         self._check_model_requests()
+
+    def _conversations(self, client: Caller) -> set[str]:
+        found = self.world.rows.execute("select id::text from conversation where user_id = %s", [client.id])
+        return {row["id"] for row in found}
+
+    def _notice_deletions(self) -> None:
+        """Forget the answers of turns whose conversation is gone. Somebody must have wanted to delete it."""
+        present = {place: client.id for client in self.clients for place in self._conversations(client)}
+        for place in self.present.keys() - present.keys():
+            assert place in self.doomed, "a conversation is gone, and its user did not delete it"
+            self.world.counts["deleted"] += 1
+            self.conversations[self.present[place]] = [c for c in self.conversations[self.present[place]] if c != place]
+            for asked in self.asked:
+                if asked.place == place:
+                    asked.body, asked.is_lost = None, True
+        self.present = present
 
     def _check_person(self, client: Caller) -> None:
         """Check all rows of one user against the messages and the answers."""
         stored, calls = self._messages(client), self._calls(client)
         self._check_sequences(stored)
+        self._check_titles(client)
         replies = {row["turn_id"]: row["content"] for row in stored if row["role"] == "assistant"}
         mine = {asked.turn_id: asked for asked in self.asked if asked.client is client}
         for row in stored:
@@ -503,9 +746,23 @@ class Turns(RuleBasedStateMachine):
         effects: dict[str, list[str]] = defaultdict(list)
         for effect in db_assertions.effects(self.world.rows, client.id):
             effects[effect.split()[1][:-1]].append(effect)
+        said = {row["turn_id"] for row in stored}
         for turn_id, asked in mine.items():
+            if turn_id not in said:
+                self._check_redacted(calls.get(turn_id, []))
             self._check_turn(asked, calls.pop(turn_id, []), effects.pop(asked.mark, []), replies.get(turn_id))
         assert (calls, effects) == ({}, {}), "calls or effects that belong to no turn"
+
+    def _check_titles(self, client: Caller) -> None:
+        """Check that each conversation has a title that it was given, or the beginning of its first message."""
+        begun = {asked.place: asked.message[:80] for asked in self.asked if asked.conversation_id is None}
+        for row in self.world.rows.execute("select id::text, title from conversation where user_id = %s", [client.id]):
+            assert row["title"] in self.titles[row["id"]] | {begun[row["id"]]}
+
+    def _check_redacted(self, calls: list[dict[str, Any]]) -> None:
+        """Check that the calls of a turn without its message hold no text."""
+        for call in calls:
+            assert (call["arguments"], call["result"]) == ({}, DELETED), "text of a deleted conversation"
 
     def _messages(self, client: Caller) -> list[dict[str, Any]]:
         return self.world.rows.execute(
@@ -561,9 +818,12 @@ class Turns(RuleBasedStateMachine):
     def _check_input(self, body: dict[str, Any]) -> None:
         """Check that the input has one user's turns in order, each as it is stored."""
         turns = _turns(body["input"])
-        (client,) = [client for client in self.clients if _mark(client) in turns[-1]["message"]]
+        everybody = self.clients + self.erased
+        (client,) = [client for client in everybody if _mark(client) in turns[-1]["message"]]
         shown = json.dumps(body)
-        assert [other for other in self.clients if _mark(other) in shown] == [client], "another user's text"
+        assert [other for other in everybody if _mark(other) in shown] == [client], "another user's text"
+        if client in self.erased or any(turns[-1]["message"] == a.message for a in self.asked if a.is_lost):
+            return  # perhaps a request from before: its rows are gone
         stored, calls = self._messages(client), self._calls(client)
         asked = {row["content"]: row for row in stored if row["role"] == "user"}
         replies = {row["turn_id"]: row["content"] for row in stored if row["role"] == "assistant"}
@@ -578,21 +838,31 @@ class Turns(RuleBasedStateMachine):
     @keep_failure
     def teardown(self) -> None:
         """Kill the frozen processes, and send every message without an answer again: each happens once."""
-        for environment, _ in self.frozen:
-            environment.kill()
+        for stopped in self.frozen:
+            stopped.environment.kill()
         if self.world.failure:
             return
         for client in self.clients:
             self._let_leases_run_out(client)
+        self._notice_deletions()
         self.world.standin.reset()
         for asked in self.asked:
             if asked.body is None:
-                self.world.counts["finished in the end"] += 1
-                environment = self.world.take()
-                self._take_in_answer(asked, environment.ask(asked.request()).answer)
-                self.world.give(environment)
-                self._check_person(asked.client)
-                self._check_model_requests()
+                self._finish_in_the_end(asked)
+
+    def _finish_in_the_end(self, asked: Message) -> None:
+        """Send a message again, when nothing is in its way."""
+        self.world.counts["finished in the end"] += 1
+        is_absent = self._before(asked)["absent"]
+        environment = self.world.take()
+        response = environment.ask(asked.request()).answer
+        self.world.give(environment)
+        if is_absent:
+            assert response.status == 404, response.body
+        else:
+            self._take_in_answer(asked, response)
+        self._check_person(asked.client)
+        self._check_model_requests()
 
 
 def _mark(client: Caller) -> str:

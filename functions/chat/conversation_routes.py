@@ -13,7 +13,7 @@ from taskchat import cursor
 from taskchat.conversations import deletion
 from taskchat.conversations.reading import TurnRows, cursor_after, read_page, read_turns, rename
 from taskchat.errors import NotFound
-from taskchat.http.input import PageQuery, read_body
+from taskchat.http.input import NoQuery, PageQuery, read_body
 from taskchat.http.person import Caller, Person
 
 MAX_PAGE_BYTES: Final = 1024 * 1024
@@ -114,7 +114,9 @@ async def read_conversation(caller: Caller, conversation_id: ConversationId, pag
     openapi_extra=body_of(Renaming, {"title": "Groceries"}),
     responses=BODY_RESPONSES | answers_with("The conversation.", _CONVERSATION | {"title": "Groceries"}),
 )
-async def rename_conversation(caller: Caller, conversation_id: ConversationId, request: Request) -> ConversationView:
+async def rename_conversation(
+    caller: Caller, conversation_id: ConversationId, request: Request, _query: NoQuery
+) -> ConversationView:
     """Set the title. The conversation keeps its place in the list."""
     body = await read_body(request, Renaming)
     with caller.transaction() as session:
@@ -130,7 +132,7 @@ async def rename_conversation(caller: Caller, conversation_id: ConversationId, r
     summary="Delete a conversation",
     responses={204: {"description": "The conversation and its messages are gone."}, **BUSY_RESPONSE},
 )
-async def delete_conversation(caller: Caller, conversation_id: ConversationId) -> None:
+async def delete_conversation(caller: Caller, conversation_id: ConversationId, _query: NoQuery) -> None:
     """Delete the conversation with its messages. Its tool calls stay as audit, without arguments and results."""
     tool_names = caller.process.toolset.tool_names
     with caller.transaction() as session:

@@ -4,14 +4,14 @@ from typing import Annotated, Any, Final, Literal
 
 from aws_lambda_powertools import Logger
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from chat.openapi import ERASURE_REQUEST, ERASURE_RESPONSES, EXPORT_RESPONSES
 from taskchat import deadline
 from taskchat.cursor import BadCursor
 from taskchat.errors import ConfirmationRequired, InvalidInput
 from taskchat.http.gateway import MARGIN, MAX_SECONDS
-from taskchat.http.input import PageQuery
+from taskchat.http.input import NoQuery, PageQuery
 from taskchat.http.middleware import JSON
 from taskchat.http.person import Caller, Person
 from taskchat.personal_data import export
@@ -39,12 +39,6 @@ class ExportPage(BaseModel):
     next_cursor: str | None = Field(description="Null on the last page.")
 
 
-class NoQuery(BaseModel):
-    """The query of a route without parameters. One that the caller hopes for, such as a dry run, is refused."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
 @router.get("/export", response_model=ExportPage, responses=EXPORT_RESPONSES)
 async def export_data(caller: Caller, query: Annotated[ExportQuery, Query()]) -> Response:
     """Return a page of everything that is stored of the person: at most 1,000 rows and 1 MiB, and at least one row."""
@@ -60,7 +54,7 @@ async def export_data(caller: Caller, query: Annotated[ExportQuery, Query()]) ->
 async def erase(
     caller: Caller,
     request: Request,
-    _query: Annotated[NoQuery, Query()],
+    _query: NoQuery,
 ) -> None:
     """Erase everything that is stored of the person. It cannot be undone.
 

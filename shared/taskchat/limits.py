@@ -33,7 +33,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Field, Session, SQLModel
 
 from taskchat.database.transaction import before_commit
-from taskchat.database.types import SafeText, Timestamp, declare, expires, runtime_rights
+from taskchat.database.types import SafeText, Timestamp, at_least_zero, declare, expires, runtime_rights
 from taskchat.errors import TooManyRequests
 
 
@@ -96,7 +96,7 @@ _RECORD: Final = (
     .values(day=_TODAY, model_tokens=_USED_TODAY + bindparam("used", type_=BigInteger))
 )
 _REFUSED_FOR: Final = select(
-    ALLOWANCE.c.full_at + _INTERVAL - _BUCKET - _NOW,
+    at_least_zero(ALLOWANCE.c.full_at + _INTERVAL - _BUCKET - _NOW),
     case((_USED_TODAY >= _QUOTA, cast(_TODAY + _DAY, DateTime) - _UTC)),
 ).where(_THIS_ROW)
 

@@ -7,13 +7,13 @@ from datetime import datetime, timedelta
 from typing import Any, Final, NoReturn
 from uuid import UUID
 
-from sqlalchemy import ARRAY, Interval, Result, and_, any_, bindparam, case, func, literal, or_, select, update
+from sqlalchemy import ARRAY, Interval, Result, and_, any_, bindparam, case, func, or_, select, update
 from sqlmodel import Session
 
 from taskchat import deadline
 from taskchat.conversations.models import CONVERSATION, POSITION_OF_TURN, THIS_CONVERSATION
 from taskchat.database.transaction import before_commit
-from taskchat.database.types import Timestamp
+from taskchat.database.types import Timestamp, at_least_zero
 from taskchat.errors import NotFound, TurnInProgress
 
 LEASE_GRACE: Final = 5.0
@@ -26,10 +26,14 @@ MAX_RETRY_AFTER: Final = 2
 """Seconds a caller is asked to wait at most: a running turn nearly always ends within them."""
 
 _NOW: Final = func.clock_timestamp()
+# A fence alone is not enough: a rollback frees its number, and a conversation that was deleted and begun anew counts
+# from 0 again. Another process may hold the same number, but no lease that ends at the same microsecond.
 _LEASED: Final = and_(
-    THIS_CONVERSATION, CONVERSATION.c.fence == bindparam("of_fence"), CONVERSATION.c.lease_until > _NOW
+    THIS_CONVERSATION,
+    CONVERSATION.c.fence == bindparam("of_fence"),
+    CONVERSATION.c.lease_until == bindparam("of_until", type_=Timestamp),
+    CONVERSATION.c.lease_until > _NOW,
 )
-# A fence alone is not enough: a rollback frees its number, and another process may hold the same one.
 _OWN: Final = and_(
     CONVERSATION.c.turn_id == bindparam("of_turn"),
     CONVERSATION.c.lease_until == any_(bindparam("own_leases", type_=ARRAY(Timestamp))),
@@ -50,9 +54,7 @@ ACQUIRE_LEASE: Final = (
     .returning(CONVERSATION)
 )
 LOCK_CONVERSATION: Final = select(CONVERSATION.c.fence).where(THIS_CONVERSATION).with_for_update()
-# Never below zero: pg8000 reads some negative intervals as positive ones.
-_REMAINING: Final = func.greatest(CONVERSATION.c.lease_until - _NOW, literal(timedelta(), Interval))
-_REMAINING_LEASE: Final = select(_REMAINING).where(THIS_CONVERSATION)
+_REMAINING_LEASE: Final = select(at_least_zero(CONVERSATION.c.lease_until - _NOW)).where(THIS_CONVERSATION)
 LOCK_REMAINING: Final = _REMAINING_LEASE.with_for_update()
 HOLD_LEASE: Final = select(CONVERSATION.c.fence).where(_LEASED).with_for_update(read=True)
 RELEASE_LEASE: Final = (
@@ -89,7 +91,7 @@ class Lease:
 
     def key(self) -> dict[str, Any]:
         """Return the parameters of the statements that hold or release this lease."""
-        return {"of_user": self.user_id, "of_id": self.conversation_id, "of_fence": self.fence}
+        return {"of_user": self.user_id, "of_id": self.conversation_id, "of_fence": self.fence, "of_until": self.until}
 
 
 def require_lease(result: Result[Any]) -> None:

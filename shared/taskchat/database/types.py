@@ -1,9 +1,10 @@
 """Define the column types, which refuse values that Postgres cannot hold, and what tables declare in their metadata."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Final
 
-from sqlalchemy import DateTime, Dialect, text
+from sqlalchemy import ColumnElement, DateTime, Dialect, Interval, func, literal, text
 from sqlalchemy import types as sqltypes
 
 from taskchat.text import is_storable
@@ -46,6 +47,11 @@ class SafeJson(sqltypes.TypeDecorator[Any]):
 
 
 Timestamp = DateTime(timezone=True)
+
+
+def at_least_zero(interval: ColumnElement[timedelta]) -> ColumnElement[timedelta]:
+    """Return zero in place of a negative interval: pg8000 reads some of them as positive ones."""
+    return func.greatest(interval, literal(timedelta(), Interval))
 
 
 def runtime_rights(verbs: str) -> dict[str, Any]:

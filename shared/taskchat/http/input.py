@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final, TypeVar
 
-from fastapi import Request, Response
+from fastapi import Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -28,6 +28,14 @@ class PageQuery(BaseModel):
         default=None, description="`next_cursor` of the page before. Left out for the first page."
     )
     limit: int = Field(default=DEFAULT_ROWS, ge=1, le=MAX_ROWS, description="Rows on the page at most.")
+
+
+class _NoQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+NoQuery = Annotated[_NoQuery, Query()]
+"""The query of a route without parameters. One that the caller hopes for, such as a dry run, is refused."""
 
 
 async def read_body(request: Request, model: type[Model]) -> Model:
