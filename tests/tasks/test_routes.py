@@ -1,5 +1,9 @@
 """`GET /api/{user_id}/tasks` gives the list as the tool gives it, without the model."""
 
+import os
+import re
+import subprocess
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -7,7 +11,7 @@ import pytest
 
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
-from tests.conftest import Person
+from tests.conftest import ROOT, Person, reset_processes, serving
 from tests.test_contract import CANARY, assert_problem
 from tests.test_mcp_endpoint import McpClient
 
@@ -127,3 +131,27 @@ def test_another_method_gets_405(alice: Person) -> None:
         assert_problem(answer, "method-not-allowed")
         assert answer.headers["allow"] == "GET"
     assert_problem(alice.get(f"/tasks/{uuid4()}"), "not-found")
+
+
+def test_the_routes_by_curl(alice: Person, tmp_path: Path) -> None:
+    """A shell prints the transcript of docs/http.md, but for ids and times."""
+    from chat.app import app
+
+    page = (ROOT / "docs" / "http.md").read_text()
+    (message,) = re.findall(r'After a first message, "(.+?)"', page)
+    command, transcript = re.findall(r"```(?:sh)?\n(.*?)```", page, re.DOTALL)
+    assert alice.say(message).status == 200
+    reset_processes()  # the requests that follow come to another process
+    with serving(app) as url:
+        known = os.environ | {"URL": url, "USER_ID": alice.id, "TOKEN": alice.token}
+        shell = ["sh", "-c", command]
+        done = subprocess.run(shell, env=known, cwd=tmp_path, capture_output=True, text=True, check=True)  # noqa: S603
+    assert _masked(done.stdout) == transcript
+
+
+def _masked(text: str) -> str:
+    """Return the text with `…` in place of ids, times and durations."""
+    known = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|call_[0-9a-f]+|\d{4}-\d\d-\d\dT[\d:.]+Z"
+    return re.sub(
+        r'("duration_ms":)[\d.]+|("id":)\d+', lambda found: f"{found[1] or found[2]}…", re.sub(known, "…", text)
+    )
