@@ -290,5 +290,5 @@ def test_the_command_for_a_migration_makes_the_next_file(tmp_path: Path) -> None
         *shlex.split(re.sub(r"--rev-id \d+", f"--rev-id {number}", command))[1:],
     ]
     subprocess.run(alembic, cwd=tmp_path, check=True, capture_output=True)  # noqa: S603
-    made = tmp_path / "migrations" / "versions" / f"{number}_due_date.py"
+    [made] = (tmp_path / "migrations" / "versions").glob(f"{number}_*.py")
     assert f'down_revision = "{newest}"' in made.read_text()
