@@ -130,11 +130,11 @@ def _count_roundtrips(running: Parts, environment: dict[str, str], user_id: str)
 
 def _conversation(caller: Caller) -> dict[str, Any]:
     newest = UUID(md5(f"{caller.id}0".encode(), usedforsecurity=False).hexdigest())
-    return caller.own("GET", f"/conversations/{newest}", limit=20)
+    return caller.own("GET", f"/conversations/{newest}", query={"limit": 20})
 
 
 def _list(query: dict[str, Any]) -> Callable[[Caller], dict[str, Any]]:
-    return lambda caller: caller.own("GET", f"/{tasks.THINGS}", **query)
+    return lambda caller: caller.own("GET", f"/{tasks.THINGS}", query=query)
 
 
 _READS: Final = {
@@ -169,9 +169,9 @@ def _requests(caller: Caller, handler: Any, name: str, times: int) -> Iterator[t
 
 def _export(caller: Caller, handler: Any) -> dict[str, Any]:
     before, started = _peak(), time.perf_counter()
-    cursor, pages, rows, largest = None, 0, 0, 0
+    cursor, pages, rows, largest = "", 0, 0, 0
     while pages == 0 or cursor:
-        response = invoke(handler, caller.own("GET", "/export", cursor=cursor))
+        response = invoke(handler, caller.own("GET", "/export", query={"cursor": cursor} if cursor else {}))
         assert response.status == 200, response.body[:500]
         cursor, pages = response.json["next_cursor"], pages + 1
         rows += sum(map(len, response.json["tables"].values()))

@@ -1,6 +1,7 @@
 """Sign a caller's requests, and make them events of API Gateway."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -56,10 +57,22 @@ class Caller:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         return event("POST", f"/api/{self.id}/chat", headers=sent, body=raw)
 
-    def own(self, method: str, rest: str = "", *, body: Any = None, confirm: str = "", **query: Any) -> dict[str, Any]:
-        """Return the event of a request about the caller's own data. `rest` is the path behind the user's id."""
-        headers = {"authorization": f"Bearer {self.token}"} | ({"confirm": confirm} if confirm else {})
-        headers |= {"content-type": "application/json"} if body is not None else {}
+    def own(
+        self,
+        method: str,
+        rest: str = "",
+        *,
+        body: Any = None,
+        query: str | Mapping[str, Any] = "",
+        of: str | None = None,
+        **headers: str,
+    ) -> dict[str, Any]:
+        """Return the event of a request about the caller's own data, or `of` another user's.
+
+        `rest` is the path behind the user's id. Bytes are sent as they are, any other body as JSON.
+        """
+        sent = {"authorization": f"Bearer {self.token}", **headers}
+        sent |= {"content-type": "application/json"} if body is not None else {}
         raw = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-        given = urlencode({name: value for name, value in query.items() if value is not None})
-        return event(method, f"/api/{self.id}{rest}", query=given, headers=headers, body=raw)
+        given = query if isinstance(query, str) else urlencode(query)
+        return event(method, f"/api/{of or self.id}{rest}", query=given, headers=sent, body=raw)

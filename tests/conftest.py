@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlencode
 from uuid import uuid4
 
 import psycopg
@@ -31,7 +30,7 @@ from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from testing.callers import Caller, identity
-from testing.gateway import Response, event, invoke
+from testing.gateway import Response, invoke
 
 if TYPE_CHECKING:
     from taskchat.database.transaction import Database
@@ -243,10 +242,7 @@ class Person(Caller):
         """Send a request to a route of the person's own data, such as `/conversations`, or `of` another person's."""
         from chat.app import handler
 
-        headers = {"authorization": f"Bearer {self.token}", "content-type": "application/json"}
-        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        sent = event(method, f"/api/{of or self.id}{path}", headers=headers, body=raw, query=urlencode(query))
-        return invoke(handler, sent)
+        return invoke(handler, self.own(method, path, body=body, query=query, of=of))
 
     def get(self, path: str, **query: Any) -> Response:
         """Read one of the person's own routes."""

@@ -9,21 +9,15 @@ from psycopg import sql
 
 from taskchat.personal_data.tables import personal_tables
 from testing.callers import Caller
-from testing.gateway import Handler, Response, event, invoke
+from testing.gateway import Handler, Response, invoke
 
 Rows = psycopg.Connection[dict[str, Any]]
 Exported = dict[str, list[dict[str, Any]]]
 
 
-def request(person: Caller, method: str, path: str = "", query: str = "", **headers: str) -> dict[str, Any]:
-    """Return the event of a request for the person's own data."""
-    made = event(method, f"/api/{person.id}{path}", headers={"authorization": f"Bearer {person.token}", **headers})
-    return made | {"rawQueryString": query}
-
-
 def erasure(person: Caller) -> dict[str, Any]:
     """Return the event of a request to erase the person."""
-    return request(person, "DELETE", confirm="erase")
+    return person.own("DELETE", confirm="erase")
 
 
 def send(made: dict[str, Any], handler: Handler | None = None) -> Response:
@@ -42,7 +36,7 @@ def pages(person: Caller, limit: int | None = None) -> Iterator[dict[str, Any]]:
     """Yield the pages of the person's export."""
     cursor, size = "", "" if limit is None else f"&limit={limit}"
     while cursor is not None:
-        answer = send(request(person, "GET", "/export", f"{cursor}{size}".removeprefix("&")))
+        answer = send(person.own("GET", "/export", query=f"{cursor}{size}".removeprefix("&")))
         assert (answer.status, answer.headers["content-type"]) == (200, "application/json"), answer.body
         yield answer.json
         cursor = answer.json["next_cursor"] and f"cursor={answer.json['next_cursor']}"

@@ -115,7 +115,7 @@ class Mixed:
         for number in range(READS):
             conversation = person.conversations[number % CONVERSATIONS]
             yield Job(person, "read", caller.own("GET", f"/conversations/{conversation}"), conversation)
-            yield Job(person, "list", caller.own("GET", "/conversations", limit=1 + number))
+            yield Job(person, "list", caller.own("GET", "/conversations", query={"limit": 1 + number}))
             yield Job(person, "export", caller.own("GET", "/export"))
         for number in range(RENAMES):
             conversation, title = person.conversations[number % CONVERSATIONS], f"{person.mark}title{number}"

@@ -57,7 +57,7 @@ def live(person: Person, standin: StandIn, rows: Rows, word: str = WORD) -> str:
     assert person.say(f"hello {word}").status == 200
     call = example.call_add(f"groom the {word}")
     McpClient(person.mcp_token).do(call["name"], **call["arguments"])
-    personal_data.send(personal_data.request(person, "GET", "/export"))  # it has an allowance of its own
+    personal_data.send(person.own("GET", "/export"))  # it has an allowance of its own
     assert personal_data.count(rows, person.id).keys() == {table.name for table in personal_tables()}
     return made_up
 
@@ -182,7 +182,7 @@ class TestExport:
     )
     def test_a_hostile_cursor_is_refused(self, alice: Person, hostile: str) -> None:
         """The answer is 422 with the name of the field."""
-        answer = personal_data.send(personal_data.request(alice, "GET", "/export", f"cursor={hostile}"))
+        answer = personal_data.send(alice.own("GET", "/export", query=f"cursor={hostile}"))
         assert (answer.status, answer.json["type"]) == (422, "urn:taskchat:problem:invalid-input"), answer.body
         assert [fault["field"] for fault in answer.json["fields"]] == ["cursor"]
         assert not hostile or hostile not in answer.body
@@ -194,12 +194,12 @@ class TestExport:
     )
     def test_a_place_without_a_row_is_a_place(self, alice: Person, place: str) -> None:
         """The number is beyond its column: a position has 32 bits, and a cursor may hold 64."""
-        assert personal_data.send(personal_data.request(alice, "GET", "/export", f"cursor={place}")).status == 200
+        assert personal_data.send(alice.own("GET", "/export", query=f"cursor={place}")).status == 200
 
     @pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=x", "page=2", "limit=1&limit=2&x"])
     def test_a_wrong_query_is_refused(self, alice: Person, query: str) -> None:
         """So is a parameter that does not exist."""
-        assert personal_data.send(personal_data.request(alice, "GET", "/export", query)).status == 422
+        assert personal_data.send(alice.own("GET", "/export", query=query)).status == 422
 
     def test_another_s_cursor_shows_nothing_of_theirs(
         self, alice: Person, bob: Person, standin: StandIn, rows: Rows
@@ -208,7 +208,7 @@ class TestExport:
         live(alice, standin, rows)
         live(bob, standin, rows)
         theirs = next(personal_data.pages(bob, 3))["next_cursor"]
-        answer = personal_data.send(personal_data.request(alice, "GET", "/export", f"cursor={theirs}"))
+        answer = personal_data.send(alice.own("GET", "/export", query=f"cursor={theirs}"))
         assert answer.status == 200
         assert {row["turn_id"] for row in answer.json["tables"]["message"]} <= {
             row["turn_id"] for row in personal_data.stored(rows, alice.id)["message"]
@@ -220,7 +220,7 @@ class TestExport:
         """The second request at once gets 429, with the time to wait."""
         monkeypatch.setenv("DATA_BURST", "1")
         monkeypatch.setenv("DATA_REQUESTS_PER_MINUTE", "1")
-        ask = personal_data.request(alice, "GET", "/export")
+        ask = alice.own("GET", "/export")
         assert personal_data.send(ask).status == 200
         refused = personal_data.send(ask)
         assert (refused.status, refused.json["type"]) == (429, "urn:taskchat:problem:too-many-requests")
@@ -232,7 +232,7 @@ class TestExport:
         add_rows(rows, person.id, 50_000, "x" * 300)
         place, found = "", 0
         while place is not None:
-            page = environment.ask(personal_data.request(person, "GET", "/export", place)).answer
+            page = environment.ask(person.own("GET", "/export", query=place)).answer
             assert page.status == 200, page.body
             found += sum(map(len, page.json["tables"].values()))
             place = page.json["next_cursor"] and f"cursor={page.json['next_cursor']}"
@@ -285,14 +285,14 @@ class TestErasure:
         """Otherwise the answer is 428, and nothing is erased."""
         assert alice.say(ADD).status == 200
         before = personal_data.stored(rows, alice.id)
-        answer = personal_data.send(personal_data.request(alice, "DELETE", **headers))
+        answer = personal_data.send(alice.own("DELETE", **headers))
         assert (answer.status, answer.json["type"]) == (428, "urn:taskchat:problem:confirmation-required")
         assert personal_data.stored(rows, alice.id) == before
 
     def test_a_query_is_refused(self, alice: Person, rows: Rows) -> None:
         """A caller who hopes for a dry run gets none."""
         assert alice.say(ADD).status == 200
-        answer = personal_data.send(personal_data.request(alice, "DELETE", query="dry_run=1", confirm="erase"))
+        answer = personal_data.send(alice.own("DELETE", query="dry_run=1", confirm="erase"))
         assert answer.status == 422
         assert personal_data.count(rows, alice.id)["message"] == 2
 

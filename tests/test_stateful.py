@@ -163,8 +163,8 @@ class Errand:
         """Return the request, the same each time."""
         here = f"/conversations/{self.conversation_id}"
         return {
-            "list": lambda: self.client.own("GET", "/conversations", limit=100),
-            "read": lambda: self.client.own("GET", here, limit=100),
+            "list": lambda: self.client.own("GET", "/conversations", query={"limit": 100}),
+            "read": lambda: self.client.own("GET", here, query={"limit": 100}),
             "export": lambda: self.client.own("GET", "/export"),
             "rename": lambda: self.client.own("PATCH", here, body={"title": self.title}),
             "delete": lambda: self.client.own("DELETE", here),
