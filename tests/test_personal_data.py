@@ -164,7 +164,7 @@ class TestExport:
     @pytest.mark.parametrize(
         "hostile",
         [
-            *("", "_", "%00", "%ff", "e30", "W10", "a" * 1_001, "bnVsbA"),
+            *("", "__", "%00", "%ff", "e30", "W10", "a" * 1_001, "bnVsbA"),
             cursor.write("message"),
             cursor.write("message", "x", 1),
             cursor.write("message", NOWHERE, "1"),
