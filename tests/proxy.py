@@ -8,6 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
+import pytest
+
+from dev.postgres import Postgres
+
 STEP = 0.05  # seconds between checks for the end of the test
 
 
@@ -141,3 +145,27 @@ def running(url: str) -> Iterator[Proxy]:
         yield proxy
     finally:
         proxy.stop()
+
+
+class ThroughAProxy:
+    """The fixtures of a class of tests whose program reaches Postgres through a proxy."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def proxy(cls, server: Postgres) -> Iterator[Proxy]:
+        """Run the proxy."""
+        with running(server.app_url) as made:
+            yield made
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def database_url(cls, proxy: Proxy, server: Postgres) -> str:
+        """Give the runtime role's URL through the proxy."""
+        return proxy.url(server.app_url)
+
+    @pytest.fixture(autouse=True)
+    def reset_proxy(self, proxy: Proxy) -> Iterator[None]:
+        """Let nothing fail after each test."""
+        yield
+        proxy.reset()
+        proxy.accept_again()

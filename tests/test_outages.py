@@ -25,7 +25,7 @@ from testing.gateway import Response
 from tests import db_assertions, proxy
 from tests.conftest import Logs, Person, databases, reset_processes
 from tests.domain import example
-from tests.proxy import Proxy
+from tests.proxy import Proxy, ThroughAProxy
 from tests.test_mcp_endpoint import McpClient
 
 Rows = psycopg.Connection[dict[str, Any]]
@@ -95,28 +95,8 @@ def before_commit(nth: int, do: Callable[[], None]) -> None:
         event.listen(database.engine, "commit", count)
 
 
-class TestThroughAProxy:
+class TestThroughAProxy(ThroughAProxy):
     """A proxy between program and Postgres loses answers, cuts connections or delays."""
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def proxy(cls, server: Postgres) -> Iterator[Proxy]:
-        """Run the proxy."""
-        with proxy.running(server.app_url) as running:
-            yield running
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def database_url(cls, proxy: Proxy, server: Postgres) -> str:
-        """Give the runtime role's URL through the proxy."""
-        return proxy.url(server.app_url)
-
-    @pytest.fixture(autouse=True)
-    def reset_proxy(self, proxy: Proxy) -> Iterator[None]:
-        """Let nothing fail after each test."""
-        yield
-        proxy.reset()
-        proxy.accept_again()
 
     def lose_commit(self, proxy: Proxy, nth: int, outage: float = 0.0) -> None:
         """Lose the answer to the nth commit from now, and then refuse connections for a while."""

@@ -25,13 +25,13 @@ from taskchat.personal_data import export
 from taskchat.personal_data.tables import personal_tables
 from testing.callers import Caller
 from testing.gateway import Response, event
-from tests import db_assertions, personal_data, proxy
+from tests import db_assertions, personal_data
 from tests.conftest import ROOT, Logs, Person, reset_processes, serving
 from tests.crash_points import Trap
 from tests.domain import example
 from tests.environments import Fleet
 from tests.privacy import LogSearch
-from tests.proxy import Proxy
+from tests.proxy import Proxy, ThroughAProxy
 from tests.test_mcp_endpoint import McpClient
 from tests.test_outages import LONG_OUTAGE, before_commit, when_logged
 
@@ -498,28 +498,8 @@ def check_refused(answer: Response) -> None:
     assert (answer.status, answer.json["type"]) == (409, "urn:taskchat:problem:turn-in-progress"), answer.body
 
 
-class TestThroughAProxy:
+class TestThroughAProxy(ThroughAProxy):
     """A proxy between program and Postgres loses answers and cuts connections."""
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def proxy(cls, server: Postgres) -> Iterator[Proxy]:
-        """Run the proxy."""
-        with proxy.running(server.app_url) as running:
-            yield running
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def database_url(cls, proxy: Proxy, server: Postgres) -> str:
-        """Give the runtime role's URL through the proxy."""
-        return proxy.url(server.app_url)
-
-    @pytest.fixture(autouse=True)
-    def reset_proxy(self, proxy: Proxy) -> Iterator[None]:
-        """Let nothing fail after each test."""
-        yield
-        proxy.reset()
-        proxy.accept_again()
 
     @pytest.mark.parametrize("nth", range(1, 8))
     def test_a_commit_of_unknown_outcome_may_be_repeated(
