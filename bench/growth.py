@@ -193,7 +193,9 @@ class Client:
         """Make this process the execution environment of both functions."""
         self._issuer = Issuer.new()
         os.environ.update(identity(self._issuer))
-        os.environ.update(TURN_BURST="999999", MCP_BURST="999999")  # the limits are on, but never reached
+        os.environ.update(
+            TURN_BURST="999999", MCP_BURST="999999", DATA_BURST="999999"
+        )  # the limits are on, but never reached
         self._chat: Callable[..., Any] = importlib.import_module("chat.app").handler
         self._mcp: Callable[..., Any] = importlib.import_module("mcp_tools.app").handler
 
@@ -203,6 +205,11 @@ class Client:
         response = invoke(self._chat, Caller(user_id, self._issuer).request(body, key))
         assert response.status == 200, response.body[:500]
         return response.json
+
+    def read(self, user_id: str, rest: str, **query: str) -> None:
+        """Read a list of the user's own data."""
+        response = invoke(self._chat, Caller(user_id, self._issuer).own("GET", rest, query=query))
+        assert response.status == 200, response.body[:500]
 
     def call(self, user_id: str, tool: str, **arguments: Any) -> Any:
         """Make one tool call as an MCP client and return the result."""
@@ -218,7 +225,7 @@ class Client:
 
 
 def _round(client: Client, person: int) -> None:
-    """Use every tool in a conversation, begin another, send a message twice, and call two tools as an MCP client."""
+    """Use every tool in a conversation, begin another, send a message twice, call MCP tools, and read each list."""
     who, here = people.user_id(person), str(people.conversation_id(person))
     row = client.say(who, tasks.ADD, here, uuid4().hex)["tool_calls"][0]["result"]["id"]
     for message in tasks.changes(row):
@@ -227,6 +234,11 @@ def _round(client: Client, person: int) -> None:
     assert client.say(who, tasks.ADD, None, key) == client.say(who, tasks.ADD, None, key)
     client.call(who, **tasks.ADD_CALL)
     client.call(who, tasks.LIST)
+    for rest in (f"/{tasks.THINGS}", "/conversations", f"/conversations/{here}"):
+        client.read(who, rest)
+    client.read(who, "/export", limit="50")
+    for query in tasks.DUE.values():
+        client.read(who, f"/{tasks.THINGS}", **query)
 
 
 def _turn(client: Client, person: int) -> None:
