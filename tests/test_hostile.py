@@ -303,7 +303,7 @@ CHAT_PATHS: dict[str, tuple[int, str]] = {
     "a slash behind": (404, "/api/{alice}/chat/"),
     "a slash within": (404, "/api/{alice}//chat"),
     "a slash before": (404, "//api/{alice}/chat"),
-    "a slash, encoded": (404, "/api/{alice}%2fchat"),
+    "a slash, encoded": (405, "/api/{alice}%2fchat"),  # a person's path, which takes DELETE only
     "a backslash": (404, "/api\\{alice}\\chat"),
     "a backslash, encoded": (404, "/api/{alice}%5c/chat"),
     "no user": (404, "/api//chat"),

@@ -839,7 +839,7 @@ TURN = (
     *("begin", "set_config", "insert allowance", "insert conversation", "update conversation"),
     *("select message", "select message", "select tool_call", "insert message", "commit"),
     *("begin", "set_config", "select conversation", f"insert {example.table}", "insert tool_call", "commit"),
-    *("begin", "set_config", "insert allowance", "update conversation, insert message", "commit"),
+    *("begin", "set_config", "update allowance", "update conversation, insert message", "commit"),
 )
 """Every statement of a turn with one tool call, in a new conversation."""
 

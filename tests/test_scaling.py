@@ -3,7 +3,6 @@
 import re
 from math import isclose
 from typing import Any
-from uuid import uuid4
 
 import psycopg
 import pytest
@@ -115,54 +114,7 @@ def test_a_turn_with_one_tool_call_is_three_transactions(alice: Person, pooler: 
     assert transactions() - before == Turn().transactions
 
 
-@pytest.fixture
-def old(alice: Person, rows: Rows) -> str:
-    """Return the id of a user who was away for two years, and has begun another conversation now."""
-    alice.say(example.add("buy milk"))
-    rows.execute("update conversation set updated_at = now() - interval '2 years' where user_id = %s", [alice.id])
-    rows.execute(
-        "insert into tool_call (user_id, turn_id, call_id, position, door, tool, arguments, outcome, result,"
-        " duration_ms, created_at) values"
-        " (%s, %s, 'c', 0, 'mcp', 'list', '{}', 'ok', '{}', 1, now() - interval '2 years')",
-        [alice.id, uuid4()],
-    )
-    unused = "insert into allowance values (%s, 'mcp', now() - interval '9 days', current_date - 9, 0)"
-    rows.execute(unused, [alice.id])
-    alice.say(example.add("buy bread"))
-    return alice.id
-
-
-def count(rows: Rows, user_id: str) -> dict[str, int]:
-    """Return the number of the user's rows in each table."""
-    tables = ("conversation", "message", "tool_call", "allowance", example.table)
-    query = "select count(*) as n from {} where user_id = %s"
-    return {table: rows.execute(query.format(table).encode(), [user_id]).fetchall()[0]["n"] for table in tables}
-
-
-def test_old_rows_can_be_deleted_with_the_pages_statements(
-    old: str, bob: Person, rows: Rows, server: Postgres, console_url: str
-) -> None:
-    """A role that row-level security does not bind can run them.
-
-    Postgres refuses the owner, instead of deleting nothing.
-    """
-    (statements,) = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
-    bob.say(example.add("buy bread"))
-    before = count(rows, old), count(rows, bob.id)
-    with (
-        psycopg.connect(server.owner_url, autocommit=True) as owner,
-        pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"),
-    ):
-        owner.execute(statements.encode())
-    assert (count(rows, old), count(rows, bob.id)) == before
-    assert before[0] == {"conversation": 2, "message": 4, "tool_call": 3, "allowance": 2, example.table: 2}
-    with psycopg.connect(console_url, autocommit=True) as console:
-        console.execute(statements.encode())
-    assert count(rows, old) == {"conversation": 1, "message": 2, "tool_call": 1, "allowance": 1, example.table: 2}
-    assert count(rows, bob.id) == before[1]
-
-
 def test_every_statement_in_a_document_is_tested() -> None:
-    """This file tests those of this page, and tests/test_limits.py those of docs/limits.md."""
+    """tests/test_limits.py tests those of docs/limits.md."""
     documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
-    assert {path.name for path in documents if "```sql" in path.read_text()} == {"scaling.md", "limits.md"}
+    assert {path.name for path in documents if "```sql" in path.read_text()} == {"limits.md"}
