@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 from dev import export_schema
+from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
@@ -43,6 +44,12 @@ WORD = "quetzalcoatlus"
 NOWHERE = "8c5d9f0e-6a1b-4c3d-9e2f-7b8a9c0d1e2f"
 """The id of no conversation. It is a constant, for the workers of xdist must name the tests alike."""
 ADD = example.add(f"feed the {WORD}", "call mum")
+
+
+@pytest.fixture(scope="session")
+def database_url(server: Postgres, pooler: PgBouncer) -> str:
+    """Go through the pooler, as deployed: an erasure has many transactions, and each may get another connection."""
+    return pooler.url(server.app_url)
 
 
 def live(person: Person, standin: StandIn, rows: Rows, word: str = WORD) -> str:
