@@ -81,14 +81,16 @@ def make_retention_role(connection: Connection, role: Role, runtime: Role) -> st
     made = _make_role(connection, role, RETENTION_LIMITS)
     for table in SQLModel.metadata.sorted_tables:
         expiry = table.info.get(EXPIRY)
-        _grant(connection, table, role, _rights_of_retention(expiry) if expiry else None)
-        _secure_from_retention(connection, table, role, expiry)
+        _grant(connection, table, role, _rights_of_retention(table, expiry) if expiry else None)
+        _open_to_retention(connection, table, role, expiry)
     _refuse_open_schema(connection, role.name)
     return made
 
 
-def _rights_of_retention(expiry: Expiry) -> str:
-    columns = [*expiry.since, *filter(None, [expiry.when]), "ctid"]
+def _rights_of_retention(table: Table, expiry: Expiry) -> str:
+    keepers = [found.info[EXPIRY].keeper for found in SQLModel.metadata.sorted_tables if EXPIRY in found.info]
+    asked = [theirs for keeper in keepers if keeper and keeper.table == table.name for _, theirs in keeper.columns]
+    columns = dict.fromkeys([*expiry.columns, *asked, "ctid"])
     return f"select ({', '.join(columns)}), update ({expiry.since[0]}), delete"
 
 
@@ -98,7 +100,7 @@ where schemaname = 'public' and tablename = :table and policyname in ('retention
 """)
 
 
-def _secure_from_retention(connection: Connection, table: Table, role: Role, expiry: Expiry | None) -> None:
+def _open_to_retention(connection: Connection, table: Table, role: Role, expiry: Expiry | None) -> None:
     """Open the rows that may grow old to the role, and no others, whatever user it names in `app.user_id`.
 
     Policies that are right stay as they are: to replace them, Postgres waits for every transaction on the table.

@@ -167,6 +167,19 @@ class TestOldRows:
         run()
         assert count(rows, "conversation") == left
 
+    def test_a_call_stays_with_its_conversation(self, rows: Rows, alice: Person) -> None:
+        """An interrupted turn of it that is sent again makes no call twice. With its conversation, the call goes."""
+        first = alice.say(example.add("milk"), key="k").json
+        rows.execute("delete from message where role = 'assistant'")  # as if the process had been killed
+        rows.execute("update tool_call set created_at = created_at - interval '400 days'")
+        run()
+        again = alice.say(example.add("milk"), key="k").json
+        assert again["tool_calls"] == first["tool_calls"]
+        assert count(rows, example.table) == 1
+        rows.execute("update conversation set updated_at = updated_at - interval '400 days'")
+        run()
+        assert (count(rows, "conversation"), count(rows, "tool_call")) == (0, 0)
+
     def test_a_thing_that_has_not_changed_stays(self, rows: Rows) -> None:
         """However old it is."""
         for table in OF_THE_DOMAIN:
@@ -293,8 +306,8 @@ class TestBatches:
 
 
 FORBIDDEN = [
-    *("select title from conversation", "select user_id from conversation", "select user_id from allowance"),
-    *("select arguments from tool_call", "select result from tool_call", "select user_id from tool_call"),
+    *("select title from conversation", "select fence from conversation", "select user_id from allowance"),
+    *("select arguments from tool_call", "select result from tool_call", "select turn_id from tool_call"),
     *("select pseudonym from erased_call", "select {text} from {table}", "select * from conversation"),
     *("select content from message", "delete from message", "select from message", "select * from alembic_version"),
     *("update conversation set title = ''", "truncate conversation", "truncate {table}"),
@@ -394,7 +407,8 @@ class TestMigrate:
             " where grantee = %s and column_name in ('title', 'content', 'user_id', %s)",
             [deployed.retention_role, example.text],
         )
-        assert columns.fetchall() == []
+        keys = {(table, "user_id", "SELECT") for table in ("conversation", "tool_call")}  # a call stays with the other
+        assert set(columns.fetchall()) == keys
 
     @pytest.mark.parametrize("role", ["owner", "administrator", "runtime"])
     def test_it_refuses_an_unsafe_role(self, deployed: Deployed, rows: Rows, role: str) -> None:

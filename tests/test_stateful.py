@@ -48,7 +48,7 @@ from tests.example_domain import Sentence
 
 STEPS = 20
 """Steps of one sequence."""
-WANTED = 2_000 if "THOROUGH" in os.environ else 200
+WANTED = 1_000 if "THOROUGH" in os.environ else 200
 """Steps in all sequences together, without those that had nothing to do."""
 SETTINGS = settings(
     max_examples=WANTED // 4,  # more than needed: after enough steps they do nothing

@@ -15,13 +15,10 @@ from taskchat.conversations.reading import TurnRows, cursor_after, read_page, re
 from taskchat.errors import NotFound
 from taskchat.http.input import NoQuery, PageQuery, read_body
 from taskchat.http.person import Caller, Person
+from taskchat.logs import UPKEEP
 
 MAX_PAGE_BYTES: Final = 1024 * 1024
 """Bytes of the turns on one page. Lambda passes on 6 MB, and the longest turn takes less than 1 MB."""
-
-SCHEMA: Final = "taskchat.upkeep/1"
-"""Version of the log line about a change that a person makes to what they own. A version may get new fields; none
-changes or goes."""
 
 _CONVERSATION: Final[dict[str, Any]] = {
     "id": "0b2f6c1e-8a55-4d0e-9d3a-5f6f0c1d2e3f",
@@ -160,5 +157,5 @@ def _fitting(turns: list[TurnView]) -> list[TurnView]:
 
 def _log(text: str, person: Person, conversation_id: UUID, **counts: Any) -> None:
     """Write the line that says who changed which conversation, without any text of theirs."""
-    fields = {"schema": SCHEMA, "actor": person.user_id, "conversation_id": str(conversation_id), **counts}
+    fields = {"schema": UPKEEP, "actor": person.user_id, "conversation_id": str(conversation_id), **counts}
     logger.info(text, extra=fields | {"request_id": logger.get_correlation_id()})

@@ -8,12 +8,12 @@ from pydantic import BaseModel, Field
 
 from chat.openapi import ERASURE_REQUEST, ERASURE_RESPONSES, EXPORT_RESPONSES
 from taskchat import deadline
-from taskchat.cursor import BadCursor
-from taskchat.errors import ConfirmationRequired, InvalidInput
+from taskchat.errors import ConfirmationRequired
 from taskchat.http.gateway import MARGIN, MAX_SECONDS
 from taskchat.http.input import NoQuery, PageQuery
 from taskchat.http.middleware import JSON
 from taskchat.http.person import Caller, Person
+from taskchat.logs import UPKEEP
 from taskchat.personal_data import export
 from taskchat.personal_data.erasure import Erasure, end_leases
 
@@ -42,11 +42,8 @@ class ExportPage(BaseModel):
 @router.get("/export", response_model=ExportPage, responses=EXPORT_RESPONSES)
 async def export_data(caller: Caller, query: Annotated[ExportQuery, Query()]) -> Response:
     """Return a page of everything that is stored of the person: at most 1,000 rows and 1 MiB, and at least one row."""
-    try:
-        with caller.transaction() as session:
-            page = export.read_page(session, caller.user_id, query.cursor, query.limit)
-    except BadCursor as error:
-        raise InvalidInput([{"field": "cursor", "message": str(error)}]) from None
+    with caller.transaction() as session:
+        page = export.read_page(session, caller.user_id, query.cursor, query.limit)
     return Response(page, media_type=JSON)
 
 
@@ -73,5 +70,5 @@ async def _erase(person: Person) -> None:
     erasure = Erasure(person.process.database, person.user_id, person.process.toolset.tool_names)
     try:
         await erasure.run()
-    finally:  # neither the person nor the pseudonym: a line with either would tie the erased calls to somebody
-        logger.info("erased", extra={"rows": dict(erasure.rows)})
+    finally:  # neither the person nor the pseudonym: a line with either would tie the erased calls to a person
+        logger.info("erased", extra={"schema": UPKEEP, "rows": dict(erasure.rows)})

@@ -13,7 +13,7 @@ down_revision = "0003"
 branch_labels = None
 depends_on = None
 
-# Nobody reads erased calls through this schema's policies: an operator who accounts for them has BYPASSRLS.
+# No policy lets a role read erased calls: an operator who accounts for them has BYPASSRLS.
 TABLES = """
 create index conversation_activity_idx on conversation (user_id, updated_at, id);
 create index conversation_updated_idx on conversation (updated_at);

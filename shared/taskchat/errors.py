@@ -97,7 +97,7 @@ class KeyReused(
 
 
 class ConfirmationRequired(
-    TaskchatError, status=428, slug="confirmation-required", title="This needs the header Confirm, with its one value."
+    TaskchatError, status=428, slug="confirmation-required", title="Send the header Confirm: erase."
 ):
     """Raised when a request that cannot be undone does not say that it is meant."""
 

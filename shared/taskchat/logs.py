@@ -12,6 +12,10 @@ from taskchat.settings import SettingsError
 _PLACES: Final = 8
 """Frames of a traceback that are logged, the innermost ones."""
 
+UPKEEP: Final = "taskchat.upkeep/1"
+"""Schema of the log line about a change that a person makes to what they own. A version may get new fields; none
+changes or goes."""
+
 logger = Logger()
 
 

@@ -1,7 +1,7 @@
 """Delete a conversation with its messages. Its tool calls stay as audit, without any text.
 
-A call belongs to the conversation whose messages have its turn. They are found by the keys of messages and calls, never
-among all calls of the person.
+The turns of a conversation's messages lead to its calls, by the keys of both tables. No statement reads all calls of
+the person.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,10 @@ from sqlmodel import Session
 from taskchat.conversations.lease import LOCK_REMAINING, lock_free
 from taskchat.conversations.models import CONVERSATION, MESSAGE, THIS_CONVERSATION
 from taskchat.database.types import SafeJson, SafeText
-from taskchat.toolcalls.models import TOOL_CALL
+from taskchat.toolcalls.models import TOOL_CALL, UNKNOWN_TOOL
 
 DELETED: Final = {"deleted": "The person deleted this conversation."}
 """The result of a call whose conversation was deleted."""
-
-UNKNOWN_TOOL: Final = "unknown"
-"""Stands for a name that no tool has: a model made it up, perhaps of the person's words."""
 
 _HERE: Final = (MESSAGE.c.user_id == bindparam("of_user"), MESSAGE.c.conversation_id == bindparam("of_id"))
 _TURNS: Final = select(MESSAGE.c.turn_id).where(*_HERE).distinct()

@@ -23,7 +23,7 @@ from taskchat.toolcalls.models import TOOL_CALL
 
 FIRST_PLACE: Final = (datetime.max.replace(tzinfo=UTC), UUID(int=2**128 - 1))
 FIRST_POSITION: Final = 2**31 - 1
-"""Where the first page begins: before the newest conversation, and before the newest message."""
+"""The places before the newest conversation and before the newest message."""
 
 # Values are parameters, as in history.py. One statement reads the lease with the messages: a turn that ended between
 # two statements would look interrupted.

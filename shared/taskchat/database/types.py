@@ -60,17 +60,33 @@ def runtime_rights(verbs: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Keeper:
+    """A row of another table that keeps a row from getting old: the one with the same values in these columns."""
+
+    table: str
+    columns: tuple[tuple[str, str], ...]
+    """Pairs of names: the column of the row that is kept, and the column of its keeper."""
+
+
+@dataclass(frozen=True)
 class Expiry:
-    """When a row is old: each of its columns `since` is before the limit, and its column `when` is true."""
+    """When a row is old: each column in `since` is before the limit, the column `when` is true, and no row keeps it."""
 
     since: tuple[str, ...]
     """Dates or times. The first is indexed and never null. A null in another column counts as old."""
     when: str | None = None
+    keeper: Keeper | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Return the names of all columns of the row that decide if it is old."""
+        kept = [own for own, _ in self.keeper.columns] if self.keeper else []
+        return (*self.since, *filter(None, [self.when]), *kept)
 
 
-def expires(*since: str, when: str | None = None) -> dict[str, Any]:
+def expires(*since: str, when: str | None = None, keeper: Keeper | None = None) -> dict[str, Any]:
     """Return the table argument that lets retention delete old rows. The fields of Expiry explain its parameters."""
-    return {"info": {EXPIRY: Expiry(since, when)}}
+    return {"info": {EXPIRY: Expiry(since, when, keeper)}}
 
 
 def declare(*arguments: dict[str, Any]) -> dict[str, Any]:

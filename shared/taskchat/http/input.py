@@ -16,6 +16,9 @@ MAX_ROWS: Final = 100
 DEFAULT_ROWS: Final = 50
 """Rows on one page."""
 
+_FROM_US: Final = "Value error, "
+"""Pydantic puts this before the texts of our own checks."""
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -35,7 +38,7 @@ class _NoQuery(BaseModel):
 
 
 NoQuery = Annotated[_NoQuery, Query()]
-"""The query of a route without parameters. One that the caller hopes for, such as a dry run, is refused."""
+"""The query of a route without parameters. Every parameter is refused, so that `?dry_run=1` deletes nothing."""
 
 
 async def read_body(request: Request, model: type[Model]) -> Model:
@@ -62,7 +65,9 @@ async def answer_invalid_query(_request: Request, error: Exception) -> Response:
 
 
 def _invalid_input(faults: Iterable[tuple[Mapping[str, Any], tuple[int | str, ...]]]) -> InvalidInput:
-    return InvalidInput([{"field": _field(fault, place), "message": fault["msg"]} for fault, place in faults])
+    return InvalidInput(
+        [{"field": _field(fault, place), "message": fault["msg"].removeprefix(_FROM_US)} for fault, place in faults]
+    )
 
 
 def _field(fault: Mapping[str, Any], place: tuple[int | str, ...]) -> str:

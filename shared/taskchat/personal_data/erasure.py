@@ -40,13 +40,10 @@ from taskchat.database.transaction import Database
 from taskchat.errors import OutOfTime
 from taskchat.personal_data.models import ERASED_CALL
 from taskchat.personal_data.tables import OWNER, personal_tables
-from taskchat.toolcalls.models import TOOL_CALL
+from taskchat.toolcalls.models import TOOL_CALL, UNKNOWN_TOOL
 
 BATCH: Final = 1_000
 """Rows to erase in one transaction at most: Postgres ends a statement of the runtime role after 5 s."""
-
-UNKNOWN_TOOL: Final = "unknown"
-"""Stands for a name that is no tool's. A model made it up, and it could be the person's text."""
 
 _ROW: Final[ColumnClause[Any]] = column("ctid")
 """The place of a row in its table. It is read and used within one statement."""

@@ -137,9 +137,9 @@ def _read_cursor(text: str, tables: list[Table]) -> _Place:
     for table in tables:
         with suppress(BadCursor):
             parsers = [partial(_parse, column) for column in key_columns(table)]
-            _, *key = cursor.read(text, partial(_check_name, table.name), *parsers)
-            if None not in key:
-                return _Place(table, key)
+            place = cursor.read(text, partial(_check_name, table.name), *parsers)
+            if None not in place:
+                return _Place(table, place[1:])
     raise BadCursor
 
 

@@ -1,4 +1,4 @@
-"""The table of erased calls: what an audit needs of them, under a pseudonym that leads to nobody."""
+"""The table of erased calls: what an audit needs of them, under a pseudonym that leads to no person."""
 
 from datetime import date
 from typing import Final

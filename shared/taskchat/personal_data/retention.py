@@ -20,6 +20,7 @@ from sqlalchemy import (
     bindparam,
     cast,
     delete,
+    exists,
     func,
     literal_column,
     or_,
@@ -101,16 +102,21 @@ def delete_batch(table: Table) -> Select[int]:
     It finds rows by their place in the table, so that the role need not read a key: keys hold the ids of persons.
     """
     old = table.alias("old")
-    chosen: Select[Any] = select(literal_column("old.ctid")).select_from(old).where(*_is_old(old, table.info[EXPIRY]))
+    conditions = _conditions(old, table.info[EXPIRY])
+    chosen: Select[Any] = select(literal_column("old.ctid")).select_from(old).where(*conditions)
     locked = chosen.limit(bindparam("most")).with_for_update(skip_locked=True).scalar_subquery()
     place: ColumnElement[Any] = literal_column(f"{table.name}.ctid")
     gone = delete(table).where(place == any_(func.array(locked))).returning(literal_column("1")).cte("gone")
     return select(func.count()).select_from(gone)
 
 
-def _is_old(row: Any, expiry: Expiry) -> list[ColumnElement[bool]]:
-    """Return the conditions. They are of the same columns that the role may read."""
+def _conditions(row: Any, expiry: Expiry) -> list[ColumnElement[bool]]:
+    """Return the conditions for an old row. They are of the same columns that the role may read."""
     columns = [row.c[name] for name in expiry.since]
     limits = [column < (_LIMIT_DAY if isinstance(column.type, Date) else _LIMIT) for column in columns]
     old = [or_(c.is_(None), limit) if c.nullable else limit for c, limit in zip(columns, limits, strict=True)]
+    if expiry.keeper:
+        keeper = SQLModel.metadata.tables[expiry.keeper.table]
+        same = [keeper.c[theirs] == row.c[own] for own, theirs in expiry.keeper.columns]
+        old.append(~exists(select(literal_column("1")).where(*same)))  # `*` would read every column
     return old + ([row.c[expiry.when]] if expiry.when else [])

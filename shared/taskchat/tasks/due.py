@@ -16,9 +16,11 @@ WEEKDAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Satu
 
 _DAY: Final = r"\d{4}-\d\d-\d\d"
 _TIME: Final = r"(?:[01]\d|2[0-3]):[0-5]\d(?::[0-5]\d)?"
+_ZEROS: Final = r"(?:\.0{1,6})?"  # JavaScript writes milliseconds
 _OFFSET: Final = rf"Z|[+-]{_TIME}"  # with seconds, too: Paris was 9 minutes and 21 seconds ahead until 1911
 _DUE: Final = re.compile(
-    rf"(?P<day>{_DAY})(?:T(?P<time>{_TIME})(?P<offset>{_OFFSET})?(?:\[(?P<zone>[A-Za-z0-9_+/-]+)\])?)?", re.ASCII
+    rf"(?P<day>{_DAY})(?:T(?P<time>{_TIME}){_ZEROS}(?P<offset>{_OFFSET})?(?:\[(?P<zone>[A-Za-z0-9_+/-]+)\])?)?",
+    re.ASCII,
 )
 _DAYS: Final = re.compile(rf"(?P<only>{_DAY})|(?P<from>{_DAY}|\.\.)/(?P<to>{_DAY}|\.\.)", re.ASCII)
 _OPEN: Final = ".."

@@ -80,16 +80,16 @@ def _naming(field: str) -> Iterator[None]:
 def _parse_due(text: str) -> Due:
     """Return the day or the instant, in the person's time zone. Raises ToolFailure."""
     with _naming("due"):
-        return Due.parse(text, _person_s_zone())
+        return Due.parse(text, _zone_of_caller())
 
 
 def _parse_window(text: str) -> Window:
     """Return the window, as the person meant it when they wrote the message. Raises ToolFailure."""
     with _naming("due"):
-        return Window.parse(text, current_call.get().said_at or datetime.now(UTC), _person_s_zone())
+        return Window.parse(text, current_call.get().said_at or datetime.now(UTC), _zone_of_caller())
 
 
-def _person_s_zone() -> str:
+def _zone_of_caller() -> str:
     return current_call.get().timezone or "UTC"
 
 

@@ -7,7 +7,10 @@ from uuid import UUID
 from sqlalchemy import CheckConstraint, Column, Double, Index
 from sqlmodel import Field, SQLModel
 
-from taskchat.database.types import NOW, SafeJson, SafeText, Timestamp, declare, expires, runtime_rights
+from taskchat.database.types import NOW, Keeper, SafeJson, SafeText, Timestamp, declare, expires, runtime_rights
+
+_ITS_CONVERSATION: Final = Keeper("conversation", (("user_id", "user_id"), ("conversation_id", "id")))
+"""A turn of it may be interrupted, and must never make the call again."""
 
 
 class ToolCall(SQLModel, table=True):
@@ -18,7 +21,10 @@ class ToolCall(SQLModel, table=True):
         CheckConstraint("door in ('chat', 'mcp')", name="tool_call_door_check"),
         CheckConstraint("outcome in ('ok', 'error')", name="tool_call_outcome_check"),
         Index("tool_call_created_idx", "created_at", postgresql_using="brin"),
-        declare(runtime_rights("select, insert, delete, update (tool, arguments, result)"), expires("created_at")),
+        declare(
+            runtime_rights("select, insert, delete, update (tool, arguments, result)"),
+            expires("created_at", keeper=_ITS_CONVERSATION),
+        ),
     )
 
     user_id: str = Field(sa_type=SafeText, primary_key=True)
@@ -38,3 +44,6 @@ class ToolCall(SQLModel, table=True):
 
 
 TOOL_CALL: Final = SQLModel.metadata.tables["tool_call"]
+
+UNKNOWN_TOOL: Final = "unknown"
+"""Stands for a name that no tool has, where a person's texts go: a model made it up, perhaps of their words."""
