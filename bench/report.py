@@ -116,7 +116,7 @@ def figures(found: Found) -> Iterator[Figure]:
     yield from _roundtrips(found.roundtrips)
     yield from _reads(found.reading)
     yield Figure("repeated input tokens", 100 * found.prompt.cached, "%", 90, is_least=True)
-    yield Figure("tokens of instructions and tools", found.prompt.fixed_tokens, "", 899)
+    yield Figure("tokens of instructions and tools", found.prompt.fixed_tokens, "", 1_049)
     if found.growth:
         yield _none("plans without their index, at either size", found.growth.faults)
         yield _none("statements slower with 5 million messages", found.growth.slower)
