@@ -275,12 +275,14 @@ class TestRetention:
         assert HAS_DAYS in document["Conditions"]["HasRetention"]["Fn::And"]
         assert document["Outputs"]["RetentionLogGroup"]["Condition"] == "HasRetention"
 
-    def test_a_retention_time_needs_the_secret(self) -> None:
+    def test_a_retention_time_needs_a_secret_of_its_own(self) -> None:
         """CloudFormation refuses the deployment otherwise, and not the first run."""
         rule = template()["Rules"]["RetentionNeedsSecret"]
         assert rule["RuleCondition"] == HAS_DAYS
-        [assertion] = rule["Assertions"]
-        assert assertion["Assert"] == {"Fn::Not": [{"Fn::Equals": [{"Ref": "RetentionSecretArn"}, ""]}]}
+        secret = {"Ref": "RetentionSecretArn"}
+        assert [assertion["Assert"] for assertion in rule["Assertions"]] == [
+            {"Fn::Not": [{"Fn::Equals": [secret, refused]}]} for refused in ("", {"Ref": "AppSecretArn"})
+        ]
 
     def test_its_days_are_the_programs(self, retention: Resource) -> None:
         """The parameter takes exactly the numbers that the program takes."""
