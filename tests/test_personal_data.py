@@ -176,6 +176,7 @@ class TestExport:
             cursor.write("message", "x", 1),
             cursor.write("message", NOWHERE, "1"),
             cursor.write("message", NOWHERE, None),
+            cursor.write(None, 1),
             cursor.write("message", NOWHERE, 2**63),
             cursor.write("message", 5, 5),
             cursor.write("message", NOWHERE, 1, 1),
