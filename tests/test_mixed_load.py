@@ -79,7 +79,7 @@ class Mixed:
 
     def __init__(self, fleet: Fleet, issuer: Issuer) -> None:
         self.fleet = fleet
-        self.random = random.Random(SEED)  # noqa: S311
+        self.random = random.Random(SEED)  # noqa: S311  (the seed repeats a run)
         self.statuses: dict[str, Counter[int]] = defaultdict(Counter)
         self.people = [Person(Caller.new(issuer)) for _ in range(PEOPLE)]
         self.erased = self.people[0]

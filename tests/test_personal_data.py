@@ -584,7 +584,7 @@ class TestThePage:
             known = os.environ | {"URL": url, "USER_ID": alice.id, "TOKEN": alice.token}
 
             def run(command: str) -> str:
-                shell = ["sh", "-c", command]
+                shell = ["sh", "-c", command]  # of our own page
                 done = subprocess.run(shell, env=known, cwd=tmp_path, capture_output=True, text=True, check=True)  # noqa: S603
                 return done.stdout
 

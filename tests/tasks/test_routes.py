@@ -144,7 +144,7 @@ def test_the_routes_by_curl(alice: Person, tmp_path: Path) -> None:
     reset_processes()  # the requests that follow come to another process
     with serving(app) as url:
         known = os.environ | {"URL": url, "USER_ID": alice.id, "TOKEN": alice.token}
-        shell = ["sh", "-c", command]
+        shell = ["sh", "-c", command]  # of our own page
         done = subprocess.run(shell, env=known, cwd=tmp_path, capture_output=True, text=True, check=True)  # noqa: S603
     assert _masked(done.stdout) == transcript
 
