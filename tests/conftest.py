@@ -4,6 +4,7 @@ Postgres, PgBouncer with TLS and SCRAM, the stand-in model over HTTP, signed tok
 """
 
 import asyncio
+import gc
 import io
 import json
 import logging
@@ -76,8 +77,18 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     """Provide the process's one event loop. Mangum uses the current one, as on Lambda."""
     loop = asyncio.get_event_loop()
     yield loop
+    gc.collect()
+    loop.run_until_complete(_end_streams())
     asyncio.set_event_loop(None)
     loop.close()
+
+
+async def _end_streams() -> None:
+    """Let streams end that a test broke off. The collector only schedules that in the loop."""
+    await asyncio.sleep(0)
+    if pending := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(pending, timeout=5)
+    await asyncio.get_running_loop().shutdown_asyncgens()
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
