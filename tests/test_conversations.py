@@ -17,7 +17,8 @@ import pytest
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from taskchat import cursor
-from taskchat.conversations.deletion import DELETED, UNKNOWN_TOOL
+from taskchat.conversations.deletion import DELETED
+from taskchat.toolcalls.models import UNKNOWN_TOOL
 from testing import counting_proxy
 from testing.gateway import Response, event, invoke
 from tests import db_assertions

@@ -18,7 +18,7 @@ from taskchat.personal_data import export
 from taskchat.personal_data.erasure import Erasure, end_leases
 
 CONFIRMATION: Final = "erase"
-"""The one value of the header Confirm: no link, form or mistaken request can send it."""
+"""Value of the header Confirm. No link, form or mistaken request can send it."""
 
 router: Final = APIRouter()
 logger = Logger()
@@ -31,7 +31,7 @@ class ExportQuery(PageQuery):
 
 
 class ExportPage(BaseModel):
-    """One page of an export. docs/export.schema.json describes the rows of each table."""
+    """Hold a page of an export. docs/export.schema.json describes the rows of each table."""
 
     version: Literal["taskchat.export/1"]
     user_id: str

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ARRAY, any_, bindparam, case, delete, func, literal, select, update
+from sqlalchemy import any_, bindparam, delete, func, literal, select, update
 from sqlmodel import Session
 
 from taskchat.conversations.lease import LOCK_REMAINING, lock_free
 from taskchat.conversations.models import CONVERSATION, MESSAGE, THIS_CONVERSATION
-from taskchat.database.types import SafeJson, SafeText
-from taskchat.toolcalls.models import TOOL_CALL, UNKNOWN_TOOL
+from taskchat.database.types import SafeJson
+from taskchat.toolcalls.models import TOOL_CALL, without_made_up_name
 
 DELETED: Final = {"deleted": "The person deleted this conversation."}
 """The result of a call whose conversation was deleted."""
@@ -30,10 +30,7 @@ _REDACTED: Final = (
     .values(
         arguments=literal({}, SafeJson),
         result=literal(DELETED, SafeJson),
-        tool=case(
-            (TOOL_CALL.c.tool == any_(bindparam("tool_names", type_=ARRAY(SafeText))), TOOL_CALL.c.tool),
-            else_=UNKNOWN_TOOL,
-        ),
+        tool=without_made_up_name(TOOL_CALL.c.tool),
     )
     .returning(TOOL_CALL.c.call_id)
     .cte("redacted")

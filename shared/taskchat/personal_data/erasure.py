@@ -12,17 +12,14 @@ from typing import Any, Final
 from uuid import UUID, uuid4
 
 from sqlalchemy import (
-    ARRAY,
     CTE,
     ColumnClause,
     Date,
     Select,
     Table,
-    Text,
     Uuid,
     any_,
     bindparam,
-    case,
     cast,
     column,
     delete,
@@ -40,7 +37,7 @@ from taskchat.database.transaction import Database
 from taskchat.errors import OutOfTime
 from taskchat.personal_data.models import ERASED_CALL
 from taskchat.personal_data.tables import OWNER, personal_tables
-from taskchat.toolcalls.models import TOOL_CALL, UNKNOWN_TOOL
+from taskchat.toolcalls.models import TOOL_CALL, without_made_up_name
 
 BATCH: Final = 1_000
 """Rows to erase in one transaction at most: Postgres ends a statement of the runtime role after 5 s."""
@@ -91,7 +88,7 @@ class Erasure:
         """Erase some rows. Return the number of rows found: another transaction may have changed some of them since."""
         if deadline.remaining() <= 0:
             raise OutOfTime
-        known = {"known_tools": list(self.tools), "new_pseudonym": self.pseudonym} if table is TOOL_CALL else {}
+        known = {"tool_names": list(self.tools), "new_pseudonym": self.pseudonym} if table is TOOL_CALL else {}
         with self.database.transaction(self.user_id) as session:
             found, erased = session.execute(_erase_from(table), {"of_user": self.user_id, "most": BATCH, **known}).one()
         self.rows[table.name] += erased
@@ -114,11 +111,10 @@ def _kept_of(table: Table) -> list[Any]:
 
 def _keep(gone: CTE) -> CTE:
     """Return the insert that keeps of the erased calls what an audit needs."""
-    is_tool = gone.c.tool == any_(bindparam("known_tools", type_=ARRAY(Text)))
     kept = {
         "pseudonym": bindparam("new_pseudonym", type_=Uuid),
         "door": gone.c.door,
-        "tool": case((is_tool, gone.c.tool), else_=UNKNOWN_TOOL),
+        "tool": without_made_up_name(gone.c.tool),
         "outcome": gone.c.outcome,
         "made_on": cast(func.timezone("UTC", gone.c.created_at), Date),
     }

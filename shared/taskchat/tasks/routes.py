@@ -3,22 +3,18 @@
 The chat function mounts the router under `/api/{user_id}`. The MCP function must not import it: it has no FastAPI.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from taskchat.cursor import MAX_CURSOR, BadCursor
 from taskchat.errors import InvalidInput
+from taskchat.http.input import PageQuery
 from taskchat.http.person import Caller
 from taskchat.tasks import queries as tasks
 from taskchat.tasks.due import BadDate, Window
 from taskchat.timezones import TimezoneName
-
-MAX_LIMIT: Final = 100
 
 _EXAMPLE: Final = {
     "tasks": [
@@ -38,10 +34,8 @@ _EXAMPLE: Final = {
 router: Final = APIRouter()
 
 
-class TaskQuery(BaseModel):
-    """The parameters of a list of tasks."""
-
-    model_config = ConfigDict(extra="forbid")
+class TaskQuery(PageQuery):
+    """The query of a list of tasks."""
 
     status: tasks.Status = "all"
     due: str | None = Field(
@@ -49,8 +43,6 @@ class TaskQuery(BaseModel):
         description="overdue, today, this_week, a day, or two days with a slash: 2026-11-23/2026-11-29. The days count,"
         " and .. leaves an end open.",
     )
-    cursor: str | None = Field(default=None, max_length=MAX_CURSOR, description="next_cursor of the page before")
-    limit: int = Field(default=tasks.PAGE_SIZE, ge=1, le=MAX_LIMIT, description="Tasks on a page, at most")
     timezone: TimezoneName = Field(default="UTC", description="IANA name, for words such as today")
 
 
@@ -61,18 +53,15 @@ class TaskQuery(BaseModel):
 )
 async def list_tasks(caller: Caller, query: Annotated[TaskQuery, Query()]) -> tasks.TaskPage:
     """List the caller's tasks by their dates, a page at a time. A task without a date comes last."""
-    with _naming("due"):
-        window = None if query.due is None else Window.parse(query.due, datetime.now(UTC), query.timezone)
-    with _naming("cursor"):
-        after = tasks.Place.parse(query.cursor)
+    window = None if query.due is None else _parse_window(query.due, query.timezone)
+    after = tasks.Place.parse(query.cursor)
     with caller.transaction() as session:
         return tasks.read_page(session, caller.user_id, query.status, window, after, query.limit)
 
 
-@contextmanager
-def _naming(field: str) -> Iterator[None]:
-    """Raise InvalidInput with the field's name for a text in it that is no window and no cursor."""
+def _parse_window(text: str, timezone: str) -> Window:
+    """Return the window, as it is now in the zone. Raises InvalidInput."""
     try:
-        yield
-    except (BadDate, BadCursor) as error:
-        raise InvalidInput([{"field": field, "message": str(error)}]) from None
+        return Window.parse(text, datetime.now(UTC), timezone)
+    except BadDate as error:
+        raise InvalidInput([{"field": "due", "message": str(error)}]) from None

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, Column, Double, Index
+from sqlalchemy import ARRAY, CheckConstraint, Column, ColumnElement, Double, Index, any_, bindparam, case
 from sqlmodel import Field, SQLModel
 
 from taskchat.database.types import NOW, Keeper, SafeJson, SafeText, Timestamp, declare, expires, runtime_rights
@@ -47,3 +47,9 @@ TOOL_CALL: Final = SQLModel.metadata.tables["tool_call"]
 
 UNKNOWN_TOOL: Final = "unknown"
 """Stands for a name that no tool has, where a person's texts go: a model made it up, perhaps of their words."""
+
+
+def without_made_up_name(tool: ColumnElement[str]) -> ColumnElement[str]:
+    """Return the tool's name if it is among the parameter `tool_names`, else UNKNOWN_TOOL."""
+    known = bindparam("tool_names", type_=ARRAY(SafeText))
+    return case((tool == any_(known), tool), else_=UNKNOWN_TOOL)
