@@ -12,11 +12,12 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from dev.backend import STAND_IN
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from taskchat import cursor
 from testing.callers import AUTH
-from testing.gateway import runtime_log
+from testing.gateway import LambdaContext, runtime_log
 from tests import personal_data
 from tests.conftest import ROOT, Logs, Person, reset_processes
 from tests.domain import example
@@ -206,3 +207,13 @@ def test_the_programs_own_text_is_no_leak(log_search_for_text: LogSearch) -> Non
     log_search_for_text.add_texts([example.list_tool])
     log_search_for_text.add_output(f'{{"message":"tool call","tool":"{example.list_tool}"}}')
     assert log_search_for_text.search().leaks == []
+
+
+@pytest.mark.parametrize("name", [STAND_IN["MODEL"], LambdaContext.function_name, LambdaContext.invoked_function_arn])
+def test_a_name_of_the_installation_is_no_leak(name: str, alice: Person, logs: Logs) -> None:
+    """The model's name and the function's are in many lines. Hypothesis sends them: it reads the constants of ours."""
+    alice.say(example.add("buy milk"))
+    search = LogSearch()
+    search.add_texts([name])
+    search.add_output(json.dumps(logs()))
+    assert search.search().leaks == []
