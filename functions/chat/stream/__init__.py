@@ -1,0 +1,1 @@
+"""The events of a turn, in the protocols that clients speak."""
