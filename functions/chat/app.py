@@ -19,12 +19,13 @@ from starlette.middleware import Middleware
 from chat import conversation_routes, personal_data_routes
 from chat.agent import ChatAgent
 from chat.openapi import CHAT_REQUEST, CHAT_RESPONSES, DATA_RESPONSES, DescribedApi
+from chat.running import RunningTurns, TurnResult
 from chat.schemas import ChatResponse, Health
 from chat.stream.asked import read_asked
 from chat.stream.response import EventResponse
-from chat.turn import TurnResult, TurnRunner
+from chat.turn import TurnRunner
 from taskchat import deadline
-from taskchat.conversations import deletion, reading
+from taskchat.conversations import deletion, reading, running
 from taskchat.conversations.turns import turn_id_for
 from taskchat.cursor import BadCursor
 from taskchat.database.transaction import Statement
@@ -49,14 +50,15 @@ class ChatProcess(Process):
         return create_chat_verifier(self.settings)
 
     @cached_property
-    def turns(self) -> TurnRunner:
+    def turns(self) -> RunningTurns:
         settings, agent = self.settings, ChatAgent(self.settings, self.toolset, self.tools)
         limits = Limits("chat", settings.turn_burst, settings.turns_per_minute, settings.daily_model_tokens)
-        return TurnRunner(self.database, agent, settings.history_tokens, settings.deletions_per_turn, limits)
+        runner = TurnRunner(self.database, agent, settings.history_tokens, settings.deletions_per_turn, limits)
+        return RunningTurns(runner)
 
     @property
     def statements(self) -> list[Statement]:
-        return [*super().statements, *reading.STATEMENTS, *deletion.STATEMENTS]
+        return [*super().statements, *reading.STATEMENTS, *deletion.STATEMENTS, *running.STATEMENTS]
 
     @cached_property
     def data_limits(self) -> Limits:
@@ -65,14 +67,13 @@ class ChatProcess(Process):
 
     def get_ready(self) -> None:
         """Open what the first request would wait for: connection, keys, tools. Raises SettingsError."""
-        agent = self.turns.agent
+        agent = self.turns.runner.agent
         run_concurrently(self.connect, self.verifier.keys.fetch_ahead)
         asyncio.get_event_loop().run_until_complete(agent.list_tools())
 
     async def close(self) -> None:
         if "turns" in vars(self):
-            await self.turns.live.close()
-            await self.turns.agent.close()
+            await self.turns.close()
         await super().close()
 
 

@@ -34,11 +34,9 @@ class Encoder(Protocol):
 class EventResponse(Response):
     """Sends a turn's events until its last one, also after the client has left: Lambda freezes the process after it."""
 
-    media_type = EVENT_STREAM
-
     def __init__(self, feed: Feed, encoder: Encoder) -> None:
         """Send the events of `feed`."""
-        super().__init__(headers={**encoder.headers, "X-Accel-Buffering": "no"})
+        super().__init__(headers={"Content-Type": EVENT_STREAM, "X-Accel-Buffering": "no", **encoder.headers})
         del self.headers["content-length"]
         if feed.accepted.replayed:
             self.headers["Idempotent-Replayed"] = "true"
