@@ -77,7 +77,7 @@ def measure(running: Parts, turns: int = TURNS, rounds: int = ROUNDS) -> dict[st
     environment = os.environ | running.environment | identity(issuer)
     with contextlib.ExitStack() as stack:
         ports = {
-            name: [stack.enter_context(_serving(app, environment)) for _ in range(processes)]
+            name: [stack.enter_context(serving(app, environment)) for _ in range(processes)]
             for name, (app, processes) in SERVERS.items()
         }
         for each in ports.values():
@@ -90,7 +90,7 @@ def measure(running: Parts, turns: int = TURNS, rounds: int = ROUNDS) -> dict[st
 
 
 @contextlib.contextmanager
-def _serving(app: str, environment: dict[str, str]) -> Iterator[int]:
+def serving(app: str, environment: dict[str, str]) -> Iterator[int]:
     port = processes.free_port(HOST)
     command = [sys.executable, "-m", "uvicorn", app, "--host", HOST, "--port", str(port)]
     command += ["--log-level", "warning", "--no-access-log"]

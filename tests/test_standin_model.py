@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -607,6 +608,153 @@ def test_the_server_stops_while_requests_hang() -> None:
         assert reply.result(timeout=5).text
     client.close()
     assert threading.active_count() == before
+
+
+# Streamed answers
+
+
+@pytest.fixture(params=["responses", "chat"])
+def streamed(request: pytest.FixtureRequest, model: StandIn, client: OpenAI) -> Way:
+    """Give each of the two ways to ask for a stream."""
+    return Way(request.param, True, client)
+
+
+def texts(way: Way, message: str = "hello") -> Iterator[str]:
+    """Ask, and yield each piece of text when it arrives."""
+    client: Any = way.client
+    if way.api == "responses":
+        for event in client.responses.create(model="any", input=message, stream=True):
+            if event.type == "response.output_text.delta":
+                yield event.delta
+    else:
+        for chunk in client.chat.completions.create(model="any", **_asking(message), stream=True):
+            yield from (choice.delta.content for choice in chunk.choices if choice.delta.content)
+
+
+def test_a_paused_answer_waits_after_its_pieces(streamed: Way, model: StandIn) -> None:
+    """The client has these pieces, and gets the others after the release."""
+    model.fault("pause", pieces=2)
+    arriving = texts(streamed)
+    first = next(arriving) + next(arriving)
+    assert model.waiting(at_least=1) == 1
+    assert model.requests()[0]["pieces"] == 2
+    model.release()
+    assert first + "".join(arriving) == "".join(texts(streamed))
+    assert model.waiting() == 0
+
+
+@pytest.mark.parametrize("pieces", [0, 1, 1000])
+def test_a_paused_answer_is_whole(pieces: int, streamed: Way, model: StandIn) -> None:
+    """A pause may come before the first event, or before the last ones. Arguments count as pieces."""
+    model.fault("pause", pieces=pieces)
+    with ThreadPoolExecutor() as threads:
+        reply = threads.submit(streamed.ask, ADD)
+        model.waiting(at_least=1)
+        model.release()
+        assert [json.loads(call["arguments"]) for call in reply.result().calls] == [ARGUMENTS]
+    assert reply.result().usage.total_tokens > 0
+
+
+def test_a_paused_answer_ends_with_its_client(streamed: Way, model: StandIn) -> None:
+    """The server notices that the client left."""
+    model.fault("pause")
+    with OpenAI(base_url=model.base_url, api_key="any", max_retries=0) as client:
+        next(texts(Way(streamed.api, True, client)))
+        model.waiting(at_least=1)
+    while model.waiting():
+        continue
+
+
+def test_the_server_stops_while_streams_wait() -> None:
+    """A pause ends, and the pieces that drip come at once."""
+    with ThreadPoolExecutor() as threads:
+        with running() as model:
+            client = OpenAI(base_url=model.base_url, api_key="any", max_retries=0)
+            model.fault("pause", seconds=600)
+            model.fault("drip", milliseconds=600_000, tokens=10)
+            replies = [threads.submit(Way("chat", True, client).ask, "hello") for _ in range(2)]
+            model.waiting(at_least=1)
+            while [record["status"] for record in model.requests()] != [200, 200]:
+                continue
+        assert all(reply.result(timeout=5).text for reply in replies)
+    client.close()
+
+
+def test_a_stream_breaks_off_after_its_pieces(streamed: Way, model: StandIn) -> None:
+    """The client has these pieces, and then an error."""
+    model.fault("break_off", pieces=3)
+    arriving = texts(streamed)
+    arrived = [next(arriving) for _ in range(3)]
+    with pytest.raises(openai.APIConnectionError):
+        next(arriving)
+    assert arrived == list(texts(streamed))[:3]
+
+
+@pytest.mark.parametrize("path", ["/responses", "/chat/completions"])
+def test_a_stream_is_cut_without_its_last_events(path: str, model: StandIn, client: OpenAI) -> None:
+    """The body ends in good order. It has all pieces, or as many as the test sets."""
+    body = {"model": "any", "input": "hello", **_asking("hello"), "stream": True}
+    whole = _pieces(_raw(client, path, body))
+    for pieces in (None, 2, 0):
+        model.fault("cut_stream", pieces=pieces)
+        cut = _raw(client, path, body)
+        assert _pieces(cut) == whole[:pieces]
+        assert not re.search(r"response.completed|\[DONE\]|\"stop\"", cut)
+
+
+def _pieces(stream: str) -> list[str]:
+    """Return the pieces of text in a stream of either API."""
+    events = [json.loads(data) for _, data in _events(stream) if data != "[DONE]"]
+    deltas = [event["delta"] for event in events if event.get("type") == "response.output_text.delta"]
+    choices = [choice for event in events for choice in event.get("choices", ())]
+    return deltas + [choice["delta"]["content"] for choice in choices if choice["delta"].get("content")]
+
+
+def test_a_dripping_answer_comes_in_pieces(streamed: Way, model: StandIn) -> None:
+    """The text has as many words as the test sets, or is the usual one. The first piece's time is recorded."""
+    model.fault("drip", milliseconds=1, tokens=20)
+    before = time.monotonic()
+    assert list(texts(streamed)) == ["word "] * 20
+    [record] = model.requests()
+    assert before < record["first_piece"] < time.monotonic() - 0.019
+    assert record["pieces"] == 20
+    model.fault("drip", milliseconds=0)
+    assert [call["name"] for call in streamed.ask(ADD).calls] == [example.add_tool]
+
+
+@pytest.mark.parametrize("name", ["split_surrogates", "split_blanks"])
+def test_a_text_is_split_at_any_place(name: str, streamed: Way, model: StandIn) -> None:
+    """Each piece is half of an emoji, a blank or another UTF-16 code unit. Together they are the text."""
+    model.fault(name)
+    arrived = list(texts(streamed))
+    assert all(len(piece) == 1 for piece in arrived)
+    together = "".join(arrived).encode("utf-16", "surrogatepass").decode("utf-16")
+    assert ("\ud83d" in arrived, together != together.strip()) == (name == "split_surrogates", name == "split_blanks")
+    model.fault(name)
+    assert Way(streamed.api, False, streamed.client).ask("hello").text == together
+
+
+# Texts and calls
+
+
+def test_a_text_comes_before_the_calls(way: Way, model: StandIn) -> None:
+    """Both are in one answer."""
+    model.fault("preamble", text="One moment.")
+    reply = way.ask(ADD)
+    assert reply.text == "One moment."
+    assert [call["name"] for call in reply.calls] == [example.add_tool]
+
+
+@pytest.mark.parametrize("one_message", [False, True])
+def test_an_answer_has_several_texts(one_message: bool, model: StandIn, client: OpenAI) -> None:
+    """They are messages of their own or parts of one message. Chat Completions has one message with one text."""
+    model.fault("many_messages", texts=["One. ", "Two."], one_message=one_message, times=4)
+    for streamed in (False, True):
+        answer: Any = client.responses.create(model="any", input="hello", stream=streamed)
+        whole = list(answer)[-1].response if streamed else answer
+        parts = [[part.text for part in item.content] for item in whole.output]
+        assert parts == ([["One. ", "Two."]] if one_message else [["One. "], ["Two."]])
+        assert Way("chat", streamed, client).ask("hello").text == "One. Two."
 
 
 def test_the_text_can_be_scripted(way: Way, model: StandIn) -> None:

@@ -5,7 +5,7 @@ conversation: every answer comes from the request alone. `docs/stand-in-model.md
 the control routes.
 
     server -> handler -> responses, chat_completions -> wire   reads requests and writes responses
-                      -> faults -> failures                    fails on demand
+                      -> faults -> failures -> stream          fails on demand, streams
                       -> planning -> script, tasks             chooses the answer
 """
 

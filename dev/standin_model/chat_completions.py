@@ -5,8 +5,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from .conversation import Answer, Call, Conversation, Json, Tool
-from .wire import ApiError, Usage, deltas, invalid, required, sse, text_of
+from .conversation import Answer, Call, Conversation, Json, Tool, words
+from .wire import ApiError, Chunk, Kind, Split, Usage, invalid, required, sse, text_of
 
 TEXT = frozenset({"text"})
 PARTS = {
@@ -95,7 +95,8 @@ def write(answer: Answer, body: Json, usage: Usage) -> Json:
 
 
 def _message(answer: Answer) -> Json:
-    message: Json = {"role": "assistant", "content": answer.text, "refusal": answer.refusal, "annotations": []}
+    content = None if answer.text is None else "".join(answer.texts)
+    message: Json = {"role": "assistant", "content": content, "refusal": answer.refusal, "annotations": []}
     return message | ({"tool_calls": [_tool_call(call) for call in answer.calls]} if answer.calls else {})
 
 
@@ -119,32 +120,32 @@ def _usage(usage: Usage) -> Json:
     }
 
 
-def stream(response: Json, body: Json) -> Iterator[bytes]:
+def stream(response: Json, body: Json, split: Split) -> Iterator[Chunk]:
     with_usage = bool((body.get("stream_options") or {}).get("include_usage"))
     head = {name: response[name] for name in ("id", "created", "model", "service_tier", "system_fingerprint")}
     head |= {"object": "chat.completion.chunk"} | ({"usage": None} if with_usage else {})
     [choice] = response["choices"]
-    for delta in _deltas(choice["message"]):
-        yield sse(head | {"choices": [_chunk_choice(delta)]})
-    yield sse(head | {"choices": [_chunk_choice({}, choice["finish_reason"])]})
+    for kind, delta in _deltas(choice["message"], split):
+        yield sse(head | {"choices": [_chunk_choice(delta)]}, kind=kind)
+    yield sse(head | {"choices": [_chunk_choice({}, choice["finish_reason"])]}, kind=Kind.END)
     if with_usage:
-        yield sse(head | {"choices": [], "usage": response["usage"]})
-    yield b"data: [DONE]\n\n"
+        yield sse(head | {"choices": [], "usage": response["usage"]}, kind=Kind.END)
+    yield Chunk(b"data: [DONE]\n\n", Kind.END)
 
 
 def _chunk_choice(delta: Json, finish_reason: str | None = None) -> Json:
     return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
 
 
-def _deltas(message: Json) -> Iterator[Json]:
-    calls = message.get("tool_calls", ())
-    yield {"role": "assistant", "content": None if calls else "", "refusal": None}
+def _deltas(message: Json, split: Split) -> Iterator[tuple[Kind, Json]]:
+    yield Kind.OTHER, {"role": "assistant", "content": None if message["content"] is None else "", "refusal": None}
     for field in ("content", "refusal"):
-        yield from ({field: delta} for delta in deltas(message[field] or ""))
-    for index, call in enumerate(calls):
-        yield from ({"tool_calls": [{"index": index, **piece}]} for piece in _call_deltas(call))
+        yield from ((Kind.TEXT, {field: delta}) for delta in split(message[field] or ""))
+    for index, call in enumerate(message.get("tool_calls", ())):
+        yield from ((kind, {"tool_calls": [{"index": index, **piece}]}) for kind, piece in _call_deltas(call))
 
 
-def _call_deltas(call: Json) -> Iterator[Json]:
-    yield call | {"function": call["function"] | {"arguments": ""}}
-    yield from ({"function": {"arguments": delta}} for delta in deltas(call["function"]["arguments"]))
+def _call_deltas(call: Json) -> Iterator[tuple[Kind, Json]]:
+    yield Kind.OTHER, call | {"function": call["function"] | {"arguments": ""}}
+    pieces = words(call["function"]["arguments"])
+    yield from ((Kind.ARGUMENTS, {"function": {"arguments": delta}}) for delta in pieces)

@@ -26,12 +26,12 @@ class StandIn:
         return found
 
     def waiting(self, at_least: int = 0) -> int:
-        """Return how many requests hang; with `at_least`, wait until that many do."""
+        """Return how many requests hang or pause; with `at_least`, wait until that many do."""
         number: int = self._control("GET", f"waiting?at_least={at_least}")["waiting"]
         return number
 
     def release(self) -> None:
-        """Let the hanging requests go on."""
+        """Let these requests go on."""
         self._control("POST", "release")
 
     def reset(self) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import secrets
 from collections import defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any
@@ -130,6 +131,17 @@ class Conversation:
         return [call_id for call_id, waiting in self._unanswered.items() if waiting]
 
 
+def words(text: str) -> list[str]:
+    """Split a text into words, each with the space after it."""
+    return re.findall(r"\S*\s+|\S+", text)
+
+
+def code_units(text: str) -> list[str]:
+    """Split a text into UTF-16 code units: an emoji becomes two lone surrogates."""
+    encoded = text.encode("utf-16-le", "surrogatepass")
+    return [chr(int.from_bytes(encoded[at : at + 2], "little")) for at in range(0, len(encoded), 2)]
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """The model's answer. `stopped` is the reason why it broke off, as the Responses API names it."""
@@ -138,3 +150,14 @@ class Answer:
     calls: tuple[Call, ...] = ()
     refusal: str | None = None
     stopped: str | None = None
+    more: tuple[str, ...] = ()
+    """Texts after the first: messages of their own, or parts of one message. Chat Completions joins them."""
+    is_one_message: bool = False
+    split: Callable[[str], list[str]] = words
+    """Returns the pieces in which a text is streamed."""
+    seconds_per_piece: float = 0
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Return all texts, in order."""
+        return () if self.text is None else (self.text, *self.more)

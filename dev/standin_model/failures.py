@@ -4,7 +4,7 @@ A function's keyword parameters are the fault's parameters, with their defaults.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +12,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .conversation import Answer, Call, Json, dump
+from .conversation import Answer, Call, Json, code_units, dump
 from .hanging import HangingRequests
-from .wire import ApiError
+from .stream import EVENTS, Stream
+from .wire import ApiError, Chunk
 
 if TYPE_CHECKING:
     from .script import Examples
 
-EVENTS = "text/event-stream"
 BROKEN_JSON = '{"text": "unfin'
 NOT_STORABLE = "\x00\ud800"  # Postgres refuses both: a NUL and half of a surrogate pair
+BLANKS = " \n\u200b\u2060Done,\u200d  \u200bthat is\n\nall.\ufeff \n\t"
+"""Text that begins and ends with blanks and invisible characters, and has others between."""
 TOO_LONG = 5_000  # characters: more than any tool takes
 
 
@@ -114,6 +116,28 @@ def _sent_as(media_type: str, text: str) -> Response:
     return Response(f"data: {text}\n\n" if media_type == EVENTS else text, media_type=media_type)
 
 
+# In the pace of a streamed answer; each yields the events that are sent
+
+
+async def pause(stream: Stream, *, pieces: int = 1, seconds: float = 40) -> AsyncIterator[Chunk]:
+    for chunk in stream.until(pieces):
+        yield chunk
+    if await stream.hold(seconds):
+        for chunk in stream.rest():
+            yield chunk
+
+
+async def break_off(stream: Stream, *, pieces: int = 1) -> AsyncIterator[Chunk]:
+    for chunk in stream.until(pieces):
+        yield chunk
+    await stream.drop()
+
+
+async def cut_stream(stream: Stream, *, pieces: int | None = None) -> AsyncIterator[Chunk]:
+    for chunk in stream.until(pieces):
+        yield chunk
+
+
 # In the model's text or calls; `answer` is the one it would have given
 
 
@@ -125,6 +149,28 @@ def call(answer: Answer, *, calls: list[Json] | None = None) -> Answer:
     if calls is None:
         return Answer(calls=(_listing(),))
     return Answer(calls=tuple(Call.new(each["name"], each.get("arguments", {})) for each in calls))
+
+
+def preamble(answer: Answer, *, text: str = "Let me see.") -> Answer:
+    return Answer(text, _calls(answer))
+
+
+def many_messages(answer: Answer, *, texts: list[str] | None = None, one_message: bool = False) -> Answer:
+    first, *more = texts or ["This is one message.", "This is another."]
+    return Answer(first, more=tuple(more), is_one_message=one_message)
+
+
+def split_surrogates(answer: Answer, *, text: str = "Done \U0001f600\U0001f44d.") -> Answer:
+    return Answer(text, split=code_units)
+
+
+def split_blanks(answer: Answer, *, text: str = BLANKS) -> Answer:
+    return Answer(text, split=code_units)
+
+
+def drip(answer: Answer, *, milliseconds: float = 50, tokens: int | None = None) -> Answer:
+    said = answer if tokens is None else Answer("word " * tokens)
+    return replace(said, seconds_per_piece=milliseconds / 1000)
 
 
 def refusal(answer: Answer, *, text: str = "I will not help with that.") -> Answer:
@@ -207,10 +253,16 @@ INSTEAD = _by_name(
     rate_limit, quota, unauthorized, server_error, unavailable, context_length_exceeded, bad_gateway, disconnect
 )
 BEFORE = _by_name(hang, slow)
+STREAMS = _by_name(pause, break_off, cut_stream)
 BODIES = _by_name(empty_body, malformed_body, wrong_schema, disconnect_midway)
 ANSWERS = _by_name(
     say,
     call,
+    preamble,
+    many_messages,
+    split_surrogates,
+    split_blanks,
+    drip,
     refusal,
     length,
     content_filter,
@@ -223,7 +275,7 @@ ANSWERS = _by_name(
     duplicate_call_ids,
     bad_text,
 )
-FAULTS = INSTEAD | BEFORE | BODIES | ANSWERS
+FAULTS = INSTEAD | BEFORE | STREAMS | BODIES | ANSWERS
 
 
 def parameters(name: str) -> frozenset[str]:

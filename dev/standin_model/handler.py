@@ -2,11 +2,11 @@
 
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from . import failures
 from .conversation import Answer, Conversation, Json, dump
@@ -14,6 +14,7 @@ from .faults import Fault, Faults
 from .hanging import HangingRequests
 from .planning import next_answer
 from .prompt_cache import PromptCache, count
+from .stream import EVENTS, Pace, Stream, StreamedResponse, steadily
 from .wire import ApiError, JsonResponse, Usage, WireFormat, new_id
 
 RECORDS = 500  # requests kept for inspection
@@ -54,8 +55,13 @@ class Handler:
         usage = self._usage(wire, body, answer)
         record["tokens"] = usage.input + usage.output
         payload = wire.write(answer, body, usage)
-        chunks = wire.stream(payload, body) if body.get("stream") else None
-        return _deliver(payload, chunks, fault)
+        if not body.get("stream"):
+            return _spoiled(dump(payload).encode(), JsonResponse.media_type, fault) or JsonResponse(payload)
+        chunks = list(wire.stream(payload, body, answer.split))
+        if spoiled := _spoiled(b"".join(chunk.data for chunk in chunks), EVENTS, fault):
+            return spoiled
+        pace = _pace(fault) or partial(steadily, seconds=answer.seconds_per_piece)
+        return StreamedResponse(pace(Stream(chunks, request, self.hanging)), record)
 
     async def _fail_early(self, fault: Fault, request: Request) -> Response | None:
         if fault.name in failures.INSTEAD:
@@ -67,7 +73,7 @@ class Handler:
         return None
 
     def _usage(self, wire: WireFormat, body: Json, answer: Answer) -> Usage:
-        output = (answer.text or answer.refusal or "") + "".join(call.arguments for call in answer.calls)
+        output = "".join([*answer.texts, answer.refusal or "", *(call.arguments for call in answer.calls)])
         return Usage(*self.cache.tokens(wire.prompt(body)), count(output))
 
 
@@ -78,27 +84,25 @@ def _answer(conversation: Conversation, fault: Fault | None) -> Answer:
     return answer
 
 
-def _deliver(payload: Json, chunks: Iterable[bytes] | None, fault: Fault | None) -> Response:
-    media_type = "application/json" if chunks is None else failures.EVENTS
-    if fault and fault.name in failures.BODIES:
-        content = dump(payload).encode() if chunks is None else b"".join(chunks)
-        response: Response = failures.BODIES[fault.name](content, media_type, **fault.parameters)
-        return response
-    return JsonResponse(payload) if chunks is None else StreamingResponse(_each(chunks), media_type=media_type)
+def _spoiled(content: bytes, media_type: str, fault: Fault | None) -> Response | None:
+    if not fault or fault.name not in failures.BODIES:
+        return None
+    response: Response = failures.BODIES[fault.name](content, media_type, **fault.parameters)
+    return response
 
 
-async def _each(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
-    """Yield the chunks. Starlette would iterate a plain iterator in a thread, at many times the cost."""
-    for chunk in chunks:
-        yield chunk
+def _pace(fault: Fault | None) -> Pace | None:
+    if not fault or fault.name not in failures.STREAMS:
+        return None
+    return partial(failures.STREAMS[fault.name], **fault.parameters)
 
 
 def _record(request: Request) -> Json:
     headers = dict(request.headers)
     if "authorization" in headers:
         headers["authorization"] = "Bearer ***"
-    empty = dict.fromkeys(("body", "fault", "status", "tokens"))
-    return {"method": request.method, "path": request.url.path, "headers": headers, "message": "", **empty}
+    empty = dict.fromkeys(("body", "fault", "status", "tokens", "first_piece"))
+    return {"method": request.method, "path": request.url.path, "headers": headers, "message": "", "pieces": 0, **empty}
 
 
 def check_key(request: Request) -> None:

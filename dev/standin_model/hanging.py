@@ -14,7 +14,7 @@ class HangingRequests:
 
     def __init__(self) -> None:
         self.number = 0
-        self._closed = False
+        self._closing = asyncio.Event()
         self._changed = asyncio.Condition()
         self._released = asyncio.Event()
 
@@ -24,7 +24,8 @@ class HangingRequests:
         released = asyncio.create_task(self._released.wait())
         gone = asyncio.create_task(_disconnected(request))
         try:
-            await asyncio.wait({released, gone}, timeout=0 if self._closed else seconds, return_when="FIRST_COMPLETED")
+            timeout = 0 if self._closing.is_set() else seconds
+            await asyncio.wait({released, gone}, timeout=timeout, return_when="FIRST_COMPLETED")
             return not gone.done()
         finally:
             released.cancel()
@@ -35,7 +36,7 @@ class HangingRequests:
         """Wait until so many requests hang, or COUNT_SECONDS are over, and return how many do."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(COUNT_SECONDS), self._changed:
-                await self._changed.wait_for(lambda: self.number >= number or self._closed)
+                await self._changed.wait_for(lambda: self.number >= number or self._closing.is_set())
         return self.number
 
     async def release(self) -> None:
@@ -43,9 +44,15 @@ class HangingRequests:
         self._released.set()
         self._released = asyncio.Event()
 
+    async def wait(self, seconds: float) -> None:
+        """Wait, at most until the server stops."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
+
     async def close(self) -> None:
         """Let all requests go on, now and from now on."""
-        self._closed = True
+        self._closing.set()
         await self.release()
         await self._count(0)
 

@@ -4,8 +4,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from .conversation import Answer, Call, Conversation, Json, Tool
-from .wire import ApiError, Usage, deltas, invalid, new_id, required, sse, text_of
+from .conversation import Answer, Call, Conversation, Json, Tool, words
+from .wire import ApiError, Chunk, Kind, Split, Usage, invalid, new_id, required, sse, text_of
 
 INPUT_PARTS = frozenset({"input_text", "input_image", "input_file"})
 PARTS = {
@@ -16,6 +16,13 @@ PARTS = {
 }
 OUTPUT_PARTS = INPUT_PARTS | {"text"}
 ENCRYPTED = "reasoning.encrypted_content"
+KINDS = {
+    "response.output_text.delta": Kind.TEXT,
+    "response.refusal.delta": Kind.TEXT,
+    "response.function_call_arguments.delta": Kind.ARGUMENTS,
+    "response.completed": Kind.END,
+    "response.incomplete": Kind.END,
+}
 UNREASONED = "fc_00000000"  # ids of calls that came without reasoning, and so may be replayed without it
 
 
@@ -181,8 +188,7 @@ def _usage(usage: Usage) -> Json:
 def _output(answer: Answer, body: Json) -> list[Json]:
     reasons = _reasons(body)
     items = [_reasoning(body)] if reasons else []
-    if answer.text is not None or answer.refusal is not None:
-        items.append(_message(answer))
+    items += [_message(parts, answer) for parts in _messages(answer)]
     return items + [_function_call(call, reasons) for call in answer.calls]
 
 
@@ -197,13 +203,17 @@ def _reasoning(body: Json) -> Json:
     return item | ({"encrypted_content": new_id("opaque")} if ENCRYPTED in (body.get("include") or ()) else {})
 
 
-def _message(answer: Answer) -> Json:
+def _messages(answer: Answer) -> list[list[Json]]:
+    """The parts of each message."""
     if answer.refusal is not None:
-        part: Json = {"type": "refusal", "refusal": answer.refusal}
-    else:
-        part = {"type": "output_text", "text": answer.text, "annotations": [], "logprobs": []}
+        return [[{"type": "refusal", "refusal": answer.refusal}]]
+    parts = [{"type": "output_text", "text": text, "annotations": [], "logprobs": []} for text in answer.texts]
+    return [parts] if answer.is_one_message else [[part] for part in parts]
+
+
+def _message(parts: list[Json], answer: Answer) -> Json:
     status = "incomplete" if answer.stopped else "completed"
-    return {"id": new_id("msg"), "type": "message", "role": "assistant", "status": status, "content": [part]}
+    return {"id": new_id("msg"), "type": "message", "role": "assistant", "status": status, "content": parts}
 
 
 def _function_call(call: Call, reasoned: bool) -> Json:
@@ -217,28 +227,28 @@ def _function_call(call: Call, reasoned: bool) -> Json:
     }
 
 
-def stream(response: Json, body: Json) -> Iterator[bytes]:
-    for number, (kind, data) in enumerate(_events(response)):
-        yield sse({"type": kind, "sequence_number": number, **data}, kind)
+def stream(response: Json, body: Json, split: Split) -> Iterator[Chunk]:
+    for number, (name, data) in enumerate(_events(response, split)):
+        yield sse({"type": name, "sequence_number": number, **data}, name, KINDS.get(name, Kind.OTHER))
 
 
-def _events(response: Json) -> Iterator[tuple[str, Json]]:
+def _events(response: Json, split: Split) -> Iterator[tuple[str, Json]]:
     begun = response | {"status": "in_progress", "output": [], "usage": None, "completed_at": None}
     begun["incomplete_details"] = None
     yield "response.created", {"response": begun}
     yield "response.in_progress", {"response": begun}
     for index, item in enumerate(response["output"]):
-        yield from _item_events(index, item)
+        yield from _item_events(index, item, split)
     yield f"response.{response['status']}", {"response": response}
 
 
-def _item_events(index: int, item: Json) -> Iterator[tuple[str, Json]]:
+def _item_events(index: int, item: Json, split: Split) -> Iterator[tuple[str, Json]]:
     place: Json = {"output_index": index, "item_id": item["id"]}
     blank: Json = {"status": "in_progress"} if "status" in item else {}
     inner: Iterator[tuple[str, Json]] = iter(())
     if item["type"] == "message":
         blank["content"] = []
-        inner = _part_events(place | {"content_index": 0}, item["content"][0])
+        inner = _content_events(place, item["content"], split)
     elif item["type"] == "function_call":
         blank["arguments"] = ""
         inner = _argument_events(place, item["arguments"])
@@ -247,18 +257,23 @@ def _item_events(index: int, item: Json) -> Iterator[tuple[str, Json]]:
     yield "response.output_item.done", {"output_index": index, "item": item}
 
 
-def _part_events(place: Json, part: Json) -> Iterator[tuple[str, Json]]:
+def _content_events(place: Json, parts: list[Json], split: Split) -> Iterator[tuple[str, Json]]:
+    for index, part in enumerate(parts):
+        yield from _part_events(place | {"content_index": index}, part, split)
+
+
+def _part_events(place: Json, part: Json, split: Split) -> Iterator[tuple[str, Json]]:
     field = "refusal" if part["type"] == "refusal" else "text"
     event = f"response.{part['type']}"
     logprobs: Json = {} if field == "refusal" else {"logprobs": []}
     yield "response.content_part.added", place | {"part": part | {field: ""}}
-    for delta in deltas(part[field]):
+    for delta in split(part[field]):
         yield f"{event}.delta", place | logprobs | {"delta": delta}
     yield f"{event}.done", place | logprobs | {field: part[field]}
     yield "response.content_part.done", place | {"part": part}
 
 
 def _argument_events(place: Json, arguments: str) -> Iterator[tuple[str, Json]]:
-    for delta in deltas(arguments):
+    for delta in words(arguments):
         yield "response.function_call_arguments.delta", place | {"delta": delta}
     yield "response.function_call_arguments.done", place | {"arguments": arguments}

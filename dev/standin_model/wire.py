@@ -1,9 +1,9 @@
 """Define what both wire formats share: errors, ids, text parts, server-sent events."""
 
-import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any, Protocol
 
 from starlette.responses import Response
@@ -45,6 +45,35 @@ class Usage:
     output: int
 
 
+class Kind(Enum):
+    """The kinds of events that faults tell apart."""
+
+    TEXT = auto()
+    """A piece of a text or of a refusal."""
+    ARGUMENTS = auto()
+    """A piece of a call's arguments."""
+    END = auto()
+    """An event without which a client must take the stream for a broken one, or a later one."""
+    OTHER = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One server-sent event."""
+
+    data: bytes
+    kind: Kind = Kind.OTHER
+
+    @property
+    def is_piece(self) -> bool:
+        """Return whether it brings a part of what the model writes."""
+        return self.kind in (Kind.TEXT, Kind.ARGUMENTS)
+
+
+Split = Callable[[str], list[str]]
+"""Returns the pieces in which a text is streamed."""
+
+
 class WireFormat(Protocol):
     """A wire format. The modules `responses` and `chat_completions` implement it."""
 
@@ -57,8 +86,8 @@ class WireFormat(Protocol):
     def write(self, answer: Answer, body: Json, usage: Usage) -> Json:
         """Return the response's body."""
 
-    def stream(self, response: Json, body: Json) -> Iterator[bytes]:
-        """Yield the same response as server-sent events."""
+    def stream(self, response: Json, body: Json, split: Split) -> Iterator[Chunk]:
+        """Yield the same response as server-sent events, the last ones with the usage."""
 
 
 def new_id(prefix: str) -> str:
@@ -66,15 +95,10 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{secrets.token_hex(24)}"
 
 
-def sse(data: Json, event: str | None = None) -> bytes:
+def sse(data: Json, event: str | None = None, kind: Kind = Kind.OTHER) -> Chunk:
     """Return one server-sent event."""
     head = f"event: {event}\n" if event else ""
-    return f"{head}data: {dump(data)}\n\n".encode()
-
-
-def deltas(text: str) -> list[str]:
-    """Split a text into the pieces in which it is streamed: words, each with the space after it."""
-    return re.findall(r"\S*\s+|\S+", text)
+    return Chunk(f"{head}data: {dump(data)}\n\n".encode(), kind)
 
 
 def required(holder: Json, name: str, kind: type | tuple[type, ...], where: str = "") -> Any:
