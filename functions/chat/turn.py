@@ -24,6 +24,7 @@ from chat.usage import counting
 from taskchat import deadline
 from taskchat.conversations.history import Turn
 from taskchat.conversations.lease import Lease, LeaseLost
+from taskchat.conversations.renewal import renewing
 from taskchat.conversations.turns import Begun, Finished, Request, begin, finish, recorded_calls
 from taskchat.database.transaction import Database, before_commit, retry_while_unavailable
 from taskchat.errors import CommitOutcomeUnknown, OutOfTime, TaskchatError
@@ -106,7 +107,7 @@ class TurnRunner:
         try:
             if deadline.remaining() <= 0:
                 raise OutOfTime
-            async with asyncio.timeout(deadline.remaining()):
+            async with asyncio.timeout(deadline.remaining()), renewing(self.database, run):
                 with counting(run.usage):
                     reply = await self.agent.execute(run, build_input(begun.history, begun.turn))
             turn = await self._store(begun, run, reply, request)
@@ -120,7 +121,7 @@ class TurnRunner:
     async def _store(self, begun: Begun, run: Run, reply: str, request: Request) -> Turn:
         """Store the reply, and return the turn with it."""
         try:
-            self._commit_reply(begun, run, reply)
+            self._commit_reply(begun.turn, run, reply)
         except CommitOutcomeUnknown:
             again = await self._begin_again(request, run.lease, begun.turn)
             if isinstance(again, Finished):
@@ -129,13 +130,13 @@ class TurnRunner:
             run.lease = again.lease
             if len(again.turn.calls) != len(run.calls):  # another attempt made calls that this reply knows nothing of
                 raise LeaseLost(retry_after=1) from None
-            self._commit_reply(again, run, reply)
+            self._commit_reply(again.turn, run, reply)
         return replace(begun.turn, reply=reply)
 
-    def _commit_reply(self, begun: Begun, run: Run, reply: str) -> None:
+    def _commit_reply(self, turn: Turn, run: Run, reply: str) -> None:
         with self.database.transaction(run.lease.user_id) as session:
             self._count(session, run)
-            finish(session, begun, reply, asdict(run.usage))
+            finish(session, run.lease, turn, reply, asdict(run.usage))
 
     async def _interrupt(self, run: Run, problem: TaskchatError) -> None:
         """Release the lease, and record how far the turn came: a request with its key goes on from there."""
