@@ -84,7 +84,7 @@ async def chat(caller: Caller, request: Request, response: Response) -> ChatResp
     turn_id = turn_id_for(caller.user_id, _idempotency_key(request))
     body = await read_body(request, ChatRequest)
     turn_request = TurnRequest(body.message, body.conversation_id, body.timezone)
-    with deadline.within(min(deadline.remaining(), MAX_SECONDS - MARGIN)):
+    with deadline.default(MAX_SECONDS - MARGIN):
         result: TurnResult = await request.app.state.process.turns.run(caller.user_id, turn_id, turn_request)
     if result.replayed:
         response.headers["Idempotent-Replayed"] = "true"
