@@ -211,7 +211,7 @@ class TestLongReply:
 
     def test_it_is_cut(self, fault: str, alice: Person, standin: StandIn) -> None:
         """The rest is dropped."""
-        from chat.agent import MAX_REPLY
+        from chat.reply_text import MAX_REPLY
 
         standin.fault(fault, text="y" * 1_000_000, match="hello")
         assert len(alice.say("hello").json["response"]) == MAX_REPLY

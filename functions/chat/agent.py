@@ -3,6 +3,7 @@
 The agent holds no session, no engine and no SQL: it can only call the tool server on behalf of its turn.
 """
 
+import asyncio
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,6 +22,7 @@ from agents import (
     RunHooks,
     Runner,
     RunResult,
+    RunResultStreaming,
     ToolErrorFormatterArgs,
     ToolExecutionConfig,
     TResponseInputItem,
@@ -36,15 +38,16 @@ from openai.types.responses import ResponseFunctionToolCall
 
 from chat.answers import MAX_CALLS
 from chat.arguments import parse_arguments
-from chat.model import ProviderModel
+from chat.model import ProviderModel, ReportingModel
 from chat.model_input import compose, output_of
 from chat.reasoning import effort, reasons
+from chat.reply_text import readable
+from chat.stream.report import TurnReport
 from chat.usage import MAX_OUTPUT_TOKENS, Usage
 from taskchat import deadline
 from taskchat.conversations.history import Turn
 from taskchat.conversations.lease import Lease
 from taskchat.errors import ModelFailed, OutOfTime, TaskchatError
-from taskchat.invisible import remove_invisible
 from taskchat.limits import DayLeft
 from taskchat.logs import to_problem
 from taskchat.settings import Settings, SettingsError
@@ -73,12 +76,6 @@ MAX_TURN_TOKENS: Final = 200_000
 MAX_TOOL_OUTPUT: Final = 100_000
 """Characters of tool output in a turn: six full pages of a list. Each further model call reads all of them again."""
 
-MAX_REPLY: Final = 20_000
-"""Characters of a reply: more than a person reads, and far below the 6 MB that Lambda can return."""
-
-_MAX_CLEANED: Final = 2 * MAX_REPLY
-"""Characters of a reply that are cleaned of invisible ones: to clean a megabyte takes a second."""
-
 _MADE_BEFORE: Final = (
     "Not done again: this same call was made before the message was interrupted, and its result stands above. "
     "If the person wants it a second time, make the call once more."
@@ -104,6 +101,9 @@ class Run:
     """Destructive calls that the turn may make, those of an earlier attempt included."""
     left: DayLeft
     """Tokens that the turn may cost."""
+    report: TurnReport
+    is_streamed: bool = False
+    """Whether a client reads the text as it comes. The model is called whole for the others: that costs less."""
     unsettled: list[UnsettledCall] = field(default_factory=list)
     """Calls whose outcome is unknown."""
     resumed: int = 0
@@ -166,11 +166,13 @@ async def _call_tool(run: Run, name: str, call_id: str, raw_arguments: str, *, i
             raise OutOfTime
         if len(run.calls) >= MAX_CALLS:
             raise ModelFailed(_ENDLESS)
+        run.report.start_call(call_id, name, arguments)
         with calling(run.context(call_id, refusal)):
             await run.tools.call_tool(name, arguments or {})
     except Exception as error:
         run.failure = to_problem(error)
         raise
+    run.report.add_calls(run.calls[-1:])
     return output_of(run.calls[-1])
 
 
@@ -252,7 +254,7 @@ class ChatAgent:
         try:
             result = await self._run(run, items)
         except ModelRefusalError as refusal:  # an answer too, and the person should read it
-            return _readable(refusal.refusal)
+            return readable(refusal.refusal)
         except MaxTurnsExceeded as error:
             raise ModelFailed(_ENDLESS) from error
         except TaskchatError:
@@ -263,7 +265,7 @@ class ChatAgent:
             raise run.failure or ModelFailed("The model's answer could not be read.") from error
         if run.failure:
             raise run.failure
-        return _readable(str(result.final_output or ""))
+        return readable(str(result.final_output or ""))
 
     async def close(self) -> None:
         await self._model.close()
@@ -276,33 +278,34 @@ class ChatAgent:
         if not self._agent.tools:  # set by another turn meanwhile: the SDK refuses an agent whose tools change in a run
             self._agent.tools = [_adapt(tool) for tool in tools]
 
-    async def _run(self, run: Run, items: list[TResponseInputItem]) -> RunResult:
+    async def _run(self, run: Run, items: list[TResponseInputItem]) -> RunResult | RunResultStreaming:
         message = max(index for index, item in enumerate(items) if item.get("role") == "user")
         config = copy(_RUN_CONFIG)
         config.call_model_input_filter = partial(compose, items[:message])
         if self._has_cache_key:
             config.model_settings = ModelSettings(extra_args={"prompt_cache_key": str(run.lease.conversation_id)})
-        return await Runner.run(
-            self._agent,
-            items[message:],
-            context=run,
-            max_turns=MAX_MODEL_CALLS,
-            hooks=_ModelCallHooks(),
-            run_config=config,
-        )
+        given: Any = {"context": run, "max_turns": MAX_MODEL_CALLS, "hooks": _ModelCallHooks(), "run_config": config}
+        if not run.is_streamed:
+            return await Runner.run(self._agent, items[message:], **given)
+        config.model = ReportingModel(self._model, run.report)
+        return await _to_end(Runner.run_streamed(self._agent, items[message:], **given))
 
 
-def _readable(reply: str) -> str:
-    """Return the reply as Postgres can hold it, without invisible characters. Raises ModelFailed if nothing is left."""
-    text = remove_invisible(str(make_storable(reply[:_MAX_CLEANED]))).strip()[:MAX_REPLY]
-    if not text:
-        raise ModelFailed("The model answered nothing.")
-    return text
+async def _to_end(result: RunResultStreaming) -> RunResultStreaming:
+    """Wait for the end of a streamed run, also of one that is cancelled: the SDK would leave its task behind."""
+    try:
+        async for _ in result.stream_events():
+            pass
+    finally:
+        if result.run_loop_task and not result.run_loop_task.done():
+            result.cancel()
+            await asyncio.wait({result.run_loop_task})
+    return result
 
 
 def _model_settings(settings: Settings) -> ModelSettings:
     """Return the settings of each call: nothing is stored, answers are bounded, reasoning comes back encrypted."""
-    common = ModelSettings(store=False, reasoning=effort(settings))
+    common = ModelSettings(store=False, reasoning=effort(settings), include_usage=True)
     if settings.model_api == "responses":
         include: Any = ["reasoning.encrypted_content"] if reasons(settings.model) else None
         return replace(common, max_tokens=MAX_OUTPUT_TOKENS, response_include=include)

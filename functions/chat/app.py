@@ -19,18 +19,18 @@ from starlette.middleware import Middleware
 from chat import conversation_routes, personal_data_routes
 from chat.agent import ChatAgent
 from chat.openapi import CHAT_REQUEST, CHAT_RESPONSES, DATA_RESPONSES, DescribedApi
-from chat.schemas import ChatRequest, ChatResponse, Health
+from chat.schemas import ChatResponse, Health
+from chat.stream.asked import read_asked
+from chat.stream.response import EventResponse
 from chat.turn import TurnResult, TurnRunner
 from taskchat import deadline
 from taskchat.conversations import deletion, reading
-from taskchat.conversations.turns import Request as TurnRequest
 from taskchat.conversations.turns import turn_id_for
 from taskchat.cursor import BadCursor
 from taskchat.database.transaction import Statement
-from taskchat.errors import InvalidInput
 from taskchat.http.auth import Verifier, create_chat_verifier
 from taskchat.http.gateway import MARGIN, MAX_SECONDS, lambda_handler
-from taskchat.http.input import answer_invalid_query, read_body
+from taskchat.http.input import answer_invalid_query
 from taskchat.http.middleware import answer_safely, limit_body
 from taskchat.http.person import Caller
 from taskchat.http.problems import answer_routing_error
@@ -71,6 +71,7 @@ class ChatProcess(Process):
 
     async def close(self) -> None:
         if "turns" in vars(self):
+            await self.turns.live.close()
             await self.turns.agent.close()
         await super().close()
 
@@ -78,14 +79,15 @@ class ChatProcess(Process):
 router: Final = APIRouter()
 
 
-@router.post("/api/{user_id}/chat", responses=CHAT_RESPONSES, openapi_extra=CHAT_REQUEST)
-async def chat(caller: Caller, request: Request, response: Response) -> ChatResponse:
-    """Do what the message asks for. Return the reply, and each tool call of the turn."""
-    turn_id = turn_id_for(caller.user_id, _idempotency_key(request))
-    body = await read_body(request, ChatRequest)
-    turn_request = TurnRequest(body.message, body.conversation_id, body.timezone)
+@router.post("/api/{user_id}/chat", response_model=ChatResponse, responses=CHAT_RESPONSES, openapi_extra=CHAT_REQUEST)
+async def chat(caller: Caller, request: Request, response: Response) -> ChatResponse | Response:
+    """Do what the message asks for. Return the reply, and each tool call of the turn, or stream them as they come."""
+    asked = await read_asked(request, caller.user_id)
+    turn_id, turns = turn_id_for(caller.user_id, asked.key), request.app.state.process.turns
     with deadline.default(MAX_SECONDS - MARGIN):
-        result: TurnResult = await request.app.state.process.turns.run(caller.user_id, turn_id, turn_request)
+        if asked.encoder:
+            return EventResponse(await turns.stream(caller.user_id, turn_id, asked.request), asked.encoder)
+        result: TurnResult = await turns.run(caller.user_id, turn_id, asked.request)
     if result.replayed:
         response.headers["Idempotent-Replayed"] = "true"
     return result.response
@@ -99,13 +101,6 @@ async def health() -> Health:
 
 DATA_ROUTERS: Final = (conversation_routes.router, personal_data_routes.router, domain_routes)
 """The routes on which a person reads and manages their own data, the domain's last. Their names are operation ids."""
-
-
-def _idempotency_key(request: Request) -> str | None:
-    keys = request.headers.getlist("idempotency-key")
-    if len(keys) > 1 or any(not 1 <= len(key) <= 255 or any(not "!" <= c <= "~" for c in key) for key in keys):
-        raise InvalidInput([{"field": "Idempotency-Key", "message": "1 to 255 visible ASCII characters, once"}])
-    return keys[0] if keys else None
 
 
 @asynccontextmanager

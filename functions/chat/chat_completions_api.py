@@ -9,7 +9,7 @@ from agents.models.chatcmpl_helpers import ChatCmplHelpers
 from openai.types.chat import ChatCompletionMessage
 from openai.types.responses import ResponseOutputItem, ResponseRefusalDeltaEvent, ResponseTextDeltaEvent
 
-from chat.answers import Json, check_complete, encodable_text, field, objects
+from chat.answers import Json, check_complete, field, objects
 from chat.model_call import ModelCall, TextDelta
 from chat.transport import AnswerUnreadable
 from taskchat.errors import ModelFailed
@@ -78,7 +78,7 @@ class StreamReader:
         self._texts[name].append(text)
         if name in ("content", "refusal"):
             kind = ResponseTextDeltaEvent if name == "content" else ResponseRefusalDeltaEvent
-            yield _event(kind, encodable_text(text))
+            yield _event(kind, text)
 
     def _add_call(self, piece: Json) -> None:
         index, function = piece.get("index"), piece.get("function")

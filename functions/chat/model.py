@@ -16,9 +16,10 @@ from openai.types.responses import Response, ResponseCompletedEvent
 
 from chat import chat_completions_api, responses_api
 from chat.answers import Json, read_answer, to_model_response, used_fields
-from chat.model_call import Api, ModelCall, build_body
+from chat.model_call import Api, ModelCall, TextDelta, build_body
 from chat.reasoning import for_fallback
 from chat.retries import FAULTS, ask_with_retries, to_failure
+from chat.stream.report import TurnReport
 from chat.transport import AnswerTooLong, AnswerUnreadable, model_http_client
 from chat.usage import charging
 from taskchat import deadline
@@ -123,6 +124,26 @@ class ProviderModel(Model):
                 raise
             except (APIError, ValueError, RecursionError) as error:  # an error event, or one that is no JSON
                 raise AnswerUnreadable from error
+
+
+class ReportingModel(Model):
+    """Reports the text of streamed answers as it comes. The SDK hands it on only beside the run, and later."""
+
+    def __init__(self, model: Model, report: TurnReport) -> None:
+        """Report what `model` streams."""
+        self._model, self._report = model, report
+
+    async def get_response(self, *arguments: Any, **state: Any) -> ModelResponse:
+        """Return the model's whole answer. Raises what the model raises."""
+        return await self._model.get_response(*arguments, **state)
+
+    async def stream_response(self, *arguments: Any, **state: Any) -> AsyncIterator[TResponseStreamEvent]:
+        """Yield the model's events, and report its text. Raises what the model raises."""
+        self._report.begin_answer()
+        async for event in self._model.stream_response(*arguments, **state):
+            if isinstance(event, TextDelta):
+                self._report.add_text(event)
+            yield event
 
 
 async def _start(events: AsyncGenerator[TResponseStreamEvent]) -> AsyncGenerator[TResponseStreamEvent]:

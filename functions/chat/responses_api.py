@@ -14,7 +14,7 @@ from openai.types.responses import (
     ResponseTextDeltaEvent,
 )
 
-from chat.answers import Json, check_complete, encodable_text, field, objects
+from chat.answers import Json, check_complete, field, objects
 from chat.model_call import ModelCall, TextDelta
 from chat.reasoning import self_contained
 from chat.transport import AnswerUnreadable
@@ -76,8 +76,8 @@ class StreamReader:
         elif kind == "response.output_item.done":
             self._items.append(event.get("item"))
         elif kind in _DELTAS and isinstance(event.get("delta"), str):
-            known = {name: event[name] for name in _DELTAS[kind].model_fields if name in event}
-            yield _DELTAS[kind].model_construct(**known | {"delta": encodable_text(event["delta"])})
+            known = {name: event.get(name) for name in _DELTAS[kind].model_fields}
+            yield _DELTAS[kind].model_construct(**known | {"delta": event["delta"]})
 
     def answer(self) -> Json:
         if not isinstance(self._end, dict):

@@ -64,7 +64,8 @@ _JOINED: Final = re.compile(
 )
 _STACKED: Final = re.compile(f"[{_STACKING}][\u200c\u200d].", re.DOTALL)
 _ORDERED: Final = re.compile("[\u0590-\u08ff]\u034f[\u0590-\u08ff]")
-_DIRECTION: Final = "\u200e\u200f\u061c"
+DIRECTION: Final = re.compile("[\u200e\u200f\u061c]")
+"""Marks of direction. A text without right-to-left letters needs none."""
 _VIRAMA: Final = 9
 """The combining class of signs that make two letters one."""
 
@@ -77,14 +78,22 @@ _FLAGS: Final = re.compile(
 
 _GAP: Final = re.compile(f"([^{_INVISIBLE}])?([{_INVISIBLE}]+)(?=([^{_INVISIBLE}])?)", re.DOTALL)
 _INVISIBLE_ONE: Final = re.compile(f"[{_INVISIBLE}]")
-_RIGHT_TO_LEFT_LETTER: Final = re.compile(f"[{_RIGHT_TO_LEFT}]")
+RIGHT_TO_LEFT_LETTER: Final = re.compile(f"[{_RIGHT_TO_LEFT}]")
 
 
-def remove_invisible(text: str) -> str:
-    """Return the text without the invisible characters that its script does not need."""
+def is_invisible(character: str) -> bool:
+    return _INVISIBLE_ONE.match(character) is not None
+
+
+def remove_invisible(text: str, *, both_ways: bool | None = None) -> str:
+    """Return the text without the invisible characters that its script does not need.
+
+    For a part of a text, `both_ways` says if the whole has a right-to-left letter.
+    """
     if text.isascii() or not _INVISIBLE_ONE.search(text):
         return text
-    both_ways = _RIGHT_TO_LEFT_LETTER.search(text) is not None
+    if both_ways is None:
+        both_ways = RIGHT_TO_LEFT_LETTER.search(text) is not None
     return _GAP.sub(partial(_replace_gap, both_ways), text)
 
 
@@ -123,7 +132,7 @@ def _joins(before: str, joiner: str, after: str) -> bool:
 
 def _directs(before: str, mark: str, after: str) -> bool:
     """Return whether a mark of direction can change the order. Two letters have an order of their own."""
-    return mark in _DIRECTION and not (_is_letter(before) and _is_letter(after))
+    return DIRECTION.match(mark) is not None and not (_is_letter(before) and _is_letter(after))
 
 
 def _is_letter(character: str) -> bool:

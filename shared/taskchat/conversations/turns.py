@@ -108,6 +108,10 @@ class Request:
         fields = [self.message, self.conversation_id and str(self.conversation_id), self.timezone]
         return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
+    def conversation_of(self, turn_id: UUID) -> UUID:
+        """Return the conversation of the turn: a new one has an id of the turn's own, the same in each attempt."""
+        return self.conversation_id or uuid5(turn_id, "conversation")
+
 
 @dataclass(frozen=True)
 class Begun:
@@ -146,7 +150,7 @@ def begin(
     when `turn_id` belongs to another request.
     """
     this_turn = {"of_user": user_id, "of_turn": turn_id}
-    here = this_turn | {"of_id": request.conversation_id or uuid5(turn_id, "conversation")}
+    here = this_turn | {"of_id": request.conversation_of(turn_id)}
     batch = Batch(session)
     if request.conversation_id is None:
         title = request.message.split("\n")[0][:_TITLE_LENGTH]

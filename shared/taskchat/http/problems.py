@@ -1,6 +1,6 @@
 """Turn errors into problem+json responses (RFC 9457), in both apps."""
 
-from typing import Final
+from typing import Any, Final
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -19,10 +19,14 @@ def problem_response(error: TaskchatError) -> JSONResponse:
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    content = {"type": f"urn:taskchat:problem:{error.slug}", "title": error.title, "status": error.status}
-    if error.detail:
-        content["detail"] = error.detail
-    return JSONResponse(content | error.members, error.status, headers, MEDIA_TYPE)
+    return JSONResponse(problem_content(error), error.status, headers, MEDIA_TYPE)
+
+
+def problem_content(error: TaskchatError) -> dict[str, Any]:
+    """Return the members of an error's problem."""
+    detail = {"detail": error.detail} if error.detail else {}
+    title: dict[str, Any] = {"type": f"urn:taskchat:problem:{error.slug}", "title": error.title, "status": error.status}
+    return title | detail | error.members
 
 
 async def answer_routing_error(request: Request, error: Exception) -> Response:
