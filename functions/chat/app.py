@@ -85,7 +85,7 @@ async def chat(caller: Caller, request: Request, response: Response) -> ChatResp
     """Do what the message asks for. Return the reply, and each tool call of the turn, or stream them as they come."""
     asked = await read_asked(request, caller.user_id)
     turn_id, turns = turn_id_for(caller.user_id, asked.key), request.app.state.process.turns
-    with deadline.within(min(deadline.remaining(), MAX_SECONDS - MARGIN)):
+    with deadline.default(MAX_SECONDS - MARGIN):
         if asked.encoder:
             return EventResponse(await turns.stream(caller.user_id, turn_id, asked.request), asked.encoder)
         result: TurnResult = await turns.run(caller.user_id, turn_id, asked.request)
