@@ -18,10 +18,12 @@ from starlette.middleware import Middleware
 
 from chat import conversation_routes, personal_data_routes
 from chat.agent import ChatAgent
-from chat.openapi import CHAT_REQUEST, CHAT_RESPONSES, DATA_RESPONSES, DescribedApi
+from chat.openapi import CHAT_REQUEST, CHAT_RESPONSES, DATA_RESPONSES, RESUME_RESPONSES, DescribedApi
 from chat.running import RunningTurns, TurnResult
 from chat.schemas import ChatResponse, Health
-from chat.stream.asked import read_asked
+from chat.stream.ai_sdk import AiSdkEncoder
+from chat.stream.asked import conversation_id_of
+from chat.stream.protocols import MAX_CLIENT_LIST, read_asked
 from chat.stream.response import EventResponse
 from chat.turn import TurnRunner
 from taskchat import deadline
@@ -31,7 +33,7 @@ from taskchat.cursor import BadCursor
 from taskchat.database.transaction import Statement
 from taskchat.http.auth import Verifier, create_chat_verifier
 from taskchat.http.gateway import MARGIN, MAX_SECONDS, lambda_handler
-from taskchat.http.input import answer_invalid_query
+from taskchat.http.input import NoQuery, answer_invalid_query
 from taskchat.http.middleware import answer_safely, limit_body
 from taskchat.http.person import Caller
 from taskchat.http.problems import answer_routing_error
@@ -87,11 +89,24 @@ async def chat(caller: Caller, request: Request, response: Response) -> ChatResp
     turn_id, turns = turn_id_for(caller.user_id, asked.key), request.app.state.process.turns
     with deadline.default(MAX_SECONDS - MARGIN):
         if asked.encoder:
-            return EventResponse(await turns.stream(caller.user_id, turn_id, asked.request), asked.encoder)
+            return EventResponse(await turns.stream(caller.user_id, turn_id, asked.request), asked.encoder())
         result: TurnResult = await turns.run(caller.user_id, turn_id, asked.request)
     if result.replayed:
         response.headers["Idempotent-Replayed"] = "true"
     return result.response
+
+
+@router.get("/api/{user_id}/chat/{id}/stream", response_class=Response, responses=RESUME_RESPONSES)
+async def resume_stream(caller: Caller, id: str, request: Request, _query: NoQuery) -> Response:
+    """Return the events of the turn that runs in the conversation, from the first one, or 204 if none runs."""
+    conversation_id = conversation_id_of(caller.user_id, id)
+    with caller.transaction() as session:
+        turn_id = running.running_turn(session, caller.user_id, conversation_id)
+    if turn_id is None:
+        return Response(status_code=204)
+    with deadline.default(MAX_SECONDS - MARGIN):
+        feed = request.app.state.process.turns.follow(caller.user_id, conversation_id, turn_id)
+    return EventResponse(feed, AiSdkEncoder())
 
 
 @router.get("/health")
@@ -119,7 +134,7 @@ def create_app(process: ChatProcess) -> DescribedApi:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=[Middleware(answer_safely), Middleware(limit_body)],
+        middleware=[Middleware(answer_safely), Middleware(limit_body, max_bytes=MAX_CLIENT_LIST)],
         exception_handlers={
             HTTPException: answer_routing_error,
             RequestValidationError: answer_invalid_query,

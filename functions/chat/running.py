@@ -72,16 +72,12 @@ class RunningTurns:
         self._keep(user_id, request, feed, feed.run(partial(self._pick_up, user_id, request)))
         return feed
 
-    def follow(self, user_id: str, conversation_id: UUID) -> Feed | None:
-        """Return the events of the turn that runs in the conversation, or None. The turn is only read."""
-        for (owner, _), (_, feed) in self._here.items():
-            if owner == user_id and feed.accepted.conversation_id == conversation_id:
-                return feed
-        turn_id = self._find_running(user_id, conversation_id)
-        if turn_id is None:
-            return None
-        feed = Feed(Accepted(conversation_id, turn_id, replayed=False))
-        feed.run(partial(self._read, user_id))
+    def follow(self, user_id: str, conversation_id: UUID, turn_id: UUID) -> Feed:
+        """Return the events of a turn that runs, here or in another process. The turn is only read."""
+        _, feed = self._here.get((user_id, turn_id), (None, None))
+        if feed is None:
+            feed = Feed(Accepted(conversation_id, turn_id, replayed=False))
+            feed.run(partial(self._read, user_id))
         return feed
 
     async def close(self) -> None:

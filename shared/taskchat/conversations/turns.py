@@ -104,6 +104,8 @@ class Request:
     message: str
     conversation_id: UUID | None = None
     timezone: str | None = None
+    makes_conversation: bool = False
+    """True if the conversation is made when there is none of this id. It is the protocol's, and not in the hash."""
 
     @property
     def hash(self) -> str:
@@ -155,7 +157,7 @@ def begin(
     this_turn = {"of_user": user_id, "of_turn": turn_id}
     here = this_turn | {"of_id": request.conversation_of(turn_id)}
     batch = Batch(session)
-    if request.conversation_id is None:
+    if request.conversation_id is None or request.makes_conversation:
         title = request.message.split("\n")[0][:_TITLE_LENGTH]
         batch.add(_CREATE_CONVERSATION, {"of_user": user_id, "of_id": here["of_id"], "new_title": title})
     if own:  # their commit may be under way: statements after the lock see its effects
