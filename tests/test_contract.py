@@ -662,7 +662,10 @@ class TestDescription:
         """They say how to authenticate, when to retry, and that an answer is a replay."""
         found = {status: set(answer.get("headers", {})) for status, answer in route["responses"].items()}
         again = {status: {"Retry-After"} for status in ("409", "429", "502", "503")}
-        expected = {"200": {"Idempotent-Replayed", "x-vercel-ai-ui-message-stream"}, "401": {"WWW-Authenticate"}} | again
+        expected = {
+            "200": {"Idempotent-Replayed", "x-vercel-ai-ui-message-stream"},
+            "401": {"WWW-Authenticate"},
+        } | again
         assert {status: headers for status, headers in found.items() if headers} == expected
 
     def test_the_members_of_problems_are_described(self, route: Any) -> None:
