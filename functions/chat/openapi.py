@@ -15,7 +15,6 @@ from chat.stream.ai_sdk import AiSdkEncoder, AiSdkRequest
 from chat.stream.encoding import MEDIA_TYPE as EVENT_STREAM
 from taskchat.http.problems import MEDIA_TYPE
 
-
 CHAT_BODIES: Final = (ChatRequest, AgUiRequest, AiSdkRequest)
 """The bodies of the chat route, one for each protocol."""
 
