@@ -75,7 +75,7 @@ $(SAM_INSTALLED): requirements-sam.txt | $(INSTALLED)
 PYTHON313 ?= $(shell for python in python3.13 "$$(dirname "$$(command -v python3.13)")"/../versions/3.13.*[0-9]/bin/python3.13; \
 	do "$$python" -c 'import sys; print(sys.executable)' 2>/dev/null && break; done)
 
-.PHONY: build smoke sam-local inspector conformance guide audit bench deploy check
+.PHONY: build smoke sam-local inspector conformance clients guide audit bench deploy check
 
 build: install $(SAM_INSTALLED)  ## Build the functions and the layer with sam, and check their size
 	@test -n "$(PYTHON313)" || \
@@ -96,6 +96,10 @@ inspector: install  ## Call the tools over HTTP with the MCP Inspector
 conformance: install  ## Run the public MCP conformance suite against the MCP endpoint
 	@rm -rf .dev/conformance/state .dev/conformance/results
 	@TASKCHAT_DEV_DIR=.dev/conformance/state $(BIN)/python -m dev.conformance
+
+clients: install  ## Hold conversations with the clients of AG-UI and the AI SDK
+	@rm -rf .dev/clients/state
+	@TASKCHAT_DEV_DIR=.dev/clients/state $(BIN)/python -m dev.clients
 
 guide: install  ## Follow docs/your-own-tools.md in a copy, and run the engine's tests there
 	@$(BIN)/python -m dev.guide

@@ -23,6 +23,7 @@ from bench import (
     report,
     roundtrips,
     scaling,
+    streams,
     throughput,
     turn,
     waterfall,
@@ -89,11 +90,15 @@ def _measure(tools: Tools, *, quick: bool) -> tuple[Found, Circumstances]:
             repeated = prompt.measure(running)
         with _step("a person's own data"):
             own = reading.measure(running, *((5,) if quick else ()))
+        with _step("streams"):
+            streamed = streams.measure(running, is_quick=quick)
     with _step("memory in the emulator"), contextlib.redirect_stdout(io.StringIO()):
         peaks = smoke.smoke(tools)
     weights = {name: sum(function.megabytes.values()) for name, function in artifact.functions().items()}
     grown, pooled = (None, None) if quick else _grow()
-    return Found(started, peaks, weights, costs, away, warm, waits, served, repeated, own, grown, pooled), around
+    return Found(
+        started, peaks, weights, costs, away, warm, waits, served, repeated, own, streamed, grown, pooled
+    ), around
 
 
 def _grow() -> tuple[growth.Growth, scaling.Scaling]:

@@ -13,7 +13,7 @@ from typing import Final
 
 import psycopg
 
-from bench import pictures, reading, tasks, turn
+from bench import pictures, reading, streams, tasks, turn
 from bench.cold import Cold
 from bench.figures import Figure, table
 from bench.growth import Growth
@@ -22,6 +22,7 @@ from bench.prompt import Prompt
 from bench.reading import Reading
 from bench.roundtrips import Roundtrips
 from bench.scaling import THINKING, Scaling
+from bench.streams import Streams
 from bench.throughput import PROCESSES, server
 from bench.turn import HISTORIES, SUBJECTS, Costs
 from bench.waterfall import Span
@@ -104,6 +105,7 @@ class Found:
     throughput: dict[str, dict[int, float]]
     prompt: Prompt
     reading: Reading
+    streams: Streams
     growth: Growth | None
     """None in a short run, as `scaling`."""
     scaling: Scaling | None
@@ -115,6 +117,7 @@ def figures(found: Found) -> Iterator[Figure]:
     yield from _costs(found)
     yield from _roundtrips(found.roundtrips)
     yield from _reads(found.reading)
+    yield from streams.figures(found.streams)
     yield Figure("repeated input tokens", 100 * found.prompt.cached, "%", 90, is_least=True)
     yield Figure("tokens of instructions and tools", found.prompt.fixed_tokens, "", 1_049)
     if found.growth:
@@ -186,6 +189,8 @@ def page(found: Found, around: Circumstances, command: str, seconds: float) -> s
         naive=naive.IMPORTS,
         things=tasks.THINGS,
         reading="\n".join(reading.report(found.reading)),
+        streams="\n".join(streams.report(found.streams)),
+        at_once=streams.STREAMS,
         most_megabytes=LIMIT_MB,
         growth=_growth(found.growth) if found.growth else "(Not measured in a short run.)",
         scaling=_scaling(found.scaling) if found.scaling else "(Not measured in a short run.)",

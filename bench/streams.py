@@ -8,6 +8,7 @@ import contextlib
 import http.client
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ from typing import Any, Final, cast
 from uuid import uuid4
 
 from bench import distance, parts
+from bench.figures import Figure, table
 from bench.parts import Parts
 from bench.throughput import HOST, Client, serving
 from dev.standin_model import StandIn
@@ -49,10 +51,16 @@ LONG_TOKENS: Final = 1_000
 LONG_MS: Final = 2.0
 """Milliseconds between two tokens of a long stream."""
 
-AT_ONCE_TOKENS: Final = 160
+AT_ONCE_TOKENS: Final = 120
 
-AT_ONCE_MS: Final = 50.0
-"""Milliseconds between two tokens of each of `STREAMS`. A stream takes 8 s, in which its lease is renewed."""
+AT_ONCE_MS: Final = 100.0
+"""Milliseconds between two tokens of each of `STREAMS`. A stream takes 12 s, in which its lease is renewed."""
+
+STARTING: Final = 4.0
+"""Seconds over which the starts of `STREAMS` are spread, so that their transactions do not come all at once."""
+
+LOOK_SECONDS: Final = 0.1
+"""Seconds between two looks at the model's requests."""
 
 JSON_TURNS: Final = 40
 """Turns of the client that asks for JSON, alone. Beside the streams, it runs turns until they end."""
@@ -105,33 +113,35 @@ class Taken:
 class Reader:
     """A client that takes streams in sequence over one connection."""
 
-    port: int
     caller: Caller
-    connection: http.client.HTTPConnection
+    connection: socket.socket
 
     @classmethod
     @contextlib.contextmanager
     def new(cls, port: int, issuer: Issuer) -> Iterator["Reader"]:
         """Connect as a new user."""
-        connection = http.client.HTTPConnection(HOST, port, timeout=120)
-        with contextlib.closing(connection):
-            connection.connect()
-            yield cls(port, Caller.new(issuer), connection)
+        with socket.create_connection((HOST, port), timeout=120) as connection:
+            yield cls(Caller.new(issuer), connection)
 
     def take(self, message: str) -> Taken:
         """Send a message, and read the stream to its end, which must be `finished`."""
-        headers = {
-            "authorization": f"Bearer {self.caller.token}",
-            "content-type": "application/json",
-            "accept": "text/event-stream",
-        }
-        body, began = json.dumps({"message": message}), time.monotonic()
-        self.connection.request("POST", f"/api/{self.caller.id}/chat", body=body, headers=headers)
-        response = self.connection.getresponse()
-        assert response.status == 200, response.read()
-        taken = Taken(began, list(read_events(response)))
+        request, began = self._request(message), time.monotonic()
+        self.connection.sendall(request)
+        with contextlib.closing(http.client.HTTPResponse(self.connection)) as response:
+            response.begin()
+            assert response.status == 200, response.read()
+            taken = Taken(began, list(read_events(response)))
         assert (taken.events[0].name, taken.events[-1].name) == ("accepted", "finished"), taken.events
         return taken
+
+    def _request(self, message: str) -> bytes:
+        """Return the whole request. `http.client` would send its body in a second packet."""
+        body = json.dumps({"message": message})
+        head = (
+            f"POST /api/{self.caller.id}/chat HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: Bearer {self.caller.token}\r\n"
+            f"Content-Type: application/json\r\nAccept: text/event-stream\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        return f"{head}{body}".encode()
 
 
 @dataclass(frozen=True)
@@ -162,7 +172,7 @@ class Together:
     alone: float
     """Seconds of one stream alone."""
     turn_ms: float
-    """A JSON turn beside the streams: the median."""
+    """A JSON turn while all streams run: the median."""
     slowest_turn_ms: float
     turn_alone_ms: float
 
@@ -228,11 +238,43 @@ class Bench:
         self.model.fault("drip", match=common, times=None, tokens=tokens, milliseconds=milliseconds)
         return [f"{common} {at:04}" for at in range(number)]
 
+    def wait_for_requests(self, number: int) -> None:
+        """Wait until the model has had so many requests since the last messages were made."""
+        while len(self.model.requests()) < number:
+            time.sleep(LOOK_SECONDS)
+
     def text_ms(self, streams: Iterable[Taken], messages: Iterable[str]) -> float:
         """Return the median time from the model's first piece of text to the client's."""
-        sent = {record["message"]: record["first_piece"] for record in self.model.requests()}
+        sent: dict[str, float] = {record["message"]: record["first_piece"] for record in self.model.requests()}
         pairs = zip(streams, messages, strict=True)
         return median((taken.first_text - sent[message]) * 1000 for taken, message in pairs)
+
+
+def figures(found: Streams) -> Iterator[Figure]:
+    """Yield the figures, with their targets."""
+    name, together = "time to `accepted`, to that of the first transaction", found.together
+    yield Figure(name, found.near.ratio, "", 1.3)
+    yield Figure(f"{name}, the database a roundtrip away", found.away.ratio, "", 1.3)
+    yield Figure("from the model's first token to the client's", found.near.text, "ms", 5)
+    yield Figure("CPU of 1,000 streamed tokens", found.cpu_ms, "ms")
+    yield Figure(f"longest of {STREAMS} streams at once, to one alone", together.longest / together.alone, "", 1.2)
+    yield Figure(f"slowest JSON turn beside {STREAMS} streams of 12 s", together.slowest_turn_ms, "ms", 500)
+    yield Figure(f"memory after {found.number:,} streams, to that after a tenth", found.growth, "", 1.02)
+
+
+def report(found: Streams) -> Iterator[str]:
+    """Yield the figures as a table of the page."""
+    together = found.together
+    rows = [
+        (f"the first transaction, {place}", first.begin, f"request to `accepted`, {place}", first.accepted)
+        for place, first in (("the database on this machine", found.near), ("a roundtrip away", found.away))
+    ]
+    rows += [
+        ("first token, one stream", found.near.text, f"first token, {STREAMS} streams", together.text_ms),
+        ("JSON turn alone", together.turn_alone_ms, f"JSON turn beside {STREAMS} streams", together.turn_ms),
+        ("one stream alone", together.alone * 1000, f"longest of {STREAMS} streams", together.longest * 1000),
+    ]
+    yield from table(((one, f"{a:,.1f}", other, f"{b:,.1f}") for one, a, other, b in rows), ("", "ms", "", "ms"))
 
 
 def measure(running: Parts, *, is_quick: bool = False) -> Streams:
@@ -259,7 +301,7 @@ def _first(bench: Bench, number: int) -> First:
 
 def _cpu(bench: Bench, number: int) -> float:
     """Return the CPU milliseconds of a thousand tokens: those of a long stream, without those of one with one token."""
-    spent = []
+    spent: list[float] = []
     for tokens in (LONG_TOKENS + 1, 1):
         before = bench.cost()["cpu"]
         bench.take(number, tokens, LONG_MS)
@@ -274,13 +316,20 @@ def _together(bench: Bench) -> Together:
     messages = bench.messages(STREAMS, AT_ONCE_TOKENS, AT_ONCE_MS)
     with ThreadPoolExecutor(STREAMS) as pool, contextlib.ExitStack() as stack:
         readers = [stack.enter_context(bench.reader()) for _ in messages]
-        running = [pool.submit(reader.take, message) for reader, message in zip(readers, messages, strict=True)]
+        delays = [at * STARTING / STREAMS for at in range(STREAMS)]
+        running = [pool.submit(_take_later, *each) for each in zip(delays, readers, messages, strict=True)]
+        bench.wait_for_requests(STREAMS)
         turns = []
         while not any(each.done() for each in running):
             turns.append(_milliseconds(client))
         streams = [each.result() for each in running]
     text_ms, longest = bench.text_ms(streams, messages), max(stream.seconds for stream in streams)
     return Together(text_ms, longest, alone.seconds, median(turns), max(turns), median(turns_alone))
+
+
+def _take_later(delay: float, reader: Reader, message: str) -> Taken:
+    time.sleep(delay)
+    return reader.take(message)
 
 
 def _person(issuer: Issuer) -> tuple[str, str]:
@@ -319,7 +368,7 @@ def main() -> None:
     """Measure and print the figures."""
     with parts.running() as running:
         found = measure(running, is_quick="--quick" in sys.argv)
-    print(found)
+    print(*table(figure.cells for figure in figures(found)), "", *report(found), sep="\n")
 
 
 if __name__ == "__main__":

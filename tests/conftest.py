@@ -227,10 +227,14 @@ def databases() -> "list[Database]":
 
 
 @contextmanager
-def serving(app: Any) -> Iterator[str]:
-    """Serve the app with a real HTTP server on this machine, and give its address."""
+def serving(app: Any, grace: int | None = None) -> Iterator[str]:
+    """Serve the app with a real HTTP server on this machine, and give its address.
+
+    At the end, requests have `grace` seconds, or as long as they take.
+    """
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="on", ws="none", log_config=None))
+        config = uvicorn.Config(app, lifespan="on", ws="none", log_config=None, timeout_graceful_shutdown=grace)
+        server = uvicorn.Server(config)
         thread = Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:

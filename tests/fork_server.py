@@ -21,10 +21,13 @@ import traceback
 from typing import Any
 
 from dev import processes
+from taskchat.conversations import renewal
 from testing.gateway import Handler, invoke
 from tests.crash_points import CrashPoints, Trap
 
 Json = dict[str, Any]
+RENEW_SECONDS = "TEST_RENEW_SECONDS"
+"""The variable with an environment's seconds between two renewals of a lease. Without it they are the program's."""
 LARGEST = 1 << 20
 
 
@@ -137,6 +140,7 @@ def _serve(environment: Json, channel: socket.socket) -> None:
     """Handle one request at a time, as an execution environment, until the socket closes."""
     processes.leave_with_parent(signal.SIGKILL)
     os.environ.update(environment)
+    vars(renewal)["RENEW_SECONDS"] = float(environment.get(RENEW_SECONDS, renewal.RENEW_SECONDS))
     asyncio.set_event_loop(asyncio.new_event_loop())
 
     def send(answer: Json) -> None:

@@ -662,7 +662,10 @@ class TestDescription:
         """They say how to authenticate, when to retry, and that an answer is a replay."""
         found = {status: set(answer.get("headers", {})) for status, answer in route["responses"].items()}
         again = {status: {"Retry-After"} for status in ("409", "429", "502", "503")}
-        expected = {"200": {"Idempotent-Replayed"}, "401": {"WWW-Authenticate"}} | again
+        expected = {
+            "200": {"Idempotent-Replayed", "x-vercel-ai-ui-message-stream"},
+            "401": {"WWW-Authenticate"},
+        } | again
         assert {status: headers for status, headers in found.items() if headers} == expected
 
     def test_the_members_of_problems_are_described(self, route: Any) -> None:
@@ -678,12 +681,27 @@ class TestDescription:
         assert problems == {status: common | more.get(status, set()) for status in problems}
 
     def test_the_request_is_described(self, route: Any) -> None:
-        """The schema has three fields, one of them required, and no other."""
+        """One body for each protocol. Our own has three fields, one of them required, and no other."""
         body = route["requestBody"]
-        schema = self.schema(body["content"]["application/json"])
+        ours, ag_ui, ai_sdk = (
+            self.schema({"schema": schema}) for schema in body["content"]["application/json"]["schema"]["anyOf"]
+        )
         assert body["required"]
-        assert schema["properties"].keys() == {"message", "conversation_id", "timezone"}
-        assert (schema["required"], schema["additionalProperties"]) == (["message"], False)
+        assert ours["properties"].keys() == {"message", "conversation_id", "timezone"}
+        assert (ours["required"], ours["additionalProperties"]) == (["message"], False)
+        assert ag_ui["required"] == ["threadId", "runId", "messages"]
+        assert ai_sdk["required"] == ["id", "messages"]
+
+    def test_the_example_of_each_body_is_valid(self, route: Any) -> None:
+        """It asks for the same turn in each protocol."""
+        from chat.openapi import CHAT_BODIES
+
+        examples = route["requestBody"]["content"]["application/json"]["examples"].values()
+        ours, *others = (
+            model.model_validate(example["value"]) for model, example in zip(CHAT_BODIES, examples, strict=True)
+        )
+        asked = [other.asked("alice").request for other in others]
+        assert {(each.message, each.timezone) for each in asked} == {(ours.message, ours.timezone)}
 
     def test_the_parameters_are_described(self, route: Any) -> None:
         """The path has the user, and the headers have the key."""
@@ -695,7 +713,7 @@ class TestDescription:
         contract = {200, 400, 401, 403, 404, 409, 413, 415, 422, 429, 500, 502, 503, 504}
         assert set(map(int, route["responses"])) == contract
         kinds = {status: set(answer["content"]) for status, answer in route["responses"].items()}
-        assert kinds.pop("200") == {"application/json"}
+        assert kinds.pop("200") == {"application/json", "text/event-stream"}
         assert set().union(*kinds.values()) == {"application/problem+json"}
 
     def test_the_description_is_not_served(self, environment: None) -> None:

@@ -18,16 +18,19 @@ from uuid import uuid4
 import pytest
 
 from dev import processes
+from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from taskchat.conversations.lease import LEASE_SECONDS
 from testing.callers import Caller
 from testing.gateway import Response
 from tests import db_assertions, personal_data
+from tests.conftest import variables
 from tests.crash_points import SOCKET, STATEMENT, Trap
 from tests.db_assertions import Rows
 from tests.domain import example
-from tests.environments import Environment, Fleet, Outcome
+from tests.environments import Environment, Fleet, ForkServer, Outcome
 from tests.example_domain import Row, Sentence
+from tests.fork_server import RENEW_SECONDS
 
 Report = Callable[[str], None]
 AT_ONCE = 4
@@ -359,6 +362,59 @@ FROZEN = [
     Freeze("while the model thinks again", Trap.freeze(2, "model: sent")),
     Freeze("before the reply is stored", Trap.freeze(3, "before select set_config")),
 ]
+
+
+RENEWAL = ["before UPDATE conversation", "after UPDATE conversation", "before commit", "after commit"]
+"""The points of a renewal. Each comes for the second time then: the turn's begin has them too."""
+
+
+class TestRenewal:
+    """A process is killed or frozen while it renews its lease."""
+
+    @pytest.fixture
+    def renewing(
+        self, warm_fork_server: ForkServer, database_url: str, standin: StandIn, issuer: Issuer
+    ) -> Iterator[Fleet]:
+        """Deploy environments that renew a lease at once, and let the model think until the end of the test."""
+        fleet = Fleet(warm_fork_server, variables(database_url, standin, issuer) | {RENEW_SECONDS: "0"})
+        standin.fault("hang", match=ONE.message)
+        yield fleet
+        fleet.stop()
+
+    @pytest.mark.parametrize("point", RENEWAL)
+    def test_killed_there_its_key_does_the_turn_once(
+        self, point: str, renewing: Fleet, fleet: Fleet, rows: Rows, issuer: Issuer, standin: StandIn
+    ) -> None:
+        """After at most one lease from there."""
+        trial = Trial(ONE, renewing, rows, issuer)
+        trial.prepare(environment := fleet.start())
+        assert trial.attempt(Trap.kill(2, point)).trapped
+        left = "select extract(epoch from lease_until - clock_timestamp())::float as left from conversation"
+        (held,) = rows.execute(f"{left} where user_id = %s", [trial.client.id]).fetchall()
+        assert held["left"] <= LEASE_SECONDS
+        trial.fleet = fleet
+        standin.reset()
+        trial.check_refused_while_leased(environment)
+        trial.retry()
+        trial.check_done(environment)
+
+    @pytest.mark.parametrize("point", RENEWAL)
+    def test_frozen_there_it_writes_nothing(
+        self, point: str, renewing: Fleet, fleet: Fleet, rows: Rows, issuer: Issuer, standin: StandIn
+    ) -> None:
+        """Its lease ran out, and a retry finished the turn."""
+        trial = Trial(ONE, renewing, rows, issuer)
+        trial.prepare(fleet.start())
+        zombie = renewing.start()
+        assert zombie.ask(trial.request, Trap.freeze(2, point)).trapped
+        trial.fleet = fleet
+        standin.reset()
+        finished = trial.retry().answer
+        zombie.thaw()
+        late = zombie.outcome().answer
+        assert late.status == 409, late.body
+        db_assertions.check_turn(rows, trial.client.id, ONE.message, finished)
+        assert db_assertions.effects(rows, trial.client.id) == ADD_MILK.effects
 
 
 class TestZombie:

@@ -2,7 +2,7 @@
 
 Promises: PgBouncer has 5 server connections. Each request gets a 200, or a 503 or 409 with Retry-After. With its key it
 ends with a 200, its effects happen once, and each recorded call has its audit line. No conversation is busy for longer
-than the maximum lease.
+than one lease.
 """
 
 import json

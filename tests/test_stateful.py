@@ -45,6 +45,7 @@ from tests.db_assertions import Rows
 from tests.domain import example
 from tests.environments import Environment, Fleet, ForkServer, Outcome
 from tests.example_domain import Sentence
+from tests.fork_server import RENEW_SECONDS
 
 STEPS = 20
 """Steps of one sequence."""
@@ -904,7 +905,8 @@ def world(
     warm_fork_server: ForkServer, server: Postgres, pooler: PgBouncer, standin: StandIn, issuer: Issuer, rows: Rows
 ) -> Iterator[World]:
     """Give the servers and environments for all sequences."""
-    fleet = Fleet(warm_fork_server, variables(pooler.url(server.app_url), standin, issuer))
+    known = variables(pooler.url(server.app_url), standin, issuer)
+    fleet = Fleet(warm_fork_server, known | {RENEW_SECONDS: "0.003"})  # about as long as the stand-in model takes
     with db_assertions.watched(rows):
         yield World(fleet, rows, standin, pooler, issuer)
         fleet.stop()

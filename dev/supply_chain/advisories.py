@@ -23,7 +23,7 @@ LOCKS: Final = (
     "requirements-audit.txt",
     "requirements-uv.txt",
 )
-NPM: Final = ("dev/better_auth", "dev/conformance")
+NPM: Final = ("dev/better_auth", "dev/clients", "dev/conformance")
 """The directories with a package.json."""
 SERVICES: Final = ("pypi", "osv")
 VULNERABLE: Final = "jinja2==2.10"

@@ -10,14 +10,20 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from chat.schemas import ChatRequest, FieldProblem, Problem, Renaming, TurnProblem
+from chat.stream.ag_ui import AgUiRequest
+from chat.stream.ai_sdk import AiSdkEncoder, AiSdkRequest
+from chat.stream.encoding import MEDIA_TYPE as EVENT_STREAM
 from taskchat.http.problems import MEDIA_TYPE
+
+CHAT_BODIES: Final = (ChatRequest, AgUiRequest, AiSdkRequest)
+"""The bodies of the chat route, one for each protocol."""
 
 
 class DescribedApi(FastAPI):
     """An app whose description includes the schemas of request and problems."""
 
     def openapi(self) -> dict[str, Any]:
-        models = (ChatRequest, Renaming, Problem, FieldProblem, TurnProblem)
+        models = (*CHAT_BODIES, Renaming, Problem, FieldProblem, TurnProblem)
         _, schemas = models_json_schema([(model, "validation") for model in models], ref_template=_SCHEMA_REFERENCE)
         document = super().openapi()
         document["components"]["schemas"] |= schemas["$defs"]
@@ -47,14 +53,29 @@ _MAY_WAIT: Final = _header("Seconds to wait before the next try, if the model sa
 _CHALLENGE: Final = _header("The scheme of the token.", {"const": "Bearer"})
 _REPLAYED: Final = _header("Set if the turn was done before.", {"const": "true"}, always=False)
 
+_UI_STREAM: Final = {
+    name: _header("The version of the AI SDK's protocol, if the request is one of it.", {"const": value}, always=False)
+    for name, value in AiSdkEncoder.headers.items()
+}
+_EVENTS: Final = {
+    EVENT_STREAM: {"schema": {"type": "string", "description": "Server-sent events: docs/streaming.md lists them."}}
+}
+
 CHAT_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
-    200: {"description": "The reply and the tool calls.", "headers": {"Idempotent-Replayed": _REPLAYED}},
+    200: {
+        "description": "The reply and the tool calls: as one object, or as the events of the turn.",
+        "headers": {"Idempotent-Replayed": _REPLAYED} | _UI_STREAM,
+        "content": _EVENTS,
+    },
     400: _problem("The body is not JSON in UTF-8."),
     401: _problem("There is no token, or an invalid one.", WWW_Authenticate=_CHALLENGE),
     403: _problem("The path and the token name different users."),
     404: _problem("The path is unknown, or the user has no such conversation."),
     409: _problem("Another turn holds the conversation, or took it during this turn.", TurnProblem, Retry_After=_WAIT),
-    413: _problem("The body is larger than 32 KiB. Escapes can make fewer than 4,000 characters so large."),
+    413: _problem(
+        "The body is larger than 32 KiB, which escapes can make of fewer than 4,000 characters. A body of AG-UI or of "
+        "the AI SDK may have 1 MiB."
+    ),
     415: _problem("The body is not declared as application/json."),
     422: _problem("A field is missing, unknown or wrong, or the key was used for another request.", FieldProblem),
     429: _problem("The user has reached a limit.", TurnProblem, Retry_After=_WAIT),
@@ -63,6 +84,17 @@ CHAT_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     503: _problem("Database or key set cannot be reached, or the server stops.", TurnProblem, Retry_After=_WAIT),
     504: _problem("The time ended before the turn.", TurnProblem),
 }
+
+RESUME_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    200: {
+        "description": "The events of the turn that runs in the conversation, from its first one.",
+        "headers": _UI_STREAM,
+        "content": _EVENTS,
+    },
+    204: {"description": "No turn runs in the conversation."},
+    **{status: CHAT_RESPONSES[status] for status in (401, 403, 404, 422, 429, 500, 503, 504)},
+}
+"""The responses of the route on which a client of the AI SDK picks up a running turn."""
 
 DATA_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     401: CHAT_RESPONSES[401],
@@ -140,13 +172,42 @@ def answers_with(description: str, example: dict[str, Any]) -> dict[int | str, d
     return {200: {"description": description, "content": {"application/json": {"example": example}}}}
 
 
+_TEXT: Final = "Add buy milk"
+_EXAMPLES: Final[dict[str, Any]] = {
+    "taskchat": {"message": _TEXT, "conversation_id": None, "timezone": "Europe/Paris"},
+    "AG-UI": {
+        "threadId": "ae3eab65-dc8e-54c7-8f70-a6d486101f0f",
+        "runId": "67520f27-af92-4a0e-8003-77f79be5d6db",
+        "messages": [{"id": "1", "role": "user", "content": _TEXT}],
+        "tools": [],
+        "context": [],
+        "state": {},
+        "forwardedProps": {"timezone": "Europe/Paris"},
+    },
+    "AI SDK": {
+        "id": "ae3eab65-dc8e-54c7-8f70-a6d486101f0f",
+        "messages": [{"id": "Vh1mC0ZrP2cYq8Ld", "role": "user", "parts": [{"type": "text", "text": _TEXT}]}],
+        "trigger": "submit-message",
+        "timezone": "Europe/Paris",
+    },
+}
+_CHAT_BODY: Final[dict[str, Any]] = {
+    "schema": {"anyOf": [_refer_to(model) for model in CHAT_BODIES]},
+    "examples": {name: {"value": example} for name, example in _EXAMPLES.items()},
+}
+
 CHAT_REQUEST: Final[dict[str, Any]] = {
-    **body_of(ChatRequest),
+    "requestBody": {
+        "required": True,
+        "description": "AG-UI's has threadId and runId, the AI SDK's has id and messages. Another body is taskchat's.",
+        "content": {"application/json": _CHAT_BODY},
+    },
     "parameters": [
         {
             "name": "Idempotency-Key",
             "in": "header",
-            "description": "Makes retries safe: the same key gives the same answer.",
+            "description": "Makes retries safe: the same key gives the same answer. AG-UI's runId and the id of the AI "
+            "SDK's last user message do it in this header's place.",
             "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
         }
     ],
