@@ -199,7 +199,7 @@ class TestParts:
         assert AiSdkEncoder.headers == {"x-vercel-ai-ui-message-stream": "v1"}
 
     @given(turns())
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=150, deadline=None)
     def test_any_turn_is_in_the_protocols_order(self, events: list[Event]) -> None:
         """No client refuses a chunk, each text comes whole, and no client sends again by itself."""
         message = read_ui_message(chunks_of(events))

@@ -129,7 +129,7 @@ class AgUiEncoder:
         return self._core.RunFinishedEvent(
             thread_id=self._thread_id,
             run_id=self._run_id,
-            result=make_storable(response.model_dump(mode="json")),
+            result=make_storable(response.model_dump()),
             outcome=self._core.RunFinishedSuccessOutcome(),
         )
 
