@@ -1,4 +1,4 @@
-"""AG-UI 1.0: what a run's input may hold, and the order of a run's events."""
+"""AG-UI 1.0: the checks of a run's input, and the order of a run's events."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The AI SDK's UI message stream, version 1: what a request may hold, and the parts of a message."""
+"""The AI SDK's UI message stream, version 1: the checks of a request, and the parts of a message."""
 
 import json
 from typing import Any
@@ -176,7 +176,7 @@ class TestParts:
         chunk = chunks_of([accepted(), started(made), ToolFinished(made), finished(made)])[3]
         assert chunk == {"type": "tool-output-error", "toolCallId": "call_1", "errorText": text, "dynamic": True}
 
-    def test_a_failure_closes_the_text_and_tells_the_problem(self) -> None:
+    def test_a_failure_closes_the_text_and_gives_the_problem(self) -> None:
         """`onError` gets title and detail."""
         chunks = chunks_of([accepted(), Text(0, "I w"), Failed(ModelFailed("It broke off."))])
         assert chunks[-2:] == [
