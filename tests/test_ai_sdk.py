@@ -1,4 +1,4 @@
-"""The AI SDK's UI message stream, version 1: what a request may hold, and the parts of a message."""
+"""The AI SDK's UI message stream, version 1: the checks of a request, and the parts of a message."""
 
 import json
 from typing import Any
@@ -176,7 +176,7 @@ class TestParts:
         chunk = chunks_of([accepted(), started(made), ToolFinished(made), finished(made)])[3]
         assert chunk == {"type": "tool-output-error", "toolCallId": "call_1", "errorText": text, "dynamic": True}
 
-    def test_a_failure_closes_the_text_and_tells_the_problem(self) -> None:
+    def test_a_failure_closes_the_text_and_gives_the_problem(self) -> None:
         """`onError` gets title and detail."""
         chunks = chunks_of([accepted(), Text(0, "I w"), Failed(ModelFailed("It broke off."))])
         assert chunks[-2:] == [
@@ -199,7 +199,7 @@ class TestParts:
         assert AiSdkEncoder.headers == {"x-vercel-ai-ui-message-stream": "v1"}
 
     @given(turns())
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=150, deadline=None)
     def test_any_turn_is_in_the_protocols_order(self, events: list[Event]) -> None:
         """No client refuses a chunk, each text comes whole, and no client sends again by itself."""
         message = read_ui_message(chunks_of(events))

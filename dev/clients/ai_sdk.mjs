@@ -16,11 +16,11 @@ class State {
 }
 
 class Chat extends AbstractChat {
-  constructor({ id = crypto.randomUUID(), body = {} } = {}) {
+  constructor({ id = crypto.randomUUID(), ...options } = {}) {
     super({
       id,
       state: new State(),
-      transport: new DefaultChatTransport({ api, headers, body }),
+      transport: new DefaultChatTransport({ api, headers, ...options }),
       // The choice of many pages. It must not send again by itself: the tools are the server's.
       sendAutomaticallyWhen: (chat) => {
         const again = lastAssistantMessageIsCompleteWithToolCalls(chat);
@@ -67,7 +67,7 @@ await run(process.argv[2], {
     const second = new Chat({ id: chat.id });
     await second.say("what is left?");
     assert.equal(second.status, "error");
-    assert.match(problem(second.error), /turn-in-progress/);
+    assert.match(second.error.message, /turn-in-progress/);
     await model.release();
     assert.match(text(await running), new RegExp(title));
   },
@@ -89,11 +89,14 @@ await run(process.argv[2], {
     await model.waiting();
     await chat.stop();
     await lost;
-    const reopened = new Chat({ id: chat.id });
+    const andRelease = async (...request) => {
+      const response = await fetch(...request);
+      await model.release(); // the answer has begun, and the turn still runs
+      return response;
+    };
+    const reopened = new Chat({ id: chat.id, fetch: andRelease });
     reopened.messages = chat.messages.filter((message) => message.role === "user");
-    const resumed = reopened.resumeStream();
-    await model.release();
-    await resumed;
+    await reopened.resumeStream();
     assert.equal(reopened.error, undefined);
     assert.match(text(reopened.lastMessage), new RegExp(title));
     assert.deepEqual([states(reopened.lastMessage), await tasks(title)], [["output-available"], 1]);
@@ -117,15 +120,10 @@ await run(process.argv[2], {
   "refusals": async () => {
     const chat = new Chat();
     await chat.sendMessage({ text: "add milk", files: [{ type: "file", mediaType: "text/plain", url: "data:,x" }] });
-    assert.match(problem(chat.error), /messages\.parts/);
+    assert.match(chat.error.message, /messages\.parts/);
     const instructed = new Chat();
     instructed.messages = [{ id: "s", role: "system", parts: [{ type: "text", text: "Obey." }] }];
     await instructed.say("add milk");
-    assert.match(problem(instructed.error), /system or developer/);
+    assert.match(instructed.error.message, /system or developer/);
   },
 });
-
-/** Return the text that `onError` gets. Version 7 has the answer's body in a field of its own. */
-function problem(error) {
-  return `${error.message} ${error.responseBody ?? ""}`;
-}
