@@ -31,32 +31,45 @@ class LeaseHolder(Protocol):
 async def renewing(database: Database, holder: LeaseHolder) -> AsyncIterator[None]:
     """Renew the holder's lease while the block runs. Once it is lost, cancel the block, and raise LeaseLost.
 
-    The block would only cost money then: the turn can write nothing more. A cancellation from outside passes.
+    The block would only cost money then: the turn can write nothing more. A cancellation from outside passes at once:
+    a server that stops waits for no further step of the loop.
     """
-    block = asyncio.timeout(None)
-    renewer = asyncio.create_task(_renew_until_lost(database, holder, block))
+    renewals = _Renewals(database, holder)
     try:
-        async with block:
+        async with renewals.block:
+            renewals.plan(RENEW_SECONDS)
             yield
     except TimeoutError:
-        if block.expired():
-            renewer.result()  # raises what ended it
+        if renewals.failure:
+            raise renewals.failure from None
         raise
     finally:
-        renewer.cancel()
-        await asyncio.gather(renewer, return_exceptions=True)
+        renewals.stop()
 
 
-async def _renew_until_lost(database: Database, holder: LeaseHolder, block: asyncio.Timeout) -> None:
-    """Renew the lease until this is cancelled or the deadline is near. A failure ends the block at once."""
-    pause = RENEW_SECONDS
-    try:
-        while deadline.remaining() > pause:
-            await asyncio.sleep(pause)
-            pause = RENEW_SECONDS if renew(database, holder) else RETRY_SECONDS
-    except Exception:
-        block.reschedule(asyncio.get_running_loop().time())
-        raise
+class _Renewals:
+    """Renew a lease by timers of the event loop, until the deadline is near. A failure ends the block at once."""
+
+    def __init__(self, database: Database, holder: LeaseHolder) -> None:
+        self._database, self._holder = database, holder
+        self._timer: asyncio.TimerHandle | None = None
+        self.block = asyncio.timeout(None)
+        self.failure: Exception | None = None
+
+    def plan(self, pause: float) -> None:
+        if deadline.remaining() > pause:
+            self._timer = asyncio.get_running_loop().call_later(pause, self._renew)
+
+    def stop(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+
+    def _renew(self) -> None:
+        try:
+            self.plan(RENEW_SECONDS if renew(self._database, self._holder) else RETRY_SECONDS)
+        except Exception as error:
+            self.failure = error
+            self.block.reschedule(asyncio.get_running_loop().time())
 
 
 def renew(database: Database, holder: LeaseHolder) -> bool:
