@@ -8,7 +8,6 @@ import contextlib
 import http.client
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -19,8 +18,7 @@ from statistics import median
 from typing import Any, Final, cast
 from uuid import uuid4
 
-from bench import distance, parts, tasks
-from bench.figures import Figure, table
+from bench import distance, parts
 from bench.parts import Parts
 from bench.throughput import HOST, Client, serving
 from dev.standin_model import StandIn
