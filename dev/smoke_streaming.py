@@ -26,9 +26,8 @@ USER = "streaming-user"
 PATH = f"/api/{USER}/chat"
 EVENTS = "text/event-stream"
 SECONDS = 30  # for a server that hangs
-SHUTDOWN_SECONDS = 2  # Lambda kills a process then
-BEFORE_REPLY = ["accepted", "tool_started", "tool_finished"]
-"""The events of a turn whose model hangs after its first call."""
+BEFORE_PAUSE = ["accepted", "tool_started", "tool_finished", "text"]
+"""The first events of a turn whose model pauses within its reply."""
 
 Event = tuple[str, Any]
 
@@ -132,11 +131,11 @@ class Client:
         arn = f"arn:aws:lambda:eu-west-1:123456789012:function:{self.function.name}:live"
         return {"request_id": request_id, "deadline": deadline, "invoked_function_arn": arn, "env_config": known}
 
-    def say_and_hang(self, server: Server, key: str) -> Stream:
-        """Begin a turn whose model hangs after its first call. Return when it hangs and its events are read."""
-        self.model.fault("hang", match=EXAMPLES.add, after_calls=1, seconds=SECONDS)
+    def say_and_pause(self, server: Server, key: str) -> Stream:
+        """Begin a turn whose model pauses within its reply. Return when it does, and its first words are read."""
+        self.model.fault("pause", match=EXAMPLES.add, after_calls=1, pieces=2, seconds=SECONDS)
         stream = self.say(server, EXAMPLES.add, key)
-        stream.read(BEFORE_REPLY)
+        stream.read(BEFORE_PAUSE)
         self.model.waiting(at_least=1)
         return stream
 
@@ -176,8 +175,8 @@ def _answer_json(client: Client, server: Server) -> None:
 
 
 def _stream_while_the_model_works(client: Client, server: Server) -> None:
-    """Read the first events while the model hangs: none of them waited for the answer."""
-    stream = client.say_and_hang(server, "slow")
+    """Read the first words while the model pauses: they did not wait for the others."""
+    stream = client.say_and_pause(server, "slow")
     client.model.release()
     stream.read_all()
     _expect(_names(stream)[-1], "finished")
@@ -187,7 +186,7 @@ def _stream_while_the_model_works(client: Client, server: Server) -> None:
 def _go_on_without_the_client(client: Client, server: Server) -> None:
     """Leave in the middle. The turn goes on: the model is called twice in all, and the key replays the turn."""
     client.model.reset()
-    client.say_and_hang(server, "left").connection.close()
+    client.say_and_pause(server, "left").connection.close()
     _expect(client.say(server, EXAMPLES.show, "other", accept="application/json").response.status, 200)
     _expect(client.model.waiting(), 1)
     client.model.release()
@@ -199,10 +198,10 @@ def _go_on_without_the_client(client: Client, server: Server) -> None:
 
 def _fail_on_sigterm(client: Client, server: Server) -> Stream:
     """End the server in the middle of a turn: the stream ends with the problem, and with the calls so far."""
-    stream = client.say_and_hang(server, "cut")
+    stream = client.say_and_pause(server, "cut")
     server.process.send_signal(signal.SIGTERM)
     stream.read_all()
-    server.process.wait(SHUTDOWN_SECONDS)
+    server.process.wait(SECONDS)
     name, problem = stream.seen[-1]
     _expect((name, problem.get("type")), ("failed", "urn:taskchat:problem:unavailable"))
     _expect(problem["tool_calls"], [stream.seen[2][1]])

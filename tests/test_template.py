@@ -1,6 +1,7 @@
 """template.yaml keeps its promises in the output of SAM's own translator, which CloudFormation gets."""
 
 import json
+import os
 import re
 import tomllib
 from collections.abc import Iterator
@@ -78,6 +79,7 @@ def test_the_functions_have_their_packages_handlers(resources: Resource) -> None
     handlers = {name: each["Handler"] for name, each in of_type(resources, "Lambda::Function").items()}
     assert handlers == {
         "ChatFunction": "chat.app.handler",
+        "StreamFunction": "run.sh",
         "McpToolsFunction": "mcp_tools.app.handler",
         "RetentionFunction": "retention.app.handler",
     }
@@ -202,6 +204,7 @@ def test_each_function_has_its_own_role(resources: Resource) -> None:
     roles = {name: function["Role"] for name, function in of_type(resources, "Lambda::Function").items()}
     assert roles == {
         "ChatFunction": {"Fn::GetAtt": ["ChatRole", "Arn"]},
+        "StreamFunction": {"Fn::GetAtt": ["ChatRole", "Arn"]},  # the same package
         "McpToolsFunction": {"Fn::GetAtt": ["McpToolsRole", "Arn"]},
         "RetentionFunction": {"Fn::GetAtt": ["RetentionRole", "Arn"]},
     }
@@ -221,6 +224,9 @@ def test_no_permission_is_given_by_a_wildcard(resources: Resource) -> None:
 def test_no_other_resource_type_is_deployed(resources: Resource) -> None:
     """An engineer must look at a new type here first: it might be a user, a key or a bucket."""
     assert {each["Type"].removeprefix("AWS::") for each in resources.values()} == {
+        "ApiGateway::Deployment",
+        "ApiGateway::RestApi",
+        "ApiGateway::Stage",
         "ApiGatewayV2::Api",
         "ApiGatewayV2::Stage",
         "Events::Rule",
@@ -241,9 +247,9 @@ def test_only_this_api_may_invoke_and_only_live_versions(resources: Resource) ->
     """The permission names the API's own routes: no other gateway may call a function, and this one no old version."""
     source = "arn:${AWS::Partition}:execute-api:${AWS::Region}:${AWS::AccountId}:${__ApiId__}/${__Stage__}"
     permitted = set()
-    for permission in of_type(resources, "Lambda::Permission").values():
-        if permission["Principal"] == "events.amazonaws.com":
-            continue  # of the schedule, as tested below
+    for name, permission in of_type(resources, "Lambda::Permission").items():
+        if permission["Principal"] == "events.amazonaws.com" or name == "StreamPermission":
+            continue  # tested below
         assert (permission["Action"], permission["Principal"]) == ("lambda:InvokeFunction", "apigateway.amazonaws.com")
         address, names = permission["SourceArn"]["Fn::Sub"]
         assert names == {"__ApiId__": {"Ref": "HttpApi"}, "__Stage__": "*"}
@@ -321,6 +327,120 @@ class TestRetention:
     def test_it_starts_without_a_snapshot(self, retention: Resource) -> None:
         """A snapshot costs money as long as the version exists."""
         assert retention["SnapStart"] == {"ApplyOn": "None"}
+
+
+class TestStreaming:
+    """The function that streams exists only if it is wanted, and is the chat function under an HTTP server."""
+
+    @pytest.fixture
+    def stream(self, resources: Resource) -> Resource:
+        """Return the function that streams."""
+        return of_type(resources, "Lambda::Function")["StreamFunction"]
+
+    @pytest.fixture
+    def api(self, resources: Resource) -> Resource:
+        """Return the description of the REST API."""
+        [api] = of_type(resources, "ApiGateway::RestApi").values()
+        found: Resource = api["Body"]
+        return found
+
+    def test_it_exists_only_if_it_is_enabled(self, resources: Resource) -> None:
+        """So do its API with stage and deployment, version, alias, permission and output."""
+        document = template()
+        own = {name: each.get("Condition") for name, each in resources.items() if name.startswith("Stream")}
+        assert len(own) == 7
+        assert set(own.values()) == {"IsStreaming"}
+        assert document["Conditions"]["IsStreaming"] == {"Fn::Equals": [{"Ref": "Streaming"}, "enabled"]}
+        assert document["Parameters"]["Streaming"]["Default"] == "disabled"
+        assert document["Outputs"]["StreamUrl"]["Condition"] == "IsStreaming"
+
+    @pytest.mark.parametrize("same", ["Runtime", "Architectures", "Code", "MemorySize", "LoggingConfig"])
+    def test_it_is_the_chat_function(self, stream: Resource, resources: Resource, same: str) -> None:
+        """The two differ in their entry points only."""
+        assert stream[same] == of_type(resources, "Lambda::Function")["ChatFunction"][same]
+
+    def test_the_adapter_starts_its_handler(self, stream: Resource, resources: Resource) -> None:
+        """The adapter is a layer. It has the chat function's other variables and layers."""
+        chat = of_type(resources, "Lambda::Function")["ChatFunction"]
+        *layers, adapter = stream["Layers"]
+        assert layers == chat["Layers"]
+        assert adapter["Fn::Sub"].endswith(":lambda:${AWS::Region}:753240598075:layer:LambdaAdapterLayerX86:30")
+        assert stream["Environment"]["Variables"] == chat["Environment"]["Variables"] | {
+            "PYTHONPATH": "/opt/python",
+            "AWS_LAMBDA_EXEC_WRAPPER": "/opt/bootstrap",
+            "AWS_LWA_INVOKE_MODE": "response_stream",
+            "AWS_LWA_READINESS_CHECK_PATH": "/health",
+        }
+        assert os.access(ROOT / "functions" / stream["Handler"], os.X_OK)
+
+    def test_its_seconds_are_the_programs(self, stream: Resource, api: Resource) -> None:
+        """The parameter takes exactly the numbers that the program takes, and API Gateway waits for longer."""
+        parameter, setting = template()["Parameters"]["StreamSeconds"], Settings.model_fields["stream_seconds"]
+        assert setting.metadata == [Ge(parameter["MinValue"]), Le(parameter["MaxValue"])]
+        assert setting.default == parameter["Default"]
+        assert stream["Timeout"] == stream["Environment"]["Variables"]["STREAM_SECONDS"] == {"Ref": "StreamSeconds"}
+        assert all(each["timeoutInMillis"] > parameter["MaxValue"] * 1000 for each in self.integrations(api).values())
+
+    def test_it_starts_without_a_snapshot(self, stream: Resource) -> None:
+        """The runtime's own client takes snapshots, and the adapter runs in its place."""
+        assert stream["SnapStart"] == {"ApplyOn": "None"}
+
+    def integrations(self, api: Resource) -> dict[str, Resource]:
+        """Return the integration of each path, which has one for all methods."""
+        return {
+            path: operation["x-amazon-apigateway-integration"]
+            for path, operations in api["paths"].items()
+            for method, operation in operations.items()
+            if method == "x-amazon-apigateway-any-method"
+        }
+
+    def test_every_path_streams_from_the_published_version(self, api: Resource) -> None:
+        """The app answers an unknown route, and a preflight request, with the same texts as on the HTTP API."""
+        found = self.integrations(api)
+        assert set(found) == {"/", "/{proxy+}"} == set(api["paths"])
+        for integration in found.values():
+            assert (integration["type"], integration["httpMethod"]) == ("aws_proxy", "POST")
+            assert integration["responseTransferMode"] == "STREAM"
+            address, names = integration["uri"]["Fn::Sub"]
+            assert address.endswith("/2021-11-15/functions/${Alias}/response-streaming-invocations")
+            assert names == {"Alias": {"Ref": "StreamFunctionAliaslive"}}
+
+    def test_its_api_is_regional_and_throttles(self, resources: Resource) -> None:
+        """Only a regional API streams. Its limits are those of the HTTP API."""
+        [api] = of_type(resources, "ApiGateway::RestApi").values()
+        [stage] = of_type(resources, "ApiGateway::Stage").values()
+        [settings] = stage["MethodSettings"]
+        assert api["EndpointConfiguration"] == {"Types": ["REGIONAL"]}
+        assert (settings["ResourcePath"], settings["HttpMethod"]) == ("/*", "*")
+        assert settings["ThrottlingRateLimit"] == {"Ref": "ThrottlingRate"}
+        assert settings["ThrottlingBurstLimit"] == {"Ref": "ThrottlingBurst"}
+
+    def test_only_its_api_may_invoke_it(self, resources: Resource) -> None:
+        """The permission is for the published version."""
+        permission = of_type(resources, "Lambda::Permission")["StreamPermission"]
+        assert permission["FunctionName"] == {"Ref": "StreamFunctionAliaslive"}
+        assert (permission["Action"], permission["Principal"]) == ("lambda:InvokeFunction", "apigateway.amazonaws.com")
+        assert permission["SourceArn"]["Fn::Sub"].endswith(":${AWS::AccountId}:${StreamApi}/live/*")
+
+    def test_a_page_may_read_the_gateways_own_errors(self, api: Resource) -> None:
+        """Such as its 429. The app cannot add CORS headers to them."""
+        condition, responses, nothing = api["x-amazon-apigateway-gateway-responses"]["Fn::If"]
+        assert (condition, set(responses), nothing) == (
+            "HasCorsOrigins",
+            {"DEFAULT_4XX", "DEFAULT_5XX"},
+            {"Ref": "AWS::NoValue"},
+        )
+        allow = "gatewayresponse.header.Access-Control-Allow-Origin"
+        assert all(each["responseParameters"] == {allow: "'*'"} for each in responses.values())
+
+    def test_a_change_of_its_api_is_deployed(self, resources: Resource) -> None:
+        """A stage shows the API as it was at its last deployment, and SAM makes one for each change."""
+        changed = template()
+        changed["Resources"]["StreamApi"]["Properties"]["DefinitionBody"]["info"]["version"] = "2"
+        deployments = [
+            set(of_type(each, "ApiGateway::Deployment")) for each in (resources, translate(changed)["Resources"])
+        ]
+        assert deployments[0].isdisjoint(deployments[1])
 
 
 @pytest.mark.parametrize("parameter", ["AppSecretArn", "RetentionSecretArn"])
