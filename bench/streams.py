@@ -67,7 +67,7 @@ JSON_TURNS: Final = 40
 
 
 BESIDES: Final = (
-    "The token check, uvicorn, FastAPI, two writes to the socket and the client take the rest, which is the same when the"
+    "The token check, uvicorn, FastAPI, two writes to the socket and the client take the rest. It is the same when the"
     " database is a roundtrip away and the transaction takes longer."
 )
 

@@ -64,7 +64,7 @@ def _functions(document: dict[str, Any]) -> Iterator[Function]:
             directory=BUILD / own["CodeUri"],
             layers=tuple(BUILD / resources[layer["Ref"]]["Properties"]["ContentUri"] for layer in usual["Layers"]),
             handler=own["Handler"],
-            timeout=int(own.get("Timeout", usual["Timeout"])),
+            timeout=int(_value(own.get("Timeout", usual["Timeout"]), document)),
             memory=int(_value(usual["MemorySize"], document)),
             environment={variable: str(_value(value, document)) for variable, value in variables.items()},
         )

@@ -35,7 +35,7 @@ WORDS = {
     }.items()
 }
 """Values of the names in the events' bodies."""
-CHAT, MCP_TOOLS, RETENTION = "ChatFunction", "McpToolsFunction", "RetentionFunction"
+CHAT, STREAM, MCP_TOOLS, RETENTION = "ChatFunction", "StreamFunction", "McpToolsFunction", "RetentionFunction"
 
 
 class ProofError(Exception):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dev import artifact, client, processes, proof, state
+from dev import artifact, client, processes, proof, smoke_streaming, state
 from dev.artifact import ArtifactError, Function
 from dev.client import UnreachableError
 from dev.processes import StartupError
@@ -86,6 +86,8 @@ def smoke(used: Tools) -> dict[str, float]:
         with _emulated(functions[proof.RETENTION], used, around.environment) as retention:
             _delete_old_rows(retention)
         around.check(proof.EVERYTHING_KEPT)
+        streaming = functions[proof.STREAM]
+        smoke_streaming.smoke(streaming, _environment(streaming, used, around.environment), used.python, around)
         peaks = {name: function.peak_megabytes() for name, function in running.items()}
     print(f"The database holds the expected rows: {proof.EVERYTHING_KEPT}")
     return peaks

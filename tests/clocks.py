@@ -20,6 +20,10 @@ _FUNCTION = sql.SQL("""
 create or replace function skewed.clock_timestamp() returns timestamptz volatile language sql
 as $$ select pg_catalog.clock_timestamp() + interval {} $$
 """)
+_STOPPED = sql.SQL("""
+create or replace function skewed.clock_timestamp() returns timestamptz volatile language sql
+as $$ select timestamptz {} $$
+""")
 _LOOK_THERE_FIRST = sql.SQL("alter role {} in database {} set search_path = skewed, pg_catalog, public, pg_temp")
 _LOOK_AS_BEFORE = sql.SQL("alter role {} in database {} reset search_path")
 
@@ -38,6 +42,10 @@ class DatabaseClock:
     def show(self, moment: datetime) -> None:
         """Set the clock to this moment. It runs on from there."""
         self.differ_by(moment - datetime.now(UTC))
+
+    def stop_at(self, moment: datetime) -> None:
+        """Let the clock show this moment, and stand still."""
+        self.rows.execute(_STOPPED.format(sql.Literal(moment.isoformat())))
 
     def advance(self, time: timedelta) -> None:
         """Set the clock forward by this time."""

@@ -50,7 +50,7 @@ def _freeze(app: Any) -> dict[str, Any]:
         fresh["connection"] = connection.connection.dbapi_connection
     del connection
     if hasattr(process, "turns"):
-        fresh["model"] = process.turns.agent._model
+        fresh["model"] = process.turns.runner.agent._model
     watched = {name: weakref.ref(made) for name, made in fresh.items()}
     fresh.clear()
     for hook, arguments, named in reversed(hooks.get_before_snapshot()):

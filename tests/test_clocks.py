@@ -19,7 +19,7 @@ from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from taskchat.conversations.history import Turn
-from taskchat.conversations.lease import LEASE_GRACE, MAX_LEASE
+from taskchat.conversations.lease import LEASE_SECONDS
 from taskchat.http.auth import LEEWAY
 from taskchat.http.gateway import MAX_SECONDS, Event, seconds_left
 from testing.callers import AUTH, Caller
@@ -81,11 +81,11 @@ class TestLeases:
         request = client.request({"message": MESSAGE}, "key")
         with fleet.cold() as environment:
             assert environment.ask(request, Trap.kill(1, "model: sent")).trapped
-        assert MAX_SECONDS - SLACK < clock.lease_left(client.id) <= MAX_SECONDS + LEASE_GRACE
+        assert LEASE_SECONDS - SLACK < clock.lease_left(client.id) <= LEASE_SECONDS
         again = fleet.start()
         refused = again.ask(request).answer
         assert (refused.status, refused.headers["retry-after"]) == (409, "2")
-        clock.advance(timedelta(seconds=MAX_LEASE))
+        clock.advance(timedelta(seconds=LEASE_SECONDS))
         db_assertions.check_turn(rows, client.id, MESSAGE, again.ask(request).answer)
         assert db_assertions.effects(rows, client.id) == MESSAGE.effects
 
@@ -97,7 +97,7 @@ class TestLeases:
         request = client.request({"message": MESSAGE}, "key")
         zombie = fleet.start()
         assert zombie.ask(request, Trap.freeze(1, "model: sent")).trapped
-        clock.advance(timedelta(seconds=MAX_LEASE))
+        clock.advance(timedelta(seconds=LEASE_SECONDS))
         done = fleet.start().ask(request).answer
         zombie.thaw()
         late = zombie.outcome().answer
@@ -126,7 +126,7 @@ class TestLeases:
         client, environment = Caller.new(issuer), fleet.start()
         assert environment.ask(client.request({"message": MESSAGE}), Trap.freeze(1, "model: sent")).trapped
         clock.advance(timedelta(minutes=-10))
-        assert 600 < clock.lease_left(client.id) <= 600 + MAX_SECONDS + LEASE_GRACE
+        assert 600 < clock.lease_left(client.id) <= 600 + LEASE_SECONDS
         environment.thaw()
         db_assertions.check_turn(rows, client.id, MESSAGE, environment.outcome().answer)
         assert clock.lease_left(client.id) == 0

@@ -19,6 +19,7 @@ import pytest
 
 from dev import processes
 from dev.tokens import Issuer
+from taskchat.conversations.lease import LEASE_SECONDS
 from testing.callers import Caller
 from testing.gateway import Response
 from tests import db_assertions, personal_data
@@ -34,8 +35,6 @@ AT_ONCE = 4
 PAIRS = 40 if "CI" in os.environ else 10
 """Turns that are killed twice in each scenario, at random points."""
 SEED = int(os.environ.get("CRASH_SEED") or random.SystemRandom().randrange(10**6))
-LEASE_SECONDS = 60
-"""The bound of a lease. A crashed conversation is busy for as long."""
 
 
 @dataclass(frozen=True)

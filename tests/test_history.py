@@ -52,7 +52,7 @@ class Talk:
         """Begin and finish a turn."""
         begun = self.begin(message)
         with self.database.transaction(self.user_id) as session:
-            conversations.finish(session, begun, reply, {})
+            conversations.finish(session, begun.lease, begun.turn, reply, {})
         return begun
 
     def interrupt(self, message: str) -> Begun:
@@ -193,7 +193,7 @@ def test_a_turn_that_is_resumed_late_reads_only_earlier_turns(database: Database
     with database.transaction(talk.user_id) as session:
         again = conversations.begin(session, talk.user_id, begun.turn.turn_id, Request("cut off", talk.id), talk.budget)
         assert isinstance(again, Begun)
-        conversations.finish(session, again, "late", {})
+        conversations.finish(session, again.lease, again.turn, "late", {})
     assert [turn.message for turn in again.history] == ["before"]
     now = talk.begin("now")
     assert now.turn.position == 6  # the resumed turn has kept its position, and takes no other

@@ -79,7 +79,7 @@ class TestToolsOnly:
         from chat.app import process
 
         alice.say(ADD)
-        agent = process.turns.agent
+        agent = process.turns.runner.agent
         kinds = {type(thing).__module__.split(".")[0] for thing in _reachable(agent)}
         assert not kinds & {"sqlalchemy", "sqlmodel", "pg8000"}
         held = {

@@ -747,7 +747,8 @@ class TestLostLease:
         assert isinstance(begun, conversations.Begun)
         taken = "update conversation set fence = fence + 1 where user_id = %s returning *"
         other = rows.execute(taken, [person]).fetchone()
-        for end in (lambda session: conversations.finish(session, begun, "Late.", {}), begun.lease.release):
+        lease, turn = begun.lease, begun.turn
+        for end in (lambda session: conversations.finish(session, lease, turn, "Late.", {}), lease.release):
             with pytest.raises(LeaseLost):
                 end_turn(database, person, limits, end)
         assert rows.execute("select * from conversation where user_id = %s", [person]).fetchall() == [other]

@@ -140,7 +140,7 @@ class TestATurnThatBeginsAgain:
         with database.transaction("alice") as session:
             begun = conversations.begin(session, "alice", uuid4(), Request("hello"), BUDGET)
             assert isinstance(begun, Begun)
-            conversations.finish(session, begun, "Hello.", {})
+            conversations.finish(session, begun.lease, begun.turn, "Hello.", {})
         return begun.lease.conversation_id
 
     def begin(self, database: Database, turn_id: UUID, request: Request, *own: Lease) -> Begun:

@@ -42,6 +42,7 @@ INDEXES = {
     "lease._REMAINING_LEASE": {"conversation_pkey"},
     "lease.LOCK_REMAINING": {"conversation_pkey"},
     "lease.HOLD_LEASE": {"conversation_pkey"},
+    "lease.RENEW_LEASE": {"conversation_pkey"},
     "lease.RELEASE_LEASE": {"conversation_pkey"},
     "history._MOVE_START": {"conversation_pkey"},
     "turns._STORE_MESSAGE": {"conversation_pkey"},
@@ -126,7 +127,7 @@ def meet_a_running_turn(person: Person, conversation_id: str, superuser: psycopg
 
 
 def begin_again(person: Person, conversation_id: str) -> None:
-    """Begin a turn again after a lost answer, and settle a call in the same way."""
+    """Begin a turn again after a lost answer, settle a call in the same way, and renew the lease."""
     request, turn_id, own = Request(example.add("buy milk"), UUID(conversation_id)), uuid4(), list[Lease]()
     for _ in range(2):
         with process.database.transaction(person.id) as session:
@@ -135,7 +136,7 @@ def begin_again(person: Person, conversation_id: str) -> None:
             own.append(begun.lease)
     with process.database.transaction(person.id) as session:
         UnsettledCall(record_of_call(person, turn_id), {}).settle(session)
-        begun.lease.release(session)
+        begun.lease.extended().renew(session).release(session)
 
 
 def record_of_call(person: Person, turn_id: UUID) -> dict[str, Any]:

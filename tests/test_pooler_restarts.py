@@ -21,8 +21,7 @@ from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
-from taskchat.conversations.lease import LEASE_GRACE
-from taskchat.http.gateway import MAX_SECONDS
+from taskchat.conversations.lease import LEASE_SECONDS
 from testing.callers import Caller
 from testing.gateway import Response
 from tests import db_assertions
@@ -76,7 +75,7 @@ class Turns:
             " where user_id = %s",
             [client.id],
         ).fetchone()
-        assert held is None or (held["left"] or 0) <= MAX_SECONDS + LEASE_GRACE
+        assert held is None or (held["left"] or 0) <= LEASE_SECONDS
         db_assertions.let_leases_run_out(self.rows, client.id)
 
 

@@ -31,7 +31,7 @@ def database_url(server: Postgres) -> str:
 PROCESS = """
 import json, os, sys
 from chat.app import handler
-from taskchat.http.gateway import logger, metrics
+from taskchat.http.telemetry import logger, metrics
 from testing.gateway import LambdaContext
 requests = json.load(sys.stdin)
 {breakage}

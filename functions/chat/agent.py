@@ -35,6 +35,7 @@ from agents.tracing.provider import DefaultTraceProvider
 from fastmcp import FastMCP
 from mcp_types import Tool
 from openai.types.responses import ResponseFunctionToolCall
+from sqlmodel import Session
 
 from chat.answers import MAX_CALLS
 from chat.arguments import parse_arguments
@@ -124,6 +125,10 @@ class Run:
         if self.usage.tokens >= MAX_TURN_TOKENS:
             raise ModelFailed(_ENDLESS)
 
+    def check_lease(self, session: Session) -> None:
+        """Hold the lease as it is now: it may be renewed while a call is under way. Raises LeaseLost."""
+        self.lease.check(session)
+
     def expect_count(self) -> None:
         """Note that a commit follows, which counts the usage."""
         self.may_be_counted = True
@@ -137,7 +142,7 @@ class Run:
             conversation_id=self.lease.conversation_id,
             said_at=self.turn.said_at,
             timezone=self.turn.timezone,
-            check_lease=self.lease.check,
+            check_lease=self.check_lease,
             refusal=refusal,
             records=self.calls,
             unsettled=self.unsettled,

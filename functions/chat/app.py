@@ -18,19 +18,22 @@ from starlette.middleware import Middleware
 
 from chat import conversation_routes, personal_data_routes
 from chat.agent import ChatAgent
-from chat.openapi import CHAT_REQUEST, CHAT_RESPONSES, DATA_RESPONSES, DescribedApi
+from chat.openapi import CHAT_REQUEST, CHAT_RESPONSES, DATA_RESPONSES, RESUME_RESPONSES, DescribedApi
+from chat.running import RunningTurns, TurnResult
 from chat.schemas import ChatResponse, Health
-from chat.stream.asked import read_asked
+from chat.stream.ai_sdk import AiSdkEncoder
+from chat.stream.asked import conversation_id_of
+from chat.stream.protocols import MAX_CLIENT_LIST, read_asked
 from chat.stream.response import EventResponse
-from chat.turn import TurnResult, TurnRunner
+from chat.turn import TurnRunner
 from taskchat import deadline
-from taskchat.conversations import deletion, reading
+from taskchat.conversations import deletion, reading, running
 from taskchat.conversations.turns import turn_id_for
 from taskchat.cursor import BadCursor
 from taskchat.database.transaction import Statement
 from taskchat.http.auth import Verifier, create_chat_verifier
 from taskchat.http.gateway import MARGIN, MAX_SECONDS, lambda_handler
-from taskchat.http.input import answer_invalid_query
+from taskchat.http.input import NoQuery, answer_invalid_query
 from taskchat.http.middleware import answer_safely, limit_body
 from taskchat.http.person import Caller
 from taskchat.http.problems import answer_routing_error
@@ -49,14 +52,15 @@ class ChatProcess(Process):
         return create_chat_verifier(self.settings)
 
     @cached_property
-    def turns(self) -> TurnRunner:
+    def turns(self) -> RunningTurns:
         settings, agent = self.settings, ChatAgent(self.settings, self.toolset, self.tools)
         limits = Limits("chat", settings.turn_burst, settings.turns_per_minute, settings.daily_model_tokens)
-        return TurnRunner(self.database, agent, settings.history_tokens, settings.deletions_per_turn, limits)
+        runner = TurnRunner(self.database, agent, settings.history_tokens, settings.deletions_per_turn, limits)
+        return RunningTurns(runner)
 
     @property
     def statements(self) -> list[Statement]:
-        return [*super().statements, *reading.STATEMENTS, *deletion.STATEMENTS]
+        return [*super().statements, *reading.STATEMENTS, *deletion.STATEMENTS, *running.STATEMENTS]
 
     @cached_property
     def data_limits(self) -> Limits:
@@ -65,14 +69,13 @@ class ChatProcess(Process):
 
     def get_ready(self) -> None:
         """Open what the first request would wait for: connection, keys, tools. Raises SettingsError."""
-        agent = self.turns.agent
+        agent = self.turns.runner.agent
         run_concurrently(self.connect, self.verifier.keys.fetch_ahead)
         asyncio.get_event_loop().run_until_complete(agent.list_tools())
 
     async def close(self) -> None:
         if "turns" in vars(self):
-            await self.turns.live.close()
-            await self.turns.agent.close()
+            await self.turns.close()
         await super().close()
 
 
@@ -84,13 +87,26 @@ async def chat(caller: Caller, request: Request, response: Response) -> ChatResp
     """Do what the message asks for. Return the reply, and each tool call of the turn, or stream them as they come."""
     asked = await read_asked(request, caller.user_id)
     turn_id, turns = turn_id_for(caller.user_id, asked.key), request.app.state.process.turns
-    with deadline.within(min(deadline.remaining(), MAX_SECONDS - MARGIN)):
+    with deadline.default(MAX_SECONDS - MARGIN):
         if asked.encoder:
-            return EventResponse(await turns.stream(caller.user_id, turn_id, asked.request), asked.encoder)
+            return EventResponse(await turns.stream(caller.user_id, turn_id, asked.request), asked.encoder())
         result: TurnResult = await turns.run(caller.user_id, turn_id, asked.request)
     if result.replayed:
         response.headers["Idempotent-Replayed"] = "true"
     return result.response
+
+
+@router.get("/api/{user_id}/chat/{id}/stream", response_class=Response, responses=RESUME_RESPONSES)
+async def resume_stream(caller: Caller, id: str, request: Request, _query: NoQuery) -> Response:
+    """Return the events of the turn that runs in the conversation, from the first one, or 204 if none runs."""
+    conversation_id = conversation_id_of(caller.user_id, id)
+    with caller.transaction() as session:
+        turn_id = running.running_turn(session, caller.user_id, conversation_id)
+    if turn_id is None:
+        return Response(status_code=204)
+    with deadline.default(MAX_SECONDS - MARGIN):
+        feed = request.app.state.process.turns.follow(caller.user_id, conversation_id, turn_id)
+    return EventResponse(feed, AiSdkEncoder())
 
 
 @router.get("/health")
@@ -118,7 +134,7 @@ def create_app(process: ChatProcess) -> DescribedApi:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=[Middleware(answer_safely), Middleware(limit_body)],
+        middleware=[Middleware(answer_safely), Middleware(limit_body, max_bytes=MAX_CLIENT_LIST)],
         exception_handlers={
             HTTPException: answer_routing_error,
             RequestValidationError: answer_invalid_query,

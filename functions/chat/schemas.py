@@ -34,16 +34,18 @@ def _parse_uuid(value: Any, parse: ValidatorFunctionWrapHandler) -> Any:
         raise ValueError("not a UUID") from None
 
 
+MessageText = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_MESSAGE), plain_text(MAX_MESSAGE)
+]
+"""The type of a person's message, in every protocol."""
+
+
 class ChatRequest(BaseModel):
     """One message of a person."""
 
     model_config = ConfigDict(extra="forbid")
 
-    message: Annotated[
-        str,
-        StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_MESSAGE),
-        plain_text(MAX_MESSAGE),
-    ]
+    message: MessageText
     conversation_id: Annotated[UUID, WrapValidator(_parse_uuid)] | None = None
     timezone: TimezoneName | None = Field(
         default=None, description="IANA name, for words such as today. The default is UTC."

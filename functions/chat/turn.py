@@ -1,6 +1,6 @@
 """Run one turn: read the history and store the message, build the input, run the agent, store the reply.
 
-A turn is a list of events (chat.stream). The JSON answer is what its last event says.
+It reports each step as an event. `chat.running` hands the events to the clients.
 
 One transaction reads the history and stores the message, another one stores the reply. The model is called between
 the two: while it works, no connection and no lock is held.
@@ -8,8 +8,7 @@ After a commit without an answer, the turn looks up what the database holds, and
 """
 
 import asyncio
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 from uuid import UUID
 
@@ -18,30 +17,22 @@ from sqlmodel import Session
 
 from chat.agent import ChatAgent, Run
 from chat.model_input import build_input
-from chat.schemas import ChatResponse, view_calls
-from chat.stream import events
+from chat.schemas import view_calls
 from chat.stream.feed import Feed, problem_of
-from chat.stream.live import LiveTurns
 from chat.stream.report import TurnReport
 from chat.usage import counting
 from taskchat import deadline
 from taskchat.conversations.history import Turn
 from taskchat.conversations.lease import Lease, LeaseLost
-from taskchat.conversations.running import running_turn, stored_turn
+from taskchat.conversations.renewal import renewing
 from taskchat.conversations.turns import Begun, Finished, Request, begin, finish, recorded_calls
 from taskchat.database.transaction import Database, before_commit, retry_while_unavailable
-from taskchat.errors import CommitOutcomeUnknown, OutOfTime, TaskchatError, TurnInProgress, Unavailable
+from taskchat.errors import CommitOutcomeUnknown, OutOfTime, TaskchatError
 from taskchat.limits import DayLeft, Limits
-from taskchat.toolcalls.models import ToolCall
 
 RELEASE_SECONDS: Final = 1.0
 """Seconds in which an interrupted turn may still release its lease. Less than gateway.MARGIN, which also holds the
 answer."""
-
-LOOK_SECONDS: Final = 1.0
-"""Seconds between two looks at a turn that another process runs."""
-
-INTERRUPTED: Final = "The turn was interrupted. The same request goes on from there."
 
 SCHEMA: Final = "taskchat.usage/1"
 """Version of the log line that ends each attempt at a turn. A version may get new fields; none changes or goes."""
@@ -50,84 +41,35 @@ logger = Logger()
 
 
 @dataclass(frozen=True)
-class TurnResult:
-    """The response of a turn. `replayed` is true if an earlier request did the turn."""
-
-    response: ChatResponse
-    replayed: bool
-
-
-@dataclass(frozen=True)
 class TurnRunner:
-    """Runs turns. It holds what all turns share, and the events of those that run."""
+    """Runs turns. It holds what all turns share, and no turn changes it."""
 
     database: Database
     agent: ChatAgent
     history_tokens: int
     deletions_per_turn: int
     limits: Limits
-    live: LiveTurns = field(default_factory=LiveTurns)
 
-    async def run(self, user_id: str, turn_id: UUID, request: Request) -> TurnResult:
-        """Run the turn once, before the deadline, however often it is requested.
-
-        Raises any TaskchatError. Once the message is known to be stored, the error names conversation, turn and calls.
-        """
-        feed = await self._start(user_id, turn_id, request, is_streamed=False)
-        last = await feed.last()
-        if isinstance(last, events.Failed):
-            raise last.problem
-        return TurnResult(last.response, feed.accepted.replayed)
-
-    async def stream(self, user_id: str, turn_id: UUID, request: Request) -> Feed:
-        """Begin the turn, or find it where it runs or is stored, and return its events. Raises all that refuses it.
-
-        While another process runs it, they go on when that process has ended it.
-        """
-        if live := self.live.find(user_id, turn_id, request):
-            return live
-        try:
-            return await self._start(user_id, turn_id, request, is_streamed=True)
-        except TurnInProgress:
-            conversation_id = request.conversation_of(turn_id)
-            if self.running_turn(user_id, conversation_id) != turn_id:
-                raise
-            feed = Feed(events.Accepted(conversation_id, turn_id, replayed=False))
-            self.live.run(user_id, turn_id, request, feed, partial(self._pick_up, user_id, turn_id, request))
-            return feed
-
-    def follow(self, user_id: str, conversation_id: UUID) -> Feed | None:
-        """Return the events of the turn that runs in the conversation, here or in another process. It is only read."""
-        if live := self.live.find_in(user_id, conversation_id):
-            return live
-        turn_id = self.running_turn(user_id, conversation_id)
-        if turn_id is None:
-            return None
-        feed = Feed(events.Accepted(conversation_id, turn_id, replayed=False))
-        feed.run(partial(self._read, user_id, turn_id))
-        return feed
-
-    def running_turn(self, user_id: str, conversation_id: UUID) -> UUID | None:
-        """Return the id of the turn that runs in the conversation."""
-        with self.database.transaction(user_id) as session:
-            return running_turn(session, user_id, conversation_id)
-
-    async def _start(self, user_id: str, turn_id: UUID, request: Request, *, is_streamed: bool) -> Feed:
+    async def begin(self, user_id: str, turn_id: UUID, request: Request) -> tuple[Begun | Finished, DayLeft]:
+        """Take the lease, and store the message. Return the turn as it was if it is done. Raises any TaskchatError."""
         if deadline.remaining() <= 0:
             raise OutOfTime
-        begun, left = await self._begin(user_id, turn_id, request)
-        if isinstance(begun, Finished):
-            feed = Feed(events.Accepted(begun.conversation_id, turn_id, replayed=True))
-            _report_stored(feed, begun)
-            return feed
-        # The commit has persisted the message. From here on only a tool call and the reply hold a connection.
-        feed = Feed(events.Accepted(begun.lease.conversation_id, turn_id, replayed=False))
-        work = partial(self._work, begun, left, request, is_streamed=is_streamed)
-        self.live.run(user_id, turn_id, request, feed, work)
-        return feed
+        try:
+            with self.database.transaction(user_id) as session:
+                # First, here as at the end: a turn that holds a conversation must not wait for a row of the limits.
+                left = self.limits.spend(session, user_id)
+                begun = begin(session, user_id, turn_id, request, self.history_tokens)
+        except CommitOutcomeUnknown:
+            if isinstance(begun, Begun):  # a stored answer stands in any case
+                begun = await self._begin_again(request, begun.lease)
+        return begun, left
 
-    async def _work(self, begun: Begun, left: DayLeft, request: Request, feed: Feed, *, is_streamed: bool) -> None:
-        """Run a turn that has begun."""
+    async def run(self, begun: Begun, left: DayLeft, request: Request, feed: Feed, *, is_streamed: bool) -> None:
+        """Run a turn that has begun, before the deadline, and add its events to the feed.
+
+        Raises any TaskchatError. The error names conversation, turn and calls.
+        """
+        # The commit has persisted the message. From here on only a tool call and the reply hold a connection.
         run = Run(
             tools=self.agent.tools,
             turn=begun.turn,
@@ -140,43 +82,8 @@ class TurnRunner:
             resumed=len(begun.turn.calls),
         )
         run.report.add_calls(run.calls)
-        response = await self._finish(begun, run, request)
-        feed.add(events.Finished(response))
-
-    async def _pick_up(self, user_id: str, turn_id: UUID, request: Request, feed: Feed) -> None:
-        """Wait while another process runs the turn, and report what it did. If it was interrupted, go on with it."""
-        await self._wait_for_end(user_id, turn_id, feed)
-        begun, left = await self._begin(user_id, turn_id, request)
-        if isinstance(begun, Finished):
-            return _report_stored(feed, begun)
-        await self._work(begun, left, request, feed, is_streamed=True)
-
-    async def _read(self, user_id: str, turn_id: UUID, feed: Feed) -> None:
-        """Wait while another process runs the turn, and report what it did."""
-        await self._wait_for_end(user_id, turn_id, feed)
-        with self.database.transaction(user_id) as session:
-            done = stored_turn(session, user_id, turn_id)
-        if done is None:
-            raise Unavailable(INTERRUPTED, retry_after=1)
-        _report_stored(feed, done)
-
-    async def _wait_for_end(self, user_id: str, turn_id: UUID, feed: Feed) -> None:
-        """Wait until no process runs the turn. Raises TurnInProgress at the deadline."""
-        while self.running_turn(user_id, feed.accepted.conversation_id) == turn_id:
-            if deadline.remaining() <= LOOK_SECONDS:
-                raise TurnInProgress(retry_after=1)
-            await asyncio.sleep(LOOK_SECONDS)
-
-    async def _begin(self, user_id: str, turn_id: UUID, request: Request) -> tuple[Begun | Finished, DayLeft]:
-        try:
-            with self.database.transaction(user_id) as session:
-                # First, here as at the end: a turn that holds a conversation must not wait for a row of the limits.
-                left = self.limits.spend(session, user_id)
-                begun = begin(session, user_id, turn_id, request, self.history_tokens)
-        except CommitOutcomeUnknown:
-            if isinstance(begun, Begun):  # a stored answer stands in any case
-                begun = await self._begin_again(request, begun.lease)
-        return begun, left
+        turn = await self._finish(begun, run, request)
+        run.report.finish(run.lease.conversation_id, replace(turn, calls=run.calls))
 
     async def _begin_again(self, request: Request, lease: Lease, stored: Turn | None = None) -> Begun | Finished:
         """Begin a turn again whose commit had no answer. Its allowance was spent the first time.
@@ -196,11 +103,11 @@ class TurnRunner:
 
         return await retry_while_unavailable(attempt)
 
-    async def _finish(self, begun: Begun, run: Run, request: Request) -> ChatResponse:
+    async def _finish(self, begun: Begun, run: Run, request: Request) -> Turn:
         try:
             if deadline.remaining() <= 0:
                 raise OutOfTime
-            async with asyncio.timeout(deadline.remaining()):
+            async with asyncio.timeout(deadline.remaining()), renewing(self.database, run):
                 with counting(run.usage):
                     reply = await self.agent.execute(run, build_input(begun.history, begun.turn))
             turn = await self._store(begun, run, reply, request)
@@ -209,14 +116,12 @@ class TurnRunner:
             await self._interrupt(run, problem)
             raise problem from error if error is not problem else error.__cause__
         logger.info("turn finished", extra=_log_fields(run))
-        run.report.add_calls(run.calls)
-        run.report.end(str(turn.reply))
-        return _response(run.lease.conversation_id, turn, run.calls)
+        return turn
 
     async def _store(self, begun: Begun, run: Run, reply: str, request: Request) -> Turn:
         """Store the reply, and return the turn with it."""
         try:
-            self._commit_reply(begun, run, reply)
+            self._commit_reply(begun.turn, run, reply)
         except CommitOutcomeUnknown:
             again = await self._begin_again(request, run.lease, begun.turn)
             if isinstance(again, Finished):
@@ -225,13 +130,13 @@ class TurnRunner:
             run.lease = again.lease
             if len(again.turn.calls) != len(run.calls):  # another attempt made calls that this reply knows nothing of
                 raise LeaseLost(retry_after=1) from None
-            self._commit_reply(again, run, reply)
+            self._commit_reply(again.turn, run, reply)
         return replace(begun.turn, reply=reply)
 
-    def _commit_reply(self, begun: Begun, run: Run, reply: str) -> None:
+    def _commit_reply(self, turn: Turn, run: Run, reply: str) -> None:
         with self.database.transaction(run.lease.user_id) as session:
             self._count(session, run)
-            finish(session, begun, reply, asdict(run.usage))
+            finish(session, run.lease, turn, reply, asdict(run.usage))
 
     async def _interrupt(self, run: Run, problem: TaskchatError) -> None:
         """Release the lease, and record how far the turn came: a request with its key goes on from there."""
@@ -276,23 +181,6 @@ class TurnRunner:
         run.calls, run.unsettled = calls, []
         for call, outcome in settled:
             call.report(outcome)
-
-
-def _report_stored(feed: Feed, done: Finished) -> None:
-    """Report a turn as it is stored."""
-    report = TurnReport(feed)
-    report.add_calls(done.turn.calls)
-    report.end(str(done.turn.reply))
-    feed.add(events.Finished(_response(done.conversation_id, done.turn, done.turn.calls)))
-
-
-def _response(conversation_id: UUID, turn: Turn, calls: list[ToolCall]) -> ChatResponse:
-    return ChatResponse(
-        conversation_id=conversation_id,
-        turn_id=turn.turn_id,
-        response=str(turn.reply),
-        tool_calls=view_calls(calls),
-    )
 
 
 def _log_fields(run: Run) -> dict[str, object]:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 
 _deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
@@ -17,6 +17,13 @@ def within(seconds: float) -> Iterator[None]:
         yield
     finally:
         _deadline.reset(token)
+
+
+@contextmanager
+def default(seconds: float) -> Iterator[None]:
+    """Set the deadline of everything in the block, unless its entry point has set one."""
+    with within(seconds) if remaining() == math.inf else nullcontext():
+        yield
 
 
 def remaining() -> float:

@@ -55,11 +55,21 @@ _HANDLERS: Final = {
 """The only handler of each of these libraries."""
 
 
+def configure_server() -> None:
+    """Log kind and place of the errors of an HTTP server and its event loop. Their tracebacks quote exceptions."""
+    for name in ("uvicorn.error", "asyncio"):
+        _replace_handlers(name, _KindAndPlace())
+
+
 def configure() -> None:
     """Keep the libraries' texts out of the log. Call it after the imports: some libraries add handlers of their own."""
     # A line that cannot be written is lost. Python's report of such a line prints its values, and can fail too.
     logging.raiseExceptions = False
     for name, handler in _HANDLERS.items():
-        logging.getLogger(name).handlers[:] = [handler]
-        logging.getLogger(name).propagate = False
+        _replace_handlers(name, handler)
     logging.getLogger("mangum").setLevel(logging.WARNING)  # below that it logs each path, which is the caller's text
+
+
+def _replace_handlers(name: str, handler: logging.Handler) -> None:
+    logging.getLogger(name).handlers[:] = [handler]
+    logging.getLogger(name).propagate = False

@@ -71,6 +71,9 @@ class Settings(_Environment):
     """Origins of other sites whose pages may call the MCP endpoint. API Gateway has the same list and answers browsers.
     The chat API does not check it: no page can borrow a cookie there."""
 
+    stream_seconds: int = Field(default=120, ge=30, le=300)
+    """Seconds that a request to the streaming function has. API Gateway waits for a stream as long as it goes on."""
+
     history_tokens: int = Field(default=12_000, ge=500)
     """Tokens of earlier turns that the model reads at most. Few conversations reach it. A history of this size costs
     about as much as the rest of a long turn, and half of it still holds dozens of turns."""

@@ -1,62 +1,36 @@
-"""Read what a request asks for, in the protocol that its body and its Accept header speak."""
+"""Hold a checked request for a turn, whichever protocol it came in, and the encoder of its answer."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
+from uuid import UUID, uuid5
 
-from fastapi import Request
+from pydantic import StringConstraints
 
-from chat.schemas import ChatRequest
-from chat.stream.response import EVENT_STREAM, Encoder
-from chat.stream.sse import NativeEncoder
-from taskchat.conversations.turns import Request as TurnRequest
-from taskchat.errors import InvalidInput
-from taskchat.http.input import read_body
+from chat.stream.encoding import Encoder
+from taskchat.conversations.turns import Request
 
-MAX_KEY: Final = 255
+Key = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern="^[!-~]+$")]
+"""The type of an id that a client makes. It allows what the header Idempotency-Key allows: visible ASCII."""
+
+_THREADS: Final = UUID("5b0a3c86-3f4e-4d0c-9c37-1e4e3b7b6a19")  # namespace of conversation ids; random, made once
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Asked:
-    """Holds a request for a turn."""
+    """A checked request. `key` is its idempotency key."""
 
     key: str | None
-    """The idempotency key."""
-    request: TurnRequest
-    encoder: Encoder | None
-    """Writes the events, or None for the JSON answer."""
+    request: Request
+    encoder: Callable[[], Encoder] | None
+    """Makes the encoder of one response. None for the JSON answer."""
 
 
-async def read_asked(request: Request, user_id: str) -> Asked:
-    """Return what the request asks for. Raises UnsupportedMediaType, BodyTooLarge, NotJson or InvalidInput."""
-    key = _idempotency_key(request)
-    body = await read_body(request, ChatRequest)
-    encoder = NativeEncoder() if accepts_events(request.headers.getlist("accept")) else None
-    return Asked(key, TurnRequest(body.message, body.conversation_id, body.timezone), encoder)
-
-
-def accepts_events(accept: list[str]) -> bool:
-    """Tell if the client names server-sent events, and does not like JSON as much."""
-    weights = dict(map(_weight, ",".join(accept).split(",")))
-    events = weights.get(EVENT_STREAM, 0.0)
-    return events > 0 and events > weights.get("application/json", 0.0)
-
-
-def _weight(choice: str) -> tuple[str, float]:
-    """Return a media type of an Accept header with its weight (RFC 9110), 0 for one that cannot be read."""
-    kind, *parameters = (part.strip().lower() for part in choice.split(";"))
-    weights = [parameter.removeprefix("q=") for parameter in parameters if parameter.startswith("q=")]
+def conversation_id_of(user_id: str, thread: str) -> UUID:
+    """Return the conversation of a client's thread: a UUID is its id, any other text has an id of its own per user."""
     try:
-        return kind, float(weights[0]) if weights else 1.0
+        found = UUID(thread)
     except ValueError:
-        return kind, 0.0
-
-
-def check_key(keys: list[str], field: str) -> str | None:
-    """Return the only key, or None if there is none. Raises InvalidInput that names the field."""
-    if len(keys) > 1 or any(not 1 <= len(key) <= MAX_KEY or any(not "!" <= c <= "~" for c in key) for key in keys):
-        raise InvalidInput([{"field": field, "message": "1 to 255 visible ASCII characters, once"}])
-    return keys[0] if keys else None
-
-
-def _idempotency_key(request: Request) -> str | None:
-    return check_key(request.headers.getlist("idempotency-key"), "Idempotency-Key")
+        return uuid5(_THREADS, f"{user_id}\n{thread}")
+    # Python reads a UUID in braces or without hyphens too. Such a text is another thread than the UUID.
+    return found if str(found) == thread.lower() else uuid5(_THREADS, f"{user_id}\n{thread}")

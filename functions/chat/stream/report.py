@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 from chat.model_call import TextDelta
 from chat.reply_text import ReplyText
-from chat.schemas import view_calls
-from chat.stream.events import Text, ToolFinished, ToolStarted
+from chat.schemas import ChatResponse, view_calls
+from chat.stream.events import Finished, Text, ToolFinished, ToolStarted
 from chat.stream.feed import Feed
+from taskchat.conversations.history import Turn
 from taskchat.text import make_storable
 from taskchat.toolcalls.models import ToolCall
 
@@ -50,7 +52,14 @@ class TurnReport:
             self._place = place
         self._show(self._message.add(delta.delta))
 
-    def end(self, reply: str) -> None:
+    def finish(self, conversation_id: UUID, turn: Turn) -> None:
+        """Report the rest of a turn that is stored, and its end."""
+        self.add_calls(turn.calls)
+        self._add_reply(str(turn.reply))
+        ids = {"conversation_id": conversation_id, "turn_id": turn.turn_id}
+        self._feed.add(Finished(ChatResponse(**ids, response=str(turn.reply), tool_calls=view_calls(turn.calls))))
+
+    def _add_reply(self, reply: str) -> None:
         """Complete the last message to the reply, or add the reply as a message if the model showed another text."""
         if not reply.startswith(self._message.shown):
             self._end_message()

@@ -1,12 +1,13 @@
 """Send the events of a turn as they come, in the protocol of the client."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Sequence
+from typing import Any, Final
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from chat.stream.encoding import MEDIA_TYPE, Encoder
 from chat.stream.events import Event, Failed, Finished
 from chat.stream.feed import Feed
 
@@ -16,29 +17,15 @@ COMMENT_SECONDS: Final = 10.0
 STALLED_SECONDS: Final = 20.0
 """Seconds in which a client must take what is sent. Nothing more is sent to one that does not."""
 
-EVENT_STREAM: Final = "text/event-stream"
-
 _COMMENT: Final = b": \n\n"
-
-
-class Encoder(Protocol):
-    """Writes the events of one turn in a protocol of server-sent events."""
-
-    headers: Mapping[str, str]
-    """Headers of the response, besides its type."""
-
-    def encode(self, event: Event) -> Iterable[bytes]:
-        """Return the frames of the next event. Never raises."""
 
 
 class EventResponse(Response):
     """Sends a turn's events until its last one, also after the client has left: Lambda freezes the process after it."""
 
-    media_type = EVENT_STREAM
-
     def __init__(self, feed: Feed, encoder: Encoder) -> None:
         """Send the events of `feed`."""
-        super().__init__(headers={**encoder.headers, "X-Accel-Buffering": "no"})
+        super().__init__(headers={"Content-Type": MEDIA_TYPE, "X-Accel-Buffering": "no", **encoder.headers})
         del self.headers["content-length"]
         if feed.accepted.replayed:
             self.headers["Idempotent-Replayed"] = "true"

@@ -1,12 +1,12 @@
 """Write the events of a turn as they are: named server-sent events, numbered from 0."""
 
-import json
 from collections.abc import Iterator, Mapping
 from itertools import count
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from pydantic_core import to_json
 
+from chat.stream.encoding import write_json
 from chat.stream.events import Accepted, Event, Failed, Finished, Text, ToolFinished, ToolStarted
 from taskchat.http.problems import problem_content
 
@@ -20,10 +20,10 @@ NAMES: Final[dict[type[Any], str]] = {
 }
 
 
-class NativeEncoder:
+class SseEncoder:
     """Writes each event under its name, with its number."""
 
-    headers: Mapping[str, str] = {}
+    headers: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self) -> None:
         self._numbers = count()
@@ -46,5 +46,5 @@ def _data(event: Event) -> bytes:
         case Finished(response):
             return response.model_dump_json().encode()
         case Failed(problem):
-            return json.dumps(problem_content(problem), separators=(",", ":"), ensure_ascii=False).encode()
+            return write_json(problem_content(problem)).encode()
     return to_json(event)

@@ -1,26 +1,27 @@
 """The lease of a conversation: an expiry and a fencing token on its row, so that one turn at a time may write."""
 
 import math
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, NoReturn
 from uuid import UUID
 
-from sqlalchemy import ARRAY, Interval, Result, and_, any_, bindparam, case, func, or_, select, update
+from sqlalchemy import ARRAY, Interval, Result, Row, and_, any_, bindparam, case, func, or_, select, update
 from sqlmodel import Session
 
 from taskchat import deadline
 from taskchat.conversations.models import CONVERSATION, POSITION_OF_TURN, THIS_CONVERSATION
-from taskchat.database.transaction import before_commit
+from taskchat.database.transaction import after_commit, before_commit
 from taskchat.database.types import Timestamp, at_least_zero
 from taskchat.errors import NotFound, TurnInProgress
 
-LEASE_GRACE: Final = 5.0
-"""Seconds by which a lease outlives its request's deadline: no live turn loses it, and a crashed one soon does."""
+LEASE_SECONDS: Final = 15.0
+"""Seconds of a lease from each renewal: after a crash the conversation is open again so soon."""
 
-MAX_LEASE: Final = 40.0
-"""Seconds of a lease where no deadline is set."""
+LEASE_GRACE: Final = 5.0
+"""Seconds by which a lease may outlive its request's deadline: the turn still stores its end then."""
 
 MAX_RETRY_AFTER: Final = 2
 """Seconds a caller is asked to wait at most: a running turn nearly always ends within them."""
@@ -31,7 +32,7 @@ _NOW: Final = func.clock_timestamp()
 _LEASED: Final = and_(
     THIS_CONVERSATION,
     CONVERSATION.c.fence == bindparam("of_fence"),
-    CONVERSATION.c.lease_until == bindparam("of_until", type_=Timestamp),
+    CONVERSATION.c.lease_until == any_(bindparam("of_ends", type_=ARRAY(Timestamp))),
     CONVERSATION.c.lease_until > _NOW,
 )
 _OWN: Final = and_(
@@ -57,6 +58,12 @@ LOCK_CONVERSATION: Final = select(CONVERSATION.c.fence).where(THIS_CONVERSATION)
 _REMAINING_LEASE: Final = select(at_least_zero(CONVERSATION.c.lease_until - _NOW)).where(THIS_CONVERSATION)
 LOCK_REMAINING: Final = _REMAINING_LEASE.with_for_update()
 HOLD_LEASE: Final = select(CONVERSATION.c.fence).where(_LEASED).with_for_update(read=True)
+RENEW_LEASE: Final = (
+    update(CONVERSATION)
+    .where(_LEASED)
+    .values(lease_until=bindparam("new_until", type_=Timestamp))
+    .returning(CONVERSATION.c.fence)
+)
 RELEASE_LEASE: Final = (
     update(CONVERSATION)
     .where(_LEASED)
@@ -77,8 +84,13 @@ class Lease:
     conversation_id: UUID
     turn_id: UUID
     fence: int
-    until: datetime
-    """By the database's clock, to the microsecond: no two leases of one turn have the same."""
+    ends: tuple[datetime, ...]
+    """The ends that it may have by now, the latest last: more than one while a renewal's commit has no answer.
+
+    By the database's clock, to the microsecond: no two leases of one turn have the same.
+    """
+    ends_at: float
+    """The latest end by this process's time of day, which goes on while Lambda freezes the process."""
 
     def check(self, session: Session) -> None:
         """Hold the lease until the transaction ends. If the lease is lost, it rolls back and raises LeaseLost."""
@@ -89,9 +101,25 @@ class Lease:
         """Release the lease. Raises LeaseLost."""
         require_lease(session.execute(RELEASE_LEASE, self.key()))
 
+    def extended(self) -> "Lease":
+        """Return the lease with one more end, so much later as time has passed. `renew` stores that end.
+
+        Postgres does not choose the end: after a commit without an answer, the process must know both possible ends.
+        """
+        ends_at = time.time() + _lease_seconds()
+        later = timedelta(seconds=min(max(0.0, ends_at - self.ends_at), LEASE_SECONDS))  # a clock may have been set
+        return replace(self, ends=(*self.ends, self.ends[-1] + later), ends_at=ends_at)
+
+    def renew(self, session: Session) -> "Lease":
+        """Store the latest end, and return the lease that has no other. The end of the transaction raises LeaseLost."""
+        renewed = session.execute(RENEW_LEASE, self.key() | {"new_until": self.ends[-1]})
+        after_commit(session, lambda: require_lease(renewed))
+        return replace(self, ends=self.ends[-1:])
+
     def key(self) -> dict[str, Any]:
-        """Return the parameters of the statements that hold or release this lease."""
-        return {"of_user": self.user_id, "of_id": self.conversation_id, "of_fence": self.fence, "of_until": self.until}
+        """Return the parameters of the statements that hold, renew or release this lease."""
+        of = {"of_user": self.user_id, "of_id": self.conversation_id}
+        return of | {"of_fence": self.fence, "of_ends": list(self.ends)}
 
 
 def require_lease(result: Result[Any]) -> None:
@@ -101,9 +129,20 @@ def require_lease(result: Result[Any]) -> None:
 
 
 def lease_parameters(own: Sequence[Lease]) -> dict[str, Any]:
-    """Return ACQUIRE_LEASE's parameters: the length of the lease, and the leases that it may take over."""
-    seconds = min(deadline.remaining() + LEASE_GRACE, MAX_LEASE)
-    return {"lease": timedelta(seconds=seconds), "own_leases": [lease.until for lease in own]}
+    """Return ACQUIRE_LEASE's parameters: the length of the lease, and the ends of those that it may take over."""
+    length = timedelta(seconds=_lease_seconds())
+    return {"lease": length, "own_leases": [end for lease in own for end in lease.ends]}
+
+
+def _lease_seconds() -> float:
+    return min(deadline.remaining() + LEASE_GRACE, LEASE_SECONDS)
+
+
+def lease_of(conversation: Row[Any], turn_id: UUID) -> Lease:
+    """Return the lease that ACQUIRE_LEASE has just given to the turn."""
+    ends_at = time.time() + _lease_seconds()
+    ends = (conversation.lease_until,)
+    return Lease(conversation.user_id, conversation.id, turn_id, conversation.fence, ends, ends_at)
 
 
 def refuse(session: Session, here: dict[str, Any]) -> NoReturn:

@@ -29,7 +29,9 @@ from taskchat.conversations.lease import (
     HOLD_LEASE,
     LOCK_CONVERSATION,
     RELEASE_LEASE,
+    RENEW_LEASE,
     Lease,
+    lease_of,
     lease_parameters,
     refuse,
     require_lease,
@@ -89,6 +91,7 @@ STATEMENTS: Final = (
     CALLS_SHOWN,
     _STORE_MESSAGE,
     HOLD_LEASE,
+    RENEW_LEASE,
     _RELEASE_AND_STORE_REPLY,
 )
 """The statements of nearly every turn. SQLAlchemy finds a compiled one again if it gets the same parameters' names."""
@@ -101,6 +104,8 @@ class Request:
     message: str
     conversation_id: UUID | None = None
     timezone: str | None = None
+    makes_conversation: bool = False
+    """True if the conversation is made when there is none of this id. It is the protocol's, and not in the hash."""
 
     @property
     def hash(self) -> str:
@@ -152,7 +157,7 @@ def begin(
     this_turn = {"of_user": user_id, "of_turn": turn_id}
     here = this_turn | {"of_id": request.conversation_of(turn_id)}
     batch = Batch(session)
-    if request.conversation_id is None:
+    if request.conversation_id is None or request.makes_conversation:
         title = request.message.split("\n")[0][:_TITLE_LENGTH]
         batch.add(_CREATE_CONVERSATION, {"of_user": user_id, "of_id": here["of_id"], "new_title": title})
     if own:  # their commit may be under way: statements after the lock see its effects
@@ -181,17 +186,15 @@ def begin(
     (turn,) = join_turns([message], calls)
     history = join_turns(earlier.rows[::-1], calls)
     kept = keep_within(session, conversation, history, turn.position, history_tokens)
-    lease = Lease(user_id, conversation.id, turn_id, conversation.fence, conversation.lease_until)
-    return Begun(lease, turn, kept)
+    return Begun(lease_of(conversation, turn_id), turn, kept)
 
 
-def finish(session: Session, begun: Begun, reply: str, usage: dict[str, Any]) -> None:
-    """Store the reply and release the lease. The end of the transaction raises LeaseLost.
+def finish(session: Session, lease: Lease, turn: Turn, reply: str, usage: dict[str, Any]) -> None:
+    """Store the turn's reply and release the lease. The end of the transaction raises LeaseLost.
 
     One statement does both, so that it stores nothing without the lease, and nothing need be read before the commit.
     """
-    lease = begun.lease
-    new = {"of_turn": lease.turn_id, "new_position": begun.turn.position + 1, "new_content": reply, "new_usage": usage}
+    new = {"of_turn": turn.turn_id, "new_position": turn.position + 1, "new_content": reply, "new_usage": usage}
     stored = session.execute(_RELEASE_AND_STORE_REPLY, lease.key() | new)
     after_commit(session, lambda: require_lease(stored))
 

@@ -4,13 +4,10 @@ import re
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import quote
 
-from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.logging import correlation_paths
-from aws_lambda_powertools.metrics import MetricUnit
 from mangum import Mangum
 from mangum.types import ASGI, LambdaContext, LifespanMode
 from pydantic import AfterValidator, AliasPath, BaseModel, ConfigDict, Field
@@ -20,6 +17,7 @@ from taskchat import deadline
 from taskchat.errors import Malformed
 from taskchat.http.middleware import SECURITY_HEADERS
 from taskchat.http.problems import problem_response
+from taskchat.http.telemetry import attempt, count, logger
 
 MAX_SECONDS: Final = 29.0
 """API Gateway gives up after 30 s, and a client without an answer cannot know what was done."""
@@ -32,10 +30,6 @@ _HOST: Final = re.compile(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?")
 """Mangum fails on other values of Host, and no domain of this service has one. They are dropped."""
 
 Handler = Callable[[dict[str, Any], Any], dict[str, Any]]
-
-logger = Logger()
-metrics = Metrics()
-metrics.namespace = metrics.namespace or "taskchat"  # if POWERTOOLS_METRICS_NAMESPACE is not set
 
 
 def _check_unicode(text: str) -> str:
@@ -97,11 +91,10 @@ def lambda_handler(app: ASGI, lifespan: LifespanMode) -> Handler:
     adapter = Mangum(app, lifespan=lifespan, text_mime_types=["application/", "text/"])
 
     def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-        _try(logger.clear_state)
-        _try(_add_ids_to_log, event, context)
+        attempt(logger.clear_state)
+        attempt(_add_ids_to_log, event, context)
         response = _answer(adapter, event, context)
-        _try(_count, response, context)
-        _try(metrics.clear_metrics)  # metrics that could not be written must not be written with the next request
+        count(response["statusCode"], context)
         return response
 
     return handler
@@ -121,22 +114,7 @@ def _answer(adapter: Mangum, event: dict[str, Any], context: LambdaContext) -> d
         return adapter(mangum_event, context)
 
 
-def _try(report: Callable[..., object], *arguments: Any) -> None:
-    """Call a function that reports on a request. Log a failure if that is possible; it never changes the answer."""
-    try:
-        report(*arguments)
-    except Exception as error:
-        with suppress(Exception):
-            logger.error("report failed", extra={"reason": type(error).__name__})
-
-
 # Never log the event itself, whatever the environment says: it holds the caller's token.
 @logger.inject_lambda_context(correlation_id_path=correlation_paths.API_GATEWAY_HTTP, clear_state=True, log_event=False)
 def _add_ids_to_log(_event: dict[str, Any], _context: LambdaContext) -> None:
     """Add the invocation's ids to each log line. The decorator does it."""
-
-
-@metrics.log_metrics(capture_cold_start_metric=True)
-def _count(response: dict[str, Any], _context: LambdaContext) -> None:
-    """Count an invocation by its status. The decorator writes the metrics."""
-    metrics.add_metric(name=f"Status{response['statusCode'] // 100}xx", unit=MetricUnit.Count, value=1)

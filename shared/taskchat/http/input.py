@@ -6,10 +6,11 @@ from typing import Annotated, Any, Final, TypeVar
 from fastapi import Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic_core import ErrorDetails
 
 from taskchat.cursor import MAX_CURSOR, BadCursor
-from taskchat.errors import InvalidInput, NotJson
-from taskchat.http.middleware import require_json
+from taskchat.errors import BodyTooLarge, InvalidInput, NotJson
+from taskchat.http.middleware import MAX_BODY, require_json
 from taskchat.http.problems import problem_response
 
 MAX_ROWS: Final = 100
@@ -44,13 +45,29 @@ NoQuery = Annotated[_NoQuery, Query()]
 async def read_body(request: Request, model: type[Model]) -> Model:
     """Return the checked body. Raises UnsupportedMediaType, BodyTooLarge, NotJson or InvalidInput."""
     require_json(request.headers)
+    raw = await request.body()
+    if len(raw) > MAX_BODY:  # the chat route reads longer lists of messages
+        raise BodyTooLarge
     try:
-        return model.model_validate_json(await request.body())
+        return model.model_validate_json(raw)
     except ValidationError as error:
-        faults = error.errors(include_url=False, include_input=False, include_context=False)
+        faults = _faults_of(error)
     if faults[0]["type"] == "json_invalid":
         raise NotJson
     raise _invalid_input((fault, fault["loc"]) for fault in faults)
+
+
+def check_value(model: type[Model], value: Any) -> Model:
+    """Return the checked value of a body that is parsed already. Raises InvalidInput."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        faults = _faults_of(error)
+    raise _invalid_input((fault, fault["loc"]) for fault in faults)
+
+
+def _faults_of(error: ValidationError) -> list[ErrorDetails]:
+    return error.errors(include_url=False, include_input=False, include_context=False)
 
 
 async def answer_invalid_query(_request: Request, error: Exception) -> Response:
@@ -71,7 +88,10 @@ def _invalid_input(faults: Iterable[tuple[Mapping[str, Any], tuple[int | str, ..
 
 
 def _field(fault: Mapping[str, Any], place: tuple[int | str, ...]) -> str:
-    """Return the field at fault. The name of an unknown field is the caller's text, and is not sent back."""
+    """Return the field at fault. The name of an unknown field is the caller's text, and is not sent back.
+
+    Every other name is a model's: no model has a dictionary with the caller's keys.
+    """
     if fault["type"] == "extra_forbidden":
         return "unknown"
-    return str(place[0]) if place else "body"
+    return ".".join(map(str, place)) or "body"

@@ -59,8 +59,8 @@ def answer_safely(app: ASGIApp) -> ASGIApp:
     return serve
 
 
-def limit_body(app: ASGIApp) -> ASGIApp:
-    """Return the app with a limit: it raises BodyTooLarge when the app reads more bytes of a body than MAX_BODY.
+def limit_body(app: ASGIApp, max_bytes: int = MAX_BODY) -> ASGIApp:
+    """Return the app with a limit: it raises BodyTooLarge when the app reads more bytes of a body.
 
     Starlette's own limit looks at the declared length too, and would answer 413 in place of 401.
     """
@@ -72,7 +72,7 @@ def limit_body(app: ASGIApp) -> ASGIApp:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > MAX_BODY:
+            if received > max_bytes:
                 raise BodyTooLarge
             return message
 
