@@ -35,7 +35,7 @@ def _watch(function: Any) -> Any:
     return watched
 
 
-TurnRunner._begin = _watch(TurnRunner._begin)  # type: ignore[method-assign]
+TurnRunner.begin = _watch(TurnRunner.begin)  # type: ignore[method-assign]
 
 
 def _cost() -> dict[str, Any]:

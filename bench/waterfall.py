@@ -54,7 +54,7 @@ class Watch:
         self._seen: dict[str, list[tuple[float, float]]] = {}
         for owner, name in (
             (Verifier, "verify"),
-            (turn.TurnRunner, "run"),
+            (turn.TurnRunner, "begin"),
             (turn.TurnRunner, "_finish"),
             (ChatAgent, "execute"),
             (ProviderModel, "get_response"),
@@ -90,9 +90,9 @@ class Watch:
         turn()
         whole, seen = (began, time.perf_counter()), self._seen
         [first, second], [executed], [finished] = seen["get_response"], seen["execute"], seen["_finish"]
-        [token], [tool], [ran] = seen["verify"], seen["_call_tool"], seen["run"]
+        [token], [tool], [begun] = seen["verify"], seen["_call_tool"], seen["begin"]
         last = executed[1], finished[1]
-        found = zip(SPANS, (whole, token, (ran[0], finished[0]), first, tool, second, last), strict=True)
+        found = zip(SPANS, (whole, token, begun, first, tool, second, last), strict=True)
         return {name: ((start - began) * 1000, (end - began) * 1000) for name, (start, end) in found}
 
 

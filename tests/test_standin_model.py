@@ -892,6 +892,12 @@ def test_a_simulated_fault_happens_once_in_a_turn(way: Way) -> None:
     assert text.endswith("Simulated unknown_tool.")
 
 
+def test_a_simulated_drip_lasts_for_the_turn(way: Way, model: StandIn) -> None:
+    """A person sees how the text comes, which is in the last answer."""
+    run_turn(way, [], f"{ADD} and simulate drip", Tools())
+    assert [record["fault"] for record in model.requests()] == ["drip", "drip"]
+
+
 # The server
 
 

@@ -9,6 +9,7 @@ from .failures import FAULTS, parameters
 from .wire import ApiError
 
 ENDLESS = frozenset({"endless_tool_calls"})  # these last until they are cleared
+WHOLE_TURN = ENDLESS | {"drip"}  # a message that asks for one of these gets it in every answer of the turn
 RETRY_WINDOW = 30  # seconds in which a repeated request counts as a retry, and is answered
 NAMES = {name.replace("_", " "): name for name in sorted(FAULTS, key=len, reverse=True)}
 SIMULATE = re.compile(rf"\bsimulate:? ({'|'.join(name.replace(' ', '[ _-]') for name in NAMES)})\b", re.IGNORECASE)
@@ -75,7 +76,7 @@ class Faults:
 
     def _simulate(self, conversation: Conversation) -> Fault | None:
         name = simulated_fault(conversation.turn.message)
-        if name is None or (name not in ENDLESS and self._is_over(conversation)):
+        if name is None or (name not in WHOLE_TURN and self._is_over(conversation)):
             return None
         return Fault(name)
 
