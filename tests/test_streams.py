@@ -288,7 +288,7 @@ class TestReaders:
 
     def test_the_key_of_another_person_is_another_turn(self, client: Client, bob: Person, standin: StandIn) -> None:
         """They read nothing of each other."""
-        standin.fault("hang", match=MILK, seconds=40)
+        standin.fault("hang", match=MILK, seconds=40, times=2)
         with client.say(MILK, "key") as hers, Client(client.url, bob).say(MILK, "key") as his:
             assert hers.until("accepted")[1]["turn_id"] != his.until("accepted")[1]["turn_id"]
             let_go(standin, 2)

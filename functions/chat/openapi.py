@@ -108,15 +108,6 @@ DATA_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
 }
 """The problems of every route on which a person reads and manages their own data."""
 
-RESUME_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
-    **DATA_RESPONSES,
-    200: {
-        "description": "The events of the turn, from the first one, as the AI SDK's UI message stream.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
-    },
-    204: {"description": "No turn runs in the conversation."},
-}
-
 BODY_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {status: CHAT_RESPONSES[status] for status in (400, 413, 415)}
 """The problems of a route with a body."""
 
