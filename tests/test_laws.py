@@ -95,6 +95,8 @@ class TestToolsOnly:
             "usage",
             "may_be_counted",
             "latest_arguments",
+            "report",
+            "is_streamed",
         }
         assert set(inspect.signature(Run).parameters) == held
 

@@ -60,6 +60,7 @@ INDEXES = {
     "reading._CONVERSATION_WITH_MESSAGES": {"conversation_pkey", "message_pkey"},
     "reading._CALLS_ON_PAGE": {"message_pkey", "tool_call_pkey"},
     "reading._RENAME": {"conversation_pkey"},
+    "running._RUNNING_TURN": {"conversation_pkey"},
     "deletion._DELETE": {"conversation_pkey", "message_pkey", "tool_call_pkey"},
     "record.STORE_RECORD": set(),
     "record._STORE_RECORD_ONCE": set(),

@@ -35,7 +35,6 @@ from agents.tracing.provider import DefaultTraceProvider
 from fastmcp import FastMCP
 from mcp_types import Tool
 from openai.types.responses import ResponseFunctionToolCall
-from sqlmodel import Session
 
 from chat.answers import MAX_CALLS
 from chat.arguments import parse_arguments
@@ -125,10 +124,6 @@ class Run:
         if self.usage.tokens >= MAX_TURN_TOKENS:
             raise ModelFailed(_ENDLESS)
 
-    def check_lease(self, session: Session) -> None:
-        """Hold the lease as it is now: it may be renewed while a call is under way. Raises LeaseLost."""
-        self.lease.check(session)
-
     def expect_count(self) -> None:
         """Note that a commit follows, which counts the usage."""
         self.may_be_counted = True
@@ -142,7 +137,7 @@ class Run:
             conversation_id=self.lease.conversation_id,
             said_at=self.turn.said_at,
             timezone=self.turn.timezone,
-            check_lease=self.check_lease,
+            check_lease=lambda session: self.lease.check(session),  # the lease of that moment: it is renewed
             refusal=refusal,
             records=self.calls,
             unsettled=self.unsettled,
@@ -297,7 +292,7 @@ class ChatAgent:
 
 
 async def _to_end(result: RunResultStreaming) -> RunResultStreaming:
-    """Wait for the end of a streamed run, also of one that is cancelled: the SDK would leave its task behind."""
+    """Wait for the end of a streamed run, also of one that is cancelled: the SDK would let its work go on."""
     try:
         async for _ in result.stream_events():
             pass

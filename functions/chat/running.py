@@ -1,4 +1,4 @@
-"""Run each turn in a task of its own, and give its events to the clients that ask for it, wherever it runs.
+"""Run each turn in the background, and give its events to the clients that ask for it, wherever it runs.
 
 A client that leaves does not end its turn. One that comes back with the same key reads all events from the first.
 """
@@ -99,8 +99,8 @@ class RunningTurns:
         self._keep(user_id, request, feed, feed.run(work))
         return feed
 
-    def _keep(self, user_id: str, request: Request, feed: Feed, task: "asyncio.Future[None]") -> None:
-        """Keep the events until the task ends."""
+    def _keep(self, user_id: str, request: Request, feed: Feed, work: "asyncio.Future[None]") -> None:
+        """Keep the events until the turn ends."""
         key, kept = (user_id, feed.accepted.turn_id), (request.hash, feed)
         self._here[key] = kept
 
@@ -108,7 +108,7 @@ class RunningTurns:
             if self._here.get(key) is kept:  # else another attempt at the turn runs here by now
                 del self._here[key]
 
-        task.add_done_callback(drop)
+        work.add_done_callback(drop)
 
     async def _pick_up(self, user_id: str, request: Request, feed: Feed) -> None:
         """Wait while another process runs the turn, and report what it did. If it was interrupted, go on with it."""

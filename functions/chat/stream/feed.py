@@ -23,7 +23,7 @@ class Feed:
         self.accepted = accepted
         self._events: list[Event] = [accepted, *events]
         self._more = asyncio.Event()
-        self._task: asyncio.Future[None] | None = None
+        self._running: asyncio.Future[None] | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -37,9 +37,9 @@ class Feed:
         more.set()
 
     def run(self, work: Work) -> asyncio.Future[None]:
-        """Run the work in a task of its own, and return the task. The last event comes in any case."""
-        self._task = asyncio.ensure_future(self._end(work))
-        return self._task
+        """Run the work in the background, and return its future. The last event comes in any case."""
+        self._running = asyncio.ensure_future(self._end(work))
+        return self._running
 
     async def _end(self, work: Work) -> None:
         try:
@@ -49,8 +49,8 @@ class Feed:
 
     def stop(self) -> None:
         """Interrupt the turn, because the server stops. Its last event says so."""
-        if self._task:
-            self._task.cancel()
+        if self._running:
+            self._running.cancel()
 
     async def after(self, place: int) -> Sequence[Event]:
         """Return the events from that place on. Wait for one if there is none yet."""
