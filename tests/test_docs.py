@@ -13,6 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from chat.stream.sse import NAMES
 from dev import client, proof
 from dev.inspector import Inspector
 from dev.postgres import Postgres
@@ -180,14 +181,26 @@ def url(environment: None) -> Iterator[str]:
 
 def test_the_curl_command_works_as_it_stands(alice: Person, url: str) -> None:
     """A shell with the three variables runs it twice, and gets the same answer."""
-    (command,) = re.findall(r"```sh\n(curl .*?)```", README, re.DOTALL)
-    known = os.environ | {"URL": url, "USER_ID": alice.id, "TOKEN": alice.token}
-    first, second = (
-        subprocess.run(["sh", "-c", command], env=known, capture_output=True, text=True, check=True).stdout  # noqa: S603, S607
-        for _ in range(2)
-    )
+    command, _ = re.findall(r"```sh\n(curl .*?)```", README, re.DOTALL)
+    first, second = (run_in_shell(command, alice, url) for _ in range(2))
     assert '"response":"Added buy milk' in first
     assert first == second
+
+
+def test_the_streaming_curl_command_works_as_it_stands(alice: Person, url: str) -> None:
+    """It prints the events, and the program's page about streams names each."""
+    _, command = re.findall(r"```sh\n(curl .*?)```", README, re.DOTALL)
+    printed = re.findall(r"^event: (\w+)$", run_in_shell(command, alice, url), re.MULTILINE)
+    assert (printed[0], printed[-1]) == ("accepted", "finished")
+    assert {"tool_started", "tool_finished", "text"} < set(printed)
+    page = (ROOT / "docs/streaming.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", page.partition("## Server-sent")[0], re.MULTILINE) == list(NAMES.values())
+
+
+def run_in_shell(command: str, person: Person, url: str) -> str:
+    """Return what the command prints, with the three variables that the README names."""
+    known = os.environ | {"URL": url, "USER_ID": person.id, "TOKEN": person.token}
+    return subprocess.run(["sh", "-c", command], env=known, capture_output=True, text=True, check=True).stdout  # noqa: S603, S607
 
 
 def test_the_example_answer_has_the_fields_of_a_real_one(alice: Person) -> None:

@@ -207,6 +207,7 @@ def executed(
         use_up_an_allowance(usual)
         read_and_rename(usual, here)
         read_and_rename(busy, str(people.conversation_id(people.BUSY)))
+        assert usual.get(f"/chat/{here}/stream").status == 204
         delete_one(usual)
     return named(recorder.read(), names)
 
