@@ -1,0 +1,214 @@
+"""A streamed turn happens once, wherever its process is killed or frozen.
+
+Promises: SIGKILL may end the process at any event of the stream, and at any moment between two. The same key then gives
+each effect once and one list of events: complete, in order, and equal to Postgres and to the JSON answer. A call that
+was shown as finished before the kill is in that list, as it was shown. A process that wakes up after its lease writes
+nothing, and its stream ends with `failed`.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from dev.standin_model.client import StandIn
+from dev.tokens import Issuer
+from testing.callers import Caller
+from testing.gateway import Response
+from tests import db_assertions, personal_data
+from tests.crash_points import Trap
+from tests.db_assertions import Rows
+from tests.domain import example
+from tests.environments import Environment, Fleet, Outcome
+from tests.streams import AG_UI, AI_SDK, EVENTS, JSON, STREAMS, Asked, Shown, read
+
+Report = Callable[[str], None]
+SEVERAL = example.add("milk", "call mum").then(example.change("milk"))
+BEFORE = "Let me see what can be done."
+"""A message that the model writes before its first calls."""
+IS_THOROUGH = "THOROUGH" in os.environ
+
+
+@pytest.fixture(autouse=True)
+def watched(rows: Rows) -> Iterator[None]:
+    """Have Postgres record every effect."""
+    with db_assertions.watched(rows):
+        yield
+
+
+@dataclass
+class Trial:
+    """A new user sends one message in several attempts."""
+
+    rows: Rows
+    issuer: Issuer
+    standin: StandIn
+    is_new_thread: bool = True
+    """True if the protocol lets the client choose the conversation's id."""
+    key: str = field(default_factory=lambda: f"key-{uuid4()}")
+
+    def __post_init__(self) -> None:
+        self.caller = Caller.new(self.issuer)
+        self.asked = Asked(SEVERAL, str(uuid4()) if self.is_new_thread else None, self.key)
+        self.standin.reset()
+        self.standin.fault("preamble", match=SEVERAL, text=BEFORE)
+
+    def ask(self, environment: Environment, protocol: str, trap: Trap | None = None) -> Outcome:
+        """Send the request."""
+        request = self.caller.request(self.asked.body(protocol), None, **self.asked.headers(protocol))
+        return environment.ask(request, trap, is_streamed=protocol != JSON)
+
+    def let_leases_run_out(self) -> None:
+        """End the lease of a process that is dead or frozen, after Postgres has run its last statements."""
+        db_assertions.settle(self.rows)
+        db_assertions.let_leases_run_out(self.rows, self.caller.id)
+
+    def check_done(self, environment: Environment, protocol: str, *others: str) -> Shown:
+        """Send the request until it is done. Check its list, its rows and its replays in these other protocols."""
+        shown = read(protocol, self.ask(environment, protocol).shown)
+        answer = self._replay(environment)
+        shown.check_equals(answer.json)
+        for other in others:
+            again = read(other, self.ask(environment, other).shown)
+            again.check_equals(answer.json)
+            assert again.accepted["replayed"] is True
+            assert again.messages == [answer.json["response"]]
+        db_assertions.check_turn(self.rows, self.caller.id, SEVERAL, answer)
+        assert db_assertions.effects(self.rows, self.caller.id) == SEVERAL.effects
+        return shown
+
+    def _replay(self, environment: Environment) -> Response:
+        answer = self.ask(environment, JSON).answer
+        # An AI SDK or AG-UI thread that was never begun would be made by its own protocol only.
+        assert answer.headers["idempotent-replayed"] == "true"
+        return answer
+
+    def check_kept(self, before: Shown, after: Shown) -> None:
+        """Check that each call that was shown as finished is in the later list, as it was."""
+        kept = {call.call_id: call for call in after.done}
+        assert all(kept[call.call_id] == call for call in before.done)
+
+
+def points(passed: list[str]) -> Iterator[Trap]:
+    """Yield a trap for each point of a turn: the points of one name in their order."""
+    numbers = Counter[str]()
+    for label in passed:
+        numbers[label] += 1
+        if IS_THOROUGH or label.startswith("stream: ") or "commit" in label:
+            yield Trap.kill(numbers[label], label)
+
+
+WAYS = [
+    # protocol, model API
+    (EVENTS, "responses"),
+    (EVENTS, "chat_completions"),
+    (AG_UI, "responses"),
+    (AI_SDK, "responses"),
+]
+
+
+@pytest.mark.parametrize("database_url", ["pooled"], indirect=True)
+@pytest.mark.parametrize(("protocol", "model_api"), WAYS, indirect=["model_api"])
+def test_killed_at_any_event_the_same_key_gives_one_complete_list(
+    protocol: str, fleet: Fleet, rows: Rows, issuer: Issuer, standin: StandIn, report: Report
+) -> None:
+    """It is killed before and after each event and each commit; with THOROUGH, at each other point too."""
+    environment = fleet.start()
+    whole = Trial(rows, issuer, standin, protocol != EVENTS)
+    reference = whole.ask(environment, protocol)
+    shown = read(protocol, reference.shown)
+    assert (shown.messages[0], len(shown.done)) == (BEFORE, len(SEVERAL.tools))
+    killed = Counter[str]()
+    for trap in points(reference.passed):
+        trial = Trial(rows, issuer, standin, protocol != EVENTS)
+        try:
+            killed[_kill(trial, trap, protocol, fleet, environment)] += 1
+        except (AssertionError, KeyError) as error:
+            raise AssertionError(f"killed at {trap.on}, number {trap.at}: {error!r}") from error
+    assert killed["killed"] > killed["not killed"]
+    report(f"a stream ({protocol}): killed at {killed['killed']} points, {killed['not killed']} others not reached")
+
+
+def _kill(trial: Trial, trap: Trap, protocol: str, fleet: Fleet, environment: Environment) -> str:
+    with fleet.cold() as dying:
+        outcome = trial.ask(dying, protocol, trap)
+    trial.let_leases_run_out()
+    after = trial.check_done(environment, protocol, *(STREAMS if trial.is_new_thread and trap.at == 1 else [EVENTS]))
+    if outcome.shown:
+        before = read(protocol, outcome.shown, is_cut=outcome.response is None)
+        trial.check_kept(before, after)
+        for name in ("conversation_id", "turn_id"):
+            assert before.accepted[name] == after.accepted[name]
+    return "not killed" if outcome.response else "killed"
+
+
+class TestZombie:
+    """A process is stopped in the middle of its stream, and continues after another one has done the turn."""
+
+    @pytest.mark.parametrize("database_url", ["pooled"], indirect=True)
+    @pytest.mark.parametrize("protocol", STREAMS)
+    @pytest.mark.parametrize("calls", range(len(SEVERAL.tools) + 1))
+    def test_it_writes_nothing_and_ends_its_stream_with_failed(
+        self, calls: int, protocol: str, fleet: Fleet, rows: Rows, issuer: Issuer, standin: StandIn
+    ) -> None:
+        """It was stopped after so many results. Its list tells no call that is not recorded."""
+        trial = Trial(rows, issuer, standin, protocol != EVENTS)
+        zombie, environment = fleet.start(), fleet.start()
+        frozen = trial.ask(zombie, protocol, _freeze(protocol, calls))
+        assert frozen.trapped
+        trial.let_leases_run_out()
+        after = trial.check_done(environment, protocol)
+        before, requests = personal_data.versions(rows, trial.caller.id), len(standin.requests())
+        zombie.thaw()
+        late = zombie.outcome()
+        assert late.response
+        shown = read(protocol, late.shown)
+        shown.check_failed()
+        shown.check_calls([vars(call) for call in after.done], is_whole=False)
+        assert _is_in_progress(shown.problem), shown.problem
+        assert personal_data.versions(rows, trial.caller.id) == before
+        assert db_assertions.effects(rows, trial.caller.id) == SEVERAL.effects
+        assert len(standin.requests()) <= requests + 1
+
+    @pytest.mark.parametrize("database_url", ["pooled"], indirect=True)
+    def test_stopped_in_its_reply_it_stores_none(
+        self, fleet: Fleet, rows: Rows, issuer: Issuer, standin: StandIn
+    ) -> None:
+        """The model had not ended its reply. The words that were shown are not taken back, and `failed` follows."""
+        trial = Trial(rows, issuer, standin, is_new_thread=False)
+        zombie, environment = fleet.start(), fleet.start()
+        standin.fault("pause", match=SEVERAL, after_calls=len(SEVERAL.tools), pieces=2)
+        frozen = trial.ask(zombie, EVENTS, _freeze_at("text", 2 * BEFORE.count(" ") + 2))
+        assert frozen.trapped, frozen.shown
+        trial.let_leases_run_out()
+        after = trial.check_done(environment, EVENTS)
+        before = personal_data.versions(rows, trial.caller.id)
+        zombie.thaw()
+        standin.release()
+        late = zombie.outcome().shown
+        assert late.startswith(frozen.shown)
+        shown = read(EVENTS, late)
+        shown.check_failed()
+        assert after.messages[-1].startswith(read(EVENTS, frozen.shown, is_cut=True).messages[-1])
+        assert _is_in_progress(shown.problem), shown.problem
+        assert personal_data.versions(rows, trial.caller.id) == before
+
+
+RESULTS = {EVENTS: "tool_finished", AG_UI: "TOOL_CALL_RESULT", AI_SDK: "tool-output-available"}
+FIRST = {EVENTS: "accepted", AG_UI: "RUN_STARTED", AI_SDK: "start"}
+
+
+def _freeze(protocol: str, calls: int) -> Trap:
+    return _freeze_at(RESULTS[protocol], calls) if calls else _freeze_at(FIRST[protocol], 1)
+
+
+def _freeze_at(name: str, number: int) -> Trap:
+    return Trap.freeze(number, f'stream: after "{name}"')
+
+
+def _is_in_progress(problem: dict[str, Any] | None) -> bool:
+    return "in progress" in str(problem) or "turn-in-progress" in str(problem)
