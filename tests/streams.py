@@ -20,7 +20,7 @@ STREAMS: Final = (EVENTS, AG_UI, AI_SDK)
 
 @dataclass(frozen=True)
 class Asked:
-    """A message with its key. `conversation_id` is None for a new conversation, which only two protocols can ask for."""
+    """A message with its key. With `conversation_id` None it begins a conversation: JSON and EVENTS only."""
 
     message: str
     conversation_id: str | None

@@ -83,9 +83,14 @@ class Trial:
 
     def _replay(self, environment: Environment) -> Response:
         answer = self.ask(environment, JSON).answer
-        # An AI SDK or AG-UI thread that was never begun would be made by its own protocol only.
         assert answer.headers["idempotent-replayed"] == "true"
         return answer
+
+    def written(self) -> dict[str, Any]:
+        """Return the user's rows, without the tokens of the day: they are counted in any case."""
+        stored = personal_data.stored(self.rows, self.caller.id)
+        del stored["allowance"]
+        return stored
 
     def check_kept(self, before: Shown, after: Shown) -> None:
         """Check that each call that was shown as finished is in the later list, as it was."""
@@ -93,12 +98,17 @@ class Trial:
         assert all(kept[call.call_id] == call for call in before.done)
 
 
-def points(passed: list[str]) -> Iterator[Trap]:
-    """Yield a trap for each point of a turn: the points of one name in their order."""
+def points(passed: list[str], *, is_brief: bool) -> Iterator[Trap]:
+    """Yield a trap for each point of a turn, or for some points in each of its parts."""
     numbers = Counter[str]()
     for label in passed:
         numbers[label] += 1
-        if IS_THOROUGH or label.startswith("stream: ") or "commit" in label:
+        is_event = label.startswith("stream: after")
+        if (
+            IS_THOROUGH
+            or (is_event and (not is_brief or numbers[label] <= 2))
+            or (not is_brief and label == "before commit")
+        ):
             yield Trap.kill(numbers[label], label)
 
 
@@ -114,23 +124,24 @@ WAYS = [
 @pytest.mark.parametrize("database_url", ["pooled"], indirect=True)
 @pytest.mark.parametrize(("protocol", "model_api"), WAYS, indirect=["model_api"])
 def test_killed_at_any_event_the_same_key_gives_one_complete_list(
-    protocol: str, fleet: Fleet, rows: Rows, issuer: Issuer, standin: StandIn, report: Report
+    protocol: str, model_api: str, fleet: Fleet, rows: Rows, issuer: Issuer, standin: StandIn, report: Report
 ) -> None:
-    """It is killed before and after each event and each commit; with THOROUGH, at each other point too."""
+    """It is killed after events of each kind and before each commit; with THOROUGH, at every point."""
     environment = fleet.start()
     whole = Trial(rows, issuer, standin, protocol != EVENTS)
     reference = whole.ask(environment, protocol)
     shown = read(protocol, reference.shown)
     assert (shown.messages[0], len(shown.done)) == (BEFORE, len(SEVERAL.tools))
     killed = Counter[str]()
-    for trap in points(reference.passed):
+    is_brief = (protocol, model_api) != (EVENTS, "responses")
+    for trap in points(reference.passed, is_brief=is_brief):
         trial = Trial(rows, issuer, standin, protocol != EVENTS)
         try:
             killed[_kill(trial, trap, protocol, fleet, environment)] += 1
         except (AssertionError, KeyError) as error:
             raise AssertionError(f"killed at {trap.on}, number {trap.at}: {error!r}") from error
     assert killed["killed"] > killed["not killed"]
-    report(f"a stream ({protocol}): killed at {killed['killed']} points, {killed['not killed']} others not reached")
+    report(f"a stream ({protocol}, {model_api}): killed at {killed['killed']} points, {killed['not killed']} missed")
 
 
 def _kill(trial: Trial, trap: Trap, protocol: str, fleet: Fleet, environment: Environment) -> str:
@@ -151,7 +162,7 @@ class TestZombie:
 
     @pytest.mark.parametrize("database_url", ["pooled"], indirect=True)
     @pytest.mark.parametrize("protocol", STREAMS)
-    @pytest.mark.parametrize("calls", range(len(SEVERAL.tools) + 1))
+    @pytest.mark.parametrize("calls", [0, 1, len(SEVERAL.tools)])
     def test_it_writes_nothing_and_ends_its_stream_with_failed(
         self, calls: int, protocol: str, fleet: Fleet, rows: Rows, issuer: Issuer, standin: StandIn
     ) -> None:
@@ -162,7 +173,7 @@ class TestZombie:
         assert frozen.trapped
         trial.let_leases_run_out()
         after = trial.check_done(environment, protocol)
-        before, requests = personal_data.versions(rows, trial.caller.id), len(standin.requests())
+        before = trial.written()
         zombie.thaw()
         late = zombie.outcome()
         assert late.response
@@ -170,9 +181,8 @@ class TestZombie:
         shown.check_failed()
         shown.check_calls([vars(call) for call in after.done], is_whole=False)
         assert _is_in_progress(shown.problem), shown.problem
-        assert personal_data.versions(rows, trial.caller.id) == before
+        assert trial.written() == before
         assert db_assertions.effects(rows, trial.caller.id) == SEVERAL.effects
-        assert len(standin.requests()) <= requests + 1
 
     @pytest.mark.parametrize("database_url", ["pooled"], indirect=True)
     def test_stopped_in_its_reply_it_stores_none(
@@ -182,11 +192,11 @@ class TestZombie:
         trial = Trial(rows, issuer, standin, is_new_thread=False)
         zombie, environment = fleet.start(), fleet.start()
         standin.fault("pause", match=SEVERAL, after_calls=len(SEVERAL.tools), pieces=2)
-        frozen = trial.ask(zombie, EVENTS, _freeze_at("text", 2 * BEFORE.count(" ") + 2))
+        frozen = trial.ask(zombie, EVENTS, _freeze_at("text", len(BEFORE.split()) + 2))
         assert frozen.trapped, frozen.shown
         trial.let_leases_run_out()
         after = trial.check_done(environment, EVENTS)
-        before = personal_data.versions(rows, trial.caller.id)
+        before = trial.written()
         zombie.thaw()
         standin.release()
         late = zombie.outcome().shown
@@ -195,7 +205,7 @@ class TestZombie:
         shown.check_failed()
         assert after.messages[-1].startswith(read(EVENTS, frozen.shown, is_cut=True).messages[-1])
         assert _is_in_progress(shown.problem), shown.problem
-        assert personal_data.versions(rows, trial.caller.id) == before
+        assert trial.written() == before
 
 
 RESULTS = {EVENTS: "tool_finished", AG_UI: "TOOL_CALL_RESULT", AI_SDK: "tool-output-available"}
@@ -211,4 +221,4 @@ def _freeze_at(name: str, number: int) -> Trap:
 
 
 def _is_in_progress(problem: dict[str, Any] | None) -> bool:
-    return "in progress" in str(problem) or "turn-in-progress" in str(problem)
+    return "turn-in-progress" in str(problem) or "still running" in str(problem)
