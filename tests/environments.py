@@ -210,6 +210,10 @@ class Fleet:
         self._fork_server, self._variables = fork_server, variables
         self._started: list[Environment] = []
 
+    def renewing_every(self, seconds: float) -> "Fleet":
+        """Return a fleet like this one, whose processes renew a lease after as many seconds."""
+        return Fleet(self._fork_server, self._variables | {"RENEW_SECONDS": str(seconds)})
+
     def start(self) -> Environment:
         """Start a cold environment."""
         environment = self._fork_server.start(self._variables)

@@ -137,10 +137,16 @@ def _await(child: int, children: set[int]) -> Json:
 
 
 def _serve(environment: Json, channel: socket.socket) -> None:
-    """Handle one request at a time, as an execution environment, until the socket closes."""
+    """Handle one request at a time, as an execution environment, until the socket closes.
+
+    The variable RENEW_SECONDS is for tests only: the program has a constant of this name.
+    """
+    from taskchat.conversations import renewal
+
     processes.leave_with_parent(signal.SIGKILL)
     os.environ.update(environment)
     asyncio.set_event_loop(asyncio.new_event_loop())
+    renewal.RENEW_SECONDS = float(environment.get("RENEW_SECONDS", renewal.RENEW_SECONDS))  # type: ignore[misc]
 
     def send(answer: Json) -> None:
         channel.sendall(json.dumps(answer).encode() + b"\n")

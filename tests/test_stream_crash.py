@@ -33,6 +33,14 @@ BEFORE = "Let me see what can be done."
 IS_THOROUGH = "THOROUGH" in os.environ
 
 
+RENEWAL = [
+    f"{when} {what}" for what in ("select set_config", "UPDATE conversation", "commit") for when in ("before", "after")
+]
+"""The points of a renewal's transaction."""
+AMONG_RENEWALS = 30
+"""Number of a point that only renewals reach so often: a turn has a handful of transactions without them."""
+
+
 @pytest.fixture(autouse=True)
 def watched(rows: Rows) -> Iterator[None]:
     """Have Postgres record every effect."""
@@ -205,6 +213,59 @@ class TestZombie:
         shown.check_failed()
         assert after.messages[-1].startswith(read(EVENTS, frozen.shown, is_cut=True).messages[-1])
         assert _is_in_progress(shown.problem), shown.problem
+        assert trial.written() == before
+
+
+class TestRenewal:
+    """A process is killed or stopped when it renews its lease, while the model thinks."""
+
+    @pytest.fixture
+    def renewing(self, fleet: Fleet) -> Iterator[Fleet]:
+        """Deploy processes that renew a lease without a pause."""
+        renewing = fleet.renewing_every(0)
+        yield renewing
+        renewing.stop()
+
+    @pytest.mark.parametrize("database_url", ["pooled"], indirect=True)
+    @pytest.mark.parametrize("protocol", [EVENTS, JSON])
+    @pytest.mark.parametrize("point", RENEWAL)
+    def test_killed_at_any_point_of_it_the_turn_happens_once(
+        self,
+        point: str,
+        protocol: str,
+        renewing: Fleet,
+        fleet: Fleet,
+        rows: Rows,
+        issuer: Issuer,
+        standin: StandIn,
+    ) -> None:
+        """The lease has its old end or its new one. Both run out, and the same key goes on."""
+        trial = Trial(rows, issuer, standin, is_new_thread=False)
+        standin.fault("hang", match=SEVERAL)
+        with renewing.cold() as dying:
+            assert trial.ask(dying, protocol, Trap.kill(AMONG_RENEWALS, point)).trapped
+        standin.reset()
+        trial.let_leases_run_out()
+        trial.check_done(fleet.start(), EVENTS, EVENTS)
+
+    @pytest.mark.parametrize("database_url", ["pooled"], indirect=True)
+    @pytest.mark.parametrize("point", ["after commit"])
+    def test_stopped_between_two_it_loses_its_lease_and_ends_at_once(
+        self, point: str, renewing: Fleet, fleet: Fleet, rows: Rows, issuer: Issuer, standin: StandIn
+    ) -> None:
+        """Another process has done the turn. It does not wait for the model any more: `failed`, and nothing written."""
+        trial = Trial(rows, issuer, standin, is_new_thread=False)
+        standin.fault("hang", match=SEVERAL)
+        zombie = renewing.start()
+        assert trial.ask(zombie, EVENTS, Trap.freeze(AMONG_RENEWALS, point)).trapped
+        standin.reset()
+        trial.let_leases_run_out()
+        after = trial.check_done(fleet.start(), EVENTS)
+        before = trial.written()
+        zombie.thaw()
+        shown = read(EVENTS, zombie.outcome().shown)
+        assert _is_in_progress(shown.check_failed()), shown.problem
+        shown.check_calls([vars(call) for call in after.done], is_whole=False)
         assert trial.written() == before
 
 

@@ -206,8 +206,7 @@ class Someone:
                 break
             if self.chance.random() < 0.7:
                 db_assertions.let_leases_run_out(self.world.rows, turn.caller.id)
-        for fragile in self.world.proxies:
-            fragile.reset()
+        self._end_faults()
         self._check(turn)
 
     # Faults
@@ -239,6 +238,11 @@ class Someone:
         else:
             fragile.refuse_for = 0.2
             fragile._lose()
+
+    def _end_faults(self) -> None:
+        for fragile in self.world.proxies:
+            fragile.reset()
+            fragile.accept_again()
 
     # Requests
 
@@ -340,6 +344,7 @@ class Someone:
             if reading.status == 200:
                 return reading
             assert reading.status == 503
+            self._end_faults()
         raise AssertionError("never answered")
 
     def _check_rows(self, turn: Turn, answer: Json) -> None:
