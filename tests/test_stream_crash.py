@@ -114,7 +114,7 @@ def points(passed: list[str], *, is_brief: bool) -> Iterator[Trap]:
         is_event = label.startswith("stream: after")
         if (
             IS_THOROUGH
-            or (is_event and (not is_brief or numbers[label] <= 2))
+            or (is_event and (not is_brief or numbers[label] == 1))
             or (not is_brief and label == "before commit")
         ):
             yield Trap.kill(numbers[label], label)
