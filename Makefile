@@ -50,7 +50,8 @@ test: install  ## Run every test that needs no container
 	@$(BIN)/pytest $(WORKERS)
 
 thorough: install  ## Run the crash, outage, random and fuzz tests at full length
-	@THOROUGH=1 $(BIN)/pytest $(WORKERS) tests/test_crash.py tests/test_stateful.py tests/test_fuzz.py tests/test_outages.py tests/test_one_key.py
+	@THOROUGH=1 $(BIN)/pytest $(WORKERS) tests/test_crash.py tests/test_stateful.py tests/test_fuzz.py tests/test_outages.py tests/test_one_key.py \
+		tests/test_stream_crash.py tests/test_stream_random.py
 
 migrate: install  ## Migrate the schema at MIGRATION_DATABASE_URL, and create the role that DATABASE_URL names
 	@$(BIN)/alembic upgrade head

@@ -1,7 +1,8 @@
 """Number the points of a request at which a test may kill or freeze its process, and send the signal there.
 
 The points: the request's arrival; before and after every statement and every commit; before and after each piece sent
-to the model; after each piece read from it; and the moment at which the handler has its answer but has not returned it.
+to the model; after each piece read from it; before and after each event of a stream; and the moment at which the
+handler has its answer but has not returned it.
 The level SOCKET adds points around each piece sent to the database, and after each piece read from it.
 """
 

@@ -45,6 +45,8 @@ class Outcome:
     point: int = 0
     commits: int = 0
     """Commits before that point."""
+    shown: str = ""
+    """The part of a stream that was sent so far."""
 
     @property
     def answer(self) -> Response:
@@ -58,30 +60,41 @@ class Environment:
 
     def __init__(self, fork_server: "ForkServer", pid: int, channel: socket.socket) -> None:
         self._fork_server, self.pid, self._channel, self._read = fork_server, pid, channel, b""
+        self._shown = ""
         self.peak_memory = 0
         """The process's peak memory in bytes, as of its latest answer."""
 
-    def ask(self, request: dict[str, Any], trap: Trap | None = None, seconds: float = 30) -> Outcome:
+    def ask(
+        self, request: dict[str, Any], trap: Trap | None = None, seconds: float = 30, *, is_streamed: bool = False
+    ) -> Outcome:
         """Send a request and wait for its outcome."""
-        self.send(request, trap, seconds)
+        self.send(request, trap, seconds, is_streamed=is_streamed)
         return self.outcome()
 
-    def send(self, request: dict[str, Any], trap: Trap | None = None, seconds: float = 30) -> None:
-        """Send a request that may take this many seconds, and do not wait."""
-        question = {"event": request, "trap": trap and asdict(trap), "seconds": seconds}
+    def send(
+        self, request: dict[str, Any], trap: Trap | None = None, seconds: float = 30, *, is_streamed: bool = False
+    ) -> None:
+        """Send a request that may take this many seconds, and do not wait.
+
+        With `is_streamed`, a server sends each event of the answer as it comes, and not the handler the whole body.
+        """
+        self._shown = ""
+        question = {"event": request, "trap": trap and asdict(trap), "seconds": seconds, "is_streamed": is_streamed}
         self._channel.sendall(json.dumps(question).encode() + b"\n")
 
     def outcome(self) -> Outcome:
         """Wait for the outcome of the request: an answer, or the end or stop of the process."""
-        answer = self._read_answer()
+        while (answer := self._read_answer()) and "shown" in answer:
+            self._shown += answer["shown"]
         if answer is None:
-            return Outcome()
+            return Outcome(shown=self._shown)
         if "trapped" not in answer:
             self.peak_memory = answer["peak_memory"]
-            return Outcome(Response(answer["status"], answer["headers"], answer["body"]), answer["passed"])
+            response = Response(answer["status"], answer["headers"], answer["body"])
+            return Outcome(response, answer["passed"], shown=self._shown)
         # The process reports its crash point before it gets the signal.
         self._fork_server.await_signal(self.pid)
-        return Outcome(None, [], answer["trapped"], answer["point"], answer["commits"])
+        return Outcome(None, [], answer["trapped"], answer["point"], answer["commits"], self._shown)
 
     def is_answered(self) -> bool:
         """Return whether there is something to read, without waiting."""
@@ -196,6 +209,10 @@ class Fleet:
     def __init__(self, fork_server: ForkServer, variables: dict[str, str]) -> None:
         self._fork_server, self._variables = fork_server, variables
         self._started: list[Environment] = []
+
+    def renewing_every(self, seconds: float) -> "Fleet":
+        """Return a fleet like this one, whose processes renew a lease after as many seconds."""
+        return Fleet(self._fork_server, self._variables | {"RENEW_SECONDS": str(seconds)})
 
     def start(self) -> Environment:
         """Start a cold environment."""

@@ -9,6 +9,7 @@ along), `signal`, `await`. It ends with its parent, and its children end with it
 """
 
 import asyncio
+import base64
 import gc
 import json
 import os
@@ -18,16 +19,15 @@ import socket
 import sys
 import threading
 import traceback
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from dev import processes
-from taskchat.conversations import renewal
-from testing.gateway import Handler, invoke
+from testing.gateway import Handler, Response, invoke
 from tests.crash_points import CrashPoints, Trap
 
 Json = dict[str, Any]
-RENEW_SECONDS = "TEST_RENEW_SECONDS"
-"""The variable with an environment's seconds between two renewals of a lease. Without it they are the program's."""
 LARGEST = 1 << 20
 
 
@@ -137,11 +137,16 @@ def _await(child: int, children: set[int]) -> Json:
 
 
 def _serve(environment: Json, channel: socket.socket) -> None:
-    """Handle one request at a time, as an execution environment, until the socket closes."""
+    """Handle one request at a time, as an execution environment, until the socket closes.
+
+    The variable RENEW_SECONDS is for tests only: the program has a constant of this name.
+    """
+    from taskchat.conversations import renewal
+
     processes.leave_with_parent(signal.SIGKILL)
     os.environ.update(environment)
-    vars(renewal)["RENEW_SECONDS"] = float(environment.get(RENEW_SECONDS, renewal.RENEW_SECONDS))
     asyncio.set_event_loop(asyncio.new_event_loop())
+    renewal.RENEW_SECONDS = float(environment.get("RENEW_SECONDS", renewal.RENEW_SECONDS))  # type: ignore[misc]
 
     def send(answer: Json) -> None:
         channel.sendall(json.dumps(answer).encode() + b"\n")
@@ -151,19 +156,78 @@ def _serve(environment: Json, channel: socket.socket) -> None:
     with channel.makefile("rb") as questions:
         for line in questions:
             try:
-                send(_handle(json.loads(line), crash_points))
+                send(_handle(json.loads(line), crash_points, send))
             except Exception:
                 send({"error": traceback.format_exc()})
 
 
-def _handle(question: Json, crash_points: CrashPoints) -> Json:
+def _handle(question: Json, crash_points: CrashPoints, send: Callable[[Json], None]) -> Json:
     trap = question["trap"]
     handler = _route(question["event"])
     crash_points.begin(trap and Trap(signal.Signals(trap["number"]), trap["at"], trap["on"], trap["level"]))
-    response = invoke(handler, question["event"], seconds=question["seconds"])
+    if question["is_streamed"]:
+        response = _stream(question["event"], question["seconds"], partial(_show, crash_points, send))
+    else:
+        response = invoke(handler, question["event"], seconds=question["seconds"])
     passed = crash_points.end()
     answer = {"status": response.status, "headers": response.headers, "body": response.body, "passed": passed}
     return answer | {"peak_memory": _peak_memory()}
+
+
+def _stream(event: Json, seconds: float, show: Callable[[str], None]) -> Response:
+    """Have the app answer in this process's loop, and show each part of the body when it is sent."""
+    from chat.app import app
+    from taskchat import deadline
+
+    parts, head = [], Json()
+
+    async def receive() -> Json:
+        if "asked" in head:
+            await asyncio.Event().wait()  # the client stays
+        head["asked"] = True
+        return {"type": "http.request", "body": base64.b64decode(event["body"])}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            head.update(message)
+            return
+        parts.append(message["body"].decode())
+        show(parts[-1])
+
+    with deadline.within(seconds):
+        asyncio.get_event_loop().run_until_complete(app(_scope(event), receive, send))
+    headers = {name.decode(): value.decode() for name, value in head["headers"]}
+    return Response(head["status"], headers, "".join(parts))
+
+
+def _scope(event: Json) -> Json:
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "scheme": "https",
+        "method": event["requestContext"]["http"]["method"],
+        "path": event["rawPath"],
+        "query_string": event["rawQueryString"].encode(),
+        "headers": [(name.encode(), value.encode()) for name, value in event["headers"].items()],
+    }
+
+
+def _show(crash_points: CrashPoints, send: Callable[[Json], None], body: str) -> None:
+    """Send the events of a part to the test one by one. There is a crash point before and after each."""
+    for frame in body.removesuffix("\n\n").split("\n\n"):
+        name = _name_of(frame)
+        crash_points.reach(f'stream: before "{name}"')
+        send({"shown": f"{frame}\n\n"})
+        crash_points.reach(f'stream: after "{name}"')
+
+
+def _name_of(frame: str) -> str:
+    """Return the name of the event in a frame of any protocol."""
+    if frame.startswith("event: "):
+        return frame.partition("\n")[0].removeprefix("event: ")
+    data = frame.removeprefix("data: ")
+    return str(json.loads(data)["type"]) if data.startswith("{") else data
 
 
 def _peak_memory() -> int:

@@ -18,7 +18,7 @@ from tests.stream_rules import CONVERSATION, TURN, accepted, call, check_ag_ui, 
 
 THREAD, RUN = "thread-1", "run-1"
 USER = {"id": "m1", "role": "user", "content": "Add buy milk"}
-SECRET = "grandmother"
+HIDDEN = "grandmother"
 
 
 def body(*messages: Any, **fields: Any) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def faults(value: Any) -> set[str]:
     """Return the names of the fields at fault. No value is in the answer."""
     with pytest.raises(InvalidInput) as caught:
         ask(value)
-    assert SECRET not in json.dumps(caught.value.members)
+    assert HIDDEN not in json.dumps(caught.value.members)
     return {fault["field"] for fault in caught.value.members["fields"]}
 
 
@@ -114,30 +114,30 @@ class TestRequest:
         ("field", "value"),
         [
             ("threadId", {"threadId": ""}),
-            ("threadId", {"threadId": f"{SECRET} {SECRET}"}),
+            ("threadId", {"threadId": f"{HIDDEN} {HIDDEN}"}),
             ("threadId", {"threadId": "\ud800"}),
-            ("runId", {"runId": SECRET * 30}),
-            ("runId", {"runId": f"{SECRET}\n"}),
+            ("runId", {"runId": HIDDEN * 30}),
+            ("runId", {"runId": f"{HIDDEN}\n"}),
             ("runId", {"runId": 5}),
             ("messages", {"messages": []}),
-            ("messages", {"messages": SECRET}),
-            ("messages", {"messages": [SECRET]}),
-            ("messages", {"messages": [{"role": "assistant", "content": SECRET}]}),
-            ("messages", {"messages": [{"content": SECRET}, USER]}),
-            ("messages", {"messages": [{"role": [SECRET]}, USER]}),
-            ("messages", {"messages": [{"role": "system", "content": SECRET}, USER]}),
-            ("messages", {"messages": [USER, {"role": "developer", "content": SECRET}]}),
+            ("messages", {"messages": HIDDEN}),
+            ("messages", {"messages": [HIDDEN]}),
+            ("messages", {"messages": [{"role": "assistant", "content": HIDDEN}]}),
+            ("messages", {"messages": [{"content": HIDDEN}, USER]}),
+            ("messages", {"messages": [{"role": [HIDDEN]}, USER]}),
+            ("messages", {"messages": [{"role": "system", "content": HIDDEN}, USER]}),
+            ("messages", {"messages": [USER, {"role": "developer", "content": HIDDEN}]}),
             ("messages.content", {"messages": [{"role": "user"}]}),
             ("messages.content", {"messages": [{"role": "user", "content": " "}]}),
-            ("messages.content", {"messages": [{"role": "user", "content": SECRET * 400}]}),
-            ("messages.content", {"messages": [{"role": "user", "content": f"{SECRET}\ud800"}]}),
-            ("messages.content", {"messages": [{"role": "user", "content": [{"type": "image", "source": SECRET}]}]}),
+            ("messages.content", {"messages": [{"role": "user", "content": HIDDEN * 400}]}),
+            ("messages.content", {"messages": [{"role": "user", "content": f"{HIDDEN}\ud800"}]}),
+            ("messages.content", {"messages": [{"role": "user", "content": [{"type": "image", "source": HIDDEN}]}]}),
             ("messages.content", {"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]}),
-            ("messages.content", {"messages": [{"role": "user", "content": {"type": SECRET}}]}),
-            ("tools", {"tools": [{"name": SECRET}]}),
-            ("tools", {"tools": {SECRET: 1}}),
-            ("resume", {"resume": [{"interruptId": SECRET}]}),
-            ("forwardedProps.timezone", {"forwardedProps": {"timezone": SECRET}}),
+            ("messages.content", {"messages": [{"role": "user", "content": {"type": HIDDEN}}]}),
+            ("tools", {"tools": [{"name": HIDDEN}]}),
+            ("tools", {"tools": {HIDDEN: 1}}),
+            ("resume", {"resume": [{"interruptId": HIDDEN}]}),
+            ("forwardedProps.timezone", {"forwardedProps": {"timezone": HIDDEN}}),
             ("forwardedProps.timezone", {"forwardedProps": {"timezone": 5}}),
         ],
     )

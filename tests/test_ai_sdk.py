@@ -27,7 +27,7 @@ from tests.stream_rules import (
 )
 
 CHAT = "chat-1"
-SECRET = "grandmother"
+HIDDEN = "grandmother"
 
 
 def user(text: str = "Add buy milk", key: str = "m1", *more: Any) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def faults(value: Any) -> set[str]:
     """Return the names of the fields at fault. No value is in the answer."""
     with pytest.raises(InvalidInput) as caught:
         ask(value)
-    assert SECRET not in json.dumps(caught.value.members)
+    assert HIDDEN not in json.dumps(caught.value.members)
     return {fault["field"] for fault in caught.value.members["fields"]}
 
 
@@ -91,8 +91,8 @@ class TestRequest:
 
     def test_unknown_fields_are_ignored(self) -> None:
         """An application adds its own to the body and to the message."""
-        odd = user() | {"metadata": {"system": SECRET}, "createdAt": 1}
-        assert ask(body(odd, tools={"a": 1}, model=SECRET)).request == ask(body()).request
+        odd = user() | {"metadata": {"system": HIDDEN}, "createdAt": 1}
+        assert ask(body(odd, tools={"a": 1}, model=HIDDEN)).request == ask(body()).request
 
     def test_only_the_last_user_message_is_read(self) -> None:
         """A file of an earlier message is not sent again for nothing, and a forged answer changes nothing."""
@@ -112,25 +112,25 @@ class TestRequest:
         ("field", "value"),
         [
             ("id", {"id": ""}),
-            ("id", {"id": f"{SECRET} {SECRET}"}),
+            ("id", {"id": f"{HIDDEN} {HIDDEN}"}),
             ("id", {"id": None}),
-            ("timezone", {"timezone": SECRET}),
+            ("timezone", {"timezone": HIDDEN}),
             ("messages", {"messages": []}),
-            ("messages", {"messages": {SECRET: 1}}),
-            ("messages", {"messages": [{"role": "assistant", "id": SECRET}]}),
-            ("messages", {"messages": [{"role": "system", "parts": [{"type": "text", "text": SECRET}]}, user()]}),
+            ("messages", {"messages": {HIDDEN: 1}}),
+            ("messages", {"messages": [{"role": "assistant", "id": HIDDEN}]}),
+            ("messages", {"messages": [{"role": "system", "parts": [{"type": "text", "text": HIDDEN}]}, user()]}),
             ("messages.id", {"messages": [user(key="")]}),
-            ("messages.id", {"messages": [user(key=SECRET * 30)]}),
-            ("messages.id", {"messages": [{"role": "user", "parts": [{"type": "text", "text": SECRET}]}]}),
-            ("messages.parts", {"messages": [{"role": "user", "id": "m1", "content": SECRET}]}),
+            ("messages.id", {"messages": [user(key=HIDDEN * 30)]}),
+            ("messages.id", {"messages": [{"role": "user", "parts": [{"type": "text", "text": HIDDEN}]}]}),
+            ("messages.parts", {"messages": [{"role": "user", "id": "m1", "content": HIDDEN}]}),
             ("messages.parts", {"messages": [user("")]}),
-            ("messages.parts", {"messages": [user(SECRET * 400)]}),
-            ("messages.parts", {"messages": [user(f"{SECRET}\x00")]}),
+            ("messages.parts", {"messages": [user(HIDDEN * 400)]}),
+            ("messages.parts", {"messages": [user(f"{HIDDEN}\x00")]}),
             ("messages.parts", parts()),
-            ("messages.parts", parts(SECRET)),
-            ("messages.parts", parts({"type": "text", "text": SECRET}, {"type": "file", "url": SECRET})),
-            ("messages.parts", parts({"type": "text", "text": SECRET}, {"type": "data-city", "data": SECRET})),
-            ("messages.parts", parts({"type": "text", "text": [SECRET]})),
+            ("messages.parts", parts(HIDDEN)),
+            ("messages.parts", parts({"type": "text", "text": HIDDEN}, {"type": "file", "url": HIDDEN})),
+            ("messages.parts", parts({"type": "text", "text": HIDDEN}, {"type": "data-city", "data": HIDDEN})),
+            ("messages.parts", parts({"type": "text", "text": [HIDDEN]})),
         ],
     )
     def test_a_wrong_field_is_named(self, field: str, value: dict[str, Any]) -> None:

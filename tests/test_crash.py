@@ -30,7 +30,6 @@ from tests.db_assertions import Rows
 from tests.domain import example
 from tests.environments import Environment, Fleet, ForkServer, Outcome
 from tests.example_domain import Row, Sentence
-from tests.fork_server import RENEW_SECONDS
 
 Report = Callable[[str], None]
 AT_ONCE = 4
@@ -376,7 +375,7 @@ class TestRenewal:
         self, warm_fork_server: ForkServer, database_url: str, standin: StandIn, issuer: Issuer
     ) -> Iterator[Fleet]:
         """Deploy environments that renew a lease at once, and let the model think until the end of the test."""
-        fleet = Fleet(warm_fork_server, variables(database_url, standin, issuer) | {RENEW_SECONDS: "0"})
+        fleet = Fleet(warm_fork_server, variables(database_url, standin, issuer)).renewing_every(0)
         standin.fault("hang", match=ONE.message)
         yield fleet
         fleet.stop()

@@ -2,8 +2,8 @@
 
 Hypothesis draws messages, retries, duplicates at the same moment, kills, freezes, restarts of the pooler, terminated
 backends and faults of the model, over several users and conversations, through PgBouncer. Users also read, rename and
-delete their conversations, export their data and have themselves erased. After every step, the test compares Postgres
-and the requests to the model with the expected state.
+delete their conversations, export their data and have themselves erased. Each lease is renewed every 20 ms. After every
+step, the test compares Postgres and the requests to the model with the expected state.
 
 Promises: an accepted turn runs once, with its effects once and in order. A conversation is a sequence of user messages,
 each with at most one reply. A request gets 409 only while a turn holds the conversation. A finished key always gives
@@ -45,7 +45,6 @@ from tests.db_assertions import Rows
 from tests.domain import example
 from tests.environments import Environment, Fleet, ForkServer, Outcome
 from tests.example_domain import Sentence
-from tests.fork_server import RENEW_SECONDS
 
 STEPS = 20
 """Steps of one sequence."""
@@ -905,8 +904,7 @@ def world(
     warm_fork_server: ForkServer, server: Postgres, pooler: PgBouncer, standin: StandIn, issuer: Issuer, rows: Rows
 ) -> Iterator[World]:
     """Give the servers and environments for all sequences."""
-    known = variables(pooler.url(server.app_url), standin, issuer)
-    fleet = Fleet(warm_fork_server, known | {RENEW_SECONDS: "0.003"})  # about as long as the stand-in model takes
+    fleet = Fleet(warm_fork_server, variables(pooler.url(server.app_url), standin, issuer)).renewing_every(0.02)
     with db_assertions.watched(rows):
         yield World(fleet, rows, standin, pooler, issuer)
         fleet.stop()
