@@ -25,6 +25,15 @@ SETTINGS: Final = {name: name for name in ("temperature", "top_p", "parallel_too
 _TEXTS: Final = ("content", "refusal", "reasoning_content", "reasoning")
 """Fields of a message that arrive in pieces. The last two are names of other vendors, who want them back."""
 
+_PLACE: Final[Any] = {"item_id": "message", "output_index": 0, "content_index": 0, "sequence_number": 0}
+"""The place of every text: the API has one message in an answer, and does not number its chunks."""
+
+_DELTAS: Final[dict[str, TextDelta]] = {
+    "content": ResponseTextDeltaEvent.model_construct(type="response.output_text.delta", **_PLACE),
+    "refusal": ResponseRefusalDeltaEvent.model_construct(type="response.refusal.delta", **_PLACE),
+}
+"""Events to copy, one of each kind. The vendor's `model_construct` takes fifteen times as long as a copy."""
+
 
 def build_body(call: ModelCall) -> Json:
     messages = Converter.items_to_messages(call.input, model=call.model, base_url=str(call.client.base_url))
@@ -76,9 +85,8 @@ class StreamReader:
         if not isinstance(text, str) or not text:
             return
         self._texts[name].append(text)
-        if name in ("content", "refusal"):
-            kind = ResponseTextDeltaEvent if name == "content" else ResponseRefusalDeltaEvent
-            yield _event(kind, text)
+        if name in _DELTAS:
+            yield _DELTAS[name].model_copy(update={"delta": text})
 
     def _add_call(self, piece: Json) -> None:
         index, function = piece.get("index"), piece.get("function")
@@ -99,10 +107,3 @@ class StreamReader:
             call["function"]["arguments"] = "".join(self._arguments[index])
         message |= {"tool_calls": list(self._calls.values())} if self._calls else {}
         return self._known | {"choices": [{"finish_reason": self._finish_reason, "message": message}]}
-
-
-def _event(kind: type[TextDelta], text: str) -> TextDelta:
-    """Return an event with the text. The API has one message in an answer, and does not number its chunks."""
-    name = "response.output_text.delta" if kind is ResponseTextDeltaEvent else "response.refusal.delta"
-    place: Any = {"item_id": "message", "output_index": 0, "content_index": 0, "sequence_number": 0}
-    return kind.model_construct(type=name, delta=text, **place)

@@ -127,7 +127,10 @@ class ProviderModel(Model):
 
 
 class ReportingModel(Model):
-    """Reports the text of streamed answers as it comes. The SDK hands it on only beside the run, and later."""
+    """Reports the text of streamed answers as it comes, and keeps it from the SDK, which needs only the whole answer.
+
+    The SDK would hand each piece on beside the run, and later.
+    """
 
     def __init__(self, model: Model, report: TurnReport) -> None:
         """Report what `model` streams."""
@@ -138,12 +141,13 @@ class ReportingModel(Model):
         return await self._model.get_response(*arguments, **state)
 
     async def stream_response(self, *arguments: Any, **state: Any) -> AsyncIterator[TResponseStreamEvent]:
-        """Yield the model's events, and report its text. Raises what the model raises."""
+        """Report the model's text, and yield the other events. Raises what the model raises."""
         self._report.begin_answer()
         async for event in self._model.stream_response(*arguments, **state):
             if isinstance(event, TextDelta):
                 self._report.add_text(event)
-            yield event
+            else:
+                yield event
 
 
 async def _start(events: AsyncGenerator[TResponseStreamEvent]) -> AsyncGenerator[TResponseStreamEvent]:
