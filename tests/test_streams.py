@@ -203,6 +203,23 @@ class TestRefusals:
         with client.say("hello", "two") as refused:
             assert (refused.status, refused.header("retry-after") is not None) == (429, True)
 
+    def test_a_limit_counts_those_who_wait_for_another_process(
+        self, client: Client, other_url: str, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each holds a process until the turn ends, so one key is no way around the limit."""
+        monkeypatch.setenv("TURN_BURST", "2")
+        monkeypatch.setenv("TURNS_PER_MINUTE", "1")
+        standin.fault("hang", match=MILK, seconds=40)
+        elsewhere = Client(other_url, client.caller)
+        with client.say(MILK, "key") as stream, elsewhere.say(MILK, "key") as waiting:
+            stream.until("accepted")
+            assert waiting.until("accepted")[1] == stream.read[0][1]
+            with serving(create_app(ChatProcess(toolset))) as third:
+                with Client(third, client.caller).say(MILK, "key") as refused:
+                    assert (refused.status, refused.header("retry-after") is not None) == (429, True)
+            let_go(standin)
+            assert names(waiting.all())[-1] == names(stream.all())[-1] == "finished"
+
     @pytest.mark.parametrize(
         ("accept", "kind"),
         [
