@@ -194,6 +194,15 @@ class TestRefusals:
             let_go(standin)
             running.all()
 
+    def test_half_an_emoji_is_refused_once(self, client: Client) -> None:
+        """A page that cuts a text in its middle sends it, and again with each later message of the list."""
+        messages = [{"id": "one", "role": "user", "parts": [{"type": "text", "text": "\ud83d"}]}]
+        with client.stream({"id": "chat", "messages": messages}) as refused:
+            assert (refused.status, [fault["field"] for fault in refused.json["fields"]]) == (422, ["messages.parts"])
+        messages.append({"id": "two", "role": "user", "parts": [{"type": "text", "text": "hello"}]})
+        with client.stream({"id": "chat", "messages": messages}) as stream:
+            assert stream.response.read().endswith(b"[DONE]\n\n")
+
     def test_a_limit_has_its_status(self, url: str, alice: Person, monkeypatch: pytest.MonkeyPatch) -> None:
         """It says when to come back."""
         monkeypatch.setenv("TURN_BURST", "1")
