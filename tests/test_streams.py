@@ -194,6 +194,15 @@ class TestRefusals:
             let_go(standin)
             running.all()
 
+    def test_half_an_emoji_is_refused_once(self, client: Client) -> None:
+        """A page that cuts a text in its middle sends it, and again with each later message of the list."""
+        messages = [{"id": "one", "role": "user", "parts": [{"type": "text", "text": "\ud83d"}]}]
+        with client.stream({"id": "chat", "messages": messages}) as refused:
+            assert (refused.status, [fault["field"] for fault in refused.json["fields"]]) == (422, ["messages.parts"])
+        messages.append({"id": "two", "role": "user", "parts": [{"type": "text", "text": "hello"}]})
+        with client.stream({"id": "chat", "messages": messages}) as stream:
+            assert stream.response.read().endswith(b"[DONE]\n\n")
+
     def test_a_limit_has_its_status(self, url: str, alice: Person, monkeypatch: pytest.MonkeyPatch) -> None:
         """It says when to come back."""
         monkeypatch.setenv("TURN_BURST", "1")
@@ -202,6 +211,23 @@ class TestRefusals:
         client.ask("hello", "one")
         with client.say("hello", "two") as refused:
             assert (refused.status, refused.header("retry-after") is not None) == (429, True)
+
+    def test_a_limit_counts_those_who_wait_for_another_process(
+        self, client: Client, other_url: str, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each holds a process until the turn ends, so one key is no way around the limit."""
+        monkeypatch.setenv("TURN_BURST", "2")
+        monkeypatch.setenv("TURNS_PER_MINUTE", "1")
+        standin.fault("hang", match=MILK, seconds=40)
+        elsewhere = Client(other_url, client.caller)
+        with client.say(MILK, "key") as stream, elsewhere.say(MILK, "key") as waiting:
+            stream.until("accepted")
+            assert waiting.until("accepted")[1] == stream.read[0][1]
+            with serving(create_app(ChatProcess(toolset))) as third:
+                with Client(third, client.caller).say(MILK, "key") as refused:
+                    assert (refused.status, refused.header("retry-after") is not None) == (429, True)
+            let_go(standin)
+            assert names(waiting.all())[-1] == names(stream.all())[-1] == "finished"
 
     @pytest.mark.parametrize(
         ("accept", "kind"),

@@ -66,8 +66,11 @@ class RunningTurns:
             return await self._begin(user_id, turn_id, request, is_streamed=True)
         except TurnInProgress:
             conversation_id = request.conversation_of(turn_id)
-            if self._find_running(user_id, conversation_id) != turn_id:
-                raise
+            with self.runner.database.transaction(user_id) as session:
+                if running_turn(session, user_id, conversation_id) != turn_id:
+                    raise
+                # It counts as a turn: on Lambda each client that waits holds a process of its own.
+                self.runner.limits.spend(session, user_id)
         feed = Feed(Accepted(conversation_id, turn_id, replayed=False))
         self._keep(user_id, request, feed, feed.run(partial(self._pick_up, user_id, request)))
         return feed
