@@ -34,7 +34,7 @@ from tests.example_domain import Row, Sentence
 Report = Callable[[str], None]
 AT_ONCE = 4
 """Concurrent runs. Each is a sequence of processes, and spends most of its time waiting."""
-PAIRS = 40 if "CI" in os.environ else 10
+PAIRS = 40 if "THOROUGH" in os.environ else 10
 """Turns that are killed twice in each scenario, at random points."""
 SEED = int(os.environ.get("CRASH_SEED") or random.SystemRandom().randrange(10**6))
 
@@ -209,7 +209,7 @@ HERE = [
     ("pooled", "responses", STATEMENT, ALL),
     ("direct", "chat_completions", STATEMENT, [ONE]),
 ]
-IN_CI = [
+AT_FULL_LENGTH = [
     ("direct", "responses", STATEMENT, [SEVERAL, DELETE, FAILING]),
     ("pooled", "chat_completions", STATEMENT, [SEVERAL, LATER]),
     ("direct", "responses", SOCKET, [ONE]),
@@ -217,7 +217,7 @@ IN_CI = [
 ]
 EXPLORED = [
     pytest.param(*ways, scenario, id="-".join((*ways, scenario.message.replace(" ", "_"))))
-    for *ways, scenarios in HERE + (IN_CI if "CI" in os.environ else [])
+    for *ways, scenarios in HERE + (AT_FULL_LENGTH if "THOROUGH" in os.environ else [])
     for scenario in scenarios
 ]
 
