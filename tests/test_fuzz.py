@@ -203,8 +203,8 @@ class TestDescription:
         from chat.app import app
 
         path, method = route
-        if (method, mode) == ("delete", GenerationMode.NEGATIVE):
-            return  # the request has only its path, which is fixed here
+        if mode is GenerationMode.NEGATIVE and (method == "delete" or path.endswith("/stream")):
+            return  # the request has only its path, which no text can break
         description = deepcopy(app.openapi())
         del description["paths"][path][method]["security"]
         operation = schemathesis.openapi.from_dict(description, config=CONFIG)[path][method.upper()]

@@ -58,7 +58,19 @@ _UI_STREAM: Final = {
     for name, value in AiSdkEncoder.headers.items()
 }
 _EVENTS: Final = {
-    EVENT_STREAM: {"schema": {"type": "string", "description": "Server-sent events: docs/streaming.md lists them."}}
+    EVENT_STREAM: {
+        "schema": {
+            "type": "object",
+            "description": "One of the server-sent events: docs/streaming.md lists them.",
+            "required": ["data"],
+            "properties": {
+                "event": {"type": "string"},
+                "id": {"type": "string"},
+                "retry": {"type": "integer", "description": "Milliseconds to wait before the next try."},
+                "data": {"type": "string", "description": "JSON, or [DONE] at the end of an AI SDK stream."},
+            },
+        }
+    }
 }
 
 CHAT_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {

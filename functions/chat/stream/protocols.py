@@ -25,6 +25,7 @@ _LIST: Final = b'"messages"'
 async def read_asked(request: Request, user_id: str) -> Asked:
     """Return what the request asks for. Raises UnsupportedMediaType, BodyTooLarge, NotJson or InvalidInput."""
     require_json(request.headers)
+    key = _idempotency_key(request)
     if _LIST in (raw := await request.body()):
         body = _parse(raw)
         if "threadId" in body and "messages" in body:
@@ -33,7 +34,7 @@ async def read_asked(request: Request, user_id: str) -> Asked:
             return check_value(AiSdkRequest, body).asked(user_id)
     checked = await read_body(request, ChatRequest)
     turn = TurnRequest(checked.message, checked.conversation_id, checked.timezone)
-    return Asked(_idempotency_key(request), turn, SseEncoder if _prefers_events(request) else None)
+    return Asked(key, turn, SseEncoder if _prefers_events(request) else None)
 
 
 def _parse(raw: bytes) -> dict[str, Any]:
