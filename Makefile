@@ -46,12 +46,13 @@ chat: install  ## One turn: make chat MESSAGE="add buy milk" [CONVERSATION=<id>]
 # Each worker has its own database, pooler and model.
 WORKERS := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-test: install  ## Run every test that needs no container
-	@$(BIN)/pytest $(WORKERS)
+LONG_TESTS := $(patsubst %,tests/test_%.py,crash stateful stream_crash stream_random fuzz outages one_key)
+
+test: install  ## Run every test that needs no container (BRIEF=1: without those of make thorough)
+	@$(BIN)/pytest $(WORKERS) $(if $(BRIEF),$(addprefix --ignore=,$(LONG_TESTS)))
 
 thorough: install  ## Run the crash, outage, random and fuzz tests at full length
-	@THOROUGH=1 $(BIN)/pytest $(WORKERS) tests/test_crash.py tests/test_stateful.py tests/test_fuzz.py tests/test_outages.py tests/test_one_key.py \
-		tests/test_stream_crash.py tests/test_stream_random.py
+	@THOROUGH=1 $(BIN)/pytest $(WORKERS) $(LONG_TESTS)
 
 migrate: install  ## Migrate the schema at MIGRATION_DATABASE_URL, and create the role that DATABASE_URL names
 	@$(BIN)/alembic upgrade head
