@@ -163,7 +163,7 @@ class TestTime:
         def seconds() -> float:
             end = until(rows, turn)
             assert end
-            return pytest.approx((end - times.now).total_seconds(), abs=0.001)  # type: ignore[no-any-return]
+            return pytest.approx((end - times.now).total_seconds(), abs=0.001)  # type: ignore[no-any-return]  # pytest has no type for it
 
         return seconds
 

@@ -165,7 +165,7 @@ class Someone:
     """Takes one random turn after the other, as one of some users."""
 
     def __init__(self, world: World, seed: int) -> None:
-        self.world, self.chance = world, random.Random(seed)  # noqa: S311
+        self.world, self.chance = world, random.Random(seed)  # noqa: S311  # no secret: it draws faults
         self.people = [self._new_person() for _ in range(PEOPLE)]
 
     def take_turns(self, number: int) -> None:
@@ -409,7 +409,7 @@ def world(
 @pytest.fixture(autouse=True)
 def renewed_often(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Renew each lease every few milliseconds. Some renewals lose their answer."""
-    chance = random.Random(SEED)  # noqa: S311
+    chance = random.Random(SEED)  # noqa: S311  # no secret: it draws faults
 
     def renew_or_lose(database: Database, holder: LeaseHolder) -> bool:
         if chance.random() < 0.1:

@@ -59,7 +59,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One server-sent event."""
+    """Hold one server-sent event."""
 
     data: bytes
     kind: Kind = Kind.OTHER

@@ -103,7 +103,7 @@ class Run:
     """Tokens that the turn may cost."""
     report: TurnReport
     is_streamed: bool = False
-    """Whether a client reads the text as it comes. The model is called whole for the others: that costs less."""
+    """Set if a client reads the text as it comes. The model is called whole for the others: that costs less."""
     unsettled: list[UnsettledCall] = field(default_factory=list)
     """Calls whose outcome is unknown."""
     resumed: int = 0

@@ -25,11 +25,6 @@ class Feed:
         self._more = asyncio.Event()
         self._running: asyncio.Future[None] | None = None
 
-    @property
-    def is_complete(self) -> bool:
-        """Tell if the last event is there."""
-        return isinstance(self._events[-1], Finished | Failed)
-
     def add(self, event: Event) -> None:
         """Add an event, and let the waiting clients read it."""
         self._events.append(event)
