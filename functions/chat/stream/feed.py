@@ -18,10 +18,10 @@ Work: TypeAlias = Callable[["Feed"], Awaitable[None]]
 class Feed:
     """The list of a turn's events. It grows until the turn ends, and any number of clients read it from its start."""
 
-    def __init__(self, accepted: Accepted, *events: Event) -> None:
-        """Begin with these events."""
+    def __init__(self, accepted: Accepted) -> None:
+        """Begin with the first event."""
         self.accepted = accepted
-        self._events: list[Event] = [accepted, *events]
+        self._events: list[Event] = [accepted]
         self._more = asyncio.Event()
         self._running: asyncio.Future[None] | None = None
 
