@@ -244,16 +244,21 @@ class Bench:
         self.model.fault("drip", match=common, times=None, tokens=tokens, milliseconds=milliseconds)
         return [f"{common} {at:04}" for at in range(number)]
 
-    def wait_for_requests(self, number: int) -> None:
-        """Wait until the model has had so many requests since the last messages were made."""
-        while len(self.model.requests()) < number:
+    def first_pieces(self, messages: Iterable[str]) -> list[float]:
+        """Wait until the model has begun each answer, and return the monotonic times of the first pieces of text.
+
+        Call it before other turns: the stand-in keeps its last 500 requests.
+        """
+        while True:
+            begun = {record["message"]: record["first_piece"] for record in self.model.requests()}
+            if all(begun.get(message) for message in messages):
+                return [begun[message] for message in messages]
             time.sleep(LOOK_SECONDS)
 
-    def text_ms(self, streams: Iterable[Taken], messages: Iterable[str]) -> float:
-        """Return the median time from the model's first piece of text to the client's."""
-        sent: dict[str, float] = {record["message"]: record["first_piece"] for record in self.model.requests()}
-        pairs = zip(streams, messages, strict=True)
-        return median((taken.first_text - sent[message]) * 1000 for taken, message in pairs)
+
+def _text_ms(streams: Iterable[Taken], first_pieces: Iterable[float]) -> float:
+    """Return the median time from the model's first piece of text to the client's."""
+    return median((taken.first_text - sent) * 1000 for taken, sent in zip(streams, first_pieces, strict=True))
 
 
 def figures(found: Streams) -> Iterator[Figure]:
@@ -302,7 +307,7 @@ def _first(bench: Bench, number: int) -> First:
         taken = [reader.take(message) for message in messages]
     begins = bench.cost()["begins"][-number:]
     accepted = median(stream.accepted_ms for stream in taken)
-    return First(median(begins), accepted, bench.text_ms(taken, messages))
+    return First(median(begins), accepted, _text_ms(taken, bench.first_pieces(messages)))
 
 
 def _cpu(bench: Bench, number: int) -> float:
@@ -324,12 +329,12 @@ def _together(bench: Bench) -> Together:
         readers = [stack.enter_context(bench.reader()) for _ in messages]
         delays = [at * STARTING / STREAMS for at in range(STREAMS)]
         running = [pool.submit(_take_later, *each) for each in zip(delays, readers, messages, strict=True)]
-        bench.wait_for_requests(STREAMS)
+        first_pieces = bench.first_pieces(messages)
         turns = []
         while not any(each.done() for each in running):
             turns.append(_milliseconds(client))
         streams = [each.result() for each in running]
-    text_ms, longest = bench.text_ms(streams, messages), max(stream.seconds for stream in streams)
+    text_ms, longest = _text_ms(streams, first_pieces), max(stream.seconds for stream in streams)
     return Together(text_ms, longest, alone.seconds, median(turns), max(turns), median(turns_alone))
 
 
