@@ -73,7 +73,7 @@ async def _retry(attempt: Attempt[Result], body: Json) -> Result:
             pause = _retry_after(error) or FIRST_PAUSE * 2 ** (number - 1)
             if not _may_pass(error) or pause >= deadline.remaining():
                 raise
-            logger.info("model call failed, trying again", extra={"reason": _reason(error), "attempt": number})
+            logger.info("model call failed, trying again", extra={"reason": reason_of(error), "attempt": number})
         await asyncio.sleep(pause)
     return await attempt(body)
 
@@ -82,7 +82,7 @@ def to_failure(error: Exception) -> TaskchatError:
     """Return the problem for the caller, and log the reason for the operator."""
     if isinstance(error, TimeoutError):
         return OutOfTime()
-    logger.error("model failed", extra={"reason": _reason(error)})
+    logger.error("model failed", extra={"reason": reason_of(error)})
     if isinstance(error, openai.RateLimitError) and error.code != QUOTA_SPENT:
         seconds = _retry_after(error)
         return ModelFailed("The model is busy.", retry_after=None if seconds is None else max(1, round(seconds)))
@@ -122,7 +122,8 @@ def _retry_after(error: Exception) -> float | None:
     return seconds if 0 <= seconds < MAX_RETRY_AFTER else None
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
+    """Return an error's kind, and the status and code of a refusal. Never its text: it may quote a person."""
     if not isinstance(error, openai.APIStatusError):
         return type(error).__name__
     code = error.code if error.code in KNOWN_CODES else "unknown"
