@@ -54,7 +54,7 @@ class ChatProcess(Process):
 
     @cached_property
     def turns(self) -> RunningTurns:
-        settings, agent = self.settings, ChatAgent(self.settings, self.toolset, self.tools)
+        settings, agent = self.settings, ChatAgent(self.settings, self.toolset, self.tools, self.credentials)
         limits = Limits("chat", settings.turn_burst, settings.turns_per_minute, settings.daily_model_tokens)
         runner = TurnRunner(self.database, agent, settings.history_tokens, settings.deletions_per_turn, limits)
         return RunningTurns(runner)

@@ -24,6 +24,7 @@ from chat.stream.report import TurnReport
 from chat.transport import AnswerTooLong, AnswerUnreadable, model_http_client
 from chat.usage import charging
 from taskchat import deadline, genai
+from taskchat.credentials import Credentials
 from taskchat.settings import Settings
 
 MAX_EVENTS: Final = 20_000
@@ -35,13 +36,14 @@ _APIS: Final[dict[str, Any]] = {"responses": responses_api, "chat_completions": 
 class ProviderModel(Model):
     """The model at OPENAI_BASE_URL, with MODEL_FALLBACK as the second choice. It keeps nothing of a request."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Open the HTTP client. It connects at the first call."""
+    def __init__(self, settings: Settings, credentials: Credentials | None = None) -> None:
+        """Open the HTTP client. It connects at the first call, and each request has the key of `credentials`."""
+        self._credentials = credentials or Credentials(settings)
         self._api: Api = _APIS[settings.model_api]
         self._name, self._fallback = settings.model, settings.model_fallback
         self._provider = genai.provider_of(settings.openai_base_url)
         self._client = AsyncOpenAI(
-            api_key=settings.openai_api_key.get_secret_value(),
+            api_key=self._current_key,
             base_url=settings.openai_base_url,
             default_headers={"User-Agent": f"Agents/Python {__version__}"},
             max_retries=0,
@@ -90,7 +92,10 @@ class ProviderModel(Model):
 
     async def _ask(self, attempt: Any, body: Json) -> Any:
         fallback = partial(for_fallback, body, self._fallback) if self._fallback else None
-        return await ask_with_retries(attempt, body, fallback)
+        return await ask_with_retries(attempt, body, fallback, partial(self._credentials.renew, "openai_api_key"))
+
+    async def _current_key(self) -> str:
+        return self._credentials.model_key()
 
     async def _fetch(self, options: RequestOptions, tries: Tries, body: Json) -> Json:
         with tries.logged(body), charging(body) as charge:

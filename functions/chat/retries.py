@@ -6,6 +6,7 @@ Nothing else retries a model call: the retries of the vendor's client and of the
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, TypeVar
 
 import openai
@@ -44,11 +45,15 @@ Attempt = Callable[[Json], Awaitable[Result]]
 logger = Logger()
 
 
-async def ask_with_retries(attempt: Attempt[Result], body: Json, fallback: Callable[[], Json] | None) -> Result:
+async def ask_with_retries(
+    attempt: Attempt[Result], body: Json, fallback: Callable[[], Json] | None, renew: Callable[[], bool]
+) -> Result:
     """Return what an attempt returns for the body, or else for the fallback's. Raises ModelFailed or OutOfTime.
 
-    All tries of the first model together leave the fallback half of the time.
+    All tries of the first model together leave the fallback half of the time. When a model refuses the key, `renew`
+    is called in a thread, and the same try is made again if it returns True.
     """
+    attempt = partial(_ask_with_valid_key, attempt, renew)
     try:
         with deadline.within(deadline.remaining() / (2 if fallback else 1)):
             async with asyncio.timeout(deadline.remaining()):
@@ -63,6 +68,15 @@ async def ask_with_retries(attempt: Attempt[Result], body: Json, fallback: Calla
             return await attempt(second)
     except FAULTS as error:
         raise to_failure(error) from error
+
+
+async def _ask_with_valid_key(attempt: Attempt[Result], renew: Callable[[], bool], body: Json) -> Result:
+    while True:
+        try:
+            return await attempt(body)
+        except openai.AuthenticationError:
+            if not await asyncio.to_thread(renew):
+                raise
 
 
 async def _retry(attempt: Attempt[Result], body: Json) -> Result:

@@ -19,7 +19,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlmodel import Session
 
 from taskchat import deadline, measures
-from taskchat.database.engine import create_engine_for, refuse_unsafe_role
+from taskchat.database.engine import create_engine_for, refuse_unsafe_role_or_schema
 from taskchat.database.pg8000_pipeline import PipelinedConnection
 from taskchat.errors import CommitOutcomeUnknown, DatabaseUnavailable
 
@@ -119,9 +119,12 @@ class Batch:
 class Database:
     """Transactions on behalf of a user. One engine with one connection, which `close` gives back."""
 
-    def __init__(self, url: Callable[[], str]) -> None:
-        """Call `url` for each new connection. It returns the pooled endpoint's URL, with the runtime role."""
-        self.engine = create_engine_for(url, check=refuse_unsafe_role)
+    def __init__(self, url: Callable[[], str], renew: Callable[[], bool] = lambda: False) -> None:
+        """Call `url` for each new connection. It returns the pooled endpoint's URL, with the runtime role.
+
+        When Postgres refuses the login, call `renew`, and connect again if it returns True.
+        """
+        self.engine = create_engine_for(url, check=refuse_unsafe_role_or_schema, renew=renew)
         self._is_prepared = False
 
     @contextmanager
