@@ -31,6 +31,8 @@ _HOST: Final = re.compile(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?")
 
 Handler = Callable[[dict[str, Any], Any], dict[str, Any]]
 
+_Serve = Callable[["Event", dict[str, Any], LambdaContext], dict[str, Any]]
+
 
 def _check_unicode(text: str) -> str:
     text.encode()  # a UnicodeEncodeError is a ValueError
@@ -54,6 +56,10 @@ class Event(BaseModel):
     method: _Text = Field(validation_alias=AliasPath("requestContext", "http", "method"))
     path: _Text = Field(validation_alias=AliasPath("requestContext", "http", "path"))
     source_ip: _Text | None = Field(None, validation_alias=AliasPath("requestContext", "http", "sourceIp"))
+    api_id: Annotated[str, Field(pattern=r"^[a-z0-9]{1,32}$")] | None = Field(
+        None, validation_alias=AliasPath("requestContext", "apiId")
+    )
+    """API Gateway writes it: no caller can choose it, whatever host the request names."""
     time_epoch: int = Field(0, ge=0, lt=2**53, validation_alias=AliasPath("requestContext", "timeEpoch"))
     """Milliseconds."""
 
@@ -86,21 +92,29 @@ def seconds_left(event: Event, context: LambdaContext) -> float:
     return min(context.get_remaining_time_in_millis() / 1000, in_gateway)
 
 
-def lambda_handler(app: ASGI, lifespan: LifespanMode) -> Handler:
-    """Return Lambda's entry point to the app, with a log and metrics for each invocation."""
+def lambda_handler(app: ASGI, lifespan: LifespanMode, prepare: Callable[[Event], None] = lambda _: None) -> Handler:
+    """Return Lambda's entry point to the app, with a log and metrics for each invocation.
+
+    `prepare` gets each event before the app gets its request.
+    """
+
+    def serve(event: Event, mangum_event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+        prepare(event)
+        return adapter(mangum_event, context)
+
     adapter = Mangum(app, lifespan=lifespan, text_mime_types=["application/", "text/"])
 
     def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
         attempt(logger.clear_state)
         attempt(_add_ids_to_log, event, context)
-        response = _answer(adapter, event, context)
+        response = _answer(serve, event, context)
         count(response["statusCode"], context)
         return response
 
     return handler
 
 
-def _answer(adapter: Mangum, event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+def _answer(serve: _Serve, event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Return the app's response to an event, or a 400 for an event that no gateway wrote."""
     try:
         request = Event.model_validate(event)
@@ -111,7 +125,7 @@ def _answer(adapter: Mangum, event: dict[str, Any], context: LambdaContext) -> d
         body = bytes(refusal.body).decode()
         return {"statusCode": refusal.status_code, "headers": headers, "body": body, "isBase64Encoded": False}
     with deadline.within(seconds_left(request, context) - MARGIN):
-        return adapter(mangum_event, context)
+        return serve(request, mangum_event, context)
 
 
 # Never log the event itself, whatever the environment says: it holds the caller's token.
