@@ -141,6 +141,13 @@ deploy: build  ## Build, and deploy with samconfig.toml: make deploy ENV=dev|pro
 	@grep -q '^\[$(ENV)\.deploy\.' samconfig.toml || { echo "samconfig.toml has no [$(ENV).deploy.parameters]."; exit 1; }
 	@$(SAM) deploy --config-env $(ENV) $(if $(CI),--no-confirm-changeset)
 
+.PHONY: rollback prune
+rollback: install  ## Send all requests to the versions before the last deployment: make rollback ENV=dev|prod
+	@$(BIN)/python -m operations.rollback $(ENV)
+
+prune: install  ## Show the functions' old versions, or delete them: make prune ENV=dev|prod [DELETE=1]
+	@$(BIN)/python -m operations.prune $(ENV) $(if $(DELETE),--delete)
+
 check: install $(SAM_INSTALLED)  ## Check lint, format, types, imports, template, secrets and locks
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
