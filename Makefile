@@ -148,12 +148,15 @@ rollback: install  ## Send all requests to the versions before the last deployme
 prune: install  ## Show the functions' old versions, or delete them: make prune ENV=dev|prod [DELETE=1]
 	@$(BIN)/python -m operations.prune $(ENV) $(if $(DELETE),--delete)
 
-check: install $(SAM_INSTALLED)  ## Check lint, format, types, imports, template, secrets and locks
+check: install $(SAM_INSTALLED) $(AUDIT_INSTALLED)  ## Check lint, format, types, imports, templates, workflows, secrets and locks
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@AWS_DEFAULT_REGION=eu-west-1 $(SAM) validate --lint
+	@AWS_DEFAULT_REGION=eu-west-1 $(SAM) validate --lint --template deploy/deployer.yaml
+	@$(AUDIT_VENV)/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(AUDIT_VENV)/bin/zizmor --offline --quiet .github/workflows
 	@$(BIN)/python -m dev.supply_chain
 	@$(MAKE) --no-print-directory check-locks
 

@@ -1,4 +1,4 @@
-"""Delete the versions of the functions that no roll-back needs (`make prune ENV=…`). A snapshot costs money as it waits.
+"""Delete the versions of the functions that no roll-back needs (`make prune ENV=…`). Each snapshot costs money.
 
 What stays: the version that serves, the one before it, every newer one, and every version that an alias names.
 """
