@@ -63,6 +63,9 @@ SAM_VENV := .venv-sam
 SAM_INSTALLED := $(SAM_VENV)/.installed
 SAM := SAM_CLI_TELEMETRY=0 $(SAM_VENV)/bin/sam
 FOR_LAMBDA := --link-mode copy --only-binary :all: --python-version 3.13 --python-platform x86_64-manylinux_2_28
+ENV ?= dev
+# The processor that samconfig.toml names for ENV, or the template's default.
+ARCHITECTURE ?= $(or $(shell sed -n '/^\[$(ENV)\.deploy/,/^\[/s/^ *"Architecture=\(.*\)".*/\1/p' samconfig.toml),x86_64)
 
 $(SAM_INSTALLED): requirements-sam.txt | $(INSTALLED)
 	@echo "Making $(SAM_VENV) with the SAM CLI (once per change of its lock)"
@@ -82,7 +85,8 @@ PYTHON313 ?= $(shell for python in python3.13 "$$(dirname "$$(command -v python3
 build: install $(SAM_INSTALLED)  ## Build the functions and the layer with sam, and check their size
 	@test -n "$(PYTHON313)" || \
 		{ echo "There is no python3.13, Lambda's own: install it, or name it with PYTHON313=/path/to/python3.13"; exit 1; }
-	@UV="$(abspath $(UV))" PYTHON313="$(PYTHON313)" $(SAM) build
+	@UV="$(abspath $(UV))" PYTHON313="$(PYTHON313)" ARCHITECTURE="$(ARCHITECTURE)" \
+		$(SAM) build --parameter-overrides Architecture=$(ARCHITECTURE)
 	@$(BIN)/python -m dev.artifact
 
 smoke: build  ## Run the built artifact in Lambda's emulator, on the events in events/
@@ -133,17 +137,26 @@ $(BENCH_INSTALLED): requirements-dev.txt | $(INSTALLED)
 bench: build $(BENCH_INSTALLED)  ## Measure everything and write docs/performance.md (QUICK=1: a short run, into .dev/bench)
 	@$(BENCH_VENV)/bin/python -m bench --python "$(PYTHON313)" --sam $(SAM_VENV) $(if $(QUICK),--quick)
 
-ENV ?= dev
 deploy: build  ## Build, and deploy with samconfig.toml: make deploy ENV=dev|prod
 	@grep -q '^\[$(ENV)\.deploy\.' samconfig.toml || { echo "samconfig.toml has no [$(ENV).deploy.parameters]."; exit 1; }
-	@$(SAM) deploy --config-env $(ENV)
+	@$(SAM) deploy --config-env $(ENV) $(if $(CI),--no-confirm-changeset)
 
-check: install $(SAM_INSTALLED)  ## Check lint, format, types, imports, template, secrets and locks
+.PHONY: rollback prune
+rollback: install  ## Send all requests to the versions before the last deployment: make rollback ENV=dev|prod
+	@$(BIN)/python -m operations.rollback $(ENV)
+
+prune: install  ## Show the functions' old versions, or delete them: make prune ENV=dev|prod [DELETE=1]
+	@$(BIN)/python -m operations.prune $(ENV) $(if $(DELETE),--delete)
+
+check: install $(SAM_INSTALLED) $(AUDIT_INSTALLED)  ## Check lint, format, types, imports, templates, workflows, secrets and locks
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@AWS_DEFAULT_REGION=eu-west-1 $(SAM) validate --lint
+	@AWS_DEFAULT_REGION=eu-west-1 $(SAM) validate --lint --template deploy/deployer.yaml
+	@$(AUDIT_VENV)/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(AUDIT_VENV)/bin/zizmor --offline --quiet .github/workflows
 	@$(BIN)/python -m dev.supply_chain
 	@$(MAKE) --no-print-directory check-locks
 

@@ -89,7 +89,7 @@ def test_runtime_and_architecture_are_the_layers(function: Resource, resources: 
     """Compiled wheels and bytecode fit one Python on one architecture."""
     [layer] = of_type(resources, "Lambda::LayerVersion").values()
     assert [function["Runtime"]] == layer["CompatibleRuntimes"] == ["python3.13"]
-    assert function["Architectures"] == layer["CompatibleArchitectures"] == ["x86_64"]
+    assert function["Architectures"] == layer["CompatibleArchitectures"] == [{"Ref": "Architecture"}]
 
 
 def test_functions_share_the_layer(function: Resource, resources: Resource) -> None:
@@ -171,7 +171,7 @@ def test_secrets_are_not_in_the_template(function: Resource) -> None:
 def statements(resources: Resource) -> Iterator[tuple[str, Resource]]:
     """Yield every permission with the name of its role or policy."""
     for name, role in of_type(resources, "IAM::Role").items():
-        for policy in role["Policies"]:
+        for policy in role.get("Policies", []):
             yield from ((name, statement) for statement in policy["PolicyDocument"]["Statement"])
     for name, policy in of_type(resources, "IAM::ManagedPolicy").items():
         yield from ((name, statement) for statement in policy["PolicyDocument"]["Statement"])
@@ -187,20 +187,27 @@ def test_permissions_are_for_the_functions_log_and_the_secret(resources: Resourc
         ("ReadSecret", "secretsmanager:GetSecretValue", {"Ref": "AppSecretArn"}),
         ("RetentionRole", "secretsmanager:GetSecretValue", {"Ref": "RetentionSecretArn"}),
         ("RetentionRole", write, {"Fn::GetAtt": ["RetentionLogs", "Arn"]}),
+        ("UseKmsKey", "kms:Decrypt", {"Ref": "KmsKeyArn"}),
+        ("WriteTraces", ["xray:PutTraceSegments", "xray:PutTelemetryRecords"], "*"),
     ]
 
 
 def test_roles_have_no_other_policies(resources: Resource) -> None:
     """Without a role, SAM adds a managed policy that may write to every log group."""
     roles = of_type(resources, "IAM::Role")
-    assert set(roles) == {"ChatRole", "McpToolsRole", "RetentionRole"}
-    assert "ManagedPolicyArns" not in roles.pop("RetentionRole")
-    secret_or_nothing = {"Fn::If": ["HasSecret", [{"Ref": "ReadSecret"}], {"Ref": "AWS::NoValue"}]}
-    assert all(role["ManagedPolicyArns"] == secret_or_nothing for role in roles.values())
+    assert set(roles) == {"ChatRole", "McpToolsRole", "RetentionRole", "RollOutRole"}
+    secret, key, traces = (
+        {"Fn::If": [condition, {"Ref": policy}, {"Ref": "AWS::NoValue"}]}
+        for condition, policy in (("HasSecret", "ReadSecret"), ("HasKmsKey", "UseKmsKey"), ("IsTracing", "WriteTraces"))
+    )
+    attached = {name: role["ManagedPolicyArns"] for name, role in roles.items()}
+    assert str(attached.pop("RollOutRole")).endswith(":policy/service-role/AWSCodeDeployRoleForLambdaLimited'}]")
+    assert attached.pop("RetentionRole") == [key, traces]
+    assert all(policies == [secret, key, traces] for policies in attached.values())
 
 
 def test_each_function_has_its_own_role(resources: Resource) -> None:
-    """Only Lambda may assume it: no other account, service or user."""
+    """Only Lambda may assume it, and CodeDeploy its own: no other account, service or user."""
     roles = {name: function["Role"] for name, function in of_type(resources, "Lambda::Function").items()}
     assert roles == {
         "ChatFunction": {"Fn::GetAtt": ["ChatRole", "Arn"]},
@@ -208,17 +215,19 @@ def test_each_function_has_its_own_role(resources: Resource) -> None:
         "McpToolsFunction": {"Fn::GetAtt": ["McpToolsRole", "Arn"]},
         "RetentionFunction": {"Fn::GetAtt": ["RetentionRole", "Arn"]},
     }
-    lambda_alone = {"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}
-    trusted = [role["AssumeRolePolicyDocument"]["Statement"] for role in of_type(resources, "IAM::Role").values()]
-    assert trusted == [[lambda_alone]] * 3
+    for name, role in of_type(resources, "IAM::Role").items():
+        service = "codedeploy.amazonaws.com" if name == "RollOutRole" else "lambda.amazonaws.com"
+        [trusted] = role["AssumeRolePolicyDocument"]["Statement"]
+        assert trusted == {"Effect": "Allow", "Principal": {"Service": service}, "Action": "sts:AssumeRole"}
 
 
 def test_no_permission_is_given_by_a_wildcard(resources: Resource) -> None:
     """No permission has NotAction, NotResource or a principal either."""
     for name, statement in statements(resources):
-        assert set(statement) == {"Effect", "Action", "Resource"}, name
+        assert set(statement) - {"Condition"} == {"Effect", "Action", "Resource"}, name
         assert statement["Effect"] == "Allow", name
-        assert "*" not in str((statement["Action"], statement["Resource"])), name
+        assert "*" not in str(statement["Action"]), name
+        assert "*" not in str(statement["Resource"]) or name == "WriteTraces", name  # X-Ray has no resources to name
 
 
 def test_no_other_resource_type_is_deployed(resources: Resource) -> None:
@@ -228,7 +237,12 @@ def test_no_other_resource_type_is_deployed(resources: Resource) -> None:
         "ApiGateway::RestApi",
         "ApiGateway::Stage",
         "ApiGatewayV2::Api",
+        "ApiGatewayV2::ApiMapping",
+        "ApiGatewayV2::DomainName",
         "ApiGatewayV2::Stage",
+        "CloudWatch::Alarm",
+        "CodeDeploy::Application",
+        "CodeDeploy::DeploymentGroup",
         "Events::Rule",
         "IAM::ManagedPolicy",
         "IAM::Role",
@@ -240,6 +254,7 @@ def test_no_other_resource_type_is_deployed(resources: Resource) -> None:
         "Lambda::Version",
         "Logs::LogGroup",
         "Logs::QueryDefinition",
+        "Route53::RecordSet",
     }
 
 
@@ -345,10 +360,10 @@ class TestStreaming:
         return found
 
     def test_it_exists_only_if_it_is_enabled(self, resources: Resource) -> None:
-        """So do its API with stage and deployment, version, alias, permission and output."""
+        """So do its API with stage and deployment, version, alias, roll-out, permission and output."""
         document = template()
         own = {name: each.get("Condition") for name, each in resources.items() if name.startswith("Stream")}
-        assert len(own) == 7
+        assert len(own) == 8
         assert set(own.values()) == {"IsStreaming"}
         assert document["Conditions"]["IsStreaming"] == {"Fn::Equals": [{"Ref": "Streaming"}, "enabled"]}
         assert document["Parameters"]["Streaming"]["Default"] == "disabled"
@@ -364,7 +379,11 @@ class TestStreaming:
         chat = of_type(resources, "Lambda::Function")["ChatFunction"]
         *layers, adapter = stream["Layers"]
         assert layers == chat["Layers"]
-        assert adapter["Fn::Sub"].endswith(":lambda:${AWS::Region}:753240598075:layer:LambdaAdapterLayerX86:30")
+        condition, *adapters = adapter["Fn::If"]
+        assert condition == "IsArm"
+        for processor, layer in zip(("Arm64", "X86"), adapters, strict=True):
+            name = f":lambda:${{AWS::Region}}:753240598075:layer:LambdaAdapterLayer{processor}:30"
+            assert layer["Fn::Sub"].endswith(name)
         assert stream["Environment"]["Variables"] == chat["Environment"]["Variables"] | {
             "PYTHONPATH": "/opt/python",
             "AWS_LAMBDA_EXEC_WRAPPER": "/opt/bootstrap",
@@ -516,7 +535,7 @@ def test_the_routes_are_these(resources: Resource) -> None:
     assert routes == {
         ("/api/{user_id}/chat", "post"): "Chat",
         ("/health", "get"): "Chat",
-        ("/$default", "x-amazon-apigateway-any-method"): "Chat",
+        ("$default", "x-amazon-apigateway-any-method"): "Chat",
         ("/mcp", "x-amazon-apigateway-any-method"): "McpTools",
         ("/.well-known/oauth-protected-resource", "get"): "McpTools",
         ("/.well-known/oauth-protected-resource/{proxy+}", "get"): "McpTools",

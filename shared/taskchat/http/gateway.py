@@ -36,6 +36,8 @@ ID: Final = re.compile(r"[A-Za-z0-9=_-]{1,64}")
 
 Handler = Callable[[dict[str, Any], Any], dict[str, Any]]
 
+_Serve = Callable[["Event", dict[str, Any], LambdaContext], dict[str, Any]]
+
 
 def _check_unicode(text: str) -> str:
     text.encode()  # a UnicodeEncodeError is a ValueError
@@ -59,6 +61,10 @@ class Event(BaseModel):
     method: _Text = Field(validation_alias=AliasPath("requestContext", "http", "method"))
     path: _Text = Field(validation_alias=AliasPath("requestContext", "http", "path"))
     source_ip: _Text | None = Field(None, validation_alias=AliasPath("requestContext", "http", "sourceIp"))
+    api_id: Annotated[str, Field(pattern=r"^[a-z0-9]{1,32}$")] | None = Field(
+        None, validation_alias=AliasPath("requestContext", "apiId")
+    )
+    """API Gateway writes it: no caller can choose it, whatever host the request names."""
     time_epoch: int = Field(0, ge=0, lt=2**53, validation_alias=AliasPath("requestContext", "timeEpoch"))
     """Milliseconds."""
 
@@ -99,13 +105,20 @@ def usable_id(id: Any) -> str:
     return id if isinstance(id, str) and ID.fullmatch(id) else str(uuid4())
 
 
-def lambda_handler(app: ASGI, lifespan: LifespanMode) -> Handler:
-    """Return Lambda's entry point to the app, with a log and metrics for each invocation."""
+def lambda_handler(app: ASGI, lifespan: LifespanMode, prepare: Callable[[Event], None] = lambda _: None) -> Handler:
+    """Return Lambda's entry point to the app, with a log and metrics for each invocation.
+
+    `prepare` gets each event before the app gets its request.
+    """
 
     async def noting_scope(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             measures.current().scope = scope
         await app(scope, receive, send)
+
+    def serve(event: Event, mangum_event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+        prepare(event)
+        return adapter(mangum_event, context)
 
     adapter = Mangum(noting_scope, lifespan=lifespan, text_mime_types=["application/", "text/"])
     reporter = Reporter()
@@ -116,7 +129,7 @@ def lambda_handler(app: ASGI, lifespan: LifespanMode) -> Handler:
         attempt(_add_ids_to_log, event, context)
         attempt(logger.set_correlation_id, request.request_id)
         with measuring(request):
-            response = _answer(adapter, event, context)
+            response = _answer(serve, event, context)
         response["headers"][REQUEST_ID.lower()] = request.request_id
         reporter.report(request, response["statusCode"], context)
         return response
@@ -131,7 +144,7 @@ def _id_in(event: Any) -> Any:
         return None
 
 
-def _answer(adapter: Mangum, event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+def _answer(serve: _Serve, event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Return the app's response to an event, or a 400 for an event that no gateway wrote."""
     try:
         request = Event.model_validate(event)
@@ -143,7 +156,7 @@ def _answer(adapter: Mangum, event: dict[str, Any], context: LambdaContext) -> d
         return {"statusCode": refusal.status_code, "headers": headers, "body": body, "isBase64Encoded": False}
     measures.current().arrived -= waited(request.time_epoch)
     with deadline.within(seconds_left(request, context) - MARGIN):
-        return adapter(mangum_event, context)
+        return serve(request, mangum_event, context)
 
 
 # Never log the event itself, whatever the environment says: it holds the caller's token.
