@@ -229,9 +229,13 @@ def test_no_other_resource_type_is_deployed(resources: Resource) -> None:
         "ApiGateway::Stage",
         "ApiGatewayV2::Api",
         "ApiGatewayV2::Stage",
+        "Budgets::Budget",
+        "CloudWatch::Alarm",
+        "CloudWatch::Dashboard",
         "Events::Rule",
         "IAM::ManagedPolicy",
         "IAM::Role",
+        "KMS::Key",
         "Lambda::Alias",
         "Lambda::EventInvokeConfig",
         "Lambda::Function",
@@ -240,6 +244,8 @@ def test_no_other_resource_type_is_deployed(resources: Resource) -> None:
         "Lambda::Version",
         "Logs::LogGroup",
         "Logs::QueryDefinition",
+        "SNS::Topic",
+        "SNS::TopicPolicy",
     }
 
 
@@ -463,14 +469,19 @@ def test_each_function_logs_json_to_its_own_group(resources: Resource) -> None:
     """The query over the audit lines needs fields, and the names of the groups."""
     logging = [function["LoggingConfig"] for function in of_type(resources, "Lambda::Function").values()]
     assert {config["LogFormat"] for config in logging} == {"JSON"}
-    assert {config["LogGroup"]["Ref"] for config in logging} == set(of_type(resources, "Logs::LogGroup"))
+    assert {config["LogGroup"]["Ref"] for config in logging} == {"ChatLogs", "McpToolsLogs", "RetentionLogs"}
 
 
-def test_logs_have_a_retention_and_outlive_the_stack(resources: Resource) -> None:
-    """Without a retention they cost money for ever. Deleting the stack must not delete the audit trail."""
-    groups = [each for each in resources.values() if each["Type"] == "AWS::Logs::LogGroup"]
-    assert all(group["Properties"]["RetentionInDays"] == {"Ref": "LogRetentionDays"} for group in groups)
-    assert {group["DeletionPolicy"] for group in groups} == {"RetainExceptOnCreate"}
+def test_logs_have_a_retention_and_the_audit_trail_outlives_the_stack(resources: Resource) -> None:
+    """Without a retention they cost money for ever. The gateway's log holds no audit line and goes with the stack."""
+    groups = {name: each for name, each in resources.items() if each["Type"] == "AWS::Logs::LogGroup"}
+    assert all(group["Properties"]["RetentionInDays"] == {"Ref": "LogRetentionDays"} for group in groups.values())
+    assert {name: group.get("DeletionPolicy") for name, group in groups.items()} == {
+        "ChatLogs": "RetainExceptOnCreate",
+        "McpToolsLogs": "RetainExceptOnCreate",
+        "RetentionLogs": "RetainExceptOnCreate",
+        "GatewayLogs": None,
+    }
 
 
 def test_no_log_level_hides_the_audit_lines() -> None:
@@ -481,8 +492,7 @@ def test_no_log_level_hides_the_audit_lines() -> None:
 def test_the_saved_query_finds_the_audit_lines_of_both_apis(resources: Resource) -> None:
     """Its schema and fields are those of the audit line."""
     query = of_type(resources, "Logs::QueryDefinition")["ToolCallsQuery"]
-    groups = set(of_type(resources, "Logs::LogGroup")) - {"RetentionLogs"}  # it calls no tool
-    assert {group["Ref"] for group in query["LogGroupNames"]} == groups
+    assert {group["Ref"] for group in query["LogGroupNames"]} == {"ChatLogs", "McpToolsLogs"}
     assert SCHEMA.split("/")[0] in query["QueryString"].replace("\\", "")
     for field in ("actor", "turn_id", "conversation_id", "door", "tool", "outcome", "duration_ms", "call_id"):
         assert field in query["QueryString"]
