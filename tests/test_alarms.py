@@ -17,6 +17,7 @@ import pytest
 from chat.app import handler as chat
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
+from dev.template_rules.transformed import Resource, template, translate
 from dev.tokens import Issuer
 from mcp_tools.app import handler as mcp_tools
 from retention.app import handler as retention
@@ -27,7 +28,7 @@ from tests.conftest import ROOT, Person, reset_processes, variables
 from tests.domain import example
 from tests.test_mcp_endpoint import McpClient
 from tests.test_retention import DAYS, EVENT, Deployed
-from tests.test_template import Resource, of_type, template, translate
+from tests.test_template import of_type
 
 FUNCTIONS = {"ChatFunction": chat, "McpToolsFunction": mcp_tools, "RetentionFunction": retention}
 GROUPS = {"ChatLogs": "ChatFunction", "McpToolsLogs": "McpToolsFunction", "RetentionLogs": "RetentionFunction"}

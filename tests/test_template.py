@@ -9,15 +9,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
-import boto3
 import pytest
 from annotated_types import Ge, Le, Lt
-from samtranslator.parser.parser import Parser
-from samtranslator.translator.translator import Translator
 from samtranslator.yaml_helper import yaml_parse
 
 from chat.turn import SCHEMA as USAGE_SCHEMA
 from chat.usage import Usage
+from dev.template_rules.transformed import Resource, template, translate
 from taskchat.personal_data.retention import BATCH_SECONDS
 from taskchat.settings import RetentionSettings, Settings
 from taskchat.toolcalls.audit_log import SCHEMA
@@ -25,24 +23,6 @@ from taskchat.toolcalls.audit_log import SCHEMA
 ROOT = Path(__file__).parent.parent
 GATEWAY_SECONDS = 30
 PREFIX = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:"
-
-Resource = dict[str, Any]
-
-
-def template() -> Resource:
-    """Return the template as `sam package` writes it, with uploaded sources."""
-    document: Resource = yaml_parse((ROOT / "template.yaml").read_text())
-    document["Globals"]["Function"]["CodeUri"] = "s3://bucket/functions"
-    document["Resources"]["SharedLayer"]["Properties"]["ContentUri"] = "s3://bucket/layer"
-    return document
-
-
-def translate(document: Resource, parameters: dict[str, str] | None = None) -> Resource:
-    """Return the CloudFormation template that SAM makes of it."""
-    session = boto3.Session(region_name="eu-west-1")
-    translator = Translator(managed_policy_map={}, sam_parser=Parser(), boto_session=session)
-    translated: Resource = translator.translate(document, parameters or {})
-    return translated
 
 
 @pytest.fixture(scope="module")
