@@ -158,7 +158,7 @@ check: install $(SAM_INSTALLED) $(AUDIT_INSTALLED)  ## Check lint, format, types
 	@$(AUDIT_VENV)/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@$(AUDIT_VENV)/bin/zizmor --offline --quiet .github/workflows
 	@$(BIN)/python -m dev.supply_chain
-	@$(MAKE) --no-print-directory check-locks
+	@$(MAKE) --no-print-directory check-template check-locks
 
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 
@@ -168,8 +168,23 @@ $(COMPILE) $(2) pyproject.toml --output-file $(1)/shared/requirements.txt
 $(COMPILE) $(2) pyproject.toml --group dev --constraints shared/requirements.txt --output-file $(1)/requirements-dev.txt
 $(COMPILE) $(2) --group sam --output-file $(1)/requirements-sam.txt
 $(COMPILE) $(2) --group audit --output-file $(1)/requirements-audit.txt
+$(COMPILE) $(2) --group template --output-file $(1)/requirements-template.txt
 $(COMPILE) $(2) --group uv --output-file $(1)/requirements-uv.txt
 endef
+
+# The public rules that `make check` holds template.yaml against, in an environment of their own.
+TEMPLATE_VENV := .venv-template
+TEMPLATE_INSTALLED := $(TEMPLATE_VENV)/.installed
+$(TEMPLATE_INSTALLED): requirements-template.txt | $(INSTALLED)
+	@echo "Making $(TEMPLATE_VENV) with the public rules for templates (once per change of its lock)"
+	@$(UV) venv --quiet --clear --python $(BIN)/python $(TEMPLATE_VENV)
+	@$(UV) pip install --quiet --python $(TEMPLATE_VENV)/bin/python --require-hashes --requirement $< || \
+		{ echo "Could not download packages: is the network there?"; exit 1; }
+	@touch $@
+
+.PHONY: check-template
+check-template: install $(TEMPLATE_INSTALLED)  ## Check the template against the rules of cfn-lint and checkov
+	@$(BIN)/python -m dev.template_rules $(TEMPLATE_VENV)/bin
 
 .PHONY: openapi check-locks
 .SILENT: check-locks

@@ -9,15 +9,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
-import boto3
 import pytest
 from annotated_types import Ge, Le, Lt
-from samtranslator.parser.parser import Parser
-from samtranslator.translator.translator import Translator
 from samtranslator.yaml_helper import yaml_parse
 
 from chat.turn import SCHEMA as USAGE_SCHEMA
 from chat.usage import Usage
+from dev.template_rules.transformed import Resource, template, translate
 from taskchat.personal_data.retention import BATCH_SECONDS
 from taskchat.settings import RetentionSettings, Settings
 from taskchat.toolcalls.audit_log import SCHEMA
@@ -25,24 +23,6 @@ from taskchat.toolcalls.audit_log import SCHEMA
 ROOT = Path(__file__).parent.parent
 GATEWAY_SECONDS = 30
 PREFIX = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:"
-
-Resource = dict[str, Any]
-
-
-def template() -> Resource:
-    """Return the template as `sam package` writes it, with uploaded sources."""
-    document: Resource = yaml_parse((ROOT / "template.yaml").read_text())
-    document["Globals"]["Function"]["CodeUri"] = "s3://bucket/functions"
-    document["Resources"]["SharedLayer"]["Properties"]["ContentUri"] = "s3://bucket/layer"
-    return document
-
-
-def translate(document: Resource, parameters: dict[str, str] | None = None) -> Resource:
-    """Return the CloudFormation template that SAM makes of it."""
-    session = boto3.Session(region_name="eu-west-1")
-    translator = Translator(managed_policy_map={}, sam_parser=Parser(), boto_session=session)
-    translated: Resource = translator.translate(document, parameters or {})
-    return translated
 
 
 @pytest.fixture(scope="module")
@@ -240,12 +220,15 @@ def test_no_other_resource_type_is_deployed(resources: Resource) -> None:
         "ApiGatewayV2::ApiMapping",
         "ApiGatewayV2::DomainName",
         "ApiGatewayV2::Stage",
+        "Budgets::Budget",
         "CloudWatch::Alarm",
+        "CloudWatch::Dashboard",
         "CodeDeploy::Application",
         "CodeDeploy::DeploymentGroup",
         "Events::Rule",
         "IAM::ManagedPolicy",
         "IAM::Role",
+        "KMS::Key",
         "Lambda::Alias",
         "Lambda::EventInvokeConfig",
         "Lambda::Function",
@@ -255,6 +238,8 @@ def test_no_other_resource_type_is_deployed(resources: Resource) -> None:
         "Logs::LogGroup",
         "Logs::QueryDefinition",
         "Route53::RecordSet",
+        "SNS::Topic",
+        "SNS::TopicPolicy",
     }
 
 
@@ -482,14 +467,19 @@ def test_each_function_logs_json_to_its_own_group(resources: Resource) -> None:
     """The query over the audit lines needs fields, and the names of the groups."""
     logging = [function["LoggingConfig"] for function in of_type(resources, "Lambda::Function").values()]
     assert {config["LogFormat"] for config in logging} == {"JSON"}
-    assert {config["LogGroup"]["Ref"] for config in logging} == set(of_type(resources, "Logs::LogGroup"))
+    assert {config["LogGroup"]["Ref"] for config in logging} == {"ChatLogs", "McpToolsLogs", "RetentionLogs"}
 
 
-def test_logs_have_a_retention_and_outlive_the_stack(resources: Resource) -> None:
-    """Without a retention they cost money for ever. Deleting the stack must not delete the audit trail."""
-    groups = [each for each in resources.values() if each["Type"] == "AWS::Logs::LogGroup"]
-    assert all(group["Properties"]["RetentionInDays"] == {"Ref": "LogRetentionDays"} for group in groups)
-    assert {group["DeletionPolicy"] for group in groups} == {"RetainExceptOnCreate"}
+def test_logs_have_a_retention_and_the_audit_trail_outlives_the_stack(resources: Resource) -> None:
+    """Without a retention they cost money for ever. The gateway's log holds no audit line and goes with the stack."""
+    groups = {name: each for name, each in resources.items() if each["Type"] == "AWS::Logs::LogGroup"}
+    assert all(group["Properties"]["RetentionInDays"] == {"Ref": "LogRetentionDays"} for group in groups.values())
+    assert {name: group.get("DeletionPolicy") for name, group in groups.items()} == {
+        "ChatLogs": "RetainExceptOnCreate",
+        "McpToolsLogs": "RetainExceptOnCreate",
+        "RetentionLogs": "RetainExceptOnCreate",
+        "GatewayLogs": None,
+    }
 
 
 def test_no_log_level_hides_the_audit_lines() -> None:
@@ -500,8 +490,7 @@ def test_no_log_level_hides_the_audit_lines() -> None:
 def test_the_saved_query_finds_the_audit_lines_of_both_apis(resources: Resource) -> None:
     """Its schema and fields are those of the audit line."""
     query = of_type(resources, "Logs::QueryDefinition")["ToolCallsQuery"]
-    groups = set(of_type(resources, "Logs::LogGroup")) - {"RetentionLogs"}  # it calls no tool
-    assert {group["Ref"] for group in query["LogGroupNames"]} == groups
+    assert {group["Ref"] for group in query["LogGroupNames"]} == {"ChatLogs", "McpToolsLogs"}
     assert SCHEMA.split("/")[0] in query["QueryString"].replace("\\", "")
     for field in ("actor", "turn_id", "conversation_id", "door", "tool", "outcome", "duration_ms", "call_id"):
         assert field in query["QueryString"]
