@@ -138,6 +138,10 @@ deploy: build  ## Build, and deploy with samconfig.toml: make deploy ENV=dev|pro
 	@grep -q '^\[$(ENV)\.deploy\.' samconfig.toml || { echo "samconfig.toml has no [$(ENV).deploy.parameters]."; exit 1; }
 	@$(SAM) deploy --config-env $(ENV)
 
+.PHONY: doctor
+doctor: install  ## Check a deployment, a line for each part: make doctor [ENV=prod] [URL=https://…]
+	@$(BIN)/python -m operations.doctor $(if $(filter command line environment,$(origin ENV)),--env $(ENV)) $(if $(URL),--url $(URL))
+
 check: install $(SAM_INSTALLED)  ## Check lint, format, types, imports, template, secrets and locks
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
