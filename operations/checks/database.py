@@ -4,6 +4,7 @@ import re
 import ssl
 import statistics
 import time
+from pathlib import Path
 from typing import Any, Final
 
 import pg8000  # type: ignore[import-untyped]
@@ -30,6 +31,7 @@ MAX_CLOCK_DIFFERENCE: Final = 5.0
 
 ROUNDTRIPS: Final = 9
 REVISIONS: Final = "alembic_version"
+_CONFIGURATION: Final = Path(__file__).parents[2] / "pyproject.toml"
 
 MENDS: Final = {
     "tls": "trust the authority: Neon's certificate is public (sslrootcert=system); name a private one in sslrootcert",
@@ -134,7 +136,7 @@ def check_role(deployment: Deployment) -> str:
 def check_schema(deployment: Deployment) -> str:
     """Compare the schema's revision with the newest one of this code."""
     _runtime(deployment)
-    head = ScriptDirectory.from_config(Config(toml_file="pyproject.toml")).get_current_head()
+    head = ScriptDirectory.from_config(Config(toml_file=_CONFIGURATION)).get_current_head()
     found = _revision(deployment)
     if found is None:
         raise Skipped("the runtime role may not read the revision: set MIGRATION_DATABASE_URL")
