@@ -141,12 +141,15 @@ deploy: build  ## Build, and deploy with samconfig.toml: make deploy ENV=dev|pro
 	@grep -q '^\[$(ENV)\.deploy\.' samconfig.toml || { echo "samconfig.toml has no [$(ENV).deploy.parameters]."; exit 1; }
 	@$(SAM) deploy --config-env $(ENV) $(if $(CI),--no-confirm-changeset)
 
-.PHONY: rollback prune
+.PHONY: rollback prune doctor
 rollback: install  ## Send all requests to the versions before the last deployment: make rollback ENV=dev|prod
 	@$(BIN)/python -m operations.rollback $(ENV)
 
 prune: install  ## Show the functions' old versions, or delete them: make prune ENV=dev|prod [DELETE=1]
 	@$(BIN)/python -m operations.prune $(ENV) $(if $(DELETE),--delete)
+
+doctor: install  ## Check a deployment, a line for each part: make doctor [ENV=prod] [URL=https://…]
+	@$(BIN)/python -m operations.doctor $(if $(filter command line environment,$(origin ENV)),--env $(ENV)) $(if $(URL),--url $(URL))
 
 check: install $(SAM_INSTALLED) $(AUDIT_INSTALLED)  ## Check lint, format, types, imports, templates, workflows, secrets and locks
 	@$(BIN)/ruff check .

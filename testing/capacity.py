@@ -1,12 +1,15 @@
-"""Calculate the tables of docs/scaling.md from stated numbers: the needs of each load, and the cost of a million turns.
+"""Calculate the tables of docs/scaling.md from stated numbers: the needs of each load, quotas, and the cost of turns.
 
-`python -m testing.capacity` prints the tables. Change the numbers here to try your own.
+`python -m testing.capacity` prints the tables, and with `--write` puts them into the page. Change the numbers here to
+try your own.
 """
 
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 LOADS: Final = (10, 1_000, 100_000)
@@ -73,6 +76,21 @@ ENVIRONMENTS: Final = 1_000
 
 ENVIRONMENTS_PER_SECOND: Final = 100
 """Environments that Lambda adds to one function: a thousand in ten seconds."""
+
+LARGE: Final = 10_000
+"""Turns per second of the table of quotas."""
+
+GATEWAY_REQUESTS: Final = 10_000
+"""Requests per second of all APIs of an account in one region."""
+
+SECRET_READS: Final = 10_000
+"""Reads per second of Secrets Manager in one account and region."""
+
+LOG_REQUESTS: Final = 5_000
+"""PutLogEvents per second of an account in one region. Lambda sends one for each invocation at most."""
+
+STACK_ENVIRONMENTS: Final = 4_900
+"""Environments of one function of one stack: both functions' fit into CLIENT_CONNECTIONS."""
 
 THROTTLE: Final = 20
 """The template's ThrottlingRate: requests per second."""
@@ -166,6 +184,38 @@ def _cell(value: float, limit: float) -> str:
     return f"**{text}**" if limit and value > limit else text
 
 
+def stacks(turn: Turn) -> int:
+    """Return the stacks, each with a database, that LARGE needs."""
+    return math.ceil(peak(busy(LARGE, turn.seconds)) / STACK_ENVIRONMENTS)
+
+
+def quota_table(turn: Turn) -> Iterator[str]:
+    """Yield what LARGE needs of each quota, beside the default, and the share of one stack."""
+    number = stacks(turn)
+    yield f"| At {LARGE:,} turns a second | in total | default | in each of {number} stacks |"
+    yield "|---|---:|---:|---:|"
+    for name, need, default in _quotas(turn):
+        cells = [f"{need:,}", f"{default:,}" if default else "", f"{math.ceil(need / number):,}"]
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
+def _quotas(turn: Turn) -> Iterator[tuple[str, int, int]]:
+    """Yield name, need and default. A rate has its peak, because a quota counts each second."""
+    environments = peak(busy(LARGE, turn.seconds))
+    yield "API Gateway, requests per second", peak(LARGE), GATEWAY_REQUESTS
+    yield "Lambda, environments at once", environments, ENVIRONMENTS
+    yield "Lambda, seconds to grow from zero", math.ceil(environments / ENVIRONMENTS_PER_SECOND), 0
+    yield "pooler, clients", environments, CLIENT_CONNECTIONS
+    yield "pooler, clients during a deployment", 2 * environments, CLIENT_CONNECTIONS
+    yield "Secrets Manager, reads per second", ENVIRONMENTS_PER_SECOND * stacks(turn), SECRET_READS
+    yield "CloudWatch Logs, requests per second", peak(LARGE), LOG_REQUESTS
+    yield "CloudWatch Logs, MB per second", math.ceil(LARGE * turn.log_bytes / 1e6), 0
+    yield "Postgres, server connections", peak(busy(LARGE, turn.holding_ms / 1000)), pool(CONNECTIONS_OF_CU[0.25])
+    yield "Postgres, CPUs busy", math.ceil(busy(LARGE, turn.database_cpu_ms / 1000)), 0
+    yield "Postgres, new GB a day", math.ceil(86_400 * LARGE * turn.database_bytes / 1e9), 0
+    yield "model, million tokens a minute", round(60 * LARGE * (turn.input_tokens + turn.output_tokens) / 1e6), 180
+
+
 def cost_table(turn: Turn, prices: Prices) -> Iterator[str]:
     """Yield the cost of a million turns, part by part."""
     yield "| A million turns | dollars | basis |"
@@ -196,12 +246,25 @@ def _costs(turn: Turn, prices: Prices) -> Iterator[tuple[str, float, str]]:
 
 def tables() -> dict[str, str]:
     """Return the tables of docs/scaling.md, word for word."""
-    return {"load": "\n".join(load_table(Turn())), "cost": "\n".join(cost_table(Turn(), Prices()))}
+    made = {"load": load_table(Turn()), "quotas": quota_table(Turn()), "cost": cost_table(Turn(), Prices())}
+    return {name: "\n".join(lines) for name, lines in made.items()}
+
+
+def write(page: Path) -> None:
+    """Put the tables into the page, in place of those whose header begins with the same two cells."""
+    text = page.read_text()
+    for table in tables().values():
+        first = re.escape("|".join(table.split("|")[:3]))
+        text = re.sub(rf"^{first}.*?(?=\n\n)", lambda _, new=table: new, text, flags=re.DOTALL | re.MULTILINE)  # type: ignore[misc]
+    page.write_text(text)
 
 
 def main() -> None:
-    """Print the tables."""
-    sys.stdout.write("\n\n".join(tables().values()) + "\n")
+    """Print the tables, or write them."""
+    if "--write" in sys.argv:
+        write(Path(__file__).parents[1] / "docs/scaling.md")
+    else:
+        sys.stdout.write("\n\n".join(tables().values()) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """docs/scaling.md has the figures that the code computes, and its instructions to an operator work."""
 
+import itertools
+import random
 import re
 from math import isclose
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -12,7 +15,7 @@ from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
 from taskchat.conversations.history import MAX_HISTORY_TURNS
 from taskchat.settings import Settings
-from testing import capacity
+from testing import capacity, stacks
 from testing.capacity import Prices, Turn
 from tests.conftest import ROOT, Person
 from tests.domain import example
@@ -115,6 +118,63 @@ def test_a_turn_with_one_tool_call_is_three_transactions(alice: Person, pooler: 
 
 
 def test_every_statement_in_a_document_is_tested() -> None:
-    """tests/test_limits.py tests those of docs/limits.md."""
+    """The test file of each of these pages runs its statements."""
     documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
-    assert {path.name for path in documents if "```sql" in path.read_text()} == {"limits.md"}
+    assert {path.name for path in documents if "```sql" in path.read_text()} == {"limits.md", "neon.md", "runbook.md"}
+
+
+def test_the_tables_are_written_into_the_page(tmp_path: Path) -> None:
+    """After a change of a number, `python -m testing.capacity --write` brings the page up to date."""
+    page = tmp_path / "scaling.md"
+    page.write_text(PAGE.replace("4,607", "7").replace("8,333 |", "7 |").replace("187.50", "7"))
+    capacity.write(page)
+    written = page.read_text()
+    assert all(table in written for table in capacity.tables().values())
+    assert len(written.splitlines()) == len(PAGE.splitlines())
+
+
+class TestStacks:
+    """The directory of people to stacks, simulated."""
+
+    def test_the_table_of_stacks_is_the_simulated_one(self) -> None:
+        """`python -m testing.stacks` prints it."""
+        assert stacks.table() in PAGE
+
+    def test_the_counted_environments_are_those_of_the_page(self) -> None:
+        """The most that exist at once is near the calculated peak."""
+        busy, exist = stacks.environments(1_000 / 60, 5.0)
+        assert f"{busy:.0f} busy environments on average and {exist}\n  that exist" in PAGE
+        assert abs(exist - capacity.peak(capacity.busy(1_000 / 60, 5.0))) <= 6
+
+    @pytest.mark.parametrize("last_step", range(5))
+    @pytest.mark.parametrize("seed", range(20))
+    def test_a_move_that_ends_after_any_step_serves_nobody_twice(self, last_step: int, seed: int) -> None:
+        """Turns come between the steps, through routers that remember old stacks. None is lost or taken twice."""
+        draw = random.Random(seed)  # noqa: S311  (a simulation)
+        directory = stacks.Directory([stacks.Stack() for _ in range(4)])
+        directory.add("ann")
+        source = directory.home["ann"]
+        routers, taken = [stacks.Router(directory) for _ in range(3)], 0
+
+        def send() -> None:
+            nonlocal taken
+            for _ in range(draw.randrange(4)):
+                taken += draw.choice(routers).send("ann")
+
+        send()
+        for _step in itertools.islice(directory.move("ann", (source + 1) % 4), last_step):
+            send()
+        assert sum("ann" in stack.served for stack in directory.stacks) <= 1
+        assert directory.stacks[directory.home["ann"]].effects["ann"] == taken
+
+    def test_a_finished_move_is_found_by_every_router(self) -> None:
+        """A router that remembers the old stack is refused there, and reads the directory again."""
+        directory = stacks.Directory([stacks.Stack() for _ in range(4)])
+        directory.add("ann")
+        router = stacks.Router(directory)
+        assert router.send("ann")
+        target = (directory.home["ann"] + 1) % 4
+        assert len(list(directory.move("ann", target))) == 4
+        assert router.send("ann")
+        assert [stack.effects["ann"] for stack in directory.stacks].count(0) == 3
+        assert directory.stacks[target].effects["ann"] == 2

@@ -1,0 +1,1 @@
+"""The checks of `make doctor`: each looks at one part of a deployment."""
