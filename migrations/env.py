@@ -7,7 +7,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import SQLModel
 
 from migrations.policies import secure_tables
-from migrations.roles import make_retention_role, make_runtime_role, read_role
+from migrations.roles import make_auditor_role, make_retention_role, make_runtime_role, read_role
 from taskchat import limits
 from taskchat.conversations import models as conversations
 from taskchat.database.engine import create_engine_for
@@ -29,6 +29,8 @@ def migrate() -> None:
     runtime = read_role("DATABASE_URL", settings.database_url.get_secret_value())
     retention_url = settings.retention_database_url
     retention = retention_url and read_role("RETENTION_DATABASE_URL", retention_url.get_secret_value())
+    audit_url = settings.audit_database_url
+    auditor = audit_url and read_role("AUDIT_DATABASE_URL", audit_url.get_secret_value())
     with create_engine_for(settings.migration_database_url.get_secret_value, STATEMENT_SECONDS).begin() as connection:
         connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": _ONE_MIGRATION_AT_A_TIME})
         context.configure(connection=connection, target_metadata=SQLModel.metadata, compare_server_default=True)
@@ -38,6 +40,8 @@ def migrate() -> None:
             made = [make_runtime_role(connection, runtime)]
             if retention:
                 made.append(make_retention_role(connection, retention, runtime))
+            if auditor:
+                made.append(make_auditor_role(connection, auditor, *filter(None, [runtime, retention])))
             config.print_stdout(f"The schema is at {context.get_head_revision()}; {' '.join(made)}")
 
 
