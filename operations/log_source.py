@@ -19,6 +19,12 @@ MOST_RESULTS: Final = 10_000
 QUERY_SECONDS: Final = 600
 """Seconds after which a query is given up."""
 
+AUDIT: Final = "taskchat.audit"
+"""Schema of the audit lines, without its version."""
+
+MARGIN: Final = timedelta(minutes=10)
+"""The longest time between a record and its line: a request, a settled commit, and clocks that differ."""
+
 ALL_TIME: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _SECOND: Final = timedelta(seconds=1)
 
@@ -59,6 +65,24 @@ def time_of(line: Line) -> datetime:
         return datetime.strptime(line["timestamp"], "%Y-%m-%d %H:%M:%S,%f%z")
     except (KeyError, TypeError, ValueError):
         raise OperatorError("A log line has no timestamp of the form 2026-11-24 09:30:00,123+0000.") from None
+
+
+def in_order(lines: Iterator[Line]) -> Iterator[Line]:
+    """Sort lines that are about in order of time. Raises OperatorError for a line that is later than MARGIN allows.
+
+    Several processes write one log, so two lines of a file may have changed places.
+    """
+    waiting: list[tuple[datetime, int, Line]] = []
+    latest = ALL_TIME
+    for number, line in enumerate(lines):
+        when = time_of(line)
+        if when < latest - MARGIN:
+            raise OperatorError("The log is not in order of time: sort its lines by `timestamp` first.")
+        heapq.heappush(waiting, (when, number, line))
+        latest = max(latest, when)
+        while waiting[0][0] < latest - MARGIN:
+            yield heapq.heappop(waiting)[2]
+    yield from (heapq.heappop(waiting)[2] for _ in range(len(waiting)))
 
 
 @dataclass(frozen=True)

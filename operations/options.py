@@ -91,10 +91,11 @@ class Options:
 
     def log(self) -> LogSource:
         """Return the place with the log lines. Raises OperatorError."""
-        if self.given.log or not self.deployment:
+        deployed = self.deployment
+        if self.given.log or not deployed:
             return FileLog(self.given.log or str(local_file("log.jsonl")))
-        client = self.deployment.session.client("logs")
-        return (ScannedLog if self.given.scan else InsightsLog)(client, self.deployment.log_groups)
+        client = deployed.session.client("logs")
+        return (ScannedLog if self.given.scan else InsightsLog)(client, deployed.log_groups)
 
 
 class Progress:

@@ -16,15 +16,11 @@ from typing import Any, Final
 
 from operations import options
 from operations.call_records import CallRecords, Kind, Row, open_records
-from operations.log_source import ALL_TIME, Line, LogSource, OperatorError, Query, time_of
-
-MARGIN: Final = timedelta(minutes=10)
-"""The longest time between a record and its line: a request, a settled commit, and clocks that differ."""
+from operations.log_source import AUDIT, MARGIN, Line, LogSource, OperatorError, Query, in_order, time_of
 
 SETTLING: Final = timedelta(minutes=5)
 """Calls that are younger are left to the next run: their lines may be on the way to CloudWatch."""
 
-AUDIT: Final = "taskchat.audit"
 _EVERY: Final = 1_000
 
 Key = tuple[str, str, str]
@@ -93,18 +89,14 @@ class Reconciliation:
     progress: Callable[[str], None] = lambda _line: None
     report: Report = field(default_factory=Report)
     _near: OrderedDict[Key, Call] = field(default_factory=OrderedDict)
-    _latest: datetime = ALL_TIME
     _rowless: dict[Kind, list[Call]] = field(default_factory=dict)
     """Calls with a line and no record, of persons without an earlier record: an erasure may explain them."""
 
     def run(self) -> Report:
         """Compare everything. Raises OperatorError when the log is not in order of time."""
         for count, (when, found) in enumerate(self._read()):
-            if when < self._latest - MARGIN:
-                raise OperatorError("The log is not in order of time: sort its lines by `timestamp` first.")
-            self._latest = max(self._latest, when)
             self._add(found, when)
-            self._judge_before(self._latest - MARGIN)
+            self._judge_before(when - MARGIN)
             if count % _EVERY == 0:
                 self.progress(f"{when:%Y-%m-%d %H:%M} · {self.report.checked} calls · {self.report.found} mismatches")
         self._judge_before(None)
@@ -114,7 +106,7 @@ class Reconciliation:
     def _read(self) -> Iterator[tuple[datetime, Row]]:
         """Return lines and records in order of time, with those of a margin around the range."""
         since, until = self.since - MARGIN, self.until + MARGIN
-        lines = ((time_of(line), line) for line in self.log.read(Query(since, until, (AUDIT,))))
+        lines = ((time_of(line), line) for line in in_order(self.log.read(Query(since, until, (AUDIT,)))))
         rows = ((row["created_at"], row) for row in self.records.read(since, until))
         return heapq.merge(lines, rows, key=lambda pair: pair[0])
 

@@ -23,8 +23,8 @@ from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from operations import reconcile
 from operations.call_records import CallRecords
-from operations.log_source import FileLog, OperatorError
-from operations.reconcile import MARGIN, Reconciliation, Report
+from operations.log_source import MARGIN, FileLog, OperatorError
+from operations.reconcile import Reconciliation, Report
 from taskchat.database.engine import create_engine_for
 from testing.callers import Caller
 from testing.gateway import event
@@ -388,7 +388,7 @@ class TestAuditorsRole:
     def test_it_is_a_role_of_its_own(self, audited: AuditedDatabase) -> None:
         """The runtime role must not read other persons' calls."""
         refused = audited.migrate(audited.app_url)
-        assert "AUDIT_DATABASE_URL and DATABASE_URL must not name the same role" in refused.stderr
+        assert "AUDIT_DATABASE_URL and DATABASE_URL must not name the same role" in refused.stdout
 
 
 TURNS = 5_000 if "THOROUGH" in os.environ else 150
@@ -426,6 +426,8 @@ class Worker:
     rows: Rows
     may_kill: bool
     kills: int = 0
+    lost: int = 0
+    """Answers of the database that were lost, and connections that were cut."""
     killed: set[str] = field(default_factory=set)
     """The persons in whose requests a process was killed."""
     environment: Environment | None = None
@@ -467,6 +469,7 @@ class Worker:
 
     def _fault(self, attempt: int) -> Trap | None:
         """Let the database fail, or return the moment at which the process is killed. End all faults at last."""
+        self.lost += self.fragile.lost
         self.fragile.reset()
         self.fragile.accept_again()
         draw = self.chance.random() if attempt < 2 else 1.0
@@ -521,8 +524,9 @@ def test_lines_and_records_agree_after_faults(
     logged = {(line["actor"], line["call_id"]) for line in operator.lines if line.get("message") == "tool call"}
     stored = set(rows.execute("select user_id, call_id from tool_call").fetchall())
     named = {(mismatch["person"], mismatch["record"]["call_id"]) for mismatch in found.mismatches}
+    lost = sum(worker.lost for worker in workers)
     kills, killed = sum(worker.kills for worker in workers), set[str]().union(*(worker.killed for worker in workers))
-    report(f"reconcile: {TURNS} turns, seed {SEED}, {kills} kills: {found.summary}")
+    report(f"reconcile: {TURNS} turns, seed {SEED}, {kills} kills, {lost} lost answers: {found.summary}")
     assert set(problems(found)) <= {"record without a line"}
     assert named == stored - logged
     assert {person for person, _ in named} <= killed
