@@ -3,7 +3,8 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from datetime import datetime
 from itertools import islice
 from typing import Any, Final
@@ -94,8 +95,8 @@ def _print_page(given: argparse.Namespace) -> int:
     since, until = common.since, common.until
     read = _from_database if given.from_database else _from_log
     found = read(common, max(since, place[0]) if place else since, until)
-    entries = (entry for entry in found if place is None or place_of(entry) > place)
-    page = list(islice(entries, given.limit + 1))
+    with closing(found):
+        page = list(islice((entry for entry in found if place is None or place_of(entry) > place), given.limit + 1))
     shown, more = page[: given.limit], page[given.limit :]
     print_entries(shown, given.json, common.show_time)
     ending = f"more: add --cursor {_write_cursor(shown[-1])}" if more else "no more"
@@ -103,17 +104,18 @@ def _print_page(given: argparse.Namespace) -> int:
     return 0
 
 
-def _from_log(common: options.Options, since: datetime, until: datetime) -> Iterator[Entry]:
+def _from_log(common: options.Options, since: datetime, until: datetime) -> Generator[Entry]:
     fields = {field: (text,) for name, (field, _) in _FILTERS.items() if (text := getattr(common.given, name))}
     found = map(from_line, _counted(in_order(common.log().read(Query(since, until, (AUDIT,), fields)))))
     return _sorted_by_place(found)
 
 
-def _from_database(common: options.Options, since: datetime, until: datetime) -> Iterator[Entry]:
+def _from_database(common: options.Options, since: datetime, until: datetime) -> Generator[Entry]:
     if common.given.outcome == "unknown":
         raise OperatorError("A record's outcome is ok or error: only the log has `unknown`.")
     filters = {column: text for name, (_, column) in _FILTERS.items() if (text := getattr(common.given, name))}
-    return map(from_row, _counted(open_records(is_local=not common.given.env).read(since, until, **filters)))
+    with open_records(is_local=not common.given.env) as records:
+        yield from map(from_row, _counted(records.read(since, until, **filters)))
 
 
 def _counted(found: Iterator[Any]) -> Iterator[Any]:
@@ -128,7 +130,7 @@ def _counted(found: Iterator[Any]) -> Iterator[Any]:
         progress.clear()
 
 
-def _sorted_by_place(entries: Iterable[Entry]) -> Iterator[Entry]:
+def _sorted_by_place(entries: Iterable[Entry]) -> Generator[Entry]:
     """Sort the entries of the same millisecond, so that a page ends at a place that can be found again."""
     same: list[Entry] = []
     for entry in entries:

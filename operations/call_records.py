@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -90,8 +91,9 @@ class CallRecords:
             return Counter({(door, tool, outcome): count for door, tool, outcome, count in found})
 
 
-def open_records(*, is_local: bool) -> CallRecords:
-    """Return the records at AUDIT_DATABASE_URL or, on this machine, those of the running `make dev`.
+@contextmanager
+def open_records(*, is_local: bool) -> Iterator[CallRecords]:
+    """Open the records at AUDIT_DATABASE_URL or, on this machine, those of the running `make dev`, for the block.
 
     Raises OperatorError, SettingsError.
     """
@@ -102,4 +104,8 @@ def open_records(*, is_local: bool) -> CallRecords:
             url = local_file("audit.url").read_text()
         except FileNotFoundError:
             raise OperatorError("Set AUDIT_DATABASE_URL to the auditor's role, or start make dev.") from None
-    return CallRecords(create_engine_for(lambda: url, SECONDS))
+    engine = create_engine_for(lambda: url, SECONDS)
+    try:
+        yield CallRecords(engine)
+    finally:
+        engine.dispose()

@@ -18,9 +18,6 @@ from operations import options
 from operations.call_records import CallRecords, Kind, Row, open_records
 from operations.log_source import AUDIT, MARGIN, Line, LogSource, OperatorError, Query, in_order, time_of
 
-SETTLING: Final = timedelta(minutes=5)
-"""Calls that are younger are left to the next run: their lines may be on the way to CloudWatch."""
-
 _EVERY: Final = 1_000
 
 Key = tuple[str, str, str]
@@ -218,6 +215,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--metrics", action="store_true", help="put ReconcileChecked and ReconcileMismatches (needs --env)"
     )
+    parser.add_argument("--settle", type=int, default=5, help="minutes that calls have to reach the log (default: 5)")
     parser.add_argument("--retention-days", type=int, default=0, help="RetentionDays of the deployment, if it has any")
     return options.run(lambda: _reconcile(parser.parse_args(arguments)))
 
@@ -226,27 +224,18 @@ def _reconcile(given: argparse.Namespace) -> int:
     common, progress = options.Options(given), options.Progress()
     if given.metrics and not common.deployment:
         raise OperatorError("--metrics needs --env: the metrics are the deployment's.")
-    until = min(common.until, common.now - SETTLING)
+    until = min(common.until, common.now - timedelta(minutes=given.settle))
     if common.since >= until:
-        raise OperatorError(
-            f"The range must begin before the last {SETTLING.seconds // 60} minutes, which still settle."
-        )
+        raise OperatorError(f"The range must begin before the last {given.settle} minutes, which still settle.")
     limit = common.now - timedelta(days=given.retention_days) if given.retention_days else None
 
     def tell(mismatch: dict[str, Any]) -> None:
         progress.clear()
         print(json.dumps(mismatch, default=str) if given.json else show(mismatch, common), flush=True)
 
-    work = Reconciliation(
-        common.log(),
-        open_records(is_local=not given.env),
-        common.since,
-        until,
-        retention_limit=limit,
-        tell=tell,
-        progress=progress.show,
-    )
-    report = work.run()
+    with open_records(is_local=not given.env) as records:
+        work = Reconciliation(common.log(), records, common.since, until, limit, tell, progress.show)
+        report = work.run()
     progress.clear()
     if given.metrics and common.deployment:
         put_metrics(common.deployment.session.client("cloudwatch"), common.deployment.service, report)
