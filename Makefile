@@ -57,6 +57,20 @@ thorough: install  ## Run the crash, outage, random and fuzz tests at full lengt
 migrate: install  ## Migrate the schema at MIGRATION_DATABASE_URL, and create the role that DATABASE_URL names
 	@$(BIN)/alembic upgrade head
 
+.PHONY: reconcile audit-log trace
+
+# ENV counts here only if it is on the command line: without it, the commands read what `make dev` wrote.
+OPERATE = $(if $(findstring command,$(origin ENV)),--env $(ENV)) $(ARGS)
+
+reconcile: install  ## Find each audit line without its record, and the reverse: make reconcile [ENV=prod] [ARGS=...]
+	@$(BIN)/python -m operations.reconcile $(OPERATE)
+
+audit-log: install  ## Show tool calls: make audit-log [ENV=prod] ARGS="--person ... --tool ... --since ... --json"
+	@$(BIN)/python -m operations.audit_log $(OPERATE)
+
+trace: install  ## Draw a turn's waterfall from the logs: make trace TURN=<id> [ENV=prod] [ARGS=...]
+	@$(BIN)/python -m operations.trace --turn "$(TURN)" $(OPERATE)
+
 # The SAM CLI has its own environment, because it pins the versions of half of the layer's packages. The same lock has
 # Lambda's runtime client for Python, which `make smoke` puts beside the artifact.
 SAM_VENV := .venv-sam

@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import SQLModel
 
 from migrations.policies import secure_tables
-from migrations.roles import Role, make_retention_role, make_runtime_role, read_role
+from migrations.roles import Role, make_auditor_role, make_retention_role, make_runtime_role, read_role
 from taskchat import limits
 from taskchat.conversations import models as conversations
 from taskchat.database.engine import create_engine_for
@@ -45,11 +45,13 @@ def migrate() -> None:
     runtime = read_role("DATABASE_URL", settings.database_url.get_secret_value())
     retention_url = settings.retention_database_url
     retention = retention_url and read_role("RETENTION_DATABASE_URL", retention_url.get_secret_value())
+    audit_url = settings.audit_database_url
+    auditor = audit_url and read_role("AUDIT_DATABASE_URL", audit_url.get_secret_value())
     engine = create_engine_for(settings.migration_database_url.get_secret_value, STATEMENT_SECONDS, wait_for_turn)
     for attempt in range(1, ATTEMPTS + 1):
         try:
             with engine.connect() as connection:
-                return migrate_on(connection, runtime, retention)
+                return migrate_on(connection, runtime, retention, auditor)
         except DBAPIError as error:
             if attempt == ATTEMPTS or _LOCK_NOT_AVAILABLE not in str(error.orig):
                 raise
@@ -63,7 +65,7 @@ def wait_for_turn(connection: Any) -> None:
     connection.execute_simple(f"set lock_timeout = '{LOCK_SECONDS}s'")
 
 
-def migrate_on(connection: Connection, runtime: Role, retention: Role | None) -> None:
+def migrate_on(connection: Connection, runtime: Role, retention: Role | None, auditor: Role | None) -> None:
     """Run the migrations on a connection, then secure new tables and make the roles."""
     context.configure(
         connection=connection,
@@ -80,6 +82,8 @@ def migrate_on(connection: Connection, runtime: Role, retention: Role | None) ->
             made = [make_runtime_role(connection, runtime)]
             if retention:
                 made.append(make_retention_role(connection, retention, runtime))
+            if auditor:
+                made.append(make_auditor_role(connection, auditor, *filter(None, [runtime, retention])))
             config.print_stdout(f"The schema is at {context.get_head_revision()}; {' '.join(made)}")
 
 

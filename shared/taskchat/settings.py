@@ -124,6 +124,15 @@ class MigrationSettings(_Environment):
     database_url: DatabaseUrl
     retention_database_url: DatabaseUrl | None = None
     """None: no retention role is made, and one made earlier stays as it is."""
+    audit_database_url: DatabaseUrl | None = None
+    """None: no auditor's role is made, and one made earlier stays as it is."""
+
+
+class AuditSettings(_Environment):
+    """The variables of the operator's commands that read the database."""
+
+    audit_database_url: DatabaseUrl
+    """Any endpoint, auditor's role."""
 
 
 def _read_secret(arn: str, seconds: float | None) -> dict[str, Any]:
