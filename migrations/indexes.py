@@ -5,7 +5,7 @@ from typing import Final
 from alembic import op
 from sqlalchemy import text
 
-_IS_BROKEN: Final = text("select from pg_index where indexrelid = to_regclass(:name) and not indisvalid")
+_IS_BROKEN: Final = text("select 1 from pg_index where indexrelid = to_regclass(:name) and not indisvalid")
 
 
 def create_index(name: str, on: str, *, unique: bool = False) -> None:
