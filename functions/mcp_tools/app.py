@@ -75,8 +75,8 @@ class McpProcess(Process):
     def use_api(self, event: Event) -> None:
         """Complete MCP_RESOURCE_URL with the id of the API that sent the first request."""
         if event.api_id and self.verifier.audience.startswith(NO_API):
-            completed = self.verifier.audience.replace("api-id", event.api_id, 1)
-            self.verifier = replace(self.verifier, audience=completed)
+            audience = self.verifier.audience.replace("api-id", event.api_id, 1)
+            self.verifier = replace(self.verifier, audience=audience)
             self.app = create_app(self)
 
     def get_ready(self) -> None:
