@@ -1,11 +1,13 @@
 """Serve both functions at one address, as API Gateway does, with a page to try them and a token to call them."""
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -20,6 +22,8 @@ from dev import processes, state
 from dev.standin_model.domain import domain
 from dev.tokens import Issuer
 from mcp_tools.app import process as mcp_process
+from taskchat.http.gateway import MAX_SECONDS
+from taskchat.http.web_adapter import REQUEST_CONTEXT, observe
 
 PAGE = Path(__file__).with_name("page.html")
 PAGE_POLICY = (  # the page loads nothing from another site, and no site may put it into a frame
@@ -61,6 +65,17 @@ async def functions(scope: Scope, receive: Receive, send: Send) -> None:
     await (mcp_tools if for_mcp else chat)(scope, receive, send)
 
 
+async def gateway(scope: Scope, receive: Receive, send: Send) -> None:
+    """Give the request an id and the time of its arrival, as API Gateway does, in place of any that the client sent."""
+    context = {"requestId": str(uuid4()), "requestTimeEpoch": int(time.time() * 1000)}
+    sent = [(name, value) for name, value in scope["headers"] if name != REQUEST_CONTEXT.encode()]
+    headers = [*sent, (REQUEST_CONTEXT.encode(), json.dumps(context).encode())]
+    await observed({**scope, "headers": headers}, receive, send)
+
+
+observed = observe(functions, MAX_SECONDS)
+
+
 class AccessLog:
     """Middleware that prints one short line for each HTTP request."""
 
@@ -94,7 +109,7 @@ async def lifespan(_app: Starlette) -> AsyncIterator[None]:
 
 
 app = Starlette(
-    routes=[Route("/", page), Route("/dev/token", token), Mount("", AccessLog(functions))],
+    routes=[Route("/", page), Route("/dev/token", token), Mount("", AccessLog(gateway))],
     # Only names of this machine: another site could let a name of its own resolve to it, and read the token.
     middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_NAMES)],
     lifespan=lifespan,

@@ -30,8 +30,8 @@ class Turn:
     """CPU time of Postgres."""
     database_bytes: int = 1_300
     """Two messages and a tool call, with their share of the indexes."""
-    log_bytes: int = 2_500
-    """The audit line, the metrics, and the platform's lines."""
+    log_bytes: int = 6_000
+    """The log lines, the metrics, and the platform's lines."""
     input_tokens: int = 3_000
     """Input of two model calls: instructions, tools and a short history, twice."""
     cached_tokens: int = 1_500

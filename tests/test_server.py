@@ -40,6 +40,9 @@ SECONDS = 30
 CORRELATION_ID = "8d0c1b5e-7b5c-4f0e-9d57-0d7a8b0d4c11"
 
 
+ENDS = ("turn finished", "request")
+"""The last two lines of a turn's request."""
+
 KNOWN = LambdaContext()
 
 
@@ -203,6 +206,26 @@ class TestLog:
             assert {answer.result().status for answer in answers} == {200}
         found = {id: {line["correlation_id"] for line in stream.lines_about(c.id)} for id, c in callers.items()}
         assert found == {id: {id} for id in callers}
+        for id in callers:
+            lines = [line for line in stream.lines() if line.get("correlation_id") == id]
+            assert [line["message"] for line in lines if line["message"] in ENDS] == list(ENDS)
+            assert [line["request_id"] for line in lines if line["message"] == "tool call"] == [id]
+
+
+def test_a_streamed_turn_is_reported_before_its_last_byte(stream: Server, caller: Caller) -> None:
+    """Lambda freezes the process after that byte. The first event came earlier."""
+    before = len(stream.lines())
+    answer = stream.say(caller, example.add("milk"), accept="text/event-stream", id="streamed")
+    assert (answer.status, answer.headers["x-request-id"]) == (200, "streamed")
+    lines = stream.lines()[before:]
+    model, *_, finished, request = [line for line in lines if line.get("correlation_id") == "streamed"]
+    assert (finished["message"], request["message"], request["route"]) == (*ENDS, "/api/{user_id}/chat")
+    assert finished["begin_ms"] < finished["first_event_ms"] < finished["duration_ms"] <= request["duration_ms"]
+    assert (model["message"], model["outcome"]) == ("model call", "ok")
+    metrics = {name: value for line in lines if "_aws" in line for name, value in line.items()}
+    assert (metrics["Turns"], metrics["Status2xx"]) == ([1], [1])
+    assert metrics["FirstEventLatency"] == [finished["first_event_ms"]]
+    assert [line["Turns"] for line in lines if "Turns" in line] == [[1]]
 
 
 def test_each_status_is_counted(stream: Server, caller: Caller) -> None:

@@ -104,14 +104,16 @@ class Reporter:
 
 def write_metrics(figures: Mapping[Dimensions, Mapping[Metric, list[float]]]) -> None:
     """Write the values of each metric, by the dimensions that it has besides `service`."""
-    documents = _pack(_to_document(dimensions, values) for dimensions, values in figures.items())
+    metrics = EphemeralMetrics()
+    metrics.namespace = metrics.namespace or NAMESPACE
+    documents = _pack(_to_document(metrics, dimensions, values) for dimensions, values in figures.items())
     sys.stdout.write("".join(json.dumps(document, separators=(",", ":")) + "\n" for document in documents))
 
 
 def _collect(measures: Measures, status: int) -> defaultdict[Dimensions, dict[Metric, list[float]]]:
     """Return the figures of a request, without those that are zero."""
     figures: defaultdict[Dimensions, dict[Metric, list[float]]] = defaultdict(dict)
-    figures[()] = {
+    plain: dict[Metric, list[float]] = {
         Metric(f"Status{status // 100}xx"): [1],
         Metric.REFUSED_BY_LIMIT: [measures.refused_by_limit],
         Metric.DATABASE_REFUSED: [measures.database_refused],
@@ -121,8 +123,9 @@ def _collect(measures: Measures, status: int) -> defaultdict[Dimensions, dict[Me
         Metric.MODEL_LATENCY: [spent for _, spent in measures.model_calls],
     }
     if measures.turn:
-        figures[()] |= _figures_of_turn(measures.turn)
+        plain |= _figures_of_turn(measures.turn)
         figures[("outcome", measures.turn["outcome"]),] = {Metric.TURNS: [1]}
+    figures[()] = {metric: values for metric, values in plain.items() if any(values)}
     for outcome in dict(measures.model_calls):
         tries = [each for each, _ in measures.model_calls].count(outcome)
         figures[("outcome", outcome),][Metric.MODEL_CALLS] = [tries]
@@ -139,21 +142,16 @@ def _figures_of_turn(turn: Mapping[str, Any]) -> dict[Metric, list[float]]:
         Metric.CACHED_TOKENS: [turn["cached_tokens"]],
         Metric.OUTPUT_TOKENS: [turn["output_tokens"]],
         Metric.ESTIMATED_TOKENS: [turn["estimated_tokens"]],
-        Metric.RESUMED_TURNS: [bool(turn["resumed"])],
-        Metric.REPLAYED_TURNS: [is_replayed],
+        Metric.RESUMED_TURNS: [int(turn["resumed"] > 0)],
+        Metric.REPLAYED_TURNS: [int(is_replayed)],
     }
 
 
-def _to_document(dimensions: Dimensions, values: Mapping[Metric, list[float]]) -> Document:
+def _to_document(metrics: EphemeralMetrics, dimensions: Dimensions, values: Mapping[Metric, list[float]]) -> Document:
     """Return one document in CloudWatch's embedded metric format."""
-    metrics = EphemeralMetrics()
-    metrics.namespace = metrics.namespace or NAMESPACE
-    for name, value in dimensions:
-        metrics.add_dimension(name, value)
-    for metric, numbers in values.items():
-        for number in filter(None, numbers):
-            metrics.add_metric(metric.value, metric.unit, number)
-    return dict(metrics.serialize_metric_set())
+    service = {"service": metrics.service} if metrics.service else {}
+    described = {name.value: {"Unit": name.unit.value, "Value": numbers} for name, numbers in values.items()}
+    return dict(metrics.serialize_metric_set(described, service | dict(dimensions)))
 
 
 def _pack(documents: Iterator[Document]) -> list[Document]:
