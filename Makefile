@@ -46,7 +46,7 @@ chat: install  ## One turn: make chat MESSAGE="add buy milk" [CONVERSATION=<id>]
 # Each worker has its own database, pooler and model.
 WORKERS := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-LONG_TESTS := $(patsubst %,tests/test_%.py,crash stateful stream_crash stream_random fuzz outages one_key)
+LONG_TESTS := $(patsubst %,tests/test_%.py,crash stateful stream_crash stream_random fuzz outages one_key reconcile)
 
 test: install  ## Run every test that needs no container (BRIEF=1: without those of make thorough)
 	@$(BIN)/pytest $(WORKERS) $(if $(BRIEF),$(addprefix --ignore=,$(LONG_TESTS)))

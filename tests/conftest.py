@@ -56,7 +56,7 @@ def pytest_configure() -> None:
 LONG = (
     *("test_crash", "test_outages", "test_any_answer", "test_stateful", "test_pooler_restarts", "test_deadline"),
     *("test_stream_crash", "test_stream_random", "test_dev", "test_shutdown", "test_limits", "test_failures"),
-    *("test_clocks", "test_cold_start"),
+    *("test_clocks", "test_cold_start", "test_reconcile", "test_operations"),
 )
 """Files that take a minute or more, the longest first. Begun last, one of them would keep the run waiting."""
 
