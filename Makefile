@@ -57,12 +57,29 @@ thorough: install  ## Run the crash, outage, random and fuzz tests at full lengt
 migrate: install  ## Migrate the schema at MIGRATION_DATABASE_URL, and create the role that DATABASE_URL names
 	@$(BIN)/alembic upgrade head
 
+.PHONY: reconcile audit-log trace
+
+# ENV counts here only if it is on the command line: without it, the commands read what `make dev` wrote.
+OPERATE = $(if $(findstring command,$(origin ENV)),--env $(ENV)) $(ARGS)
+
+reconcile: install  ## Find each audit line without its record, and the reverse: make reconcile [ENV=prod] [ARGS=...]
+	@$(BIN)/python -m operations.reconcile $(OPERATE)
+
+audit-log: install  ## Show tool calls: make audit-log [ENV=prod] ARGS="--person ... --tool ... --since ... --json"
+	@$(BIN)/python -m operations.audit_log $(OPERATE)
+
+trace: install  ## Draw a turn's waterfall from the logs: make trace TURN=<id> [ENV=prod] [ARGS=...]
+	@$(BIN)/python -m operations.trace --turn "$(TURN)" $(OPERATE)
+
 # The SAM CLI has its own environment, because it pins the versions of half of the layer's packages. The same lock has
 # Lambda's runtime client for Python, which `make smoke` puts beside the artifact.
 SAM_VENV := .venv-sam
 SAM_INSTALLED := $(SAM_VENV)/.installed
 SAM := SAM_CLI_TELEMETRY=0 $(SAM_VENV)/bin/sam
 FOR_LAMBDA := --link-mode copy --only-binary :all: --python-version 3.13 --python-platform x86_64-manylinux_2_28
+ENV ?= dev
+# The processor that samconfig.toml names for ENV, or the template's default.
+ARCHITECTURE ?= $(or $(shell sed -n '/^\[$(ENV)\.deploy/,/^\[/s/^ *"Architecture=\(.*\)".*/\1/p' samconfig.toml),x86_64)
 
 $(SAM_INSTALLED): requirements-sam.txt | $(INSTALLED)
 	@echo "Making $(SAM_VENV) with the SAM CLI (once per change of its lock)"
@@ -82,7 +99,8 @@ PYTHON313 ?= $(shell for python in python3.13 "$$(dirname "$$(command -v python3
 build: install $(SAM_INSTALLED)  ## Build the functions and the layer with sam, and check their size
 	@test -n "$(PYTHON313)" || \
 		{ echo "There is no python3.13, Lambda's own: install it, or name it with PYTHON313=/path/to/python3.13"; exit 1; }
-	@UV="$(abspath $(UV))" PYTHON313="$(PYTHON313)" $(SAM) build
+	@UV="$(abspath $(UV))" PYTHON313="$(PYTHON313)" ARCHITECTURE="$(ARCHITECTURE)" \
+		$(SAM) build --parameter-overrides Architecture=$(ARCHITECTURE)
 	@$(BIN)/python -m dev.artifact
 
 smoke: build  ## Run the built artifact in Lambda's emulator, on the events in events/
@@ -133,23 +151,31 @@ $(BENCH_INSTALLED): requirements-dev.txt | $(INSTALLED)
 bench: build $(BENCH_INSTALLED)  ## Measure everything and write docs/performance.md (QUICK=1: a short run, into .dev/bench)
 	@$(BENCH_VENV)/bin/python -m bench --python "$(PYTHON313)" --sam $(SAM_VENV) $(if $(QUICK),--quick)
 
-ENV ?= dev
 deploy: build  ## Build, and deploy with samconfig.toml: make deploy ENV=dev|prod
 	@grep -q '^\[$(ENV)\.deploy\.' samconfig.toml || { echo "samconfig.toml has no [$(ENV).deploy.parameters]."; exit 1; }
-	@$(SAM) deploy --config-env $(ENV)
+	@$(SAM) deploy --config-env $(ENV) $(if $(CI),--no-confirm-changeset)
 
-.PHONY: doctor
+.PHONY: rollback prune doctor
+rollback: install  ## Send all requests to the versions before the last deployment: make rollback ENV=dev|prod
+	@$(BIN)/python -m operations.rollback $(ENV)
+
+prune: install  ## Show the functions' old versions, or delete them: make prune ENV=dev|prod [DELETE=1]
+	@$(BIN)/python -m operations.prune $(ENV) $(if $(DELETE),--delete)
+
 doctor: install  ## Check a deployment, a line for each part: make doctor [ENV=prod] [URL=https://…]
 	@$(BIN)/python -m operations.doctor $(if $(filter command line environment,$(origin ENV)),--env $(ENV)) $(if $(URL),--url $(URL))
 
-check: install $(SAM_INSTALLED)  ## Check lint, format, types, imports, template, secrets and locks
+check: install $(SAM_INSTALLED) $(AUDIT_INSTALLED)  ## Check lint, format, types, imports, templates, workflows, secrets and locks
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@AWS_DEFAULT_REGION=eu-west-1 $(SAM) validate --lint
+	@AWS_DEFAULT_REGION=eu-west-1 $(SAM) validate --lint --template deploy/deployer.yaml
+	@$(AUDIT_VENV)/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(AUDIT_VENV)/bin/zizmor --offline --quiet .github/workflows
 	@$(BIN)/python -m dev.supply_chain
-	@$(MAKE) --no-print-directory check-locks
+	@$(MAKE) --no-print-directory check-template check-locks
 
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 
@@ -159,8 +185,23 @@ $(COMPILE) $(2) pyproject.toml --output-file $(1)/shared/requirements.txt
 $(COMPILE) $(2) pyproject.toml --group dev --constraints shared/requirements.txt --output-file $(1)/requirements-dev.txt
 $(COMPILE) $(2) --group sam --output-file $(1)/requirements-sam.txt
 $(COMPILE) $(2) --group audit --output-file $(1)/requirements-audit.txt
+$(COMPILE) $(2) --group template --output-file $(1)/requirements-template.txt
 $(COMPILE) $(2) --group uv --output-file $(1)/requirements-uv.txt
 endef
+
+# The public rules that `make check` holds template.yaml against, in an environment of their own.
+TEMPLATE_VENV := .venv-template
+TEMPLATE_INSTALLED := $(TEMPLATE_VENV)/.installed
+$(TEMPLATE_INSTALLED): requirements-template.txt | $(INSTALLED)
+	@echo "Making $(TEMPLATE_VENV) with the public rules for templates (once per change of its lock)"
+	@$(UV) venv --quiet --clear --python $(BIN)/python $(TEMPLATE_VENV)
+	@$(UV) pip install --quiet --python $(TEMPLATE_VENV)/bin/python --require-hashes --requirement $< || \
+		{ echo "Could not download packages: is the network there?"; exit 1; }
+	@touch $@
+
+.PHONY: check-template
+check-template: install $(TEMPLATE_INSTALLED)  ## Check the template against the rules of cfn-lint and checkov
+	@$(BIN)/python -m dev.template_rules $(TEMPLATE_VENV)/bin
 
 .PHONY: openapi check-locks
 .SILENT: check-locks

@@ -86,7 +86,8 @@ def running(port: int, progress: Progress, *, reload: bool, show: Show = _hide) 
             migrate(database, directory / "migrations.log")
         with progress.step("API"):
             _wait_until_ready(process, url)
-        yield Backend(url, process)
+        with _private(audit_url_file(), database.audit_url):
+            yield Backend(url, process)
 
 
 def _url(port: int) -> str:
@@ -99,6 +100,28 @@ def _url(port: int) -> str:
 def server_log() -> Path:
     """Return the file that gets the server's output."""
     return state.directory() / "server.log"
+
+
+def log_lines() -> Path:
+    """Return the file that gets the JSON lines of the output, of every run: the log of the operator's commands."""
+    return state.directory() / "log.jsonl"
+
+
+def audit_url_file() -> Path:
+    """Return the file in which a running server leaves the URL of the auditor's role for the operator's commands."""
+    return state.directory() / "audit.url"
+
+
+@contextlib.contextmanager
+def _private(path: Path, text: str) -> Iterator[None]:
+    """Keep the text, in a file that only its owner may read, while the block runs."""
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(text)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _environment(url: str, database: Postgres, issuer: Issuer) -> dict[str, str]:
@@ -120,6 +143,7 @@ def migrate(database: Postgres, log: Path) -> None:
         "MIGRATION_DATABASE_URL": database.owner_url,
         "DATABASE_URL": database.app_url,
         "RETENTION_DATABASE_URL": database.retention_url,
+        "AUDIT_DATABASE_URL": database.audit_url,
     }
     command = [sys.executable, "-m", "alembic", "upgrade", "head"]
     with log.open("w+") as file:
@@ -155,7 +179,7 @@ def _server(port: int, environment: dict[str, str], show: Show, *, reload: bool)
         command += ["--reload", *(f"--reload-dir={state.ROOT / name}" for name in ("functions", "shared"))]
     process = processes.spawn(command, output=subprocess.PIPE, cwd=state.ROOT, env=environment)
     assert process.stdout is not None  # noqa: S101 - asked for with PIPE
-    copying = output.record(process.stdout, server_log(), show)
+    copying = output.record(process.stdout, server_log(), log_lines(), show)
     try:
         yield process
     finally:

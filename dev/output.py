@@ -10,13 +10,18 @@ AUDIT_SCHEMA = "taskchat.audit/"
 WORTH_SHOWING = ("WARNING", "ERROR", "CRITICAL")
 
 
-def record(stream: IO[bytes], log: Path, show: Callable[[str], None]) -> threading.Thread:
-    """Copy the stream into the log until it ends, and pass the lines for the terminal to `show`."""
+def record(stream: IO[bytes], log: Path, lines: Path, show: Callable[[str], None]) -> threading.Thread:
+    """Copy the stream into the log until it ends, and pass the lines for the terminal to `show`.
+
+    Add the lines of the JSON log to the file `lines`, which is kept from run to run, as the database is.
+    """
 
     def copy() -> None:
-        with log.open("wb", buffering=0) as file:
+        with log.open("wb", buffering=0) as file, lines.open("ab", buffering=0) as json_lines:
             for line in stream:
                 file.write(line)
+                if line.startswith(b"{"):
+                    json_lines.write(line)
                 if (short := readable(line.decode(errors="replace").rstrip())) is not None:
                     show(short)
 

@@ -32,6 +32,7 @@ DATABASE = "taskchat"
 OWNER = "taskchat_owner"
 APP = "taskchat_app"
 RETENTION = "taskchat_retention"
+AUDITOR = "taskchat_auditor"
 SUPERUSER = "postgres"
 
 START_SECONDS = 30
@@ -87,6 +88,11 @@ class Postgres:
     def retention_url(self) -> str:
         """The URL of the role that deletes old rows. Migrations that get this URL create the role."""
         return self.app_url.replace(APP, RETENTION, 1)  # with the same password
+
+    @property
+    def audit_url(self) -> str:
+        """The URL of the role that reads which calls were made. Migrations that get this URL create the role."""
+        return self.app_url.replace(APP, AUDITOR, 1)  # with the same password
 
     @property
     def superuser_url(self) -> str:

@@ -1,13 +1,16 @@
-"""Bring the schema up to date as its owner, then make the roles: in one transaction, one run at a time."""
+"""Bring the schema up to date as its owner, then make the roles: one transaction each, one run at a time."""
+
+import time
+from typing import Any
 
 from alembic import context
 from alembic.util import CommandError
-from sqlalchemy import text
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import SQLModel
 
 from migrations.policies import secure_tables
-from migrations.roles import make_retention_role, make_runtime_role, read_role
+from migrations.roles import Role, make_auditor_role, make_retention_role, make_runtime_role, read_role
 from taskchat import limits
 from taskchat.conversations import models as conversations
 from taskchat.database.engine import create_engine_for
@@ -22,22 +25,65 @@ _ONE_MIGRATION_AT_A_TIME = 8_250_411  # any constant: the key of an advisory loc
 STATEMENT_SECONDS = 3600.0
 """The longest time for one statement: a migration of a large table takes longer than a request may."""
 
+LOCK_SECONDS = 1
+"""The longest wait for a lock. All later statements on the table wait behind a migration that waits, and the runtime
+role gives up after 2 s."""
+
+ATTEMPTS = 60
+PAUSE_SECONDS = 2.0
+"""A migration that did not get its lock is tried again so often, after such a pause."""
+
+_LOCK_NOT_AVAILABLE = "55P03"
+
 
 def migrate() -> None:
-    """Run the Alembic command. Raises SettingsError, ValueError, or the error of the database."""
+    """Run the Alembic command. Raises SettingsError, ValueError, or the error of the database.
+
+    Each migration is a transaction of its own. What a run has done stays, and the next run goes on from there.
+    """
     settings = load(MigrationSettings)
     runtime = read_role("DATABASE_URL", settings.database_url.get_secret_value())
     retention_url = settings.retention_database_url
     retention = retention_url and read_role("RETENTION_DATABASE_URL", retention_url.get_secret_value())
-    with create_engine_for(settings.migration_database_url.get_secret_value, STATEMENT_SECONDS).begin() as connection:
-        connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": _ONE_MIGRATION_AT_A_TIME})
-        context.configure(connection=connection, target_metadata=SQLModel.metadata, compare_server_default=True)
+    audit_url = settings.audit_database_url
+    auditor = audit_url and read_role("AUDIT_DATABASE_URL", audit_url.get_secret_value())
+    engine = create_engine_for(settings.migration_database_url.get_secret_value, STATEMENT_SECONDS, wait_for_turn)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with engine.connect() as connection:
+                return migrate_on(connection, runtime, retention, auditor)
+        except DBAPIError as error:
+            if attempt == ATTEMPTS or _LOCK_NOT_AVAILABLE not in str(error.orig):
+                raise
+            config.print_stdout(f"A table is in use, trying again in {PAUSE_SECONDS:g} s ({attempt} of {ATTEMPTS}).")
+        time.sleep(PAUSE_SECONDS)
+
+
+def wait_for_turn(connection: Any) -> None:
+    """Take the lock that one run has at a time. It lasts as long as the connection, which must be a direct one."""
+    connection.execute_simple(f"select pg_advisory_lock({_ONE_MIGRATION_AT_A_TIME})")
+    connection.execute_simple(f"set lock_timeout = '{LOCK_SECONDS}s'")
+
+
+def migrate_on(connection: Connection, runtime: Role, retention: Role | None, auditor: Role | None) -> None:
+    """Run the migrations on a connection, then secure new tables and make the roles."""
+    context.configure(
+        connection=connection,
+        target_metadata=SQLModel.metadata,
+        compare_server_default=True,
+        transaction_per_migration=True,
+    )
+    with context.begin_transaction():
         context.run_migrations()
+    connection.commit()  # Alembic has begun a transaction to read the revision
+    with connection.begin():
         if context.get_context().get_current_revision() == context.get_head_revision():
             secure_tables(connection)
             made = [make_runtime_role(connection, runtime)]
             if retention:
                 made.append(make_retention_role(connection, retention, runtime))
+            if auditor:
+                made.append(make_auditor_role(connection, auditor, *filter(None, [runtime, retention])))
             config.print_stdout(f"The schema is at {context.get_head_revision()}; {' '.join(made)}")
 
 

@@ -28,6 +28,17 @@ RETENTION_LIMITS: Final = LIMITS | {
     "enable_seqscan": "off",
 }
 
+AUDIT_LIMITS: Final = LIMITS | {"statement_timeout": "20s", "default_transaction_read_only": "on"}
+
+AUDITED: Final = {
+    "tool_call": (
+        *("user_id", "turn_id", "call_id", "position", "conversation_id", "request_id"),
+        *("door", "tool", "outcome", "duration_ms", "created_at"),
+    ),
+    "erased_call": ("door", "tool", "outcome", "made_on"),
+}
+"""The columns that the auditor's role reads. None holds a person's text but the name of a tool that no tool has."""
+
 _IS_PRIVILEGED: Final = """
 select rolname = current_user or rolcreaterole or rolcreatedb or rolreplication or exists (
     select from pg_roles b where (b.rolsuper or b.rolbypassrls) and pg_has_role(r.oid, b.oid, 'member')
@@ -66,6 +77,7 @@ def make_runtime_role(connection: Connection, role: Role) -> str:
     made = _make_role(connection, role, LIMITS)
     for table in SQLModel.metadata.sorted_tables:
         _grant(connection, table, role, table.info.get(RIGHTS, ALL_RIGHTS))
+    _execute(connection, "grant select on alembic_version to %I", role.name)  # the APIs compare it with their own
     _refuse_open_schema(connection, role.name)
     return made
 
@@ -76,8 +88,7 @@ def make_retention_role(connection: Connection, role: Role, runtime: Role) -> st
     On a table that declares an Expiry it reads the columns of that declaration and the place of a row, and deletes.
     Postgres locks rows only for a role that may update a column; the policies refuse each update.
     """
-    if role.name == runtime.name:
-        raise UnsafeRole(f"{role.variable} and {runtime.variable} must not name the same role")
+    _refuse_same(role, runtime)
     made = _make_role(connection, role, RETENTION_LIMITS)
     for table in SQLModel.metadata.sorted_tables:
         expiry = table.info.get(EXPIRY)
@@ -87,6 +98,27 @@ def make_retention_role(connection: Connection, role: Role, runtime: Role) -> st
     return made
 
 
+def make_auditor_role(connection: Connection, role: Role, *others: Role) -> str:
+    """Make the role that reads which calls were made, and return what was done. Raises UnsafeRole or OpenSchema.
+
+    It reads the rows of all persons, whatever user it names in `app.user_id`, and no column with a text.
+    """
+    for other in others:
+        _refuse_same(role, other)
+    made = _make_role(connection, role, AUDIT_LIMITS)
+    for table in SQLModel.metadata.sorted_tables:
+        columns = [name for name in AUDITED.get(table.name, ()) if name in table.columns]
+        _grant(connection, table, role, f"select ({', '.join(columns)})" if columns else None)
+        _set_policies(connection, table, [("audit", "PERMISSIVE", [role.name], "SELECT", "true", None)], bool(columns))
+    _refuse_open_schema(connection, role.name)
+    return made
+
+
+def _refuse_same(role: Role, other: Role) -> None:
+    if role.name == other.name:
+        raise UnsafeRole(f"{role.variable} and {other.variable} must not name the same role")
+
+
 def _rights_of_retention(table: Table, expiry: Expiry) -> str:
     keepers = [found.info[EXPIRY].keeper for found in SQLModel.metadata.sorted_tables if EXPIRY in found.info]
     asked = [theirs for keeper in keepers if keeper and keeper.table == table.name for _, theirs in keeper.columns]
@@ -94,33 +126,39 @@ def _rights_of_retention(table: Table, expiry: Expiry) -> str:
     return f"select ({', '.join(columns)}), update ({expiry.since[0]}), delete"
 
 
+_Policy = tuple[str, str, list[str], str, str | None, str | None]
+"""Name, kind, roles, verbs, condition of the rows and condition of new rows, as Postgres lists them."""
+
 _POLICIES: Final = text("""
 select policyname, permissive, roles::text[], cmd, qual, with_check from pg_policies
-where schemaname = 'public' and tablename = :table and policyname in ('retention', 'retention_only') order by 1
+where schemaname = 'public' and tablename = :table and policyname = any(:names) order by 1
 """)
 
 
 def _open_to_retention(connection: Connection, table: Table, role: Role, expiry: Expiry | None) -> None:
-    """Open the rows that may grow old to the role, and no others, whatever user it names in `app.user_id`.
-
-    Policies that are right stay as they are: to replace them, Postgres waits for every transaction on the table.
-    """
+    """Open the rows that may grow old to the role, and no others, whatever user it names in `app.user_id`."""
     condition = expiry and (expiry.when or "true")
-    wanted = [
+    wanted: list[_Policy] = [
         ("retention", "PERMISSIVE", [role.name], "ALL", "true", None),
         ("retention_only", "RESTRICTIVE", [role.name], "ALL", condition, "false"),
     ]
-    if connection.execute(_POLICIES, {"table": table.name}).fetchall() == (wanted if expiry else []):
+    _set_policies(connection, table, wanted, expiry is not None)
+
+
+def _set_policies(connection: Connection, table: Table, wanted: list[_Policy], is_open: bool) -> None:
+    """Make the policies, or drop those of these names if the table is not open.
+
+    Policies that are right stay as they are: to replace them, Postgres waits for every transaction on the table.
+    """
+    names = [name for name, *_ in wanted]
+    if connection.execute(_POLICIES, {"table": table.name, "names": names}).fetchall() == (wanted if is_open else []):
         return
-    for name, kind, _, _, rows, check in wanted:
+    for name, kind, (role,), verbs, rows, check in wanted:
         _execute(connection, f"drop policy if exists {name} on {table.name}")
-        if expiry:
+        if is_open:
             with_check = f" with check ({check})" if check else ""
-            _execute(
-                connection,
-                f"create policy {name} on {table.name} as {kind} to %I using ({rows}){with_check}",
-                role.name,
-            )
+            statement = f"create policy {name} on {table.name} as {kind} for {verbs} to %I using ({rows}){with_check}"
+            _execute(connection, statement, role)
 
 
 def _make_role(connection: Connection, role: Role, limits: dict[str, str]) -> str:

@@ -1,1 +1,1 @@
-"""The commands of an operator. None of them ships."""
+"""The operator's commands: they read the logs and the database of a deployment. No artifact holds them."""

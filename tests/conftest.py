@@ -216,7 +216,7 @@ def reset_processes() -> None:
     for module in filter(None, map(sys.modules.get, ("chat.app", "mcp_tools.app"))):
         process = module.process
         process.reset()
-        process.database = type(process.database)(process.database_url)  # a reset keeps the engine, and its listeners
+        process.database = process.create_database()  # a reset keeps the engine, and its listeners
 
 
 def databases() -> "list[Database]":

@@ -139,14 +139,19 @@ def _await(child: int, children: set[int]) -> Json:
 def _serve(environment: Json, channel: socket.socket) -> None:
     """Handle one request at a time, as an execution environment, until the socket closes.
 
-    The variable RENEW_SECONDS is for tests only: the program has a constant of this name.
+    The variables RENEW_SECONDS and RECYCLE_AFTER are for tests only: the program has constants of these names.
     """
     from taskchat.conversations import renewal
+    from taskchat.database import engine
+    from tests.conftest import reset_processes
 
     processes.leave_with_parent(signal.SIGKILL)
     os.environ.update(environment)
     asyncio.set_event_loop(asyncio.new_event_loop())
     renewal.RENEW_SECONDS = float(environment.get("RENEW_SECONDS", renewal.RENEW_SECONDS))  # type: ignore[misc]  # a Final, which only tests change
+    if "RECYCLE_AFTER" in environment:
+        engine._POOL["pool_recycle"] = float(environment["RECYCLE_AFTER"])
+        reset_processes()  # makes new engines
 
     def send(answer: Json) -> None:
         channel.sendall(json.dumps(answer).encode() + b"\n")

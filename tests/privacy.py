@@ -1,4 +1,4 @@
-"""Search all logs of the test run for secrets and for users' texts: a pytest plugin.
+"""Search all logs of the test run for secrets and users' texts, and check each audit line: a pytest plugin.
 
 The plugin collects what the program writes in every test, as CloudWatch would get it. It fails the run when it finds a
 secret or a user's text. It knows a secret by its form or by its value. It reads the users' texts from the test
@@ -20,6 +20,8 @@ import pytest
 from aws_lambda_powertools.logging.formatter import LambdaPowertoolsFormatter
 from psycopg import sql
 from psycopg.rows import scalar_row, tuple_row
+
+from tests import audit_schema
 
 ROOT: Final = Path(__file__).parent.parent
 
@@ -109,7 +111,7 @@ class LogSearch:
     def _leaks(self) -> Iterator[str]:
         sought = _by_beginning(text for text in self.texts if text not in _vocabulary())
         for line, test in self.lines.items():
-            if found := self._secret(line) or _text(line, sought):
+            if found := self._secret(line) or _text(line, sought) or audit_schema.fault_of(line):
                 yield f"{test} logged {found}: {line[:300]}"
 
     def _secret(self, line: str) -> str | None:

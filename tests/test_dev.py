@@ -326,10 +326,10 @@ def make(*arguments: str, environment: dict[str, str], **options: Any) -> subpro
 
 
 @contextlib.contextmanager
-def development(directory: Path) -> Iterator[Development]:
+def development(directory: Path, **variables: str) -> Iterator[Development]:
     """Run `make dev` on a free port with its data in the directory, and wait for its last line."""
     port = str(processes.free_port("127.0.0.1"))
-    environment = ENVIRONMENT | {"TASKCHAT_DEV_DIR": str(directory), "PORT": port}
+    environment = ENVIRONMENT | {"TASKCHAT_DEV_DIR": str(directory), "PORT": port, **variables}
     with make("dev", environment=environment) as running:
         assert running.stdout is not None
         printed = []

@@ -117,10 +117,12 @@ def test_tables_agree() -> None:
 
 
 def test_the_migration_is_the_next_one() -> None:
-    """It follows the newest of the repository."""
+    """It follows the newest of the repository, and the code of the guide needs it."""
     head = ScriptDirectory.from_config(Config(toml_file=str(ROOT / "pyproject.toml"))).get_current_head()
     (down,) = re.findall(r'^down_revision = "(\w+)"$', migration(), re.MULTILINE)
     assert down == head
+    (needed,) = re.findall(r'/NEEDED: Final = "(\w+)"/', steps.GUIDE.read_text())
+    assert f'\nrevision = "{needed}"\n' in migration()
 
 
 @pytest.mark.parametrize("text", ["Words:\n\n```python\nx = 1\n```\n", "Words\n```sh\nls\n```\n", "\n\n```sh\nls\n"])

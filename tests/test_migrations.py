@@ -1,15 +1,23 @@
 """The migrations make the schema as its owner, and the role that the program runs as."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 from uuid import uuid4
 
 import psycopg
 import pytest
+from alembic.script import ScriptDirectory
 
 from dev.postgres import Postgres
-from tests.conftest import migrate
+from dev.standin_model.client import StandIn
+from dev.tokens import Issuer
+from taskchat.database.engine import OldSchema
+from taskchat.database.schema import NEEDED
+from taskchat.database.transaction import Database
+from tests.conftest import ROOT, migrate, variables
 from tests.domain import example
+from tests.test_cold_start import fresh
 
 TABLES = {"conversation", "message", "tool_call", "allowance", example.table}
 """Tables whose rows belong to a person."""
@@ -125,7 +133,7 @@ def test_every_key_begins_with_the_owner(empty: EmptyDatabase, rows: Rows) -> No
 
 
 def test_the_runtime_role_has_exactly_the_rights_it_needs(empty: EmptyDatabase, rows: Rows) -> None:
-    """It has no right on Alembic's own table, no right to create, and cannot bypass policies."""
+    """It may read Alembic's own table, has no right to create, and cannot bypass policies."""
     succeed(empty)
     found = rows.execute(
         "select table_name, privilege_type from information_schema.role_table_grants where grantee = %s", [empty.role]
@@ -137,6 +145,7 @@ def test_the_runtime_role_has_exactly_the_rights_it_needs(empty: EmptyDatabase, 
         (example.table, "UPDATE"),
         ("allowance", "UPDATE"),
         ("erased_call", "INSERT"),
+        ("alembic_version", "SELECT"),
     }
     columns = rows.execute(
         "select table_name, column_name from information_schema.column_privileges"
@@ -159,7 +168,7 @@ def test_the_runtime_role_has_exactly_the_rights_it_needs(empty: EmptyDatabase, 
         "create function public.x() returns int return 1",
         "create schema x",
         f"truncate {example.table}",
-        "select * from alembic_version",
+        "update alembic_version set version_num = '9999'",
         "select passwd from pg_shadow",
         "set role taskchat_owner",
     ],
@@ -268,3 +277,63 @@ class TestASchemaOpenToOthers:
         succeed(empty)
         rows.execute("grant create on schema public to public")
         self.check_refused(empty)
+
+
+class TestTheSchemaThatTheCodeNeeds:
+    """The functions refuse a schema that is older than their code, and name both revisions."""
+
+    def test_it_is_that_of_the_newest_migration(self) -> None:
+        """Revisions are in alphabetical order, so the code can tell which is older."""
+        scripts = ScriptDirectory(str(ROOT / "migrations"))
+        found = [script.revision for script in scripts.walk_revisions()]
+        assert found == sorted(found, reverse=True)
+        assert found[0] == NEEDED
+
+    def test_an_older_one_is_refused(self, empty: EmptyDatabase, rows: Rows) -> None:
+        """The line names `make migrate` too. After a run of it, the same process serves."""
+        succeed(empty)
+        rows.execute("update alembic_version set version_num = '0001'")
+        database = Database(lambda: empty.app_url)
+        with (
+            pytest.raises(OldSchema, match=f"revision 0001.*needs {NEEDED}.*`make migrate`"),
+            database.transaction("x"),
+        ):
+            pass
+        rows.execute("update alembic_version set version_num = %s", [NEEDED])
+        with database.transaction("x"):
+            database.close()
+
+    @pytest.mark.parametrize(
+        "damage",
+        ["drop table alembic_version", "revoke all on alembic_version from {role}", "delete from alembic_version"],
+    )
+    def test_one_whose_revision_is_unknown_is_refused(self, empty: EmptyDatabase, rows: Rows, damage: str) -> None:
+        """It is empty, or older than the right to read its revision."""
+        succeed(empty)
+        rows.execute(damage.format(role=empty.role).encode())
+        with pytest.raises(OldSchema, match="revision unknown"), Database(lambda: empty.app_url).transaction("x"):
+            pass
+
+    def test_a_newer_one_is_served(self, empty: EmptyDatabase, rows: Rows) -> None:
+        """Migrations only add, so the code of the release before goes on."""
+        succeed(empty)
+        rows.execute("update alembic_version set version_num = '9999'")
+        with closing(Database(lambda: empty.app_url)) as database, database.transaction("x"):
+            pass
+
+    def test_on_lambda_the_function_does_not_start(
+        self, empty: EmptyDatabase, rows: Rows, standin: StandIn, issuer: Issuer
+    ) -> None:
+        """The start ends with that line."""
+        succeed(empty)
+        rows.execute("update alembic_version set version_num = '0001'")
+        code = """
+import json
+try:
+    import chat
+except RuntimeError as error:
+    print(json.dumps([type(error).__name__, str(error)]))
+"""
+        known = variables(empty.app_url, standin, issuer) | {"AWS_LAMBDA_RUNTIME_API": "localhost"}
+        kind, line = fresh(code, **known)
+        assert (kind, line[:35]) == ("OldSchema", "The schema is older than this code:")

@@ -652,7 +652,7 @@ class TestBrokenConnection:
     def test_a_replacement_checks_its_role_too(self, server: Postgres, rows: Rows) -> None:
         """A role that has become unsafe in between is not served."""
         rows.execute("create role turncoat login password 'x'")
-        rows.execute(f"grant select on {example.table} to turncoat".encode())
+        rows.execute(f"grant select on {example.table}, alembic_version to turncoat".encode())
         database = Database(lambda: f"postgresql://turncoat:x@{server.host}:{server.port}/taskchat?sslmode=disable")
         with database.transaction("alice") as session:
             pid = session.execute(text("select pg_backend_pid()")).scalar_one()

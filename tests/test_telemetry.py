@@ -31,7 +31,9 @@ def database_url(server: Postgres) -> str:
 PROCESS = """
 import json, os, sys
 from chat.app import handler
-from taskchat.http.telemetry import logger, metrics
+from taskchat.http import telemetry
+from taskchat.http.telemetry import logger
+from taskchat.measures import Measures
 from testing.gateway import LambdaContext
 requests = json.load(sys.stdin)
 {breakage}
@@ -50,13 +52,25 @@ IN_THE_PROCESS = {
     "file descriptors closed": "os.close(1); os.close(2)",
     "a pipe without a reader": BROKEN_PIPE,
     "a full disk": "os.dup2(os.open('/dev/full', os.O_WRONLY), 1)",
-    "too many dimensions": "for n in range(30): metrics.dimension_set[f'd{n}'] = 'x'",
-    "a metric of no unit": "metrics.metric_set['Broken'] = {'Unit': object(), 'Value': [object()]}",
+    "no metrics": "telemetry.EphemeralMetrics = None",
+    "a metric of no unit": "telemetry.Metric.unit = property(lambda self: object())",
+    "a namespace that is no text": "telemetry.NAMESPACE = object(); os.environ['POWERTOOLS_METRICS_NAMESPACE'] = ''",
+    "a metric without a value": "Measures.elapsed_ms = lambda self: object()",
+    "no version of the request's line": "telemetry.SCHEMA = type('Odd', (), {'__str__': lambda self: 1 / 0})()",
+    "no routes": "Measures.scope = property(lambda self: None, lambda self, scope: None)",
     "a formatter that fails": "logger.registered_handler.setFormatter(__import__('logging').Formatter('%(none)s'))",
     "a stream that fails": "logger.registered_handler.setStream(object())",
     "a key that cannot be written": "logger.append_keys(key=type('Odd', (), {'__str__': lambda self: 1 / 0})())",
 }
 """Code that breaks something in the process before the first request."""
+
+BROKEN_ONCE = """
+make = telemetry.EphemeralMetrics
+def fail_once():
+    telemetry.EphemeralMetrics = make
+    raise ValueError
+telemetry.EphemeralMetrics = fail_once
+"""
 
 BY_A_VARIABLE = {
     "no namespace": {"POWERTOOLS_METRICS_NAMESPACE": None},
@@ -163,8 +177,8 @@ class TestMetrics:
         assert [line["Status2xx"] for line in lines if "Status2xx" in line] == [[1.0], [1.0]]
 
     def test_a_broken_metric_is_dropped_with_its_request(self, function: Function) -> None:
-        """One broken value loses the metrics of one request only."""
-        function.answer(IN_THE_PROCESS["a metric of no unit"])
+        """One fault loses the metrics of one request only."""
+        function.answer(BROKEN_ONCE)
         assert [line["Status2xx"] for line in self.metrics(function.output) if "Status2xx" in line] == [[1.0]]
 
 
@@ -179,9 +193,9 @@ def test_the_mcp_function_has_the_same_default_namespace() -> None:
     """Both functions get their handler from one function."""
     code = """
 import contextlib, io, json
-from mcp_tools.app import handler
-from testing.gateway import LambdaContext, event
 with contextlib.redirect_stdout(io.StringIO()) as printed:
+    from mcp_tools.app import handler
+    from testing.gateway import LambdaContext, event
     answer = handler(event("GET", "/.well-known/oauth-protected-resource"), LambdaContext())
 print(json.dumps([answer["statusCode"], '"Namespace":"taskchat"' in printed.getvalue()]))
 """

@@ -9,15 +9,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
-import boto3
 import pytest
 from annotated_types import Ge, Le, Lt
-from samtranslator.parser.parser import Parser
-from samtranslator.translator.translator import Translator
 from samtranslator.yaml_helper import yaml_parse
 
 from chat.turn import SCHEMA as USAGE_SCHEMA
 from chat.usage import Usage
+from dev.template_rules.transformed import Resource, template, translate
 from taskchat.personal_data.retention import BATCH_SECONDS
 from taskchat.settings import RetentionSettings, Settings
 from taskchat.toolcalls.audit_log import SCHEMA
@@ -25,24 +23,6 @@ from taskchat.toolcalls.audit_log import SCHEMA
 ROOT = Path(__file__).parent.parent
 GATEWAY_SECONDS = 30
 PREFIX = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:"
-
-Resource = dict[str, Any]
-
-
-def template() -> Resource:
-    """Return the template as `sam package` writes it, with uploaded sources."""
-    document: Resource = yaml_parse((ROOT / "template.yaml").read_text())
-    document["Globals"]["Function"]["CodeUri"] = "s3://bucket/functions"
-    document["Resources"]["SharedLayer"]["Properties"]["ContentUri"] = "s3://bucket/layer"
-    return document
-
-
-def translate(document: Resource, parameters: dict[str, str] | None = None) -> Resource:
-    """Return the CloudFormation template that SAM makes of it."""
-    session = boto3.Session(region_name="eu-west-1")
-    translator = Translator(managed_policy_map={}, sam_parser=Parser(), boto_session=session)
-    translated: Resource = translator.translate(document, parameters or {})
-    return translated
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +69,7 @@ def test_runtime_and_architecture_are_the_layers(function: Resource, resources: 
     """Compiled wheels and bytecode fit one Python on one architecture."""
     [layer] = of_type(resources, "Lambda::LayerVersion").values()
     assert [function["Runtime"]] == layer["CompatibleRuntimes"] == ["python3.13"]
-    assert function["Architectures"] == layer["CompatibleArchitectures"] == ["x86_64"]
+    assert function["Architectures"] == layer["CompatibleArchitectures"] == [{"Ref": "Architecture"}]
 
 
 def test_functions_share_the_layer(function: Resource, resources: Resource) -> None:
@@ -171,7 +151,7 @@ def test_secrets_are_not_in_the_template(function: Resource) -> None:
 def statements(resources: Resource) -> Iterator[tuple[str, Resource]]:
     """Yield every permission with the name of its role or policy."""
     for name, role in of_type(resources, "IAM::Role").items():
-        for policy in role["Policies"]:
+        for policy in role.get("Policies", []):
             yield from ((name, statement) for statement in policy["PolicyDocument"]["Statement"])
     for name, policy in of_type(resources, "IAM::ManagedPolicy").items():
         yield from ((name, statement) for statement in policy["PolicyDocument"]["Statement"])
@@ -187,20 +167,27 @@ def test_permissions_are_for_the_functions_log_and_the_secret(resources: Resourc
         ("ReadSecret", "secretsmanager:GetSecretValue", {"Ref": "AppSecretArn"}),
         ("RetentionRole", "secretsmanager:GetSecretValue", {"Ref": "RetentionSecretArn"}),
         ("RetentionRole", write, {"Fn::GetAtt": ["RetentionLogs", "Arn"]}),
+        ("UseKmsKey", "kms:Decrypt", {"Ref": "KmsKeyArn"}),
+        ("WriteTraces", ["xray:PutTraceSegments", "xray:PutTelemetryRecords"], "*"),
     ]
 
 
 def test_roles_have_no_other_policies(resources: Resource) -> None:
     """Without a role, SAM adds a managed policy that may write to every log group."""
     roles = of_type(resources, "IAM::Role")
-    assert set(roles) == {"ChatRole", "McpToolsRole", "RetentionRole"}
-    assert "ManagedPolicyArns" not in roles.pop("RetentionRole")
-    secret_or_nothing = {"Fn::If": ["HasSecret", [{"Ref": "ReadSecret"}], {"Ref": "AWS::NoValue"}]}
-    assert all(role["ManagedPolicyArns"] == secret_or_nothing for role in roles.values())
+    assert set(roles) == {"ChatRole", "McpToolsRole", "RetentionRole", "RollOutRole"}
+    secret, key, traces = (
+        {"Fn::If": [condition, {"Ref": policy}, {"Ref": "AWS::NoValue"}]}
+        for condition, policy in (("HasSecret", "ReadSecret"), ("HasKmsKey", "UseKmsKey"), ("IsTracing", "WriteTraces"))
+    )
+    attached = {name: role["ManagedPolicyArns"] for name, role in roles.items()}
+    assert str(attached.pop("RollOutRole")).endswith(":policy/service-role/AWSCodeDeployRoleForLambdaLimited'}]")
+    assert attached.pop("RetentionRole") == [key, traces]
+    assert all(policies == [secret, key, traces] for policies in attached.values())
 
 
 def test_each_function_has_its_own_role(resources: Resource) -> None:
-    """Only Lambda may assume it: no other account, service or user."""
+    """Only Lambda may assume it, and CodeDeploy its own: no other account, service or user."""
     roles = {name: function["Role"] for name, function in of_type(resources, "Lambda::Function").items()}
     assert roles == {
         "ChatFunction": {"Fn::GetAtt": ["ChatRole", "Arn"]},
@@ -208,17 +195,19 @@ def test_each_function_has_its_own_role(resources: Resource) -> None:
         "McpToolsFunction": {"Fn::GetAtt": ["McpToolsRole", "Arn"]},
         "RetentionFunction": {"Fn::GetAtt": ["RetentionRole", "Arn"]},
     }
-    lambda_alone = {"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}
-    trusted = [role["AssumeRolePolicyDocument"]["Statement"] for role in of_type(resources, "IAM::Role").values()]
-    assert trusted == [[lambda_alone]] * 3
+    for name, role in of_type(resources, "IAM::Role").items():
+        service = "codedeploy.amazonaws.com" if name == "RollOutRole" else "lambda.amazonaws.com"
+        [trusted] = role["AssumeRolePolicyDocument"]["Statement"]
+        assert trusted == {"Effect": "Allow", "Principal": {"Service": service}, "Action": "sts:AssumeRole"}
 
 
 def test_no_permission_is_given_by_a_wildcard(resources: Resource) -> None:
     """No permission has NotAction, NotResource or a principal either."""
     for name, statement in statements(resources):
-        assert set(statement) == {"Effect", "Action", "Resource"}, name
+        assert set(statement) - {"Condition"} == {"Effect", "Action", "Resource"}, name
         assert statement["Effect"] == "Allow", name
-        assert "*" not in str((statement["Action"], statement["Resource"])), name
+        assert "*" not in str(statement["Action"]), name
+        assert "*" not in str(statement["Resource"]) or name == "WriteTraces", name  # X-Ray has no resources to name
 
 
 def test_no_other_resource_type_is_deployed(resources: Resource) -> None:
@@ -228,10 +217,18 @@ def test_no_other_resource_type_is_deployed(resources: Resource) -> None:
         "ApiGateway::RestApi",
         "ApiGateway::Stage",
         "ApiGatewayV2::Api",
+        "ApiGatewayV2::ApiMapping",
+        "ApiGatewayV2::DomainName",
         "ApiGatewayV2::Stage",
+        "Budgets::Budget",
+        "CloudWatch::Alarm",
+        "CloudWatch::Dashboard",
+        "CodeDeploy::Application",
+        "CodeDeploy::DeploymentGroup",
         "Events::Rule",
         "IAM::ManagedPolicy",
         "IAM::Role",
+        "KMS::Key",
         "Lambda::Alias",
         "Lambda::EventInvokeConfig",
         "Lambda::Function",
@@ -240,6 +237,9 @@ def test_no_other_resource_type_is_deployed(resources: Resource) -> None:
         "Lambda::Version",
         "Logs::LogGroup",
         "Logs::QueryDefinition",
+        "Route53::RecordSet",
+        "SNS::Topic",
+        "SNS::TopicPolicy",
     }
 
 
@@ -345,10 +345,10 @@ class TestStreaming:
         return found
 
     def test_it_exists_only_if_it_is_enabled(self, resources: Resource) -> None:
-        """So do its API with stage and deployment, version, alias, permission and output."""
+        """So do its API with stage and deployment, version, alias, roll-out, permission and output."""
         document = template()
         own = {name: each.get("Condition") for name, each in resources.items() if name.startswith("Stream")}
-        assert len(own) == 7
+        assert len(own) == 8
         assert set(own.values()) == {"IsStreaming"}
         assert document["Conditions"]["IsStreaming"] == {"Fn::Equals": [{"Ref": "Streaming"}, "enabled"]}
         assert document["Parameters"]["Streaming"]["Default"] == "disabled"
@@ -364,7 +364,11 @@ class TestStreaming:
         chat = of_type(resources, "Lambda::Function")["ChatFunction"]
         *layers, adapter = stream["Layers"]
         assert layers == chat["Layers"]
-        assert adapter["Fn::Sub"].endswith(":lambda:${AWS::Region}:753240598075:layer:LambdaAdapterLayerX86:30")
+        condition, *adapters = adapter["Fn::If"]
+        assert condition == "IsArm"
+        for processor, layer in zip(("Arm64", "X86"), adapters, strict=True):
+            name = f":lambda:${{AWS::Region}}:753240598075:layer:LambdaAdapterLayer{processor}:30"
+            assert layer["Fn::Sub"].endswith(name)
         assert stream["Environment"]["Variables"] == chat["Environment"]["Variables"] | {
             "PYTHONPATH": "/opt/python",
             "AWS_LAMBDA_EXEC_WRAPPER": "/opt/bootstrap",
@@ -463,14 +467,19 @@ def test_each_function_logs_json_to_its_own_group(resources: Resource) -> None:
     """The query over the audit lines needs fields, and the names of the groups."""
     logging = [function["LoggingConfig"] for function in of_type(resources, "Lambda::Function").values()]
     assert {config["LogFormat"] for config in logging} == {"JSON"}
-    assert {config["LogGroup"]["Ref"] for config in logging} == set(of_type(resources, "Logs::LogGroup"))
+    assert {config["LogGroup"]["Ref"] for config in logging} == {"ChatLogs", "McpToolsLogs", "RetentionLogs"}
 
 
-def test_logs_have_a_retention_and_outlive_the_stack(resources: Resource) -> None:
-    """Without a retention they cost money for ever. Deleting the stack must not delete the audit trail."""
-    groups = [each for each in resources.values() if each["Type"] == "AWS::Logs::LogGroup"]
-    assert all(group["Properties"]["RetentionInDays"] == {"Ref": "LogRetentionDays"} for group in groups)
-    assert {group["DeletionPolicy"] for group in groups} == {"RetainExceptOnCreate"}
+def test_logs_have_a_retention_and_the_audit_trail_outlives_the_stack(resources: Resource) -> None:
+    """Without a retention they cost money for ever. The gateway's log holds no audit line and goes with the stack."""
+    groups = {name: each for name, each in resources.items() if each["Type"] == "AWS::Logs::LogGroup"}
+    assert all(group["Properties"]["RetentionInDays"] == {"Ref": "LogRetentionDays"} for group in groups.values())
+    assert {name: group.get("DeletionPolicy") for name, group in groups.items()} == {
+        "ChatLogs": "RetainExceptOnCreate",
+        "McpToolsLogs": "RetainExceptOnCreate",
+        "RetentionLogs": "RetainExceptOnCreate",
+        "GatewayLogs": None,
+    }
 
 
 def test_no_log_level_hides_the_audit_lines() -> None:
@@ -481,8 +490,7 @@ def test_no_log_level_hides_the_audit_lines() -> None:
 def test_the_saved_query_finds_the_audit_lines_of_both_apis(resources: Resource) -> None:
     """Its schema and fields are those of the audit line."""
     query = of_type(resources, "Logs::QueryDefinition")["ToolCallsQuery"]
-    groups = set(of_type(resources, "Logs::LogGroup")) - {"RetentionLogs"}  # it calls no tool
-    assert {group["Ref"] for group in query["LogGroupNames"]} == groups
+    assert {group["Ref"] for group in query["LogGroupNames"]} == {"ChatLogs", "McpToolsLogs"}
     assert SCHEMA.split("/")[0] in query["QueryString"].replace("\\", "")
     for field in ("actor", "turn_id", "conversation_id", "door", "tool", "outcome", "duration_ms", "call_id"):
         assert field in query["QueryString"]
@@ -516,7 +524,7 @@ def test_the_routes_are_these(resources: Resource) -> None:
     assert routes == {
         ("/api/{user_id}/chat", "post"): "Chat",
         ("/health", "get"): "Chat",
-        ("/$default", "x-amazon-apigateway-any-method"): "Chat",
+        ("$default", "x-amazon-apigateway-any-method"): "Chat",
         ("/mcp", "x-amazon-apigateway-any-method"): "McpTools",
         ("/.well-known/oauth-protected-resource", "get"): "McpTools",
         ("/.well-known/oauth-protected-resource/{proxy+}", "get"): "McpTools",

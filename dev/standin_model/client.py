@@ -20,6 +20,10 @@ class StandIn:
         """Set a fault: `match`, `times`, `after_calls` and its own parameters. Raises ValueError if one is unknown."""
         self._control("POST", "faults", {"fault": name, **parameters})
 
+    def accept(self, *keys: str) -> None:
+        """Accept these API keys and no other, or any key if none is given."""
+        self._control("POST", "keys", {"keys": keys or None})
+
     def requests(self, match: str | None = None) -> list[Json]:
         """Return the recorded requests, oldest first; with `match`, those whose last user message contains it."""
         found: list[Json] = self._control("GET", f"requests?match={quote(match or '')}")
@@ -35,7 +39,8 @@ class StandIn:
         self._control("POST", "release")
 
     def reset(self) -> None:
-        """Forget all faults and recorded requests, and let the hanging requests go on."""
+        """Forget all faults and recorded requests, accept any key, and let the hanging requests go on."""
+        self.accept()
         self._control("DELETE", "faults")
         self._control("DELETE", "requests")
         self.release()

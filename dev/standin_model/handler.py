@@ -29,6 +29,8 @@ class Handler:
         self.faults = Faults()
         self.hanging = HangingRequests()
         self.records: deque[Json] = deque(maxlen=RECORDS)
+        self.keys: frozenset[str] | None = None
+        """The API keys that are accepted. None: any key will do."""
 
     async def handle(self, request: Request, wire: WireFormat) -> Response:
         """Record the request and answer it, with the error object of the API if it is wrong."""
@@ -42,8 +44,16 @@ class Handler:
         record["status"] = response.status_code
         return response
 
+    def check_key(self, request: Request) -> None:
+        """Raise ApiError if the request has no API key, or one that is not accepted."""
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            raise ApiError(401, "No API key was sent: the Authorization header must be 'Bearer <key>'.")
+        if self.keys is not None and key.strip() not in self.keys:
+            raise ApiError(401, "This API key is not valid.", code="invalid_api_key")
+
     async def _respond(self, request: Request, wire: WireFormat, record: Json) -> Response:
-        check_key(request)
+        self.check_key(request)
         record["body"] = body = parse(await request.body())
         conversation = wire.read(body)
         record["message"] = conversation.turn.message
@@ -103,13 +113,6 @@ def _record(request: Request) -> Json:
         headers["authorization"] = "Bearer ***"
     empty = dict.fromkeys(("body", "fault", "status", "tokens", "first_piece"))
     return {"method": request.method, "path": request.url.path, "headers": headers, "message": "", "pieces": 0, **empty}
-
-
-def check_key(request: Request) -> None:
-    """Raise ApiError if the request has no API key. Any key will do."""
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not key.strip():
-        raise ApiError(401, "No API key was sent: the Authorization header must be 'Bearer <key>'.")
 
 
 def parse(body: bytes) -> Json:

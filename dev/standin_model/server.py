@@ -18,7 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from . import chat_completions, responses
 from .client import StandIn
 from .faults import Fault
-from .handler import Handler, check_key, parse
+from .handler import Handler, parse
 from .wire import ApiError, JsonResponse
 
 KEEP_ALIVE = 65  # seconds; longer than clients keep an idle connection, so that they never write to one just closed
@@ -38,6 +38,7 @@ class Routes:
             Route("/healthz", self._health),
             Route("/control/faults", self._set_fault, methods=["POST"]),
             Route("/control/faults", self._clear_faults, methods=["DELETE"]),
+            Route("/control/keys", self._set_keys, methods=["POST"]),
             Route("/control/requests", self._list_requests),
             Route("/control/requests", self._forget_requests, methods=["DELETE"]),
             Route("/control/waiting", self._waiting),
@@ -51,7 +52,7 @@ class Routes:
         return await self._handler.handle(request, chat_completions)
 
     async def _models(self, request: Request) -> Response:
-        check_key(request)
+        self._handler.check_key(request)
         model = {"id": "stand-in", "object": "model", "created": 0, "owned_by": "taskchat"}
         return JsonResponse({"object": "list", "data": [model]})
 
@@ -64,6 +65,11 @@ class Routes:
 
     async def _clear_faults(self, request: Request) -> Response:
         self._handler.faults.clear()
+        return Response(status_code=204)
+
+    async def _set_keys(self, request: Request) -> Response:
+        keys = parse(await request.body())["keys"]
+        self._handler.keys = None if keys is None else frozenset(keys)
         return Response(status_code=204)
 
     async def _list_requests(self, request: Request) -> Response:

@@ -21,6 +21,7 @@ LOCKS: Final = (
     "requirements-dev.txt",
     "requirements-sam.txt",
     "requirements-audit.txt",
+    "requirements-template.txt",
     "requirements-uv.txt",
 )
 NPM: Final = ("dev/better_auth", "dev/clients", "dev/conformance")

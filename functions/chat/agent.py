@@ -47,6 +47,7 @@ from chat.usage import MAX_OUTPUT_TOKENS, Usage
 from taskchat import deadline
 from taskchat.conversations.history import Turn
 from taskchat.conversations.lease import Lease
+from taskchat.credentials import Credentials
 from taskchat.errors import ModelFailed, OutOfTime, TaskchatError
 from taskchat.limits import DayLeft
 from taskchat.logs import to_problem
@@ -230,12 +231,12 @@ _RUN_CONFIG: Final = RunConfig(
 class ChatAgent:
     """The agent of this process: all turns share its instructions, tools and model."""
 
-    def __init__(self, settings: Settings, toolset: Toolset, tools: FastMCP) -> None:
+    def __init__(self, settings: Settings, toolset: Toolset, tools: FastMCP, credentials: Credentials) -> None:
         """Make the model's HTTP client, and list no tools yet. Raises SettingsError."""
         self.tools = tools
         if not settings.openai_api_key.get_secret_value():
             raise SettingsError("OPENAI_API_KEY is not set.")
-        self._model = ProviderModel(settings)
+        self._model = ProviderModel(settings, credentials)
         self._agent: Agent[Run] = Agent(
             name=toolset.name,
             instructions=f"{toolset.instructions}\n{RULES}",

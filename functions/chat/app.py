@@ -37,6 +37,7 @@ from taskchat.http.input import NoQuery, answer_invalid_query
 from taskchat.http.middleware import answer_safely, limit_body
 from taskchat.http.person import Caller
 from taskchat.http.problems import answer_routing_error
+from taskchat.http.telemetry import PERSON_PATH
 from taskchat.limits import Limits
 from taskchat.process import Process, run_concurrently, start
 from taskchat.tasks import toolset
@@ -53,7 +54,7 @@ class ChatProcess(Process):
 
     @cached_property
     def turns(self) -> RunningTurns:
-        settings, agent = self.settings, ChatAgent(self.settings, self.toolset, self.tools)
+        settings, agent = self.settings, ChatAgent(self.settings, self.toolset, self.tools, self.credentials)
         limits = Limits("chat", settings.turn_burst, settings.turns_per_minute, settings.daily_model_tokens)
         runner = TurnRunner(self.database, agent, settings.history_tokens, settings.deletions_per_turn, limits)
         return RunningTurns(runner)
@@ -82,7 +83,7 @@ class ChatProcess(Process):
 router: Final = APIRouter()
 
 
-@router.post("/api/{user_id}/chat", response_model=ChatResponse, responses=CHAT_RESPONSES, openapi_extra=CHAT_REQUEST)
+@router.post(f"{PERSON_PATH}/chat", response_model=ChatResponse, responses=CHAT_RESPONSES, openapi_extra=CHAT_REQUEST)
 async def chat(caller: Caller, request: Request, response: Response) -> ChatResponse | Response:
     """Do what the message asks for. Return the reply, and each tool call of the turn, or stream them as they come."""
     asked = await read_asked(request, caller.user_id)
@@ -96,7 +97,7 @@ async def chat(caller: Caller, request: Request, response: Response) -> ChatResp
     return result.response
 
 
-@router.get("/api/{user_id}/chat/{id}/stream", response_class=Response, responses=RESUME_RESPONSES)
+@router.get(f"{PERSON_PATH}/chat/{{id}}/stream", response_class=Response, responses=RESUME_RESPONSES)
 async def resume_stream(caller: Caller, id: str, request: Request, _query: NoQuery) -> Response:
     """Return the events of the turn that runs in the conversation, from the first one, or 204 if none runs."""
     conversation_id = conversation_id_of(caller.user_id, id)
@@ -145,9 +146,7 @@ def create_app(process: ChatProcess) -> DescribedApi:
     app.state.process = process
     app.include_router(router)
     for routes in DATA_ROUTERS:
-        app.include_router(
-            routes, prefix="/api/{user_id}", responses=DATA_RESPONSES, generate_unique_id_function=_name_of
-        )
+        app.include_router(routes, prefix=PERSON_PATH, responses=DATA_RESPONSES, generate_unique_id_function=_name_of)
     return app
 
 

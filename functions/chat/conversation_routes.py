@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from chat.openapi import BODY_RESPONSES, BUSY_RESPONSE, answers_with, body_of
 from chat.schemas import ConversationPage, ConversationView, ConversationWithTurns, Renaming, TurnView, view_calls
-from taskchat import cursor
+from taskchat import cursor, measures
 from taskchat.conversations import deletion
 from taskchat.conversations.reading import TurnRows, cursor_after, read_page, read_turns, rename
 from taskchat.errors import NotFound
@@ -158,4 +158,4 @@ def _fitting(turns: list[TurnView]) -> list[TurnView]:
 def _log(text: str, person: Person, conversation_id: UUID, **counts: Any) -> None:
     """Write the line that says who changed which conversation, without any text of theirs."""
     fields = {"schema": UPKEEP, "actor": person.user_id, "conversation_id": str(conversation_id), **counts}
-    logger.info(text, extra=fields | {"request_id": logger.get_correlation_id()})
+    logger.info(text, extra=fields | {"request_id": measures.current().request_id})

@@ -17,12 +17,14 @@ from openai.types.responses import Response, ResponseCompletedEvent
 from chat import chat_completions_api, responses_api
 from chat.answers import Json, read_answer, to_model_response, used_fields
 from chat.model_call import Api, ModelCall, TextDelta, build_body
+from chat.model_log import Tries
 from chat.reasoning import for_fallback
 from chat.retries import FAULTS, ask_with_retries, to_failure
 from chat.stream.report import TurnReport
 from chat.transport import AnswerTooLong, AnswerUnreadable, model_http_client
 from chat.usage import charging
-from taskchat import deadline
+from taskchat import deadline, genai
+from taskchat.credentials import Credentials
 from taskchat.settings import Settings
 
 MAX_EVENTS: Final = 20_000
@@ -34,12 +36,14 @@ _APIS: Final[dict[str, Any]] = {"responses": responses_api, "chat_completions": 
 class ProviderModel(Model):
     """The model at OPENAI_BASE_URL, with MODEL_FALLBACK as the second choice. It keeps nothing of a request."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Open the HTTP client. It connects at the first call."""
+    def __init__(self, settings: Settings, credentials: Credentials | None = None) -> None:
+        """Open the HTTP client. It connects at the first call, and each request has the key of `credentials`."""
+        self._credentials = credentials or Credentials(settings)
         self._api: Api = _APIS[settings.model_api]
         self._name, self._fallback = settings.model, settings.model_fallback
+        self._provider = genai.provider_of(settings.openai_base_url)
         self._client = AsyncOpenAI(
-            api_key=settings.openai_api_key.get_secret_value(),
+            api_key=self._current_key,
             base_url=settings.openai_base_url,
             default_headers={"User-Agent": f"Agents/Python {__version__}"},
             max_retries=0,
@@ -49,7 +53,8 @@ class ProviderModel(Model):
     async def get_response(self, *arguments: Any, **state: Any) -> ModelResponse:
         """Return the model's whole answer. Raises ModelFailed or OutOfTime, and UserError for what it cannot send."""
         call = self._call(*arguments, **state, is_streamed=False)
-        answer = await self._ask(partial(self._fetch, _options(call)), build_body(self._api, call))
+        fetch = partial(self._fetch, _options(call), Tries(self._provider))
+        answer = await self._ask(fetch, build_body(self._api, call))
         return to_model_response(self._api.output_items(answer))
 
     async def stream_response(self, *arguments: Any, **state: Any) -> AsyncIterator[TResponseStreamEvent]:
@@ -58,8 +63,8 @@ class ProviderModel(Model):
         Raises the errors of get_response. A call is tried again, or the fallback asked, only before the first event.
         """
         call = self._call(*arguments, **state, is_streamed=True)
-        options = _options(call)
-        events = await self._ask(lambda body: _start(self._stream(options, body)), build_body(self._api, call))
+        options, tries = _options(call), Tries(self._provider)
+        events = await self._ask(lambda body: _start(self._stream(options, tries, body)), build_body(self._api, call))
         async with aclosing(events):
             async for event in events:
                 yield event
@@ -87,19 +92,23 @@ class ProviderModel(Model):
 
     async def _ask(self, attempt: Any, body: Json) -> Any:
         fallback = partial(for_fallback, body, self._fallback) if self._fallback else None
-        return await ask_with_retries(attempt, body, fallback)
+        return await ask_with_retries(attempt, body, fallback, partial(self._credentials.renew, "openai_api_key"))
 
-    async def _fetch(self, options: RequestOptions, body: Json) -> Json:
-        with charging(body) as charge:
+    async def _current_key(self) -> str:
+        return self._credentials.model_key()
+
+    async def _fetch(self, options: RequestOptions, tries: Tries, body: Json) -> Json:
+        with tries.logged(body), charging(body) as charge:
             response = await self._client.post(self._api.PATH, body=body, cast_to=httpx2.Response, options=options)
             return charge(read_answer(response.content))
 
-    async def _stream(self, options: RequestOptions, body: Json) -> AsyncGenerator[TResponseStreamEvent]:
+    async def _stream(self, options: RequestOptions, tries: Tries, body: Json) -> AsyncGenerator[TResponseStreamEvent]:
         reader = self._api.StreamReader()
-        with charging(body) as charge:
+        with tries.logged(body) as this, charging(body) as charge:
             async with aclosing(self._events(options, body)) as events:
                 async for event in events:
                     for delta in reader.deltas(event):
+                        this.note_text()
                         yield delta
             answer = charge(used_fields(reader.answer()))
         output = to_model_response(self._api.output_items(answer)).output

@@ -14,6 +14,7 @@ from chat.stream.ag_ui import AgUiRequest
 from chat.stream.ai_sdk import AiSdkEncoder, AiSdkRequest
 from chat.stream.encoding import MEDIA_TYPE as EVENT_STREAM
 from taskchat.http.problems import MEDIA_TYPE
+from taskchat.http.telemetry import REQUEST_ID
 
 CHAT_BODIES: Final = (ChatRequest, AgUiRequest, AiSdkRequest)
 """The bodies of the chat route, one for each protocol."""
@@ -27,6 +28,9 @@ class DescribedApi(FastAPI):
         _, schemas = models_json_schema([(model, "validation") for model in models], ref_template=_SCHEMA_REFERENCE)
         document = super().openapi()
         document["components"]["schemas"] |= schemas["$defs"]
+        operations = (operation for path in document["paths"].values() for operation in path.values())
+        for response in (each for operation in operations for each in operation["responses"].values()):
+            response["headers"] = response.get("headers", {}) | {REQUEST_ID: _REQUEST_ID}
         return document
 
 
@@ -47,6 +51,7 @@ def _problem(description: str, model: type[Problem] = Problem, **headers: dict[s
     return {"description": description, "content": {MEDIA_TYPE: {"schema": _refer_to(model)}}, "headers": named}
 
 
+_REQUEST_ID: Final = _header("The request's id: log lines and records of tool calls have it.", {"type": "string"})
 _SECONDS: Final = {"type": "integer", "minimum": 1}
 _WAIT: Final = _header("Seconds to wait before the next try.", _SECONDS)
 _MAY_WAIT: Final = _header("Seconds to wait before the next try, if the model said so.", _SECONDS, always=False)

@@ -6,6 +6,7 @@ Nothing else retries a model call: the retries of the vendor's client and of the
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, TypeVar
 
 import openai
@@ -44,11 +45,15 @@ Attempt = Callable[[Json], Awaitable[Result]]
 logger = Logger()
 
 
-async def ask_with_retries(attempt: Attempt[Result], body: Json, fallback: Callable[[], Json] | None) -> Result:
+async def ask_with_retries(
+    attempt: Attempt[Result], body: Json, fallback: Callable[[], Json] | None, renew: Callable[[], bool]
+) -> Result:
     """Return what an attempt returns for the body, or else for the fallback's. Raises ModelFailed or OutOfTime.
 
-    All tries of the first model together leave the fallback half of the time.
+    All tries of the first model together leave the fallback half of the time. When a model refuses the key, `renew`
+    is called in a thread, and the same try is made again if it returns True.
     """
+    attempt = partial(_ask_with_valid_key, attempt, renew)
     try:
         with deadline.within(deadline.remaining() / (2 if fallback else 1)):
             async with asyncio.timeout(deadline.remaining()):
@@ -65,6 +70,15 @@ async def ask_with_retries(attempt: Attempt[Result], body: Json, fallback: Calla
         raise to_failure(error) from error
 
 
+async def _ask_with_valid_key(attempt: Attempt[Result], renew: Callable[[], bool], body: Json) -> Result:
+    while True:
+        try:
+            return await attempt(body)
+        except openai.AuthenticationError:
+            if not await asyncio.to_thread(renew):
+                raise
+
+
 async def _retry(attempt: Attempt[Result], body: Json) -> Result:
     for number in range(1, MAX_ATTEMPTS):
         try:
@@ -73,7 +87,7 @@ async def _retry(attempt: Attempt[Result], body: Json) -> Result:
             pause = _retry_after(error) or FIRST_PAUSE * 2 ** (number - 1)
             if not _may_pass(error) or pause >= deadline.remaining():
                 raise
-            logger.info("model call failed, trying again", extra={"reason": _reason(error), "attempt": number})
+            logger.info("model call failed, trying again", extra={"reason": reason_of(error), "attempt": number})
         await asyncio.sleep(pause)
     return await attempt(body)
 
@@ -82,7 +96,7 @@ def to_failure(error: Exception) -> TaskchatError:
     """Return the problem for the caller, and log the reason for the operator."""
     if isinstance(error, TimeoutError):
         return OutOfTime()
-    logger.error("model failed", extra={"reason": _reason(error)})
+    logger.error("model failed", extra={"reason": reason_of(error)})
     if isinstance(error, openai.RateLimitError) and error.code != QUOTA_SPENT:
         seconds = _retry_after(error)
         return ModelFailed("The model is busy.", retry_after=None if seconds is None else max(1, round(seconds)))
@@ -122,7 +136,8 @@ def _retry_after(error: Exception) -> float | None:
     return seconds if 0 <= seconds < MAX_RETRY_AFTER else None
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
+    """Return an error's kind, and the status and code of a refusal. Never its text: it may quote a person."""
     if not isinstance(error, openai.APIStatusError):
         return type(error).__name__
     code = error.code if error.code in KNOWN_CODES else "unknown"

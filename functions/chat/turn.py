@@ -20,8 +20,8 @@ from chat.model_input import build_input
 from chat.schemas import view_calls
 from chat.stream.feed import Feed, problem_of
 from chat.stream.report import TurnReport
-from chat.usage import counting
-from taskchat import deadline
+from chat.usage import Usage, counting
+from taskchat import deadline, measures
 from taskchat.conversations.history import Turn
 from taskchat.conversations.lease import Lease, LeaseLost
 from taskchat.conversations.renewal import renewing
@@ -55,13 +55,16 @@ class TurnRunner:
         if deadline.remaining() <= 0:
             raise OutOfTime
         try:
-            with self.database.transaction(user_id) as session:
+            with measures.current().timing("begin_ms"), self.database.transaction(user_id) as session:
                 # First, here as at the end: a turn that holds a conversation must not wait for a row of the limits.
                 left = self.limits.spend(session, user_id)
                 begun = begin(session, user_id, turn_id, request, self.history_tokens)
         except CommitOutcomeUnknown:
             if isinstance(begun, Begun):  # a stored answer stands in any case
                 begun = await self._begin_again(request, begun.lease)
+        if isinstance(begun, Finished):
+            ids = _ids(user_id, turn_id, begun.conversation_id)
+            logger.info("turn replayed", extra=_end(ids, Usage(), "replayed", 0))
         return begun, left
 
     async def run(self, begun: Begun, left: DayLeft, request: Request, feed: Feed, *, is_streamed: bool) -> None:
@@ -104,6 +107,7 @@ class TurnRunner:
         return await retry_while_unavailable(attempt)
 
     async def _finish(self, begun: Begun, run: Run, request: Request) -> Turn:
+        measures.current().turn_ids = _ids_of(run)
         try:
             if deadline.remaining() <= 0:
                 raise OutOfTime
@@ -115,7 +119,7 @@ class TurnRunner:
             problem = problem_of(error)
             await self._interrupt(run, problem)
             raise problem from error if error is not problem else error.__cause__
-        logger.info("turn finished", extra=_log_fields(run))
+        logger.info("turn finished", extra=_end(_ids_of(run), run.usage, "finished", run.resumed))
         return turn
 
     async def _store(self, begun: Begun, run: Run, reply: str, request: Request) -> Turn:
@@ -134,14 +138,14 @@ class TurnRunner:
         return replace(begun.turn, reply=reply)
 
     def _commit_reply(self, turn: Turn, run: Run, reply: str) -> None:
-        with self.database.transaction(run.lease.user_id) as session:
+        with measures.current().timing("finish_ms"), self.database.transaction(run.lease.user_id) as session:
             self._count(session, run)
             finish(session, run.lease, turn, reply, asdict(run.usage))
 
     async def _interrupt(self, run: Run, problem: TaskchatError) -> None:
         """Release the lease, and record how far the turn came: a request with its key goes on from there."""
         failure = {"problem": problem.slug, "detail": problem.detail}
-        logger.warning("turn interrupted", extra=_log_fields(run) | failure)
+        logger.warning("turn interrupted", extra=_end(_ids_of(run), run.usage, problem.slug, run.resumed) | failure)
         try:
             with deadline.within(RELEASE_SECONDS):
                 await retry_while_unavailable(lambda: self._release(run))
@@ -183,15 +187,31 @@ class TurnRunner:
             call.report(outcome)
 
 
-def _log_fields(run: Run) -> dict[str, object]:
-    """Return the log fields of a turn: its user, its ids, and the cost of this attempt."""
-    return {
+def _ids_of(run: Run) -> dict[str, str]:
+    return _ids(run.lease.user_id, run.lease.turn_id, run.lease.conversation_id)
+
+
+def _ids(user_id: str, turn_id: UUID, conversation_id: UUID) -> dict[str, str]:
+    """Return the log fields that name a turn and its user."""
+    return {"turn_id": str(turn_id), "conversation_id": str(conversation_id), "actor": user_id}
+
+
+def _end(ids: dict[str, str], usage: Usage, outcome: str, resumed: int) -> dict[str, object]:
+    """Return the log fields of a turn's end: the cost and the times of this attempt. Keep them for the metrics."""
+    request = measures.current()
+    request.turn = {
         "schema": SCHEMA,
-        "turn_id": str(run.lease.turn_id),
-        "conversation_id": str(run.lease.conversation_id),
-        "actor": run.lease.user_id,
-        **asdict(run.usage),
+        **ids,
+        **asdict(usage),
+        "outcome": outcome,
+        "resumed": resumed,
+        "duration_ms": request.elapsed_ms(),
+        "first_event_ms": request.first_event_ms,
+        "begin_ms": request.begin_ms,
+        "finish_ms": request.finish_ms,
+        "database_ms": request.database_ms,
     }
+    return dict(request.turn)
 
 
 def _progress(run: Run) -> dict[str, object]:

@@ -99,13 +99,18 @@ def counting(usage: Usage) -> Iterator[None]:
         _usage.reset(token)
 
 
+def current_usage() -> Usage:
+    """Return the cost of the running turn. Without a `counting` block, return one that is not kept."""
+    return _usage.get() or Usage()
+
+
 @contextmanager
 def charging(body: Json) -> Iterator[Callable[[Json], Json]]:
     """Yield a function that counts the cost of an answer. Without an answer, count the request by its length.
 
     The function returns the answer with the name of the model that was asked.
     """
-    usage = _usage.get() or Usage()  # without a `counting` block the cost is not kept
+    usage = current_usage()
 
     def charge(answer: Json) -> Json:
         usage.add(body, answer.get("usage"), answer.get("output") or answer.get("choices"))

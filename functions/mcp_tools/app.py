@@ -1,6 +1,7 @@
 """Serve the tools to MCP clients over stateless streamable HTTP, and make the Lambda handler."""
 
 import asyncio
+from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, Final
 from urllib.parse import urlsplit
@@ -20,7 +21,7 @@ from mcp_tools.error_filter import filter_errors
 from taskchat import deadline
 from taskchat.errors import OutOfTime, Unauthenticated
 from taskchat.http.auth import Verifier, create_mcp_verifier
-from taskchat.http.gateway import lambda_handler
+from taskchat.http.gateway import Event, lambda_handler
 from taskchat.http.middleware import JSON, answer_safely, check_address, limit_body, require_json
 from taskchat.http.problems import answer_routing_error
 from taskchat.limits import Limits
@@ -29,6 +30,10 @@ from taskchat.tasks import toolset
 
 METADATA_PATH: Final = "/.well-known/oauth-protected-resource"
 """Clients look here if they do not get the address from WWW-Authenticate, which some gateways rename."""
+
+NO_API: Final = "https://api-id.execute-api."
+"""The beginning of a MCP_RESOURCE_URL without the API's id, which no deployment can know: the API names its functions,
+so they are made first. No real id has a hyphen."""
 
 _EXACT_URL: Final = TypeAdapter(Annotated[AnyHttpUrl, UrlConstraints(preserve_empty_path=True)])
 """A URL without the slash that pydantic adds at its end: with it, clients would see another issuer."""
@@ -66,6 +71,13 @@ class McpProcess(Process):
     @cached_property
     def app(self) -> StarletteWithLifespan:
         return create_app(self)
+
+    def use_api(self, event: Event) -> None:
+        """Complete MCP_RESOURCE_URL with the id of the API that sent the first request."""
+        if event.api_id and self.verifier.audience.startswith(NO_API):
+            completed = self.verifier.audience.replace("api-id", event.api_id, 1)
+            self.verifier = replace(self.verifier, audience=completed)
+            self.app = create_app(self)
 
     def get_ready(self) -> None:
         """Open what the first request would wait for: app, connection and keys. Raises SettingsError."""
@@ -148,5 +160,5 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 # The session manager lives as long as the lifespan, which is one invocation here.
-handler: Final = lambda_handler(app, lifespan="auto")
+handler: Final = lambda_handler(app, lifespan="auto", prepare=process.use_api)
 start(process)  # on Lambda only: settings, connection and keys are ready before the first request

@@ -32,6 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Field, Session, SQLModel
 
+from taskchat import measures
 from taskchat.database.transaction import before_commit
 from taskchat.database.types import SafeText, Timestamp, at_least_zero, declare, expires, runtime_rights
 from taskchat.errors import TooManyRequests
@@ -120,6 +121,7 @@ class DayLeft:
         """Raise TooManyRequests if the request, which has used `used` tokens by now, may use no more."""
         seconds = self.ends_at - time.monotonic()
         if used >= self.model_tokens and seconds > 0:
+            measures.current().refused_by_limit += 1
             raise TooManyRequests(_DAY_USED_UP, retry_after=math.ceil(seconds))
 
 
@@ -178,6 +180,7 @@ class Limits:
         until_token, until_midnight = session.execute(_REFUSED_FOR, self._values(user_id)).one()
         wait = max(until_token, until_midnight or until_token)
         retry_after = max(1, math.ceil(wait.total_seconds()))
+        measures.current().refused_by_limit += 1
         logger.warning("limit reached", extra={"actor": user_id, "door": self.door, "retry_after": retry_after})
         detail = _DAY_USED_UP if until_midnight else "Too many at once."
         return TooManyRequests(detail, retry_after=retry_after)

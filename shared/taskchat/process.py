@@ -19,6 +19,7 @@ from aws_lambda_powertools import Logger
 
 from taskchat import deadline, limits, logs
 from taskchat.conversations import turns
+from taskchat.credentials import Credentials
 from taskchat.database.transaction import Database, Statement
 from taskchat.settings import Settings, SettingsError, forget_secret, is_on_lambda, load
 from taskchat.toolcalls.toolset import Toolset
@@ -41,20 +42,26 @@ class Process:
         """Serve the tools of `toolset`."""
         logs.configure()
         self.toolset = toolset
-        self.database = Database(self.database_url)
+        self.database = self.create_database()
         self.tools = toolset.create_server(lambda: self.database)
 
     @cached_property
     def settings(self) -> Settings:
         return load(Settings)
 
+    @cached_property
+    def credentials(self) -> Credentials:
+        """Return the credentials, which a rotation of the secret replaces. Raises SettingsError."""
+        return Credentials(self.settings)
+
     @property
     def statements(self) -> list[Statement]:
         """Return the statements to prepare."""
         return [*limits.STATEMENTS, *turns.STATEMENTS]
 
-    def database_url(self) -> str:
-        return self.settings.database_url.get_secret_value()
+    def create_database(self) -> Database:
+        """Return a database that connects with the current credentials. It reads no setting before it connects."""
+        return Database(lambda: self.credentials.database_url(), lambda: self.credentials.renew("database_url"))
 
     def get_ready(self) -> None:
         """Open what the first request would wait for. Raises SettingsError."""

@@ -124,15 +124,31 @@ class MigrationSettings(_Environment):
     database_url: DatabaseUrl
     retention_database_url: DatabaseUrl | None = None
     """None: no retention role is made, and one made earlier stays as it is."""
+    audit_database_url: DatabaseUrl | None = None
+    """None: no auditor's role is made, and one made earlier stays as it is."""
 
 
-def _read_secret(arn: str) -> dict[str, Any]:
+class AuditSettings(_Environment):
+    """The variables of the operator's commands that read the database."""
+
+    audit_database_url: DatabaseUrl
+    """Any endpoint, auditor's role."""
+
+
+def _read_secret(arn: str, seconds: float | None) -> dict[str, Any]:
+    """Return the secret's object: a kept one, or a new one if there is a limit of `seconds`. Raises SettingsError."""
     # Imported here: boto3 costs a cold start 100 ms or more, and only a deployment with a secret needs it.
     from aws_lambda_powertools.utilities import parameters
     from aws_lambda_powertools.utilities.parameters.exceptions import GetParameterError, TransformParameterError
+    from botocore.config import Config  # type: ignore[import-untyped]
 
+    secret: Any
     try:
-        secret = parameters.get_secret(arn, transform="json")
+        if seconds is None:
+            secret = parameters.get_secret(arn, transform="json")
+        else:
+            once = Config(connect_timeout=seconds, read_timeout=seconds, retries={"total_max_attempts": 1})
+            secret = parameters.SecretsProvider(boto_config=once).get(arn, transform="json", force_fetch=True)
     except (GetParameterError, TransformParameterError) as error:
         raise SettingsError(f"APP_SECRET_ARN cannot be read: {type(error.__cause__ or error).__name__}.") from None
     if not isinstance(secret, dict):
@@ -140,17 +156,31 @@ def _read_secret(arn: str) -> dict[str, Any]:
     return secret
 
 
-def _read_environment() -> dict[str, Any]:
+def _read_environment(seconds: float | None) -> dict[str, Any]:
     values: dict[str, Any] = dict(os.environ)
     if arn := values.get("APP_SECRET_ARN"):
-        values |= _read_secret(arn)
+        values |= _read_secret(arn, seconds)
     return {name: value for name, value in values.items() if value != "" or name in MAY_BE_EMPTY}
 
 
 def load(model: type[S]) -> S:
     """Parse the environment into `model`. Raises SettingsError."""
+    return _parse(model, _read_environment(None))
+
+
+def read_again(model: type[S], seconds: float) -> S:
+    """Read the secret anew, within `seconds`, and parse the environment into `model`. Raises SettingsError."""
+    return _parse(model, _read_environment(seconds))
+
+
+def names_secret() -> bool:
+    """Return whether APP_SECRET_ARN names a secret."""
+    return bool(os.environ.get("APP_SECRET_ARN"))
+
+
+def _parse(model: type[S], values: dict[str, Any]) -> S:
     try:
-        return model.model_validate(_read_environment())
+        return model.model_validate(values)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
         raise SettingsError(f"The environment is incomplete: {problems}") from None

@@ -12,6 +12,7 @@ from sqlmodel import SQLModel
 
 from taskchat import deadline
 from taskchat.database import pg8000_pipeline as pipeline
+from taskchat.database.schema import NEEDED
 from taskchat.postgres_url import PostgresUrl, parse
 from taskchat.settings import SettingsError
 
@@ -30,6 +31,10 @@ logger = Logger()
 
 class UnsafeRole(SettingsError):
     """Raised when the role in a database URL could ignore row-level security, and so see every user's rows."""
+
+
+class OldSchema(SettingsError):
+    """Raised when the schema is older than this code. Its text names both revisions."""
 
 
 @lru_cache(maxsize=1)
@@ -53,33 +58,25 @@ def connect_arguments(url: PostgresUrl) -> dict[str, Any]:
 
 
 def create_engine_for(
-    url: Callable[[], str], seconds: float | None = None, check: Callable[[Any], None] | None = None
+    url: Callable[[], str],
+    seconds: float | None = None,
+    check: Callable[[Any], None] | None = None,
+    renew: Callable[[], bool] = lambda: False,
 ) -> Engine:
     """Return an engine with one pooled connection, replaced in time. It calls `url` for each new connection.
 
     It waits for one answer no longer than `seconds` (the URL's connect_timeout if left out), nor past the deadline.
-    `check` raises when a connection that has just been made must not be used. To connect raises ValueError for a URL
-    that cannot work.
+    `check` raises when a connection that has just been made must not be used. When Postgres refuses the login, `renew`
+    is called, and the engine connects again if it returns True. Connecting raises ValueError for an impossible URL.
     """
     is_pipelined = pipeline.is_supported()
     shapes: pipeline.Shapes = {}
 
     def connect() -> Any:
-        target = parse(url())
-        arguments, longest = connect_arguments(target), seconds or target.connect_timeout or CONNECT_TIMEOUT
-
-        def arguments_now() -> dict[str, Any]:
-            return arguments | {"timeout": _time_for("connect", longest)}
-
-        def accept(connection: Any) -> None:
-            if target.needs_channel_binding and not str(connection.auth.mechanism_name).endswith("-PLUS"):
-                raise pg8000.InterfaceError("the server did not offer the channel binding that DATABASE_URL requires")
-            if check:
-                check(connection)
-
-        if is_pipelined:
-            return pipeline.PipelinedConnection(arguments_now, lambda: _time_for("exchange", longest), accept, shapes)
-        return _connect_stock(arguments_now(), longest, accept)
+        login = _Login(url, seconds, check, renew)
+        if not is_pipelined:
+            return _connect_stock(login)
+        return pipeline.PipelinedConnection(login.arguments, login.patience, login.accept, shapes, login.renew)
 
     engine = create_engine(pipeline.URL, creator=connect, **_POOL) if is_pipelined else _create_stock_engine(connect)
     event.listen(engine, "handle_error", _distrust_connection)
@@ -95,11 +92,65 @@ _POOL: Final[dict[str, Any]] = {
 }
 
 
-def _connect_stock(arguments: dict[str, Any], longest: float, accept: Callable[[Any], None]) -> Any:
-    connection = pipeline.TidyConnection(**arguments)
-    connection.longest_wait = longest
+class _Login:
+    """The URL of one connection, read again for each attempt to connect, and what follows from it."""
+
+    def __init__(
+        self,
+        url: Callable[[], str],
+        seconds: float | None,
+        check: Callable[[Any], None] | None,
+        renew: Callable[[], bool],
+    ) -> None:
+        self._url, self._seconds, self._check, self._renew = url, seconds, check, renew
+        self._target = parse(url())
+
+    @property
+    def longest(self) -> float:
+        return self._seconds or self._target.connect_timeout or CONNECT_TIMEOUT
+
+    def arguments(self) -> dict[str, Any]:
+        self._target = parse(self._url())
+        return connect_arguments(self._target) | {"timeout": _time_for("connect", self.longest)}
+
+    def patience(self) -> float:
+        return _time_for("exchange", self.longest)
+
+    def accept(self, connection: Any) -> None:
+        """Check a connection that has just been made. Raises InterfaceError, and what the check raises."""
+        if self._target.needs_channel_binding and not str(connection.auth.mechanism_name).endswith("-PLUS"):
+            raise pg8000.InterfaceError("the server did not offer the channel binding that DATABASE_URL requires")
+        if self._check:
+            self._check(connection)
+
+    def renew(self, error: Exception) -> bool:
+        """Return True if the error refuses the login, and to try again may help."""
+        answer = error.args[0] if error.args else None
+        return isinstance(answer, dict) and _refuses_login(answer) and self._renew()
+
+
+_REFUSED_BY_POOLER: Final = ("SASL authentication failed", "password authentication failed", "no such user")
+"""Texts with which PgBouncer refuses a login. It has SQLSTATE 08P01 for these and for other errors."""
+
+
+def _refuses_login(answer: dict[str, str]) -> bool:
+    """Tell if the answer is for a wrong password, an unknown role, or one that may not log in."""
+    return answer.get("C", "").startswith("28") or answer.get("M") in _REFUSED_BY_POOLER
+
+
+def _connect_stock(login: _Login) -> Any:
+    while True:
+        try:
+            return _accepted(pipeline.TidyConnection(**login.arguments()), login)
+        except pg8000.Error as error:
+            if not login.renew(error):
+                raise
+
+
+def _accepted(connection: Any, login: _Login) -> Any:
+    connection.longest_wait = login.longest
     try:
-        accept(connection)
+        login.accept(connection)
     except BaseException:
         connection.close()
         raise
@@ -142,11 +193,41 @@ select exists (
 )
 """
 
+_REVISION: Final = "(select max(version_num) from alembic_version)"
+
+_UNREADABLE: Final = ("42P01", "42501")
+"""SQLSTATEs for a table that is not there, or that the role may not read: no `make migrate` of this code has run."""
+
 
 def refuse_unsafe_role(connection: Any, variable: str = "DATABASE_URL") -> None:
     """Raise UnsafeRole when the connection's role, which `variable` names, could ignore row-level security."""
+    (unsafe,) = connection.execute_simple(_could_bypass()).rows[0]
+    _refuse_if(unsafe, variable)
+
+
+def refuse_unsafe_role_or_schema(connection: Any) -> None:
+    """Raise UnsafeRole as above, and OldSchema when the schema is older than this code. Both take one roundtrip."""
+    try:
+        unsafe, revision = connection.execute_simple(f"{_could_bypass()}, {_REVISION}").rows[0]
+    except pg8000.DatabaseError as error:
+        if error.args[0].get("C") not in _UNREADABLE:
+            raise
+        refuse_unsafe_role(connection)
+        unsafe, revision = False, None
+    _refuse_if(unsafe, "DATABASE_URL")
+    if (revision or "") < NEEDED:
+        raise OldSchema(
+            f"The schema is older than this code: it is at revision {revision or 'unknown'}, and the code needs "
+            f"{NEEDED}. Run `make migrate` before you deploy the functions."
+        )
+
+
+def _could_bypass() -> str:
     tables = ", ".join(f"'{name}'" for name in SQLModel.metadata.tables)  # of the program's own code, not of a request
-    (unsafe,) = connection.execute_simple(_COULD_BYPASS.format(tables=tables)).rows[0]
+    return _COULD_BYPASS.format(tables=tables).rstrip()
+
+
+def _refuse_if(unsafe: bool, variable: str) -> None:
     if unsafe:
         raise UnsafeRole(
             f"Row-level security would not bind the role in {variable}: it is or may become a superuser, a role with "

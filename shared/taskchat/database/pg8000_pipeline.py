@@ -195,14 +195,17 @@ class PipelinedConnection(TidyConnection):
         timeout: Callable[[], float],
         check: Callable[[Any], None],
         shapes: Shapes,
+        renew: Callable[[Exception], bool] = lambda _error: False,
     ) -> None:
         """Connect with what `arguments` returns, now and whenever a dead connection is replaced.
 
         `timeout` returns the seconds to wait for one answer. `check` raises when a connection that has just been made
-        must not be used. Connections share `shapes`, which they fill with what they learn of statements. Raises
-        InterfaceError when the server cannot be reached, and what TLS, the server and `check` raise.
+        must not be used. Connections share `shapes`, which they fill with what they learn of statements. `renew`
+        returns True when it makes sense to connect again after an error. Raises InterfaceError when the server cannot
+        be reached, and what TLS, the server and `check` raise.
         """
-        self._arguments, self._timeout, self._check, self.shapes = arguments, timeout, check, shapes
+        self._arguments, self._timeout, self._check, self._renew = arguments, timeout, check, renew
+        self.shapes = shapes
         self._batch: list[_Statement] = []
         self._connect()
 
@@ -281,6 +284,14 @@ class PipelinedConnection(TidyConnection):
         return bool(self._batch) or bool(super()._in_transaction)
 
     def _connect(self) -> None:
+        while True:
+            try:
+                return self._log_in()
+            except pg8000.Error as error:
+                if not self._renew(error):
+                    raise
+
+    def _log_in(self) -> None:
         arguments = self._arguments()
         opened = _open_socket(arguments["host"], arguments["port"], arguments["timeout"])
         try:
@@ -409,3 +420,4 @@ class Dialect(PGDialect_pg8000):
         numbers = re.findall(r"\d+", parameters["server_version"].split()[0])
         self.server_version_info = tuple(map(int, numbers))
         self._backslash_escapes = parameters["standard_conforming_strings"] != "on"
+        self.default_isolation_level = "READ COMMITTED"  # to go back to after a migration's autocommit

@@ -18,8 +18,8 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlmodel import Session
 
-from taskchat import deadline
-from taskchat.database.engine import create_engine_for, refuse_unsafe_role
+from taskchat import deadline, measures
+from taskchat.database.engine import create_engine_for, refuse_unsafe_role_or_schema
 from taskchat.database.pg8000_pipeline import PipelinedConnection
 from taskchat.errors import CommitOutcomeUnknown, DatabaseUnavailable
 
@@ -119,9 +119,12 @@ class Batch:
 class Database:
     """Transactions on behalf of a user. One engine with one connection, which `close` gives back."""
 
-    def __init__(self, url: Callable[[], str]) -> None:
-        """Call `url` for each new connection. It returns the pooled endpoint's URL, with the runtime role."""
-        self.engine = create_engine_for(url, check=refuse_unsafe_role)
+    def __init__(self, url: Callable[[], str], renew: Callable[[], bool] = lambda: False) -> None:
+        """Call `url` for each new connection. It returns the pooled endpoint's URL, with the runtime role.
+
+        When Postgres refuses the login, call `renew`, and connect again if it returns True.
+        """
+        self.engine = create_engine_for(url, check=refuse_unsafe_role_or_schema, renew=renew)
         self._is_prepared = False
 
     @contextmanager
@@ -131,9 +134,12 @@ class Database:
         Raises DatabaseUnavailable when the database cannot be reached or gives up: nothing was done then. Raises
         CommitOutcomeUnknown when the connection is lost during the commit: everything was done, will be, or nothing.
         """
-        is_committing = False
+        is_committing, request = False, measures.current()
         try:
-            with Session(self.engine, expire_on_commit=False, autoflush=False) as session:
+            with (
+                request.timing("database_ms"),
+                Session(self.engine, expire_on_commit=False, autoflush=False) as session,
+            ):
                 session.execute(SET_USER, {"user_id": user_id})
                 yield session
                 _run_checks(session, _BEFORE_COMMIT)
@@ -143,6 +149,7 @@ class Database:
         except (SQLAlchemyError, OSError) as error:
             if not _is_temporary(error):
                 raise
+            request.database_refused += 1
             is_unknown = is_committing and not _is_answer(error)
             logger.error("database unavailable", extra={"reason": _kind(error), "commit_outcome_unknown": is_unknown})
             raise (CommitOutcomeUnknown if is_unknown else DatabaseUnavailable)(retry_after=RETRY_AFTER) from error

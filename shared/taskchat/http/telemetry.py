@@ -1,23 +1,76 @@
-"""Count requests as metrics. A failure of logs or metrics never changes the answer to a request."""
+"""Log and count requests. A failure of logs or metrics never changes the answer to a request.
 
-from collections.abc import Callable
+The figures of a request are its own, and it writes its metrics once, at its end: several requests may run at once.
+"""
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any, Final, Protocol
+from enum import StrEnum
+from typing import Any, Final
 
-from aws_lambda_powertools import Logger, Metrics
-from aws_lambda_powertools.metrics import MetricUnit
+from aws_lambda_powertools import Logger
+from aws_lambda_powertools.metrics import EphemeralMetrics, MetricUnit
+from aws_lambda_powertools.metrics.functions import is_metrics_disabled
+from starlette.types import Scope
+
+from taskchat.measures import Measures
+
+SCHEMA: Final = "taskchat.request/1"
+"""Version of a request's last log line. A version may get new fields; none changes or goes."""
+
+PERSON_PATH: Final = "/api/{user_id}"
+"""Begins the path of every route of a person."""
+
+REQUEST_ID: Final = "X-Request-Id"
+"""The response header with the request's id."""
+
+NAMESPACE: Final = "taskchat"
+"""The metrics' namespace if POWERTOOLS_METRICS_NAMESPACE is not set."""
+
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 logger: Final = Logger()
-metrics: Final = Metrics()
-metrics.namespace = metrics.namespace or "taskchat"  # if POWERTOOLS_METRICS_NAMESPACE is not set
 
 
-class Context(Protocol):
-    """The part of Lambda's context that the metrics read."""
+class Metric(StrEnum):
+    """All metrics. Each has the dimension `service`, and those that its comment names."""
+
+    TURNS = "Turns"  # outcome
+    TURN_LATENCY = "TurnLatency"
+    FIRST_EVENT_LATENCY = "FirstEventLatency"
+    MODEL_CALLS = "ModelCalls"  # outcome
+    MODEL_LATENCY = "ModelLatency"
+    TOOL_CALLS = "ToolCalls"  # tool, outcome
+    INPUT_TOKENS = "InputTokens"
+    CACHED_TOKENS = "CachedTokens"
+    OUTPUT_TOKENS = "OutputTokens"
+    ESTIMATED_TOKENS = "EstimatedTokens"
+    RESUMED_TURNS = "ResumedTurns"
+    REPLAYED_TURNS = "ReplayedTurns"
+    REFUSED_BY_LIMIT = "RefusedByLimit"
+    DATABASE_WAIT = "DatabaseWait"
+    DATABASE_REFUSED = "DatabaseRefused"
+    SECRET_REREAD = "SecretReread"  # noqa: S105  (the name of a metric)
+    STATUS_2XX = "Status2xx"
+    STATUS_3XX = "Status3xx"
+    STATUS_4XX = "Status4xx"
+    STATUS_5XX = "Status5xx"
+    COLD_START = "ColdStart"  # function_name
+    RETENTION_ROWS_DELETED = "RetentionRowsDeleted"
+    RETENTION_FINISHED = "RetentionFinished"
+    RECONCILE_CHECKED = "ReconcileChecked"
+    RECONCILE_MISMATCHES = "ReconcileMismatches"
 
     @property
-    def function_name(self) -> str:
-        """The dimension of the cold-start metric."""
+    def unit(self) -> MetricUnit:
+        return MetricUnit.Milliseconds if self.endswith(("Latency", "Wait")) else MetricUnit.Count
+
+
+Dimensions = tuple[tuple[str, str], ...]
+Document = dict[str, Any]
 
 
 def attempt(report: Callable[..., object], *arguments: Any) -> None:
@@ -29,13 +82,110 @@ def attempt(report: Callable[..., object], *arguments: Any) -> None:
             logger.error("report failed", extra={"reason": type(error).__name__})
 
 
-def count(status: int, context: Context) -> None:
-    """Write the metrics of a request: its status and, once in a process, the cold start. It raises nothing."""
-    attempt(_write, status, context)
-    attempt(metrics.clear_metrics)  # metrics that could not be written must not be written with the next request
+class Reporter:
+    """Writes the metrics and the last log line of each request to one function."""
+
+    def __init__(self) -> None:
+        self._is_cold = True
+
+    def report(self, measures: Measures, status: int, context: object) -> None:
+        """Report a request that has its response. It raises nothing."""
+        attempt(self._write_metrics, measures, status, context)
+        attempt(_write_line, measures, status)
+
+    def _write_metrics(self, measures: Measures, status: int, context: object) -> None:
+        figures = _collect(measures, status)
+        if self._is_cold:
+            self._is_cold = False
+            figures[("function_name", str(getattr(context, "function_name", "unknown"))),] = {Metric.COLD_START: [1]}
+        if not is_metrics_disabled():
+            write_metrics(figures)
 
 
-@metrics.log_metrics(capture_cold_start_metric=True)
-def _write(status: int, _context: Context) -> None:
-    """Add the metric. The decorator writes it, with the cold start's."""
-    metrics.add_metric(name=f"Status{status // 100}xx", unit=MetricUnit.Count, value=1)
+def write_metrics(figures: Mapping[Dimensions, Mapping[Metric, list[float]]]) -> None:
+    """Write the values of each metric, by the dimensions that it has besides `service`."""
+    documents = _pack(_to_document(dimensions, values) for dimensions, values in figures.items())
+    sys.stdout.write("".join(json.dumps(document, separators=(",", ":")) + "\n" for document in documents))
+
+
+def _collect(measures: Measures, status: int) -> defaultdict[Dimensions, dict[Metric, list[float]]]:
+    """Return the figures of a request, without those that are zero."""
+    figures: defaultdict[Dimensions, dict[Metric, list[float]]] = defaultdict(dict)
+    figures[()] = {
+        Metric(f"Status{status // 100}xx"): [1],
+        Metric.REFUSED_BY_LIMIT: [measures.refused_by_limit],
+        Metric.DATABASE_REFUSED: [measures.database_refused],
+        Metric.DATABASE_WAIT: [measures.database_ms or 0],
+        Metric.SECRET_REREAD: [measures.secrets_read_again],
+        Metric.FIRST_EVENT_LATENCY: [measures.first_event_ms or 0],
+        Metric.MODEL_LATENCY: [spent for _, spent in measures.model_calls],
+    }
+    if measures.turn:
+        figures[()] |= _figures_of_turn(measures.turn)
+        figures[("outcome", measures.turn["outcome"]),] = {Metric.TURNS: [1]}
+    for outcome in dict(measures.model_calls):
+        tries = [each for each, _ in measures.model_calls].count(outcome)
+        figures[("outcome", outcome),][Metric.MODEL_CALLS] = [tries]
+    for (tool, outcome), calls in measures.tool_calls.items():
+        figures[("tool", tool), ("outcome", outcome)] = {Metric.TOOL_CALLS: [calls]}
+    return figures
+
+
+def _figures_of_turn(turn: Mapping[str, Any]) -> dict[Metric, list[float]]:
+    is_replayed = turn["outcome"] == "replayed"
+    return {
+        Metric.TURN_LATENCY: [turn["duration_ms"]],
+        Metric.INPUT_TOKENS: [turn["input_tokens"]],
+        Metric.CACHED_TOKENS: [turn["cached_tokens"]],
+        Metric.OUTPUT_TOKENS: [turn["output_tokens"]],
+        Metric.ESTIMATED_TOKENS: [turn["estimated_tokens"]],
+        Metric.RESUMED_TURNS: [bool(turn["resumed"])],
+        Metric.REPLAYED_TURNS: [is_replayed],
+    }
+
+
+def _to_document(dimensions: Dimensions, values: Mapping[Metric, list[float]]) -> Document:
+    """Return one document in CloudWatch's embedded metric format."""
+    metrics = EphemeralMetrics()
+    metrics.namespace = metrics.namespace or NAMESPACE
+    for name, value in dimensions:
+        metrics.add_dimension(name, value)
+    for metric, numbers in values.items():
+        for number in filter(None, numbers):
+            metrics.add_metric(metric.value, metric.unit, number)
+    return dict(metrics.serialize_metric_set())
+
+
+def _pack(documents: Iterator[Document]) -> list[Document]:
+    """Put documents together where no name has two values: each line costs money."""
+    packed: list[Document] = []
+    for document in documents:
+        for other in packed:
+            if all(other.get(name, value) == value for name, value in document.items() if name != "_aws"):
+                other["_aws"]["CloudWatchMetrics"] += document.pop("_aws")["CloudWatchMetrics"]
+                other |= document
+                break
+        else:
+            packed.append(document)
+    return packed
+
+
+def _write_line(measures: Measures, status: int) -> None:
+    method = measures.scope.get("method")
+    fields = {
+        "schema": SCHEMA,
+        "method": method if method in _METHODS else None,
+        "route": _route_of(measures.scope),
+        "status": status,
+        "duration_ms": measures.elapsed_ms(),
+    }
+    logger.info("request", extra=fields)
+
+
+def _route_of(scope: Scope) -> str | None:
+    """Return the template of the route, such as `/api/{user_id}/chat`. Never the path: it is the caller's text."""
+    route, parameters = scope.get("route"), scope.get("path_params")
+    if route is None:  # Starlette keeps no template, but without parameters the template is the path
+        return scope["path"] if "endpoint" in scope and not parameters else None
+    is_whole = not parameters or route.path.startswith(PERSON_PATH)
+    return str(route.path) if is_whole else PERSON_PATH + route.path  # an included router's route has no prefix

@@ -4,21 +4,23 @@ The adapter turns each invocation into an HTTP request to this process. It write
 API Gateway's request context and Lambda's context, both as JSON.
 """
 
+import json
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Final
-from uuid import uuid4
 
 from aws_lambda_powertools import Logger
 from pydantic import AliasPath, BaseModel, Field
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from taskchat import deadline
-from taskchat.http.gateway import MARGIN
+from taskchat.http.gateway import ID, MARGIN, usable_id, waited
 from taskchat.http.middleware import answer_safely
-from taskchat.http.telemetry import attempt, count
+from taskchat.http.telemetry import REQUEST_ID, Reporter, attempt
+from taskchat.measures import Measures, measuring
 
 REQUEST_CONTEXT: Final = "x-amzn-request-context"
 LAMBDA_CONTEXT: Final = "x-amzn-lambda-context"
@@ -27,20 +29,14 @@ _Cors: Final = partial(
     CORSMiddleware,
     allow_methods=("GET", "POST", "PATCH", "DELETE"),
     allow_headers=("authorization", "content-type", "confirm", "idempotency-key"),
-    expose_headers=("idempotent-replayed", "retry-after", "www-authenticate"),
+    expose_headers=("idempotent-replayed", "retry-after", "www-authenticate", "x-request-id"),
     max_age=3600,
 )
 """The same as the HTTP API's CorsConfiguration, less the headers of MCP clients."""
 
 logger = Logger()
 
-_Id = Annotated[str, Field(pattern=re.compile(r"\A[A-Za-z0-9=_-]{1,64}\Z"))]
-
-
-class RequestContext(BaseModel):
-    """The part of API Gateway's request context that log lines hold."""
-
-    request_id: _Id = Field(validation_alias="requestId")
+_Id = Annotated[str, Field(pattern=re.compile(rf"\A{ID.pattern}\Z"))]
 
 
 class LambdaContext(BaseModel):
@@ -61,27 +57,49 @@ def observe(app: ASGIApp, seconds: float) -> ASGIApp:
 
     Several requests may run at once, so the ids are in the request's context and not in the logger.
     """
-    is_cold = True
+    is_cold, reporter = True, Reporter()
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         nonlocal is_cold
         if scope["type"] != "http" or REQUEST_CONTEXT not in (headers := Headers(scope=scope)):
             await app(scope, receive, send)  # the adapter asks in this way whether the process is ready
             return
-        context = _context(headers)
-        attempt(_add_ids_to_log, headers, context, is_cold)
+        context, measures = _context(headers), _begin_measures(headers, scope)
+        attempt(_add_ids_to_log, measures, context, is_cold)
         is_cold = False
-
-        async def send_counted(message: Message) -> None:
-            # At the response's beginning: after its last byte Lambda freezes the process.
-            if message["type"] == "http.response.start":
-                count(message["status"], context)
-            await send(message)
-
-        with deadline.within(seconds - MARGIN):
-            await app(scope, receive, send_counted)
+        response = _Response(send, measures, lambda status: reporter.report(measures, status, context))
+        with deadline.within(seconds - MARGIN), measuring(measures):
+            try:
+                await app(scope, receive, response.send)
+            finally:
+                response.report()
 
     return serve
+
+
+class _Response:
+    """Adds the request's id to a response, and reports it before its last byte: after that, Lambda freezes all."""
+
+    def __init__(self, send: Send, measures: Measures, report: Callable[[int], None]) -> None:
+        self._send, self._measures, self._report = send, measures, report
+        self._status, self._is_reported = 500, False  # the server's status for a response that does not begin
+
+    async def send(self, message: Message) -> None:
+        """Send a part of the response."""
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            MutableHeaders(scope=message)[REQUEST_ID] = str(self._measures.request_id)
+        elif not message.get("more_body", False):
+            self.report()
+        elif self._measures.first_event_ms is None:
+            self._measures.first_event_ms = self._measures.elapsed_ms()
+        await self._send(message)
+
+    def report(self) -> None:
+        """Report the request, unless that is done. A client that has left does not get the last byte."""
+        if not self._is_reported:
+            self._is_reported = True
+            self._report(self._status)
 
 
 def allow_origins(app: ASGIApp, origins: frozenset[str]) -> ASGIApp:
@@ -98,7 +116,7 @@ def _context(headers: Headers) -> LambdaContext:
         return UNKNOWN
 
 
-def _add_ids_to_log(headers: Headers, context: LambdaContext, is_cold: bool) -> None:
+def _add_ids_to_log(measures: Measures, context: LambdaContext, is_cold: bool) -> None:
     """Add to the request's log lines the keys that Powertools adds to those of a Lambda handler."""
     known: dict[str, Any] = (
         {}
@@ -111,12 +129,17 @@ def _add_ids_to_log(headers: Headers, context: LambdaContext, is_cold: bool) -> 
         }
     )
     logger.thread_safe_clear_keys()
-    logger.thread_safe_append_keys(cold_start=is_cold, correlation_id=_correlation_id(headers), **known)
+    logger.thread_safe_append_keys(cold_start=is_cold, correlation_id=measures.request_id, **known)
 
 
-def _correlation_id(headers: Headers) -> str:
-    """Return API Gateway's id of the request, or a new id if the header holds none."""
+def _begin_measures(headers: Headers, scope: Scope) -> Measures:
+    """Return figures with API Gateway's id of the request, or a new id, and with the time of its arrival."""
     try:
-        return RequestContext.model_validate_json(headers[REQUEST_CONTEXT]).request_id
+        context = json.loads(headers[REQUEST_CONTEXT])
     except ValueError:
-        return str(uuid4())
+        context = None
+    known = context if isinstance(context, dict) else {}
+    measures, arrived = Measures(usable_id(known.get("requestId")), scope), known.get("requestTimeEpoch")
+    if isinstance(arrived, int):
+        measures.arrived -= waited(arrived)
+    return measures

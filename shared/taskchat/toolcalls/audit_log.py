@@ -5,6 +5,8 @@ from typing import Any, Final
 
 from aws_lambda_powertools import Logger
 
+from taskchat import genai, measures
+
 SCHEMA: Final = "taskchat.audit/1"
 """Version of the audit line. A field may be added to a version, but never changed or removed.
 
@@ -31,19 +33,23 @@ def _is_impersonal(value: Any, schema: dict[str, Any]) -> bool:
 
 
 def report(record: Mapping[str, Any], described: dict[str, Any]) -> None:
-    """Write the audit line of a call from its record and from what `describe` returned."""
+    """Write the audit line of a call from its record and from what `describe` returned, and count it."""
+    tool, outcome = described["tool"], record["outcome"]
+    conversation_id = record["conversation_id"] and str(record["conversation_id"])
+    measures.current().tool_calls[tool, outcome] += 1
     logger.info(
         "tool call",
         extra={
             "schema": SCHEMA,
-            "request_id": logger.get_correlation_id(),
+            "request_id": record["request_id"],
             "turn_id": str(record["turn_id"]),
-            "conversation_id": record["conversation_id"] and str(record["conversation_id"]),
+            "conversation_id": conversation_id,
             "actor": record["user_id"],
             "door": record["door"],
             "call_id": record["call_id"],
             **described,
-            "outcome": record["outcome"],
+            "outcome": outcome,
             "duration_ms": record["duration_ms"],
+            **genai.describe_tool_call(tool, record["call_id"], conversation_id, outcome),
         },
     )

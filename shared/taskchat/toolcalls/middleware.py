@@ -18,6 +18,7 @@ from pydantic import ValidationError as PydanticValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session
 
+from taskchat import measures
 from taskchat.database.transaction import Database, retry_while_unavailable
 from taskchat.errors import CommitOutcomeUnknown, DatabaseUnavailable, TaskchatError, ToolFailure
 from taskchat.logs import to_problem
@@ -180,6 +181,7 @@ def _make_record(
         "call_id": call.call_id,
         "position": len(call.records),
         "conversation_id": call.conversation_id,
+        "request_id": measures.current().request_id,
         "door": call.door,
         "tool": make_storable(tool[:64]),
         "arguments": make_storable(dict(arguments)),

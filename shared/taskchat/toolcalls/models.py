@@ -34,6 +34,8 @@ class ToolCall(SQLModel, table=True):
     """The call's place in its turn, from 0."""
     conversation_id: UUID | None = None
     """None for a call of an MCP client. The conversation may have been deleted since."""
+    request_id: str | None = Field(default=None, sa_type=SafeText)
+    """API Gateway's id of the request. None for a call that was stored before there was this column."""
     door: str = Field(sa_type=SafeText)
     tool: str = Field(sa_type=SafeText)
     arguments: dict[str, Any] = Field(sa_type=SafeJson)

@@ -1,0 +1,1 @@
+"""Check template.yaml against public rule sets (`make check-template`)."""

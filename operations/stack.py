@@ -1,0 +1,100 @@
+"""Read which functions a deployed stack has, which versions of them exist, and which ones serve."""
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import boto3
+
+ALIAS: Final = "live"
+"""The alias that every request goes to."""
+SAMCONFIG: Final = Path("samconfig.toml")
+
+
+class StackError(Exception):
+    """Raised if a stack cannot be found or changed. Its text is the line that the command prints."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A deployed stack."""
+
+    name: str
+    functions: tuple[str, ...]
+    roll_outs: tuple[tuple[str, str], ...]
+    """CodeDeploy's application and deployment group of each function that serves an API."""
+    updated_at: datetime
+    """The beginning of the last deployment."""
+
+
+@dataclass(frozen=True)
+class Function:
+    """The published versions of a function, from the oldest to the newest, and those that an alias names."""
+
+    name: str
+    published: dict[int, datetime]
+    live: int
+    aliased: frozenset[int]
+    revision: str
+    """Lambda's id of the alias as it was read: an update that names it fails if another one came before."""
+
+    @property
+    def before(self) -> int | None:
+        """Return the version before the one that serves."""
+        return max((version for version in self.published if version < self.live), default=None)
+
+
+def connect(environment: str, config: Path = SAMCONFIG) -> tuple[Any, str]:
+    """Return a session in the region of `make deploy ENV=…`, and the stack's name. Raises StackError."""
+    try:
+        table = tomllib.loads(config.read_text())[environment]["deploy"]["parameters"]
+        return boto3.Session(region_name=table.get("region")), table["stack_name"]
+    except (FileNotFoundError, KeyError):
+        raise StackError(f"{config} has no [{environment}.deploy.parameters] with a stack_name.") from None
+
+
+def read_stack(cloudformation: Any, name: str) -> Stack:
+    """Return the stack of that name. Raises StackError if it has no function."""
+    [stack] = cloudformation.describe_stacks(StackName=name)["Stacks"]
+    pages = cloudformation.get_paginator("list_stack_resources").paginate(StackName=name)
+    found = [
+        (each["ResourceType"], each["PhysicalResourceId"]) for page in pages for each in page["StackResourceSummaries"]
+    ]
+    functions = tuple(sorted(name for kind, name in found if kind == "AWS::Lambda::Function"))
+    if not functions:
+        raise StackError(f"The stack {name} has no function.")
+    applications = [name for kind, name in found if kind == "AWS::CodeDeploy::Application"]
+    groups = [name for kind, name in found if kind == "AWS::CodeDeploy::DeploymentGroup"]
+    roll_outs = tuple((application, group) for application in applications for group in groups)
+    return Stack(name, functions, roll_outs, stack.get("LastUpdatedTime") or stack["CreationTime"])
+
+
+def read_functions(client: Any, names: Sequence[str]) -> list[Function]:
+    """Return each function that has the alias."""
+    return [_read_function(client, name) for name in names]
+
+
+def _read_function(client: Any, name: str) -> Function:
+    versions = client.get_paginator("list_versions_by_function").paginate(FunctionName=name)
+    aliases = client.get_paginator("list_aliases").paginate(FunctionName=name)
+    found = [alias for page in aliases for alias in page["Aliases"]]
+    live = next((alias for alias in found if alias["Name"] == ALIAS), None)
+    if live is None:
+        raise StackError(f"{name} has no alias {ALIAS}.")
+    weights = [alias.get("RoutingConfig", {}).get("AdditionalVersionWeights", {}) for alias in found]
+    named = [*(alias["FunctionVersion"] for alias in found), *(version for each in weights for version in each)]
+    return Function(
+        name,
+        {
+            int(each["Version"]): datetime.fromisoformat(each["LastModified"])
+            for page in versions
+            for each in page["Versions"]
+            if each["Version"].isdigit()
+        },
+        int(live["FunctionVersion"]),
+        frozenset(int(version) for version in named if version.isdigit()),
+        live["RevisionId"],
+    )
