@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import boto3  # type: ignore[import-untyped]
+import boto3
 
 from operations.checks import database, services, settings
 from operations.checks.deployment import Deployment, Skipped, Wrong

@@ -140,7 +140,7 @@ def _read_secret(arn: str, seconds: float | None) -> dict[str, Any]:
     # Imported here: boto3 costs a cold start 100 ms or more, and only a deployment with a secret needs it.
     from aws_lambda_powertools.utilities import parameters
     from aws_lambda_powertools.utilities.parameters.exceptions import GetParameterError, TransformParameterError
-    from botocore.config import Config  # type: ignore[import-untyped]
+    from botocore.config import Config
 
     secret: Any
     try:
