@@ -112,7 +112,7 @@ class Setting:
     def url(self, **parts: str) -> None:
         """Replace texts in DATABASE_URL."""
         for old, new in parts.items():
-            self.values["DATABASE_URL"] = self.values["DATABASE_URL"].replace(getattr(self, old, old), new)
+            self.values["DATABASE_URL"] = self.values["DATABASE_URL"].replace(old, new)
 
 
 @pytest.fixture
@@ -522,4 +522,4 @@ def test_the_command_ends_with_one_if_a_check_is_wrong(
     monkeypatch.setattr("os.environ", {"PATH": "/bin"})
     monkeypatch.setattr("sys.argv", ["doctor"])
     assert doctor.main() == 1
-    assert "WRONG    DATABASE_URL, OPENAI_API_KEY, AUTH_ISSUER, AUTH_AUDIENCE not set" in capsys.readouterr().out
+    assert "WRONG    DATABASE_URL, AUTH_ISSUER, AUTH_AUDIENCE, OPENAI_API_KEY not set" in capsys.readouterr().out

@@ -147,19 +147,7 @@ def scene(
     reset_processes()
 
 
-LATER = {"slow-turns": "until the telemetry branch is merged"}
-"""Entries whose log lines another branch adds."""
-
-
-@pytest.mark.parametrize(
-    "scene",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=LATER[name]) if name in LATER else ())
-        for name in ENTRIES
-    ],
-    indirect=True,
-    ids=str,
-)
+@pytest.mark.parametrize("scene", ENTRIES, indirect=True)
 def test_each_entry_is_true(scene: Scene) -> None:
     """The fault is caused, seen with the page's own query, and mended."""
     EXERCISES[scene.name](scene)

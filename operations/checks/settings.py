@@ -15,7 +15,7 @@ KNOWN: Final = frozenset(
     name.upper() for model in (Settings, RetentionSettings, MigrationSettings) for name in model.model_fields
 ) | {"AUDIT_DATABASE_URL"}
 
-REQUIRED: Final = ("DATABASE_URL", "OPENAI_API_KEY", "AUTH_ISSUER", "AUTH_AUDIENCE")
+REQUIRED: Final = ("DATABASE_URL", "AUTH_ISSUER", "AUTH_AUDIENCE")
 
 MIN_BITS: Final = 60
 """Neon refuses a weaker password of a role that SQL makes."""
@@ -60,7 +60,8 @@ def _parse(text: str) -> dict[str, str]:
 def check_settings(deployment: Deployment) -> str:
     """Parse the settings as a function does at its start."""
     values = deployment.values
-    if missing := [name for name in REQUIRED if not values.get(name)]:
+    key = () if values.get("OPENAI_BASE_URL") else ("OPENAI_API_KEY",)  # a model of one's own may need no key
+    if missing := [name for name in (*REQUIRED, *key) if not values.get(name)]:
         raise Wrong(f"{', '.join(missing)} not set", "set them in samconfig.toml or in the secret (README, Deploy)")
     if not values.get("AUTH_JWKS_URL") and not values.get("AUTH_JWKS_JSON"):
         raise Wrong("neither AUTH_JWKS_URL nor AUTH_JWKS_JSON is set", "set AuthJwksUrl in samconfig.toml")
