@@ -43,11 +43,9 @@ def until(branch: str) -> pytest.MarkDecorator:
 
 UNTIL_TELEMETRY = until("the telemetry branch")
 UNTIL_RUNBOOK = until("the runbook's branch")
-ELSEWHERE = {
-    "ReconcileMismatches": "operations",
-    "ReconcileChecked": "operations",
-    "SecretReread": "shared/taskchat",
-}
+ELSEWHERE = dict.fromkeys(("ReconcileMismatches", "ReconcileChecked"), "operations") | dict.fromkeys(
+    ("SecretReread",), "shared/taskchat"
+)
 """Metrics that no request below causes, and the directory whose code writes each."""
 AWAITED_METRICS = dict.fromkeys(
     (
