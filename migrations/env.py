@@ -1,20 +1,31 @@
 """Bring the schema up to date as its owner, then make the roles: one transaction each, one run at a time."""
 
 import time
+from functools import partial
 from typing import Any
 
+import pg8000
 from alembic import context
 from alembic.util import CommandError
-from sqlalchemy import Connection
+from pydantic import SecretStr
+from sqlalchemy import Connection, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import SQLModel
 
 from migrations.policies import secure_tables
-from migrations.roles import Role, make_auditor_role, make_retention_role, make_runtime_role, read_role
+from migrations.roles import (
+    Role,
+    make_auditor_role,
+    make_retention_role,
+    make_runtime_role,
+    read_role,
+    refuse_open_schema,
+)
 from taskchat import limits
 from taskchat.conversations import models as conversations
-from taskchat.database.engine import create_engine_for
+from taskchat.database.engine import connect_arguments
 from taskchat.personal_data import models as personal_data
+from taskchat.postgres_url import parse
 from taskchat.settings import MigrationSettings, SettingsError, load
 from taskchat.tasks import toolset
 
@@ -47,7 +58,7 @@ def migrate() -> None:
     retention = retention_url and read_role("RETENTION_DATABASE_URL", retention_url.get_secret_value())
     audit_url = settings.audit_database_url
     auditor = audit_url and read_role("AUDIT_DATABASE_URL", audit_url.get_secret_value())
-    engine = create_engine_for(settings.migration_database_url.get_secret_value, STATEMENT_SECONDS, wait_for_turn)
+    engine = create_engine("postgresql+pg8000://", creator=partial(connect, settings.migration_database_url))
     for attempt in range(1, ATTEMPTS + 1):
         try:
             with engine.connect() as connection:
@@ -59,14 +70,19 @@ def migrate() -> None:
         time.sleep(PAUSE_SECONDS)
 
 
-def wait_for_turn(connection: Any) -> None:
-    """Take the lock that one run has at a time. It lasts as long as the connection, which must be a direct one."""
+def connect(url: SecretStr) -> Any:
+    """Connect with the stock driver, and take the lock that one run has at a time: as long as its direct connection."""
+    arguments = connect_arguments(parse(url.get_secret_value())) | {"timeout": STATEMENT_SECONDS}
+    connection = pg8000.connect(**arguments)
     connection.execute_simple(f"select pg_advisory_lock({_ONE_MIGRATION_AT_A_TIME})")
     connection.execute_simple(f"set lock_timeout = '{LOCK_SECONDS}s'")
+    return connection
 
 
 def migrate_on(connection: Connection, runtime: Role, retention: Role | None, auditor: Role | None) -> None:
     """Run the migrations on a connection, then secure new tables and make the roles."""
+    refuse_open_schema(connection)  # before anything is made; each new role is checked again
+    connection.commit()
     context.configure(
         connection=connection,
         target_metadata=SQLModel.metadata,

@@ -78,7 +78,7 @@ def make_runtime_role(connection: Connection, role: Role) -> str:
     for table in SQLModel.metadata.sorted_tables:
         _grant(connection, table, role, table.info.get(RIGHTS, ALL_RIGHTS))
     _execute(connection, "grant select on alembic_version to %I", role.name)  # the APIs compare it with their own
-    _refuse_open_schema(connection, role.name)
+    refuse_open_schema(connection, role.name)
     return made
 
 
@@ -94,7 +94,7 @@ def make_retention_role(connection: Connection, role: Role, runtime: Role) -> st
         expiry = table.info.get(EXPIRY)
         _grant(connection, table, role, _rights_of_retention(table, expiry) if expiry else None)
         _open_to_retention(connection, table, role, expiry)
-    _refuse_open_schema(connection, role.name)
+    refuse_open_schema(connection, role.name)
     return made
 
 
@@ -189,7 +189,7 @@ def _grant(connection: Connection, table: Table, role: Role, rights: str | None)
         _execute(connection, f"grant {rights} on {table.name} to %I", role.name)
 
 
-def _refuse_open_schema(connection: Connection, name: str) -> None:
+def refuse_open_schema(connection: Connection, name: str = "public") -> None:
     """Raise OpenSchema if every role, or this one, may create in `public`: Postgres 14 and older let every role."""
     if connection.execute(text(_IS_OPEN), {"name": name}).scalar_one():
         raise OpenSchema(

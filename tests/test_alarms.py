@@ -34,53 +34,8 @@ FUNCTIONS = {"ChatFunction": chat, "McpToolsFunction": mcp_tools, "RetentionFunc
 GROUPS = {"ChatLogs": "ChatFunction", "McpToolsLogs": "McpToolsFunction", "RetentionLogs": "RetentionFunction"}
 
 
-def until(branch: str) -> pytest.MarkDecorator:
-    """Mark a test that fails until a branch is merged, and must pass from then on."""
-    return pytest.mark.xfail(
-        strict=True, raises=(AssertionError, FileNotFoundError), reason=f"until {branch} is merged"
-    )
-
-
-UNTIL_TELEMETRY = until("the telemetry branch")
-UNTIL_RUNBOOK = until("the runbook's branch")
-ELSEWHERE = dict.fromkeys(("ReconcileMismatches", "ReconcileChecked"), "operations") | dict.fromkeys(
-    ("SecretReread",), "shared/taskchat"
-)
+ELSEWHERE = dict.fromkeys(("ReconcileMismatches", "ReconcileChecked", "SecretReread"), "shared/taskchat")
 """Metrics that no request below causes, and the directory whose code writes each."""
-AWAITED_METRICS = dict.fromkeys(
-    (
-        *("Turns", "TurnLatency", "FirstEventLatency", "ModelLatency", "ModelCalls", "ToolCalls", "InputTokens"),
-        *("CachedTokens", "OutputTokens", "EstimatedTokens", "ResumedTurns", "ReplayedTurns", "RefusedByLimit"),
-        *("DatabaseWait", "DatabaseRefused"),
-    ),
-    UNTIL_TELEMETRY,
-) | {
-    "ReconcileMismatches": until("the operator's branch"),
-    "ReconcileChecked": until("the operator's branch"),
-    "SecretReread": until("the rotation branch"),
-}
-"""The mark of each metric that only another branch writes."""
-AWAITED_FIELDS = {
-    "TurnQuery": {
-        *(
-            "attempt",
-            "begin_ms",
-            "database_ms",
-            "error.type",
-            "finish_ms",
-            "first_event_ms",
-            "first_token_ms",
-            "resumed",
-        ),
-        *("gen_ai.request.model", "gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens"),
-    },
-    "SlowTurnsQuery": {
-        *("begin_ms", "database_ms", "duration_ms", "finish_ms", "first_event_ms", "outcome", "resumed"),
-    },
-    "FailuresQuery": {"attempt", "error.type", "gen_ai.request.model"},
-}
-"""Log fields that only the telemetry branch writes, by query."""
-AWAITED_MESSAGES = {"model call"}
 
 
 @dataclass
@@ -285,10 +240,7 @@ USED = sorted({*used_by_alarms(), *used_by_dashboard()}, key=lambda used: (str(u
 
 @pytest.mark.parametrize(
     "used",
-    [
-        pytest.param(used, id=f"{used}{dict(used.values) or ''}", marks=AWAITED_METRICS.get(used.name, ()))
-        for used in USED
-    ],
+    [pytest.param(used, id=f"{used}{dict(used.values) or ''}") for used in USED],
 )
 def test_a_metric_is_one_that_the_code_writes(used: Used, request: pytest.FixtureRequest) -> None:
     """It has exactly these dimensions: an alarm without the dimension `service` would never fire."""
@@ -357,11 +309,7 @@ LINES = {name: query for name, query in queries().items() if {"Ref": "GatewayLog
 
 @pytest.mark.parametrize(
     ("query", "name"),
-    [
-        pytest.param(query, name, marks=[UNTIL_TELEMETRY] * (name in AWAITED_FIELDS.get(query, ())))
-        for query, found in LINES.items()
-        for name in sorted(fields_of(found["QueryString"]))
-    ],
+    [(query, name) for query, found in LINES.items() for name in sorted(fields_of(found["QueryString"]))],
 )
 def test_a_field_is_one_that_the_code_logs(query: str, name: str, emitted: Emitted) -> None:
     """A line that the query reads has it: Insights shows nothing for a field that no line has."""
@@ -372,10 +320,7 @@ def test_a_field_is_one_that_the_code_logs(query: str, name: str, emitted: Emitt
 
 @pytest.mark.parametrize(
     "message",
-    [
-        pytest.param(message, marks=[UNTIL_TELEMETRY] * (message in AWAITED_MESSAGES))
-        for message in sorted(set().union(*(messages_of(query["QueryString"]) for query in LINES.values())))
-    ],
+    sorted(set().union(*(messages_of(query["QueryString"]) for query in LINES.values()))),
 )
 def test_a_message_is_one_that_the_code_logs(message: str, emitted: Emitted) -> None:
     """A filter on a misspelt message would find nothing."""
@@ -482,7 +427,6 @@ def test_an_alarm_says_what_to_do(name: str) -> None:
     assert alarm["AlarmName"]["Fn::Sub"].startswith("${AWS::StackName}-")  # the topic's policy names it
 
 
-@UNTIL_RUNBOOK
 @pytest.mark.parametrize("anchor", sorted({*ANCHORS.values(), "cost"}))
 def test_the_runbook_has_the_entry(anchor: str) -> None:
     """A reader follows the link from the e-mail."""

@@ -300,8 +300,8 @@ class TestTheSchemaThatTheCodeNeeds:
         ):
             pass
         rows.execute("update alembic_version set version_num = %s", [NEEDED])
-        with database.transaction("x"):
-            database.close()
+        with closing(database), database.transaction("x"):
+            pass
 
     @pytest.mark.parametrize(
         "damage",

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 from aws_lambda_powertools import Logger
 
-from taskchat import deadline
+from taskchat import deadline, measures
 from taskchat.settings import Settings, SettingsError, names_secret, read_again
 
 Credential = Literal["database_url", "openai_api_key"]
@@ -81,6 +81,7 @@ class Credentials:
             return False
         finally:
             self._read_at = time.monotonic()
+            measures.current().secrets_read_again += 1
         credentials: dict[str, Any] = {"database_url": found.database_url, "openai_api_key": found.openai_api_key}
         self._settings = before.model_copy(update=credentials)
         is_changed = bool(getattr(before, refused) != getattr(found, refused))
