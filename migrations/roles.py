@@ -110,7 +110,7 @@ def make_auditor_role(connection: Connection, role: Role, *others: Role) -> str:
         columns = [name for name in AUDITED.get(table.name, ()) if name in table.columns]
         _grant(connection, table, role, f"select ({', '.join(columns)})" if columns else None)
         _set_policies(connection, table, [("audit", "PERMISSIVE", [role.name], "SELECT", "true", None)], bool(columns))
-    _refuse_open_schema(connection, role.name)
+    refuse_open_schema(connection, role.name)
     return made
 
 
