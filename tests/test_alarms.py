@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import httpx2
 import pytest
 
+from chat.app import app
 from chat.app import handler as chat
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
@@ -22,9 +24,10 @@ from dev.tokens import Issuer
 from mcp_tools.app import handler as mcp_tools
 from retention.app import handler as retention
 from taskchat.errors import TaskchatError
+from taskchat.http.web_adapter import REQUEST_CONTEXT, observe
 from taskchat.toolcalls.audit_log import logger
 from testing.gateway import LambdaContext
-from tests.conftest import ROOT, Person, reset_processes, variables
+from tests.conftest import ROOT, Person, reset_processes, serving, variables
 from tests.domain import example
 from tests.test_mcp_endpoint import McpClient
 from tests.test_retention import DAYS, EVENT, Deployed
@@ -81,6 +84,7 @@ def emitted(server: Postgres, running_model: StandIn, issuer: Issuer) -> Iterato
         for name, value in variables(server.app_url, running_model, issuer).items():
             environment.setenv(name, value)
         _run_turns(found, running_model, issuer)
+        _stream(found, issuer)
         _call_tools(found, issuer)
         for name in ("TURN_BURST", "TURNS_PER_MINUTE", "MCP_BURST", "MCP_REQUESTS_PER_MINUTE"):
             environment.setenv(name, "1")
@@ -112,6 +116,16 @@ def _run_turns(found: Emitted, standin: StandIn, issuer: Issuer) -> None:
         assert person.say(example.add("bread"), key="b").status == 200
         standin.fault("malformed_body", match=example.add("tea"), times=1)
         assert person.say(example.add("tea")).status == 200
+
+
+def _stream(found: Emitted, issuer: Issuer) -> None:
+    """Finish a turn whose events are sent as they come, as the streaming function does."""
+    person = Person.new(issuer)
+    reset_processes()
+    headers = {"Authorization": f"Bearer {person.token}", "Accept": "text/event-stream", REQUEST_CONTEXT: "{}"}
+    with found.by("ChatFunction"), serving(observe(app, 29)) as address:
+        answer = httpx2.post(f"{address}/api/{person.id}/chat", headers=headers, json={"message": example.show()})
+        assert answer.status_code == 200
 
 
 def _call_tools(found: Emitted, issuer: Issuer) -> None:

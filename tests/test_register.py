@@ -20,7 +20,10 @@ PIPELINE = "shared/taskchat/database/pg8000_pipeline.py"
 MOST_ELSEWHERE = 3
 """Private names that all other files together may use."""
 
-PROVIDED = {"snapshot_restore_py": "Lambda's managed runtime has it, and the import may fail"}
+PROVIDED = {
+    "snapshot_restore_py": "Lambda's managed runtime has it, and the import may fail",
+    "botocore": "Lambda's managed runtime has it, and Powertools imports it to read a secret",
+}
 """Modules that shipped code imports, but that do not ship with it."""
 
 IN_PLACE_OF = {"fastmcp-slim": "fastmcp"}
