@@ -219,7 +219,10 @@ def _resume(client: Client, server: Server, cut: Stream) -> None:
 
 def _check_log(log: str) -> None:
     lines = [json.loads(line) for line in log.splitlines()]
-    _expect({line["correlation_id"] for line in lines if line.get("tool")}, {"json", "slow", "left", "other"})
+    _expect(
+        {line["correlation_id"] for line in lines if line.get("message") == "tool call"},
+        {"json", "slow", "left", "other"},
+    )
     _expect([line["Status2xx"] for line in lines if "Status2xx" in line], [[1.0]] * 5)
     _expect([line["function_name"] for line in lines if "ColdStart" in line], ["StreamFunction"])
 
