@@ -140,7 +140,7 @@ class Reconciliation:
 
     def _compare(self, call: Call, line: Line, row: Row) -> None:
         """Compare the fields that both have."""
-        names = [name for name in ("conversation_id", "request_id", "door", "tool", "outcome") if name in row]
+        names = ("conversation_id", "request_id", "door", "tool", "outcome")
         differing = [name for name in names if _differs(name, line, row)]
         if differing:
             self._add_mismatch(f"line and record differ in {', '.join(differing)}", call)

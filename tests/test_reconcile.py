@@ -127,7 +127,7 @@ def test_a_record_without_its_line_is_found(operator: Operator) -> None:
     (mismatch,) = operator.reconcile().mismatches
     assert mismatch["problem"] == "record without a line"
     assert mismatch["person"] == made["actor"]
-    same = ("turn_id", "call_id", "conversation_id", "door", "tool", "outcome", "duration_ms")
+    same = ("turn_id", "call_id", "conversation_id", "request_id", "door", "tool", "outcome", "duration_ms")
     assert {name: mismatch["record"][name] for name in same} == {name: made[name] for name in same}
 
 
@@ -141,7 +141,7 @@ def test_a_name_that_the_model_made_up_is_not_shown(operator: Operator) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("tool", "add_task"), ("outcome", "error"), ("door", "mcp"), ("conversation_id", None)],
+    [("tool", "add_task"), ("outcome", "error"), ("door", "mcp"), ("conversation_id", None), ("request_id", "another")],
 )
 def test_each_difference_is_named(operator: Operator, name: str, value: str | None) -> None:
     """A pair must have the same values."""
