@@ -38,7 +38,8 @@ class AuditedDatabase(EmptyDatabase):
             rows.execute(
                 "insert into tool_call (user_id, turn_id, call_id, position, conversation_id, request_id, door, tool,"
                 " arguments, outcome, result, duration_ms, created_at) values (%(actor)s, %(turn_id)s, %(call_id)s, 0,"
-                " %(conversation_id)s, %(request_id)s, %(door)s, %(tool)s, '{}', %(outcome)s, '{}', %(duration_ms)s, %(at)s)",
+                " %(conversation_id)s, %(request_id)s, %(door)s, %(tool)s, '{}', %(outcome)s, '{}', %(duration_ms)s,"
+                " %(at)s)",
                 line | {"at": at, "tool": "say_xylophone" if line["tool"] == "unknown" else line["tool"]},
             )
 

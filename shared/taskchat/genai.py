@@ -56,7 +56,10 @@ def describe_model_call(
 
 def read_model_call(line: Mapping[str, Any]) -> LoggedModelCall:
     """Return the fields of a log line that `describe_model_call` made."""
-    usage = (
-        line.get(f"gen_ai.usage.{name}", 0) for name in ("input_tokens", "cache_read.input_tokens", "output_tokens")
+    return LoggedModelCall(
+        line.get("gen_ai.request.model", ""),
+        line.get("gen_ai.usage.input_tokens", 0),
+        line.get("gen_ai.usage.cache_read.input_tokens", 0),
+        line.get("gen_ai.usage.output_tokens", 0),
+        line.get("error.type"),
     )
-    return LoggedModelCall(line.get("gen_ai.request.model", ""), *usage, line.get("error.type"))
