@@ -10,7 +10,14 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import SQLModel
 
 from migrations.policies import secure_tables
-from migrations.roles import Role, make_auditor_role, make_retention_role, make_runtime_role, read_role
+from migrations.roles import (
+    Role,
+    make_auditor_role,
+    make_retention_role,
+    make_runtime_role,
+    read_role,
+    refuse_open_schema,
+)
 from taskchat import limits
 from taskchat.conversations import models as conversations
 from taskchat.database.engine import create_engine_for
@@ -67,6 +74,8 @@ def wait_for_turn(connection: Any) -> None:
 
 def migrate_on(connection: Connection, runtime: Role, retention: Role | None, auditor: Role | None) -> None:
     """Run the migrations on a connection, then secure new tables and make the roles."""
+    with connection.begin():
+        refuse_open_schema(connection)  # before anything is made
     context.configure(
         connection=connection,
         target_metadata=SQLModel.metadata,

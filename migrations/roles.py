@@ -46,7 +46,8 @@ select rolname = current_user or rolcreaterole or rolcreatedb or rolreplication 
 """
 
 _IS_OPEN: Final = """
-select has_schema_privilege('public', 'public', 'create') or has_schema_privilege(:name, 'public', 'create')
+select has_schema_privilege('public', 'public', 'create')
+    or exists (select from pg_roles where rolname = :name and has_schema_privilege(oid, 'public', 'create'))
 """
 """In the first condition 'public' is every role, then it is the schema."""
 
@@ -78,7 +79,7 @@ def make_runtime_role(connection: Connection, role: Role) -> str:
     for table in SQLModel.metadata.sorted_tables:
         _grant(connection, table, role, table.info.get(RIGHTS, ALL_RIGHTS))
     _execute(connection, "grant select on alembic_version to %I", role.name)  # the APIs compare it with their own
-    _refuse_open_schema(connection, role.name)
+    refuse_open_schema(connection, role.name)
     return made
 
 
@@ -94,7 +95,7 @@ def make_retention_role(connection: Connection, role: Role, runtime: Role) -> st
         expiry = table.info.get(EXPIRY)
         _grant(connection, table, role, _rights_of_retention(table, expiry) if expiry else None)
         _open_to_retention(connection, table, role, expiry)
-    _refuse_open_schema(connection, role.name)
+    refuse_open_schema(connection, role.name)
     return made
 
 
@@ -110,7 +111,7 @@ def make_auditor_role(connection: Connection, role: Role, *others: Role) -> str:
         columns = [name for name in AUDITED.get(table.name, ()) if name in table.columns]
         _grant(connection, table, role, f"select ({', '.join(columns)})" if columns else None)
         _set_policies(connection, table, [("audit", "PERMISSIVE", [role.name], "SELECT", "true", None)], bool(columns))
-    _refuse_open_schema(connection, role.name)
+    refuse_open_schema(connection, role.name)
     return made
 
 
@@ -189,11 +190,12 @@ def _grant(connection: Connection, table: Table, role: Role, rights: str | None)
         _execute(connection, f"grant {rights} on {table.name} to %I", role.name)
 
 
-def _refuse_open_schema(connection: Connection, name: str) -> None:
+def refuse_open_schema(connection: Connection, name: str | None = None) -> None:
     """Raise OpenSchema if every role, or this one, may create in `public`: Postgres 14 and older let every role."""
     if connection.execute(text(_IS_OPEN), {"name": name}).scalar_one():
+        others = f"Every role, or {name}," if name else "Every role"
         raise OpenSchema(
-            f"Every role, or {name}, may create in the schema public, as before Postgres 15. As the schema's owner, "
+            f"{others} may create in the schema public, as before Postgres 15. As the schema's owner, "
             "revoke that from each role that has it: revoke create on schema public from public"
         )
 

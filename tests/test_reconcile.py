@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import shlex
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,29 +16,35 @@ from typing import Any
 import boto3
 import psycopg
 import pytest
+import yaml
 from moto import mock_aws
 from psycopg import sql
 from sqlmodel import SQLModel
 
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
+from dev.template_rules.transformed import template
 from dev.tokens import Issuer
-from operations import reconcile
+from operations import deployment, reconcile
 from operations.call_records import CallRecords
+from operations.deployment import Deployment
 from operations.log_source import MARGIN, FileLog, OperatorError
 from operations.reconcile import Reconciliation, Report
+from taskchat import settings
 from taskchat.database.engine import create_engine_for
+from taskchat.http.telemetry import Metric
 from testing.callers import Caller
 from testing.gateway import event
 from tests import db_assertions, proxy
 from tests.audited import AuditedDatabase, Line, audit_line
-from tests.conftest import variables
+from tests.conftest import ROOT, variables
 from tests.crash_points import Trap
 from tests.domain import example
 from tests.environments import Environment, Fleet, ForkServer
 from tests.proxy import Proxy
 
 Rows = psycopg.Connection[Any]
+WORKFLOW = ROOT / ".github" / "workflows" / "deploy.yml"
 DAY = datetime(2026, 3, 10, tzinfo=UTC)
 RANGE = ["--since", "2026-03-10", "--until", "2026-03-11"]
 NOON = DAY + timedelta(hours=12)
@@ -328,14 +336,67 @@ class TestCommand:
         assert "opensesame" not in line
 
 
-@mock_aws
-def test_the_numbers_are_put_as_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The alarm reads them, under the dimension of all the deployment's metrics."""
-    cloudwatch = boto3.client("cloudwatch", region_name="eu-west-1")
-    reconcile.put_metrics(cloudwatch, "taskchat-prod", Report(checked=5, found=2))
-    found = {metric["MetricName"]: metric["Dimensions"] for metric in cloudwatch.list_metrics()["Metrics"]}
-    dimension = [{"Name": "service", "Value": "taskchat-prod"}]
-    assert found == {"ReconcileChecked": dimension, "ReconcileMismatches": dimension}
+class TestDeployed:
+    """The command as the nightly job runs it: the URL comes from a secret, and an alarm reads the metrics."""
+
+    @pytest.fixture(autouse=True)
+    def aws(self, audited: AuditedDatabase, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        """Give the deployment, and store the auditor's secret."""
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "testing")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+        monkeypatch.delenv("AUDIT_DATABASE_URL", raising=False)
+        with mock_aws():
+            text = json.dumps({"AUDIT_DATABASE_URL": audited.audit_url})
+            arn = boto3.client("secretsmanager").create_secret(Name="audit", SecretString=text)["ARN"]
+            monkeypatch.setenv("APP_SECRET_ARN", arn)
+            found = Deployment(boto3.Session(), {}, {"EnvironmentName": "prod", "RetentionDays": "30"})
+            monkeypatch.setattr(deployment, "find", lambda _name: found)  # moto's CloudFormation needs more packages
+            yield
+            settings.forget_secret()
+
+    def run(self, operator: Operator) -> int:
+        operator.file.write_text("".join(json.dumps(line) + "\n" for line in operator.lines))
+        return reconcile.main(["--env", "prod", "--metrics", "--log", str(operator.file), *RANGE])
+
+    def test_the_alarm_gets_the_number(self, operator: Operator) -> None:
+        """The metric has exactly the name, the namespace and the dimension that the alarm reads."""
+        operator.store()
+        assert self.run(operator) == 1
+        [alarm] = template()["Resources"]["ReconcileAlarm"]["Properties"]["Metrics"]
+        asked = alarm["MetricStat"]["Metric"]
+        [dimension] = asked["Dimensions"]
+        service = dimension["Value"]["Fn::Sub"].replace("${EnvironmentName}", "prod")
+        expected = [{"Name": dimension["Name"], "Value": service}]
+        found = boto3.client("cloudwatch").list_metrics(Namespace=asked["Namespace"])["Metrics"]
+        assert {metric["MetricName"] for metric in found} == {asked["MetricName"], Metric.RECONCILE_CHECKED}
+        assert all(metric["Dimensions"] == expected for metric in found)
+
+    def test_the_deployments_retention_counts(self, operator: Operator, capsys: pytest.CaptureFixture[str]) -> None:
+        """An older line without a record is no mismatch."""
+        operator.call(NOON - MARGIN)
+        operator.log()
+        assert self.run(operator) == 0
+        assert "0 of erased persons, 1 past retention" in capsys.readouterr().out
+
+    def test_make_takes_the_environment_from_the_workflow(self) -> None:
+        """The job sets ENV as a variable. Without ENV the command reads the local stack."""
+        [command] = [step["run"] for step in nightly_steps() if str(step.get("run")).startswith("make")]
+        known = {name: value for name, value in os.environ.items() if name != "ENV"}
+        printed = [
+            subprocess.run(  # noqa: S603  (the project's own workflow)
+                [*shlex.split(command), "--dry-run"], cwd=ROOT, env=given, capture_output=True, text=True, check=True
+            ).stdout
+            for given in (known, known | {"ENV": "prod"})
+        ]
+        assert ["--env prod" in text for text in printed] == [False, True]
+        assert all("--metrics" in text for text in printed)
+
+
+def nightly_steps() -> list[Line]:
+    """Return the steps of the workflow's nightly job."""
+    steps: list[Line] = yaml.safe_load(WORKFLOW.read_text())["jobs"]["reconcile"]["steps"]
+    return steps
 
 
 class TestAuditorsRole:
