@@ -32,6 +32,7 @@ from operations.log_source import MARGIN, FileLog, OperatorError
 from operations.reconcile import Reconciliation, Report
 from taskchat import settings
 from taskchat.database.engine import create_engine_for
+from taskchat.database.transaction import LOOKUP_SECONDS
 from taskchat.http.telemetry import Metric
 from testing.callers import Caller
 from testing.gateway import event
@@ -452,8 +453,12 @@ class TestAuditorsRole:
         assert "AUDIT_DATABASE_URL and DATABASE_URL must not name the same role" in refused.stdout
 
 
-TURNS = 5_000 if "THOROUGH" in os.environ else 150
-AT_ONCE = 2
+TURNS = int(os.environ.get("RECONCILE_TURNS") or (5_000 if "THOROUGH" in os.environ else 60))
+"""Turns of each of the two runs."""
+AT_ONCE = 6 if TURNS > 500 else 2
+"""Processes that take them. While one waits to try again, another works."""
+OUTAGE = LOOKUP_SECONDS + 0.5
+"""Seconds of an outage in which a request gives up to ask for the outcome of a commit."""
 SEED = int(os.environ.get("RECONCILE_SEED") or random.SystemRandom().randrange(10**6))
 MODEL_FAULTS: list[tuple[str, Line]] = [
     ("rate_limit", {"retry_after_ms": 1}),
@@ -498,16 +503,16 @@ class Worker:
         for number in range(turns):
             if number % 5 == 0:
                 caller = Caller.new(self.issuer)
-            self._take_turn(caller, is_first=number == 0)
+            self._take_turn(caller, number)
 
-    def _take_turn(self, caller: Caller, *, is_first: bool) -> None:
-        """Send a request until it is done. The third attempt has no faults."""
-        by_mcp = not is_first and self.chance.random() < 0.2
+    def _take_turn(self, caller: Caller, number: int) -> None:
+        """Send a request until it is done. The third attempt has no faults. The first two turns have certain faults."""
+        by_mcp = number > 1 and self.chance.random() < 0.2
         request = self._mcp_call(caller) if by_mcp else self._message(caller)
         for attempt in range(3):
-            trap = AFTER_CALL if is_first and not attempt and self.may_kill else self._fault(attempt)
+            trap = self._fault(attempt, number)
             self.environment = self.environment or self.fleet.start()
-            outcome = self.environment.ask(request, trap, seconds=5)
+            outcome = self.environment.ask(request, trap, seconds=8)
             if outcome.trapped:
                 self.environment, self.kills = None, self.kills + 1
                 self.killed.add(caller.id)
@@ -528,13 +533,18 @@ class Worker:
         headers = MCP_HEADERS | {"authorization": f"Bearer {caller.mcp_token}"}
         return event("POST", "/mcp", headers=headers, body=json.dumps(message).encode())
 
-    def _fault(self, attempt: int) -> Trap | None:
+    def _fault(self, attempt: int, number: int) -> Trap | None:
         """Let the database fail, or return the moment at which the process is killed. End all faults at last."""
         self.lost += self.fragile.lost
         self.fragile.reset()
         self.fragile.accept_again()
         draw = self.chance.random() if attempt < 2 else 1.0
-        if draw < 0.03:
+        if attempt == 0 and number == 0 and self.may_kill:
+            return AFTER_CALL
+        if draw < 0.005 or (attempt == 0 and number == 1):
+            self.fragile.refuse_for = OUTAGE
+            self.fragile.lose_answer_to, self.fragile.answered_before_loss = b"commit", 1  # the first call's
+        elif draw < 0.03:
             self.fragile.lose_answer_to = b"commit"
         elif draw < 0.05:
             self.fragile.cut_received = self.fragile.received + self.chance.randrange(4_000)
@@ -588,8 +598,10 @@ def test_lines_and_records_agree_after_faults(
     lost = sum(worker.lost for worker in workers)
     kills, killed = sum(worker.kills for worker in workers), set[str]().union(*(worker.killed for worker in workers))
     report(f"reconcile: {TURNS} turns, seed {SEED}, {kills} kills, {lost} lost answers: {found.summary}")
-    assert set(problems(found)) <= {"record without a line"}
-    assert named == stored - logged
+    others = [mismatch for mismatch in found.mismatches if mismatch["problem"] != "record without a line"]
+    assert others == [], f"RECONCILE_SEED={SEED}: {json.dumps(others[:5], default=str, indent=1)}"
+    assert named == stored - logged, f"RECONCILE_SEED={SEED}"
+    assert any(line.get("outcome") == "unknown" for line in operator.lines)
     assert {person for person, _ in named} <= killed
     assert bool(may_kill) <= len(named) <= kills
     assert found.checked == len(stored | logged)
