@@ -59,8 +59,9 @@ migrate: install  ## Migrate the schema at MIGRATION_DATABASE_URL, and create th
 
 .PHONY: reconcile audit-log trace
 
-# ENV counts here only if it is on the command line: without it, the commands read what `make dev` wrote.
-OPERATE = $(if $(findstring command,$(origin ENV)),--env $(ENV)) $(ARGS)
+# Without an ENV of the caller's, the commands read what `make dev` wrote.
+DEPLOYED = $(if $(filter command line environment,$(origin ENV)),--env $(ENV))
+OPERATE = $(DEPLOYED) $(ARGS)
 
 reconcile: install  ## Find each audit line without its record, and the reverse: make reconcile [ENV=prod] [ARGS=...]
 	@$(BIN)/python -m operations.reconcile $(OPERATE)
@@ -163,7 +164,7 @@ prune: install  ## Show the functions' old versions, or delete them: make prune 
 	@$(BIN)/python -m operations.prune $(ENV) $(if $(DELETE),--delete)
 
 doctor: install  ## Check a deployment, a line for each part: make doctor [ENV=prod] [URL=https://…]
-	@$(BIN)/python -m operations.doctor $(if $(filter command line environment,$(origin ENV)),--env $(ENV)) $(if $(URL),--url $(URL))
+	@$(BIN)/python -m operations.doctor $(DEPLOYED) $(if $(URL),--url $(URL))
 
 check: install $(SAM_INSTALLED) $(AUDIT_INSTALLED)  ## Check lint, format, types, imports, templates, workflows, secrets and locks
 	@$(BIN)/ruff check .

@@ -81,8 +81,8 @@ def connect(url: SecretStr) -> Any:
 
 def migrate_on(connection: Connection, runtime: Role, retention: Role | None, auditor: Role | None) -> None:
     """Run the migrations on a connection, then secure new tables and make the roles."""
-    refuse_open_schema(connection)  # before anything is made; each new role is checked again
-    connection.commit()
+    with connection.begin():
+        refuse_open_schema(connection)  # before anything is made
     context.configure(
         connection=connection,
         target_metadata=SQLModel.metadata,

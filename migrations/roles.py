@@ -46,7 +46,8 @@ select rolname = current_user or rolcreaterole or rolcreatedb or rolreplication 
 """
 
 _IS_OPEN: Final = """
-select has_schema_privilege('public', 'public', 'create') or has_schema_privilege(:name, 'public', 'create')
+select has_schema_privilege('public', 'public', 'create')
+    or exists (select from pg_roles where rolname = :name and has_schema_privilege(oid, 'public', 'create'))
 """
 """In the first condition 'public' is every role, then it is the schema."""
 
@@ -189,11 +190,12 @@ def _grant(connection: Connection, table: Table, role: Role, rights: str | None)
         _execute(connection, f"grant {rights} on {table.name} to %I", role.name)
 
 
-def refuse_open_schema(connection: Connection, name: str = "public") -> None:
+def refuse_open_schema(connection: Connection, name: str | None = None) -> None:
     """Raise OpenSchema if every role, or this one, may create in `public`: Postgres 14 and older let every role."""
     if connection.execute(text(_IS_OPEN), {"name": name}).scalar_one():
+        others = f"Every role, or {name}," if name else "Every role"
         raise OpenSchema(
-            f"Every role, or {name}, may create in the schema public, as before Postgres 15. As the schema's owner, "
+            f"{others} may create in the schema public, as before Postgres 15. As the schema's owner, "
             "revoke that from each role that has it: revoke create on schema public from public"
         )
 

@@ -32,7 +32,6 @@ _TOOL: Final = without_made_up_name(TOOL_CALL.c.tool).label("tool")
 _COLUMNS: Final = tuple(
     TOOL_CALL.c[name]
     for name in ("user_id", "turn_id", "call_id", "conversation_id", "request_id", "door", "outcome", "duration_ms")
-    if name in TOOL_CALL.c
 )
 
 

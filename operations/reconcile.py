@@ -140,7 +140,7 @@ class Reconciliation:
 
     def _compare(self, call: Call, line: Line, row: Row) -> None:
         """Compare the fields that both have."""
-        names = [name for name in ("conversation_id", "request_id", "door", "tool", "outcome") if name in row]
+        names = ("conversation_id", "request_id", "door", "tool", "outcome")
         differing = [name for name in names if _differs(name, line, row)]
         if differing:
             self._add_mismatch(f"line and record differ in {', '.join(differing)}", call)
@@ -216,7 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--metrics", action="store_true", help="put ReconcileChecked and ReconcileMismatches (needs --env)"
     )
     parser.add_argument("--settle", type=int, default=5, help="minutes that calls have to reach the log (default: 5)")
-    parser.add_argument("--retention-days", type=int, default=0, help="RetentionDays of the deployment, if it has any")
+    parser.add_argument("--retention-days", type=int, help="age of rows that may be deleted (default: RetentionDays)")
     return options.run(lambda: _reconcile(parser.parse_args(arguments)))
 
 
@@ -227,7 +227,8 @@ def _reconcile(given: argparse.Namespace) -> int:
     until = min(common.until, common.now - timedelta(minutes=given.settle))
     if common.since >= until:
         raise OperatorError(f"The range must begin before the last {given.settle} minutes, which still settle.")
-    limit = common.now - timedelta(days=given.retention_days) if given.retention_days else None
+    days = _retention_days(common)
+    limit = common.now - timedelta(days=days) if days else None
 
     def tell(mismatch: dict[str, Any]) -> None:
         progress.clear()
@@ -242,6 +243,12 @@ def _reconcile(given: argparse.Namespace) -> int:
     times = f"{common.show_time(work.since)} to {common.show_time(work.until)}"
     print(f"{times}: {report.summary}", file=sys.stderr if given.json else sys.stdout)
     return 1 if report.found else 0
+
+
+def _retention_days(common: options.Options) -> int:
+    if common.given.retention_days is not None:
+        return int(common.given.retention_days)
+    return int(common.deployment.parameters.get("RetentionDays", 0)) if common.deployment else 0
 
 
 def put_metrics(cloudwatch: Any, service: str, report: Report) -> None:

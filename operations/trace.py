@@ -10,11 +10,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any, Final, TextIO
 from uuid import UUID
 
 from operations import options
 from operations.log_source import Line, LogSource, OperatorError, Query, in_order, time_of
+from taskchat import genai
 
 _OF_A_TURN: Final = ("taskchat.usage", "taskchat.model", "taskchat.audit")
 _OF_A_REQUEST: Final = "taskchat.request"
@@ -59,7 +61,14 @@ class Attempt:
     def spans(self) -> list[Span]:
         """Return the steps in order of their beginning."""
         steps = [_step(line) for line in self.lines if _schema(line) != "taskchat.usage"]
-        return sorted([*self._transactions(steps), *steps], key=lambda span: span.start)
+        return sorted([*self._transactions(steps), *steps, *self._pauses()], key=lambda span: span.start)
+
+    def _pauses(self) -> Iterator[Span]:
+        """Return the waits between a failed try of a model call and the next try."""
+        tries = [line for line in self.lines if _schema(line) == "taskchat.model"]
+        for before, after in pairwise(tries):
+            if after["attempt"] > 1:
+                yield Span("pause", time_of(before), _step(after).start)
 
     def _transactions(self, steps: list[Span]) -> Iterator[Span]:
         """Return the turn's own transactions: the first ends where the first step begins, the last ends the turn."""
@@ -107,20 +116,18 @@ def _ms(number: float) -> timedelta:
 def _step(line: Line) -> Span:
     start = time_of(line) - _ms(line.get("duration_ms") or 0)
     if _schema(line) == "taskchat.model":
-        return Span(f"model, try {line['attempt']}", start, time_of(line), _describe_model_call(line))
-    return Span(f"{line['tool']}", start, time_of(line), line["outcome"])
+        name = f"model, try {line['attempt']}" if line["attempt"] > 1 else "model"
+        return Span(name, start, time_of(line), _describe_model_call(line))
+    return Span(line["tool"], start, time_of(line), line["outcome"])
 
 
 def _describe_model_call(line: Line) -> str:
-    tokens = {
-        name: line.get(f"gen_ai.usage.{field}", 0)
-        for name, field in (("in", "input_tokens"), ("cached", "cache_read.input_tokens"), ("out", "output_tokens"))
-    }
-    parts = [line["outcome"], str(line.get("gen_ai.request.model", ""))]
+    call = genai.read_model_call(line)
+    parts = [line["outcome"], call.model]
     parts += [f"first word after {line['first_token_ms']:,.0f} ms"] if line.get("first_token_ms") is not None else []
-    if tokens["in"]:
-        parts.append(f"{tokens['in']:,} tokens in ({tokens['cached']:,} cached), {tokens['out']:,} out")
-    return ", ".join(filter(None, [*parts, line.get("error.type")]))
+    if call.input_tokens:
+        parts.append(f"{call.input_tokens:,} tokens in ({call.cached_tokens:,} cached), {call.output_tokens:,} out")
+    return ", ".join(filter(None, [*parts, (call.error or "").removesuffix(" None")]))
 
 
 def read_attempts(log: LogSource, turn_id: str, since: datetime, until: datetime) -> list[Attempt]:

@@ -36,9 +36,10 @@ class AuditedDatabase(EmptyDatabase):
         """Store the record that belongs to an audit line."""
         with psycopg.connect(self.superuser_url, autocommit=True) as rows:
             rows.execute(
-                "insert into tool_call (user_id, turn_id, call_id, position, conversation_id, door, tool, arguments,"
-                " outcome, result, duration_ms, created_at) values (%(actor)s, %(turn_id)s, %(call_id)s, 0,"
-                " %(conversation_id)s, %(door)s, %(tool)s, '{}', %(outcome)s, '{}', %(duration_ms)s, %(at)s)",
+                "insert into tool_call (user_id, turn_id, call_id, position, conversation_id, request_id, door, tool,"
+                " arguments, outcome, result, duration_ms, created_at) values (%(actor)s, %(turn_id)s, %(call_id)s, 0,"
+                " %(conversation_id)s, %(request_id)s, %(door)s, %(tool)s, '{}', %(outcome)s, '{}', %(duration_ms)s,"
+                " %(at)s)",
                 line | {"at": at, "tool": "say_xylophone" if line["tool"] == "unknown" else line["tool"]},
             )
 
@@ -56,7 +57,7 @@ def audit_line(at: datetime, **fields: Any) -> Line:
         "timestamp": timestamp(at.astimezone(UTC)),
         "service": "taskchat",
         "schema": "taskchat.audit/1",
-        "request_id": None,
+        "request_id": uuid4().hex,
         "turn_id": str(uuid4()),
         "conversation_id": str(uuid4()),
         "actor": "ann",

@@ -26,6 +26,8 @@ class Proxy:
         self.port: int = self._listener.getsockname()[1]
         self.lose_answer_to: bytes | None = None
         """Bytes of a request. The next request with these bytes reaches the server, and its answer is lost."""
+        self.answered_before_loss = 0
+        """Number of requests with these bytes that get their answer first."""
         self.connect_delay = 0.0
         """Seconds by which each connection is delayed, as when the database wakes from sleep."""
         self.answer_delay = 0.0
@@ -53,7 +55,7 @@ class Proxy:
 
     def reset(self) -> None:
         """Count from zero, and let nothing fail."""
-        self.lost, self.sent, self.received = 0, 0, 0
+        self.lost, self.sent, self.received, self.answered_before_loss = 0, 0, 0, 0
         self.lose_answer_to, self.cut_sent, self.cut_received, self.refuse_for = None, None, None, 0.0
 
     def accept_again(self) -> None:
@@ -130,6 +132,9 @@ class Proxy:
 
     def _is_to_be_lost(self, data: bytes) -> bool:
         if self.lose_answer_to is None or self.lose_answer_to not in data.lower():
+            return False
+        if self.answered_before_loss:
+            self.answered_before_loss -= 1
             return False
         self.lose_answer_to = None
         return True

@@ -311,7 +311,11 @@ class TestTheSchemaThatTheCodeNeeds:
         """It is empty, or older than the right to read its revision."""
         succeed(empty)
         rows.execute(damage.format(role=empty.role).encode())
-        with pytest.raises(OldSchema, match="revision unknown"), Database(lambda: empty.app_url).transaction("x"):
+        with (
+            closing(Database(lambda: empty.app_url)) as database,
+            pytest.raises(OldSchema, match="revision unknown"),
+            database.transaction("x"),
+        ):
             pass
 
     def test_a_newer_one_is_served(self, empty: EmptyDatabase, rows: Rows) -> None:

@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import shlex
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,29 +16,36 @@ from typing import Any
 import boto3
 import psycopg
 import pytest
+import yaml
 from moto import mock_aws
 from psycopg import sql
 from sqlmodel import SQLModel
 
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
+from dev.template_rules.transformed import template
 from dev.tokens import Issuer
-from operations import reconcile
+from operations import deployment, reconcile
 from operations.call_records import CallRecords
+from operations.deployment import Deployment
 from operations.log_source import MARGIN, FileLog, OperatorError
 from operations.reconcile import Reconciliation, Report
+from taskchat import settings
 from taskchat.database.engine import create_engine_for
+from taskchat.database.transaction import LOOKUP_SECONDS
+from taskchat.http.telemetry import Metric
 from testing.callers import Caller
 from testing.gateway import event
 from tests import db_assertions, proxy
 from tests.audited import AuditedDatabase, Line, audit_line
-from tests.conftest import variables
+from tests.conftest import ROOT, variables
 from tests.crash_points import Trap
 from tests.domain import example
 from tests.environments import Environment, Fleet, ForkServer
 from tests.proxy import Proxy
 
 Rows = psycopg.Connection[Any]
+WORKFLOW = ROOT / ".github" / "workflows" / "deploy.yml"
 DAY = datetime(2026, 3, 10, tzinfo=UTC)
 RANGE = ["--since", "2026-03-10", "--until", "2026-03-11"]
 NOON = DAY + timedelta(hours=12)
@@ -127,7 +136,7 @@ def test_a_record_without_its_line_is_found(operator: Operator) -> None:
     (mismatch,) = operator.reconcile().mismatches
     assert mismatch["problem"] == "record without a line"
     assert mismatch["person"] == made["actor"]
-    same = ("turn_id", "call_id", "conversation_id", "door", "tool", "outcome", "duration_ms")
+    same = ("turn_id", "call_id", "conversation_id", "request_id", "door", "tool", "outcome", "duration_ms")
     assert {name: mismatch["record"][name] for name in same} == {name: made[name] for name in same}
 
 
@@ -141,7 +150,7 @@ def test_a_name_that_the_model_made_up_is_not_shown(operator: Operator) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("tool", "add_task"), ("outcome", "error"), ("door", "mcp"), ("conversation_id", None)],
+    [("tool", "add_task"), ("outcome", "error"), ("door", "mcp"), ("conversation_id", None), ("request_id", "another")],
 )
 def test_each_difference_is_named(operator: Operator, name: str, value: str | None) -> None:
     """A pair must have the same values."""
@@ -328,14 +337,67 @@ class TestCommand:
         assert "opensesame" not in line
 
 
-@mock_aws
-def test_the_numbers_are_put_as_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The alarm reads them, under the dimension of all the deployment's metrics."""
-    cloudwatch = boto3.client("cloudwatch", region_name="eu-west-1")
-    reconcile.put_metrics(cloudwatch, "taskchat-prod", Report(checked=5, found=2))
-    found = {metric["MetricName"]: metric["Dimensions"] for metric in cloudwatch.list_metrics()["Metrics"]}
-    dimension = [{"Name": "service", "Value": "taskchat-prod"}]
-    assert found == {"ReconcileChecked": dimension, "ReconcileMismatches": dimension}
+class TestDeployed:
+    """The command as the nightly job runs it: the URL comes from a secret, and an alarm reads the metrics."""
+
+    @pytest.fixture(autouse=True)
+    def aws(self, audited: AuditedDatabase, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        """Give the deployment, and store the auditor's secret."""
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "testing")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+        monkeypatch.delenv("AUDIT_DATABASE_URL", raising=False)
+        with mock_aws():
+            text = json.dumps({"AUDIT_DATABASE_URL": audited.audit_url})
+            arn = boto3.client("secretsmanager").create_secret(Name="audit", SecretString=text)["ARN"]
+            monkeypatch.setenv("APP_SECRET_ARN", arn)
+            found = Deployment(boto3.Session(), {}, {"EnvironmentName": "prod", "RetentionDays": "30"})
+            monkeypatch.setattr(deployment, "find", lambda _name: found)  # moto's CloudFormation needs more packages
+            yield
+            settings.forget_secret()
+
+    def run(self, operator: Operator) -> int:
+        operator.file.write_text("".join(json.dumps(line) + "\n" for line in operator.lines))
+        return reconcile.main(["--env", "prod", "--metrics", "--log", str(operator.file), *RANGE])
+
+    def test_the_alarm_gets_the_number(self, operator: Operator) -> None:
+        """The metric has exactly the name, the namespace and the dimension that the alarm reads."""
+        operator.store()
+        assert self.run(operator) == 1
+        [alarm] = template()["Resources"]["ReconcileAlarm"]["Properties"]["Metrics"]
+        asked = alarm["MetricStat"]["Metric"]
+        [dimension] = asked["Dimensions"]
+        service = dimension["Value"]["Fn::Sub"].replace("${EnvironmentName}", "prod")
+        expected = [{"Name": dimension["Name"], "Value": service}]
+        found = boto3.client("cloudwatch").list_metrics(Namespace=asked["Namespace"])["Metrics"]
+        assert {metric["MetricName"] for metric in found} == {asked["MetricName"], Metric.RECONCILE_CHECKED}
+        assert all(metric["Dimensions"] == expected for metric in found)
+
+    def test_the_deployments_retention_counts(self, operator: Operator, capsys: pytest.CaptureFixture[str]) -> None:
+        """An older line without a record is no mismatch."""
+        operator.call(NOON - MARGIN)
+        operator.log()
+        assert self.run(operator) == 0
+        assert "0 of erased persons, 1 past retention" in capsys.readouterr().out
+
+    def test_make_takes_the_environment_from_the_workflow(self) -> None:
+        """The job sets ENV as a variable. Without ENV the command reads the local stack."""
+        [command] = [step["run"] for step in nightly_steps() if str(step.get("run")).startswith("make")]
+        known = {name: value for name, value in os.environ.items() if name != "ENV"}
+        printed = [
+            subprocess.run(  # noqa: S603  (the project's own workflow)
+                [*shlex.split(command), "--dry-run"], cwd=ROOT, env=given, capture_output=True, text=True, check=True
+            ).stdout
+            for given in (known, known | {"ENV": "prod"})
+        ]
+        assert ["--env prod" in text for text in printed] == [False, True]
+        assert all("--metrics" in text for text in printed)
+
+
+def nightly_steps() -> list[Line]:
+    """Return the steps of the workflow's nightly job."""
+    steps: list[Line] = yaml.safe_load(WORKFLOW.read_text())["jobs"]["reconcile"]["steps"]
+    return steps
 
 
 class TestAuditorsRole:
@@ -391,8 +453,12 @@ class TestAuditorsRole:
         assert "AUDIT_DATABASE_URL and DATABASE_URL must not name the same role" in refused.stdout
 
 
-TURNS = 5_000 if "THOROUGH" in os.environ else 150
-AT_ONCE = 2
+TURNS = int(os.environ.get("RECONCILE_TURNS") or (5_000 if "THOROUGH" in os.environ else 60))
+"""Turns of each of the two runs."""
+AT_ONCE = 6 if TURNS > 500 else 2
+"""Processes that take them. While one waits to try again, another works."""
+OUTAGE = LOOKUP_SECONDS + 0.5
+"""Seconds of an outage in which a request gives up to ask for the outcome of a commit."""
 SEED = int(os.environ.get("RECONCILE_SEED") or random.SystemRandom().randrange(10**6))
 MODEL_FAULTS: list[tuple[str, Line]] = [
     ("rate_limit", {"retry_after_ms": 1}),
@@ -437,16 +503,16 @@ class Worker:
         for number in range(turns):
             if number % 5 == 0:
                 caller = Caller.new(self.issuer)
-            self._take_turn(caller, is_first=number == 0)
+            self._take_turn(caller, number)
 
-    def _take_turn(self, caller: Caller, *, is_first: bool) -> None:
-        """Send a request until it is done. The third attempt has no faults."""
-        by_mcp = not is_first and self.chance.random() < 0.2
+    def _take_turn(self, caller: Caller, number: int) -> None:
+        """Send a request until it is done. The third attempt has no faults. The first two turns have certain faults."""
+        by_mcp = number > 1 and self.chance.random() < 0.2
         request = self._mcp_call(caller) if by_mcp else self._message(caller)
         for attempt in range(3):
-            trap = AFTER_CALL if is_first and not attempt and self.may_kill else self._fault(attempt)
+            trap = self._fault(attempt, number)
             self.environment = self.environment or self.fleet.start()
-            outcome = self.environment.ask(request, trap, seconds=5)
+            outcome = self.environment.ask(request, trap, seconds=8)
             if outcome.trapped:
                 self.environment, self.kills = None, self.kills + 1
                 self.killed.add(caller.id)
@@ -467,13 +533,18 @@ class Worker:
         headers = MCP_HEADERS | {"authorization": f"Bearer {caller.mcp_token}"}
         return event("POST", "/mcp", headers=headers, body=json.dumps(message).encode())
 
-    def _fault(self, attempt: int) -> Trap | None:
+    def _fault(self, attempt: int, number: int) -> Trap | None:
         """Let the database fail, or return the moment at which the process is killed. End all faults at last."""
         self.lost += self.fragile.lost
         self.fragile.reset()
         self.fragile.accept_again()
         draw = self.chance.random() if attempt < 2 else 1.0
-        if draw < 0.03:
+        if attempt == 0 and number == 0 and self.may_kill:
+            return AFTER_CALL
+        if draw < 0.005 or (attempt == 0 and number == 1):
+            self.fragile.refuse_for = OUTAGE
+            self.fragile.lose_answer_to, self.fragile.answered_before_loss = b"commit", 1  # the first call's
+        elif draw < 0.03:
             self.fragile.lose_answer_to = b"commit"
         elif draw < 0.05:
             self.fragile.cut_received = self.fragile.received + self.chance.randrange(4_000)
@@ -527,8 +598,10 @@ def test_lines_and_records_agree_after_faults(
     lost = sum(worker.lost for worker in workers)
     kills, killed = sum(worker.kills for worker in workers), set[str]().union(*(worker.killed for worker in workers))
     report(f"reconcile: {TURNS} turns, seed {SEED}, {kills} kills, {lost} lost answers: {found.summary}")
-    assert set(problems(found)) <= {"record without a line"}
-    assert named == stored - logged
+    others = [mismatch for mismatch in found.mismatches if mismatch["problem"] != "record without a line"]
+    assert others == [], f"RECONCILE_SEED={SEED}: {json.dumps(others[:5], default=str, indent=1)}"
+    assert named == stored - logged, f"RECONCILE_SEED={SEED}"
+    assert any(line.get("outcome") == "unknown" for line in operator.lines)
     assert {person for person, _ in named} <= killed
     assert bool(may_kill) <= len(named) <= kills
     assert found.checked == len(stored | logged)

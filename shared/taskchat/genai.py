@@ -3,12 +3,23 @@
 The names are not stable yet: only this module has them. https://opentelemetry.io/docs/specs/semconv/gen-ai/
 """
 
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 _OPENAI: Final = "api.openai.com"
 _TOOL_ERROR: Final = "tool_error"
 """The convention's type of every error that a tool reports to the model."""
+
+
+class LoggedModelCall(NamedTuple):
+    """Hold the fields of a model call's log line that an operator's command shows."""
+
+    model: str
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    error: str | None
 
 
 def provider_of(base_url: str | None) -> str:
@@ -41,3 +52,14 @@ def describe_model_call(
         "gen_ai.usage.output_tokens": output_tokens,
         **({"error.type": error} if error else {}),
     }
+
+
+def read_model_call(line: Mapping[str, Any]) -> LoggedModelCall:
+    """Return the fields of a log line that `describe_model_call` made."""
+    return LoggedModelCall(
+        line.get("gen_ai.request.model", ""),
+        line.get("gen_ai.usage.input_tokens", 0),
+        line.get("gen_ai.usage.cache_read.input_tokens", 0),
+        line.get("gen_ai.usage.output_tokens", 0),
+        line.get("error.type"),
+    )
