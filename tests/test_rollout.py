@@ -8,13 +8,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import psycopg
 import pytest
+from psycopg.rows import dict_row
 
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
@@ -22,13 +21,14 @@ from dev.tokens import Issuer
 from taskchat.database.schema import NEEDED
 from testing.callers import Caller
 from testing.gateway import invoke
-from tests.conftest import ROOT, migrate, variables
+from tests.conftest import ROOT, variables
+from tests.db_assertions import Rows
 from tests.domain import example
 from tests.environments import Fleet, ForkServer
 from tests.privacy import LogSearch
-from tests.test_migrations import EmptyDatabase, Rows, succeed
-from tests.test_release_before import BEFORE, _git, earlier, serving  # noqa: F401  (a fixture)
-from tests.test_rotation import Load, chat
+from tests.test_migrations import EmptyDatabase, succeed
+from tests.test_release_before import earlier, revision_of_earlier, serving  # noqa: F401  (a fixture)
+from tests.test_rotation import chat, load
 
 PATIENCE = 60
 
@@ -72,7 +72,7 @@ def empty(server: Postgres) -> EmptyDatabase:
 @pytest.fixture
 def rows(empty: EmptyDatabase) -> Iterator[Rows]:
     """Connect to that database as its superuser."""
-    with psycopg.connect(empty.superuser_url, autocommit=True) as connection:
+    with psycopg.connect(empty.superuser_url, autocommit=True, row_factory=dict_row) as connection:
         yield connection
 
 
@@ -116,36 +116,38 @@ def test_a_migration_does_not_make_requests_wait(one_more: OneMore, empty: Empty
     assert process.returncode == 0, output
 
 
-def test_no_turn_fails_while_the_schema_is_rolled_out(
+@pytest.fixture
+def release(
     empty: EmptyDatabase,
-    earlier: Path,  # noqa: F811  (the fixture)
     warm_fork_server: ForkServer,
     standin: StandIn,
     issuer: Issuer,
-    log_search: LogSearch,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The code before serves on the old schema and on the new one. Then the new code serves too."""
+) -> Iterator[Fleet]:
+    """Deploy this code over that database. A process of the earlier code has the same variables."""
     known = variables(empty.app_url, standin, issuer)
     for name, value in known.items():
         monkeypatch.setenv(name, value)
-    files = _git("ls-tree", "--name-only", BEFORE, "migrations/versions/").decode().split()
-    succeed(empty, "downgrade", max(Path(file).name for file in files)[:4])
-    fleet, load, caller = Fleet(warm_fork_server, known), Load(), Caller.new(issuer)
-    with serving(earlier, "chat", log_search) as old, ThreadPoolExecutor() as pool:
-        load.done.append(0)
-        worker = pool.submit(
-            load.work, 0, lambda mark: invoke(old, caller.request({"message": example.add(mark)})), caller
-        )
-        try:
-            load.go_on([worker])
-            done = migrate(empty.owner_url, empty.app_url)
-            assert done.returncode == 0, done.stderr
-            load.go_on([worker])
-            new = chat(fleet.start(), caller)
-            assert new(f"n{uuid4().hex[:8]}").status == 200
-        finally:
-            load.stop.set()
-            fleet.stop()
-        worker.result()
-    assert load.failed == []
+    fleet = Fleet(warm_fork_server, known)
+    yield fleet
+    fleet.stop()
+
+
+def test_no_turn_fails_while_the_schema_is_rolled_out(
+    empty: EmptyDatabase,
+    rows: Rows,
+    earlier: Path,  # noqa: F811  (the fixture)
+    release: Fleet,
+    issuer: Issuer,
+    log_search: LogSearch,
+) -> None:
+    """The code before serves on the old schema and on the new one. Then a process of the new code serves too."""
+    succeed(empty, "downgrade", revision_of_earlier())
+    one, another = Caller.new(issuer), Caller.new(issuer)
+    with serving(earlier, "chat", log_search) as old, load(rows) as running:
+        running.add(one, lambda mark: invoke(old, one.request({"message": example.add(mark)})))
+        running.go_on()
+        succeed(empty)
+        running.go_on()
+        running.add(another, chat(release.start(), another))
+        running.go_on()
