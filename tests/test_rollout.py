@@ -1,6 +1,7 @@
 """A change of the schema is rolled out while turns run, and no turn fails.
 
-Promise: a migration that waits for a lock gives up before the requests behind it do, and tries again.
+Promises: a migration that waits for a lock gives up before the requests behind it do, and tries again. An index is
+built while requests write to its table, and a build that failed is made again.
 """
 
 import os
@@ -10,11 +11,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from psycopg.rows import dict_row
 
+from dev import processes
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
@@ -37,6 +40,8 @@ MIGRATION = '''
 
 from alembic import op
 
+from migrations.indexes import create_index, drop_index
+
 revision = "9999"
 down_revision = "{needed}"
 branch_labels = None
@@ -48,8 +53,20 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.execute("alter table conversation drop one_more")
+    drop_index("one_more_idx")
 '''
+
+INDEX = "create_index('one_more_idx', 'conversation (title)')"
+FAILING = "create_index('one_more_idx', 'conversation ((1 / length(title)))')"
+
+BUILD_WAITS = """
+select from pg_stat_activity
+where datname = current_database() and query like 'create index concurrently%' and wait_event_type = 'Lock'
+"""
+RUN_WAITS = """
+select from pg_stat_activity
+where datname = current_database() and query like 'select pg%advisory_lock%' and pid <> pg_backend_pid()
+"""
 
 RUN = """
 import sys
@@ -114,6 +131,56 @@ def test_a_migration_does_not_make_requests_wait(one_more: OneMore, empty: Empty
         assert process.stdout.readline().startswith("A table is in use, trying again")
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
+
+
+def wait_for(rows: Rows, condition: str) -> None:
+    """Return when the query finds a row."""
+    for _ in processes.attempts(PATIENCE):
+        if rows.execute(condition.encode()).fetchone() is not None:
+            return
+    raise AssertionError(rows.execute("select pid, state, wait_event, query from pg_stat_activity").fetchall())
+
+
+def begin_conversation(connection: psycopg.Connection[Any], title: str = "x") -> None:
+    """Write a row of the table that gets the index."""
+    connection.execute("insert into conversation (user_id, id, title) values ('a', gen_random_uuid(), %s)", [title])
+
+
+def is_valid(rows: Rows) -> bool | None:
+    """Return whether the new index can be used, or None if there is none."""
+    found = rows.execute("select indisvalid from pg_index where indexrelid = to_regclass('one_more_idx')").fetchone()
+    return found and bool(found["indisvalid"])
+
+
+@pytest.mark.parametrize("one_more", [INDEX], indirect=True)
+def test_an_index_is_built_beside_writers(one_more: OneMore, empty: EmptyDatabase, rows: Rows) -> None:
+    """The build waits for a transaction that has written. No other writer waits, and a second run ends too."""
+    with psycopg.connect(empty.superuser_url) as writer:
+        begin_conversation(writer)
+        runs = [one_more.start()]
+        wait_for(rows, BUILD_WAITS)
+        runs.append(one_more.start())
+        wait_for(rows, RUN_WAITS)
+        rows.execute("set lock_timeout = '1s'")
+        for _ in range(20):
+            begin_conversation(rows)
+        wait_for(rows, BUILD_WAITS)
+    for run in runs:
+        output, _ = run.communicate(timeout=PATIENCE)
+        assert run.returncode == 0, output
+    assert is_valid(rows)
+
+
+@pytest.mark.parametrize("one_more", [FAILING], indirect=True)
+def test_a_build_that_failed_is_made_again(one_more: OneMore, rows: Rows) -> None:
+    """It leaves an invalid index, which the next run drops."""
+    begin_conversation(rows, title="")
+    output, _ = one_more.start().communicate(timeout=PATIENCE)
+    assert "division by zero" in output
+    assert is_valid(rows) is False
+    rows.execute("update conversation set title = 'x'")
+    output, _ = one_more.start().communicate(timeout=PATIENCE)
+    assert is_valid(rows), output
 
 
 @pytest.fixture
