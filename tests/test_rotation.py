@@ -40,6 +40,7 @@ from tests.test_mcp_endpoint import McpClient
 
 PATIENCE = 40
 PAGE = (ROOT / "docs" / "rotation.md").read_text().replace("\n   ", "\n")
+SEEN = "role taskchat_app_b was made."
 URL = "postgresql://u:p@h/d"
 AFTER = 2
 """Requests of each worker that must succeed before a change, and after it."""
@@ -65,7 +66,7 @@ class Deployment:
         url = f"postgresql://{role}:{password}@{self.server.host}:{self.server.port}/taskchat?sslmode=disable"
         engine = create_engine_for(lambda: self.server.owner_url)
         with engine.begin() as connection:
-            make_runtime_role(connection, read_role("DATABASE_URL", url))
+            assert make_runtime_role(connection, read_role("DATABASE_URL", url)) == SEEN.replace("taskchat_app_b", role)
         engine.dispose()
         return url
 
@@ -201,6 +202,7 @@ def test_no_request_fails(deployment: Deployment, issuer: Issuer) -> None:
 
 def two_roles_take_turns(deployment: Deployment, running: Load) -> None:
     """Make the new credentials, name them in the secret, and then end the old ones."""
+    assert SEEN in PAGE
     old = deployment.url
     new = deployment.new_role()
     deployment.model.accept("sk-one", "sk-two")
@@ -209,6 +211,7 @@ def two_roles_take_turns(deployment: Deployment, running: Load) -> None:
     deployment.follow("alter role", old)
     deployment.model.accept("sk-two")
     running.go_on()
+    deployment.follow("select", old)
     deployment.follow("grant", old)
 
 
