@@ -74,9 +74,14 @@ def connect(url: SecretStr) -> Any:
     """Connect with the stock driver, and take the lock that one run has at a time: as long as its direct connection."""
     arguments = connect_arguments(parse(url.get_secret_value())) | {"timeout": STATEMENT_SECONDS}
     connection = pg8000.connect(**arguments)
-    connection.execute_simple(f"select pg_advisory_lock({_ONE_MIGRATION_AT_A_TIME})")
-    connection.execute_simple(f"set lock_timeout = '{LOCK_SECONDS}s'")
-    return connection
+    for _ in range(int(STATEMENT_SECONDS)):
+        # To wait in one statement would hold a snapshot, for which `create index concurrently` of the other run waits.
+        (is_ours,) = connection.execute_simple(f"select pg_try_advisory_lock({_ONE_MIGRATION_AT_A_TIME})").rows[0]
+        if is_ours:
+            connection.execute_simple(f"set lock_timeout = '{LOCK_SECONDS}s'")
+            return connection
+        time.sleep(1)
+    raise TimeoutError("another migration has not ended")
 
 
 def migrate_on(connection: Connection, runtime: Role, retention: Role | None, auditor: Role | None) -> None:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from taskchat.database.schema import NEEDED
 from testing.gateway import Handler, invoke
 from tests.conftest import ROOT, Person
 from tests.domain import example
@@ -34,6 +36,12 @@ def _git(*arguments: str) -> bytes:
     return subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout  # noqa: S603  (constants)
 
 
+def revision_of_earlier() -> str:
+    """Return the revision of the schema that the earlier commit was written for."""
+    files = _git("ls-tree", "--name-only", BEFORE, "migrations/versions/").decode().split()
+    return max(Path(file).name for file in files).partition("_")[0]
+
+
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Take what ships out of the earlier commit."""
@@ -48,13 +56,14 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def serving(earlier: Path, package: str, log_search: LogSearch) -> Iterator[Handler]:
     """Run a function of the earlier release in a process, and give its handler."""
     path = f"{earlier / 'shared'}{os.pathsep}{earlier / 'functions'}"
+    log = tempfile.TemporaryFile("w+")  # nobody reads a pipe while it runs, and a full pipe would stop it
     process = subprocess.Popen(  # noqa: S603  (a module of these tests)
         [sys.executable, "-m", "tests.earlier_release", package],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": path},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=log,
         text=True,
     )
     assert process.stdin
@@ -71,8 +80,10 @@ def serving(earlier: Path, package: str, log_search: LogSearch) -> Iterator[Hand
     try:
         yield handle
     finally:
-        _, log = process.communicate(timeout=30)
-        log_search.add_output(log)
+        process.communicate(timeout=30)
+        with log:
+            log.seek(0)
+            log_search.add_output(log.read().replace("taskchat.audit/", "earlier.audit/"))  # it had fewer fields
 
 
 @pytest.fixture
@@ -84,8 +95,7 @@ def old(environment: None, earlier: Path, log_search: LogSearch) -> Iterator[dic
 
 def test_the_earlier_code_knows_an_older_schema(earlier: Path) -> None:
     """There is a migration that it was written without."""
-    known = _git("ls-tree", "--name-only", BEFORE, "migrations/versions/").decode().split()
-    assert set(known) < {f"migrations/versions/{path.name}" for path in ROOT.glob("migrations/versions/*.py")}
+    assert revision_of_earlier() < NEEDED
 
 
 class TestBothReleases:

@@ -40,8 +40,9 @@ from tests.test_mcp_endpoint import McpClient
 
 PATIENCE = 40
 PAGE = (ROOT / "docs" / "rotation.md").read_text().replace("\n   ", "\n")
+SEEN = "role taskchat_app_b was made."
 URL = "postgresql://u:p@h/d"
-AFTER = 3
+AFTER = 2
 """Requests of each worker that must succeed before a change, and after it."""
 
 
@@ -65,7 +66,7 @@ class Deployment:
         url = f"postgresql://{role}:{password}@{self.server.host}:{self.server.port}/taskchat?sslmode=disable"
         engine = create_engine_for(lambda: self.server.owner_url)
         with engine.begin() as connection:
-            make_runtime_role(connection, read_role("DATABASE_URL", url))
+            assert make_runtime_role(connection, read_role("DATABASE_URL", url)) == SEEN.replace("taskchat_app_b", role)
         engine.dispose()
         return url
 
@@ -93,32 +94,53 @@ class Deployment:
 
 @dataclass
 class Load:
-    """Workers that send one request after another, each to a process of its own."""
+    """Workers that send one request after another, each for a caller of its own, until the load stops."""
 
+    pool: ThreadPoolExecutor
     stop: threading.Event = field(default_factory=threading.Event)
-    done: list[int] = field(default_factory=list)
-    answers: list[tuple[Caller, str, Response]] = field(default_factory=list)
+    workers: list[Future[None]] = field(default_factory=list)
+    sent: list[tuple[Caller, list[str]]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
-    def work(self, number: int, send: Callable[[str], Response], caller: Caller) -> None:
-        """Send messages until the load stops."""
+    def add(self, caller: Caller, send: Callable[[str], Response]) -> None:
+        """Begin a worker."""
+        self.sent.append((caller, []))
+        self.workers.append(self.pool.submit(self._work, send, self.sent[-1][1]))
+
+    def _work(self, send: Callable[[str], Response], sent: list[str]) -> None:
         while not self.stop.is_set():
-            message = f"n{uuid4().hex[:8]}"
-            response = send(message)
+            mark = f"n{uuid4().hex[:8]}"
+            response = send(mark)
             if response.status != 200:
                 self.failed.append(f"{response.status} {response.body}")
-            self.answers.append((caller, message, response))
-            self.done[number] += 1
+            sent.append(mark)
 
-    def go_on(self, workers: "list[Future[None]]") -> None:
+    def go_on(self) -> None:
         """Return when each worker has had some more answers."""
-        before = list(self.done)
+        before = [len(marks) for _, marks in self.sent]
         for _ in processes.attempts(PATIENCE):
-            for worker in workers:
+            for worker in self.workers:
                 assert not worker.done(), worker.exception()
-            if all(now >= then + AFTER for now, then in zip(self.done, before, strict=True)):
+            if all(len(marks) >= then + AFTER for (_, marks), then in zip(self.sent, before, strict=True)):
                 return
         raise AssertionError("a worker does not go on")
+
+
+@contextmanager
+def load(rows: Rows) -> Iterator[Load]:
+    """Run the workers that the block adds, and check that each request succeeded and took effect once."""
+    with ThreadPoolExecutor() as pool:
+        running = Load(pool)
+        try:
+            yield running
+            running.go_on()
+        finally:
+            running.stop.set()
+    for worker in running.workers:
+        worker.result()
+    assert running.failed == []
+    for caller, marks in running.sent:
+        assert example.rows_of(rows, caller.id) == [example.row(mark) for mark in marks]
 
 
 def chat(environment: Environment, caller: Caller) -> Callable[[str], Response]:
@@ -164,61 +186,46 @@ def deployment(
         fleet.stop()
 
 
-@contextmanager
-def load(deployment: Deployment, issuer: Issuer) -> Iterator[Callable[[], None]]:
-    """Send chat turns and MCP calls during the block, and check that each took effect once."""
-    running = Load()
-    with ThreadPoolExecutor() as pool:
-        workers = []
-        for number, begin in enumerate((chat, chat, mcp)):
+@pytest.mark.parametrize("deployment", ["direct", "pooled"], indirect=True)
+def test_no_request_fails(deployment: Deployment, issuer: Issuer) -> None:
+    """Chat turns and MCP calls run during both rotations of docs/rotation.md."""
+    with load(deployment.rows) as running:
+        for begin in (chat, chat, mcp):
             caller = Caller.new(issuer)
-            running.done.append(0)
-            send = begin(deployment.fleet.start(), caller)
-            workers.append(pool.submit(running.work, number, send, caller))
-        try:
-            running.go_on(workers)
-            yield lambda: running.go_on(workers)
-            running.go_on(workers)
-        finally:
-            running.stop.set()
-        for worker in workers:
-            worker.result()
-    assert running.failed == []
-    for caller in {caller for caller, _, _ in running.answers}:
-        sent = [example.row(mark) for who, mark, _ in running.answers if who == caller]
-        assert example.rows_of(deployment.rows, caller.id) == sent
+            running.add(caller, begin(deployment.fleet.start(), caller))
+        running.go_on()
+        two_roles_take_turns(deployment, running)
+        assert deployment.secret.reads < 20
+        running.go_on()
+        old_credentials_end_first(deployment)
 
 
-@pytest.mark.parametrize("deployment", ["direct", "pooled"], indirect=True)
-def test_two_roles_take_turns(deployment: Deployment, issuer: Issuer) -> None:
-    """This is the order of docs/rotation.md: first make the new, then name it in the secret, then end the old."""
+def two_roles_take_turns(deployment: Deployment, running: Load) -> None:
+    """Make the new credentials, name them in the secret, and then end the old ones."""
+    assert SEEN in PAGE
     old = deployment.url
-    with load(deployment, issuer) as go_on:
-        new = deployment.new_role()
-        deployment.model.accept("sk-one", "sk-two")
-        deployment.store(new, "sk-two")
-        go_on()
-        deployment.follow("alter role", old)
-        deployment.model.accept("sk-two")
-        go_on()
-        deployment.follow("grant", old)
-        go_on()
-    assert deployment.secret.reads < 20
+    new = deployment.new_role()
+    deployment.model.accept("sk-one", "sk-two")
+    deployment.store(new, "sk-two")
+    running.go_on()
+    deployment.follow("alter role", old)
+    deployment.model.accept("sk-two")
+    running.go_on()
+    deployment.follow("select", old)
+    deployment.follow("grant", old)
 
 
-@pytest.mark.parametrize("deployment", ["direct", "pooled"], indirect=True)
-def test_old_credentials_end_first(deployment: Deployment, issuer: Issuer) -> None:
+def old_credentials_end_first(deployment: Deployment) -> None:
     """Requests between the two changes wait for the secret, and go on."""
-    with load(deployment, issuer):
-        new = deployment.change_password(uuid4().hex)
-        deployment.model.accept("sk-two")
-        deployment.store(new, "sk-two")
+    new = deployment.change_password(uuid4().hex)
+    deployment.model.accept("sk-three")
+    deployment.store(new, "sk-three")
 
 
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[SecretsManager]:
     """Give a secret that this process reads, and make all times of a renewal shorter."""
-    for name, seconds in {"RENEW_SECONDS": 0.5, "QUIET_SECONDS": 0.5, "FIRST_PAUSE": 0.02}.items():
+    for name, seconds in {"RENEW_SECONDS": 0.2, "QUIET_SECONDS": 0.5, "FIRST_PAUSE": 0.02}.items():
         monkeypatch.setattr(credentials, name, seconds)
     with secrets_manager.running() as secret:
         for name, value in secret.environment.items():
