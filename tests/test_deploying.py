@@ -129,7 +129,7 @@ class TestTemplate:
         for group in groups.values():
             assert group["AlarmConfiguration"]["Enabled"]
             assert [alarm["Name"] for alarm in group["AlarmConfiguration"]["Alarms"]] == [
-                {"Fn::Sub": "${AWS::StackName}-server-errors"},
+                {"Ref": "ServerErrorsAlarm"},
                 {"Ref": "ChatErrorsAlarm"},
                 {"Ref": "LatencyAlarm"},
             ]
