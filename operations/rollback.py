@@ -41,13 +41,13 @@ def plan(found: Stack, functions: Sequence[Function]) -> list[Step]:
 
 
 def turn_back(client: Any, steps: Sequence[Step]) -> None:
-    """Point each alias at the version before. If one cannot move, move the others forth again and raise ClientError."""
+    """Point each alias at the version before. If one cannot move, move the others forth again and raise its error."""
     moved: list[Step] = []
     try:
         for step in steps:
             _point(client, step.function, step.target, step.function.revision)
             moved.append(step)
-    except ClientError:
+    except (ClientError, BotoCoreError):
         for step in moved:
             _point(client, step.function, step.function.live)
         raise

@@ -8,7 +8,7 @@ from typing import Any
 
 import boto3
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, EndpointConnectionError
 from botocore.stub import Stubber
 from moto import mock_aws
 
@@ -129,6 +129,24 @@ class TestRollback:
         with pytest.raises(ClientError):
             rollback.turn_back(client, steps)
         assert live(client, "chat") == "2"
+
+    def test_if_the_network_ends_all_stay(self, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An error of the connection is no answer of AWS, and undoes the step before it too."""
+        publish(client, "chat", 2)
+        publish(client, "mcp", 2)
+        found = a_stack("chat", "mcp", updated_at=NOW - timedelta(days=9999))
+        steps = rollback.plan(found, stack.read_functions(client, found.functions))
+        update = client.update_alias
+
+        def fail_for_mcp(**asked: Any) -> Any:
+            if asked["FunctionName"] == "mcp":
+                raise EndpointConnectionError(endpoint_url="https://lambda.eu-west-1.amazonaws.com")
+            return update(**asked)
+
+        monkeypatch.setattr(client, "update_alias", fail_for_mcp)
+        with pytest.raises(EndpointConnectionError):
+            rollback.turn_back(client, steps)
+        assert (live(client, "chat"), live(client, "mcp")) == ("2", "2")
 
     def test_a_function_that_was_not_deployed_stays(self) -> None:
         """Its version before belongs to an earlier deployment."""
