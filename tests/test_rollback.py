@@ -172,6 +172,18 @@ class TestRollback:
         with pytest.raises(StackError):
             rollback.plan(a_stack(), functions)
 
+    @pytest.mark.parametrize("status", ["UPDATE_IN_PROGRESS", "UPDATE_ROLLBACK_IN_PROGRESS"])
+    def test_it_refuses_while_the_stack_changes(self, status: str) -> None:
+        """CloudFormation would move the aliases of the other functions on, and leave two releases side by side."""
+        found = Stack("taskchat-dev", ("f3",), (), NOW, status)
+        with pytest.raises(StackError, match=status):
+            rollback.plan(found, [function(3, 2, 3)])
+
+    def test_the_clean_up_after_a_deployment_does_not_hinder_it(self) -> None:
+        """The aliases have moved by then."""
+        found = Stack("taskchat-dev", ("f3",), (), NOW, "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS")
+        assert [step.target for step in rollback.plan(found, [function(3, 2, 3)])] == [2]
+
     def test_a_deployment_under_way_is_stopped(self) -> None:
         """CodeDeploy turns the traffic back by itself."""
         codedeploy = boto3.client("codedeploy", region_name=REGION, aws_access_key_id="x", aws_secret_access_key="x")
@@ -213,7 +225,7 @@ def test_the_stack_names_its_functions_and_roll_outs() -> None:
         stub.add_response(
             "list_stack_resources", {"StackResourceSummaries": summaries[1:]}, {"StackName": "s", "NextToken": "n"}
         )
-        assert stack.read_stack(client, "s") == Stack("s", ("chat",), (("app", "group"),), NOW)
+        assert stack.read_stack(client, "s") == Stack("s", ("chat",), (("app", "group"),), NOW, "CREATE_COMPLETE")
 
 
 @pytest.mark.parametrize("environment", ["dev", "prod"])
