@@ -160,7 +160,7 @@ def print_entries(entries: list[Entry], as_json: bool, show_time: Callable[[date
         for entry in entries:
             print(json.dumps(entry | {"time": show_time(entry["time"])}))
     elif entries:
-        lines = [[_cell(name, entry, show_time) for name in _TABLE] for entry in entries]
+        lines = [[options.printable(_cell(name, entry, show_time)) for name in _TABLE] for entry in entries]
         widths = [max(map(len, column)) for column in zip(_TABLE, *lines, strict=True)]
         for cells in ([name.replace("_", " ") for name in _TABLE], *lines):
             print("  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip())

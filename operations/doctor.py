@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import boto3
+from botocore.exceptions import BotoCoreError, ClientError
 
 from operations.checks import database, services, settings
 from operations.checks.deployment import Deployment, Skipped, Wrong
@@ -111,8 +112,11 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         deployment = deployed(arguments.env) if arguments.env else local(os.environ)
-    except (KeyError, LookupError) as error:
+    except LookupError as error:
         sys.stdout.write(f"There is no such deployment: {error}\n")
+        return 1
+    except (ClientError, BotoCoreError, FileNotFoundError) as error:
+        sys.stdout.write(f"The deployment cannot be read: {error}\n")
         return 1
     deployment.url = arguments.url or None
     return 0 if examine(deployment, sys.stdout.write) else 1

@@ -22,6 +22,9 @@ QUERY_SECONDS: Final = 600
 AUDIT: Final = "taskchat.audit"
 """Schema of the audit lines, without its version."""
 
+_TEXTS: Final = ("actor", "turn_id", "call_id", "door", "tool", "outcome")
+"""Fields that every audit line has."""
+
 MARGIN: Final = timedelta(minutes=10)
 """The longest time between a record and its line: a request, a settled commit, and clocks that differ."""
 
@@ -107,13 +110,24 @@ def _parsed(texts: Iterator[str] | Any, query: Query) -> Iterator[Line]:
     for text in texts:
         line = _parse(text)
         if line is not None and query.accepts(line):
+            _check(line)
             yield line
+
+
+def _check(line: Line) -> None:
+    """Raise OperatorError for an audit line that the functions cannot have written."""
+    if str(line["schema"]).partition("/")[0] != AUDIT:
+        return
+    wrong = [name for name in _TEXTS if not isinstance(line.get(name), str)]
+    wrong += ["tool_arguments"] if not isinstance(line.get("tool_arguments", {}), dict) else []
+    if wrong:
+        raise OperatorError(f"The audit line of {line['timestamp']} has no valid {', '.join(wrong)}.")
 
 
 def _parse(text: str) -> Line | None:
     try:
         line = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # text that is nested very deep is no line of ours
         return None
     return line if isinstance(line, dict) else None
 

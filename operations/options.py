@@ -98,6 +98,11 @@ class Options:
         return (ScannedLog if self.given.scan else InsightsLog)(client, deployed.log_groups)
 
 
+def printable(text: str) -> str:
+    """Return the text with each control character escaped: a log must not steer the operator's terminal."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
 class Progress:
     """Writes one line about the progress over itself, if a person watches."""
 

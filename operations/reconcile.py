@@ -205,7 +205,8 @@ def describe(call: Call) -> dict[str, Any]:
 def show(mismatch: dict[str, Any], given: options.Options) -> str:
     """Return the mismatch as one line."""
     parts = {name: mismatch[name] for name in ("record", "line") if name in mismatch}
-    return f"{given.show_time(mismatch['at'])}  {mismatch['problem']}: person {mismatch['person']} {json.dumps(parts)}"
+    person = options.printable(mismatch["person"])
+    return f"{given.show_time(mismatch['at'])}  {mismatch['problem']}: person {person} {json.dumps(parts)}"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,12 +8,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from operations import stack
 from operations.stack import ALIAS, Function, Stack, StackError
+
+_CHANGING: Final = frozenset(f"{kind}_IN_PROGRESS" for kind in ("CREATE", "UPDATE", "ROLLBACK", "UPDATE_ROLLBACK"))
+"""States of a stack in which CloudFormation still moves aliases."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,10 @@ def plan(found: Stack, functions: Sequence[Function]) -> list[Step]:
 
     A deployment publishes only the functions that it changes. One that it made has no version to go back to: it stays.
     """
+    if found.status in _CHANGING:
+        raise StackError(
+            f"the stack is in {found.status}, and would move the aliases on. Wait for its end, or cancel it."
+        )
     changed = [
         each for each in functions if each.published[each.live] >= found.updated_at and list(each.published) != [1]
     ]
@@ -41,13 +48,13 @@ def plan(found: Stack, functions: Sequence[Function]) -> list[Step]:
 
 
 def turn_back(client: Any, steps: Sequence[Step]) -> None:
-    """Point each alias at the version before. If one cannot move, move the others forth again and raise ClientError."""
+    """Point each alias at the version before. If one cannot move, move the others forth again and raise its error."""
     moved: list[Step] = []
     try:
         for step in steps:
             _point(client, step.function, step.target, step.function.revision)
             moved.append(step)
-    except ClientError:
+    except (ClientError, BotoCoreError):
         for step in moved:
             _point(client, step.function, step.function.live)
         raise

@@ -28,6 +28,7 @@ class Stack:
     """CodeDeploy's application and deployment group of each function that serves an API."""
     updated_at: datetime
     """The beginning of the last deployment."""
+    status: str = "UPDATE_COMPLETE"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ def read_stack(cloudformation: Any, name: str) -> Stack:
     applications = [name for kind, name in found if kind == "AWS::CodeDeploy::Application"]
     groups = [name for kind, name in found if kind == "AWS::CodeDeploy::DeploymentGroup"]
     roll_outs = tuple((application, group) for application in applications for group in groups)
-    return Stack(name, functions, roll_outs, stack.get("LastUpdatedTime") or stack["CreationTime"])
+    updated_at = stack.get("LastUpdatedTime") or stack["CreationTime"]
+    return Stack(name, functions, roll_outs, updated_at, stack["StackStatus"])
 
 
 def read_functions(client: Any, names: Sequence[str]) -> list[Function]:

@@ -225,7 +225,7 @@ def _trace(given: argparse.Namespace) -> int:
         attempts = read_attempts(common.log(), given.turn, common.since, common.until)
     finally:
         progress.clear()
-    print("\n".join(draw(attempts, Pen.for_stream(sys.stdout), common)))
+    print("\n".join(map(options.printable, draw(attempts, Pen.for_stream(sys.stdout), common))))
     return 0
 
 

@@ -181,6 +181,44 @@ class TestTable:
         assert line == "error: Set AUDIT_DATABASE_URL to the auditor's role, or start make dev."
 
 
+class TestStrangeLines:
+    """A file may hold anything. The command ends with a line about it, and not with a traceback."""
+
+    def run(self, tmp_path: Path, *lines: str) -> int:
+        """Run the command over these lines."""
+        file = tmp_path / "log.jsonl"
+        file.write_text("".join(line + "\n" for line in lines))
+        return audit_log.main(["--log", str(file), *RANGE])
+
+    @pytest.mark.parametrize(
+        ("name", "value"), [("actor", None), ("turn_id", {"a": 1}), ("call_id", 7), ("tool_arguments", [1])]
+    )
+    def test_a_line_without_its_ids_is_named(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, value: Any
+    ) -> None:
+        """To skip it would hide a call."""
+        assert self.run(tmp_path, json.dumps(audit_line(NOON)), json.dumps(audit_line(NOON, **{name: value}))) == 2
+        expected = f"error: The audit line of 2026-03-10 12:00:00,000+0000 has no valid {name}.\n"
+        assert capsys.readouterr().err.endswith(expected)
+
+    @pytest.mark.parametrize("opening", ["[", '{"a":'])
+    def test_text_that_is_nested_deep_is_skipped(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], opening: str
+    ) -> None:
+        """It is no line of the functions."""
+        assert self.run(tmp_path, opening * 100_000, json.dumps(audit_line(NOON))) == 0
+        assert "1 calls" in capsys.readouterr().err
+
+    def test_no_field_steers_the_terminal(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Control characters are shown, and letters of any language stay."""
+        line = audit_line(NOON, tool="\x1b[2J\u202e", actor="Jos\u00e9", tool_arguments={"x": "\x07\n"})
+        assert self.run(tmp_path, json.dumps(line)) == 0
+        (shown,) = capsys.readouterr().out.splitlines()[1:]
+        assert r"\x1b[2J\u202e" in shown
+        assert r"x=\x07\n" in shown
+        assert "Jos\u00e9" in shown
+
+
 QUERY = Query(DAY, DAY + timedelta(days=1), (AUDIT,), {"actor": ("ann",)})
 
 

@@ -56,6 +56,13 @@ def test_its_make_targets_exist() -> None:
     assert named <= set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 
 
+def test_the_nightly_run_reads_the_deployment_and_feeds_its_alarm(tmp_path: Path) -> None:
+    """Without the environment it would read a log that the runner does not have."""
+    [command] = [step["run"] for path in WORKFLOWS for step in steps(path) if "reconcile" in step.get("run", "")]
+    shown = paste(command.replace("make ", "make -n ", 1), tmp_path, ENV="prod")
+    assert "operations.reconcile --env prod --metrics" in shown
+
+
 def test_its_parameters_exist() -> None:
     """Each name in code that looks like a parameter is one, of one of the two templates, or an output."""
     document, deployer = template(), yaml.safe_load(re.sub(r"!\w+", "", (ROOT / "deploy/deployer.yaml").read_text()))

@@ -2,11 +2,13 @@
 
 import io
 import json
+import os
 import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any, ClassVar
 
@@ -513,6 +515,20 @@ class TestOnAws:
         monkeypatch.setattr("sys.argv", ["doctor", "--env", "prod"])
         assert doctor.main() == 1
         assert "no function of the service taskchat-prod" in capsys.readouterr().out
+
+
+def test_without_credentials_the_command_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ends with 1, and without a traceback."""
+    for name in [each for each in os.environ if each.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr("sys.argv", ["doctor", "--env", "prod"])
+    assert doctor.main() == 1
+    assert capsys.readouterr().out == "The deployment cannot be read: Unable to locate credentials\n"
 
 
 def test_the_command_ends_with_one_if_a_check_is_wrong(

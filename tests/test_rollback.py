@@ -8,7 +8,7 @@ from typing import Any
 
 import boto3
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, EndpointConnectionError
 from botocore.stub import Stubber
 from moto import mock_aws
 
@@ -130,6 +130,24 @@ class TestRollback:
             rollback.turn_back(client, steps)
         assert live(client, "chat") == "2"
 
+    def test_if_the_network_ends_all_stay(self, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An error of the connection is no answer of AWS, and undoes the step before it too."""
+        publish(client, "chat", 2)
+        publish(client, "mcp", 2)
+        found = a_stack("chat", "mcp", updated_at=NOW - timedelta(days=9999))
+        steps = rollback.plan(found, stack.read_functions(client, found.functions))
+        update = client.update_alias
+
+        def fail_for_mcp(**asked: Any) -> Any:
+            if asked["FunctionName"] == "mcp":
+                raise EndpointConnectionError(endpoint_url="https://lambda.eu-west-1.amazonaws.com")
+            return update(**asked)
+
+        monkeypatch.setattr(client, "update_alias", fail_for_mcp)
+        with pytest.raises(EndpointConnectionError):
+            rollback.turn_back(client, steps)
+        assert (live(client, "chat"), live(client, "mcp")) == ("2", "2")
+
     def test_a_function_that_was_not_deployed_stays(self) -> None:
         """Its version before belongs to an earlier deployment."""
         deployed, untouched = function(3, 1, 2, 3), function(7, 6, 7, deployed=False)
@@ -153,6 +171,18 @@ class TestRollback:
         """No alias moves."""
         with pytest.raises(StackError):
             rollback.plan(a_stack(), functions)
+
+    @pytest.mark.parametrize("status", ["UPDATE_IN_PROGRESS", "UPDATE_ROLLBACK_IN_PROGRESS"])
+    def test_it_refuses_while_the_stack_changes(self, status: str) -> None:
+        """CloudFormation would move the aliases of the other functions on, and leave two releases side by side."""
+        found = Stack("taskchat-dev", ("f3",), (), NOW, status)
+        with pytest.raises(StackError, match=status):
+            rollback.plan(found, [function(3, 2, 3)])
+
+    def test_the_clean_up_after_a_deployment_does_not_hinder_it(self) -> None:
+        """The aliases have moved by then."""
+        found = Stack("taskchat-dev", ("f3",), (), NOW, "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS")
+        assert [step.target for step in rollback.plan(found, [function(3, 2, 3)])] == [2]
 
     def test_a_deployment_under_way_is_stopped(self) -> None:
         """CodeDeploy turns the traffic back by itself."""
@@ -195,7 +225,7 @@ def test_the_stack_names_its_functions_and_roll_outs() -> None:
         stub.add_response(
             "list_stack_resources", {"StackResourceSummaries": summaries[1:]}, {"StackName": "s", "NextToken": "n"}
         )
-        assert stack.read_stack(client, "s") == Stack("s", ("chat",), (("app", "group"),), NOW)
+        assert stack.read_stack(client, "s") == Stack("s", ("chat",), (("app", "group"),), NOW, "CREATE_COMPLETE")
 
 
 @pytest.mark.parametrize("environment", ["dev", "prod"])

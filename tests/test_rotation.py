@@ -262,6 +262,17 @@ class TestReadingAgain:
         assert known.renew("database_url")
         assert known.database_url() == URL + "2"
 
+    def test_a_key_that_is_left_out_stays(self, held: SecretsManager) -> None:
+        """Without one, each model call would fail before it is sent: no refusal would make the process read again."""
+        known = Credentials(read_again(Settings, 1))
+        held.put(DATABASE_URL=URL + "2")
+        assert known.renew("database_url")
+        assert (known.database_url(), known.model_key()) == (URL + "2", "one")
+        assert known.renew("openai_api_key")
+        held.put(DATABASE_URL=URL + "2", OPENAI_API_KEY="two")
+        while known.model_key() != "two":
+            assert known.renew("openai_api_key")
+
     @pytest.mark.parametrize("broken", ["down", "no URL", "a wrong URL"])
     def test_a_secret_that_cannot_be_used_changes_nothing(self, held: SecretsManager, broken: str) -> None:
         """The old credentials stay, and the request fails as before."""

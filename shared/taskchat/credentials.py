@@ -82,9 +82,11 @@ class Credentials:
         finally:
             self._read_at = time.monotonic()
             measures.current().secrets_read_again += 1
-        credentials: dict[str, Any] = {"database_url": found.database_url, "openai_api_key": found.openai_api_key}
+        credentials: dict[str, Any] = {"database_url": found.database_url}
+        if found.openai_api_key:  # a client without a key sends nothing, so no refusal would replace the empty one
+            credentials["openai_api_key"] = found.openai_api_key
         self._settings = before.model_copy(update=credentials)
-        is_changed = bool(getattr(before, refused) != getattr(found, refused))
+        is_changed = bool(getattr(before, refused) != getattr(self._settings, refused))
         logger.warning("secret read again", extra={"reason": f"{refused} was refused", "changed": is_changed})
         if self._settings != before:
             self._refused_at.clear()
