@@ -43,7 +43,7 @@ def find(environment: str, config: Path = SAMCONFIG) -> Deployment:
         raise OperatorError(f"The stack {name} cannot be read: {error}") from None
 
 
-def read_stack(environment: str, config: Path) -> tuple[str, str | None]:
+def read_stack(environment: str, config: Path = SAMCONFIG) -> tuple[str, str | None]:
     """Return the name and the region of the stack. Without a region AWS's own configuration decides."""
     try:
         table = tomllib.loads(config.read_text())[environment]["deploy"]["parameters"]

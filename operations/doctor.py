@@ -10,16 +10,16 @@ It changes nothing, prints no secret, and ends with 1 if a check is wrong. It co
 import argparse
 import os
 import sys
-import tomllib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
+from operations import deployment
 from operations.checks import database, services, settings
 from operations.checks.deployment import Deployment, Skipped, Wrong
+from operations.log_source import OperatorError
 
 Check = Callable[[Deployment], str]
 
@@ -74,9 +74,9 @@ def _run(check: Check, deployment: Deployment) -> tuple[str, bool]:
 
 
 def deployed(environment: str) -> Deployment:
-    """Return the deployment of this name in samconfig.toml, as its `live` function reads it. Raises LookupError."""
-    tables = tomllib.loads(Path("samconfig.toml").read_text())
-    region = tables[environment]["deploy"]["parameters"].get("region") or boto3.session.Session().region_name
+    """Return the deployment of this name in samconfig.toml, as its `live` function reads it. Raises OperatorError."""
+    _, region = deployment.read_stack(environment)
+    region = region or boto3.session.Session().region_name
     variables = _variables_of(f"taskchat-{environment}", boto3.client("lambda", region_name=region))
     return Deployment(variables, _secret_reader(region), region=region)
 
@@ -86,7 +86,7 @@ def _variables_of(service: str, client: Any) -> dict[str, str]:
         variables: dict[str, str] = function.get("Environment", {}).get("Variables", {})
         if variables.get("POWERTOOLS_SERVICE_NAME") == service:
             return variables
-    raise LookupError(f"no function of the service {service} is deployed in this account and region")
+    raise OperatorError(f"no function of the service {service} is deployed in this account and region")
 
 
 def local(environment: Mapping[str, str]) -> Deployment:
@@ -112,7 +112,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         deployment = deployed(arguments.env) if arguments.env else local(os.environ)
-    except LookupError as error:
+    except OperatorError as error:
         sys.stdout.write(f"There is no such deployment: {error}\n")
         return 1
     except (ClientError, BotoCoreError, FileNotFoundError) as error:

@@ -11,7 +11,8 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from operations import stack
-from operations.stack import Function, StackError
+from operations.log_source import OperatorError
+from operations.stack import Function
 
 
 def old_versions(function: Function) -> list[int]:
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         client = session.client("lambda")
         found = stack.read_stack(session.client("cloudformation"), name)
         count = prune(client, stack.read_functions(client, found.functions), delete=options.delete)
-    except (StackError, ClientError, BotoCoreError) as error:
+    except (OperatorError, ClientError, BotoCoreError) as error:
         print(f"Nothing more was deleted: {error}", file=sys.stderr)
         return 1
     if count and not options.delete:

@@ -13,7 +13,8 @@ from typing import Any, Final
 from botocore.exceptions import BotoCoreError, ClientError
 
 from operations import stack
-from operations.stack import ALIAS, Function, Stack, StackError
+from operations.log_source import OperatorError
+from operations.stack import ALIAS, Function, Stack
 
 _CHANGING: Final = frozenset(f"{kind}_IN_PROGRESS" for kind in ("CREATE", "UPDATE", "ROLLBACK", "UPDATE_ROLLBACK"))
 """States of a stack in which CloudFormation still moves aliases."""
@@ -28,7 +29,7 @@ class Step:
 
 
 def plan(found: Stack, functions: Sequence[Function]) -> list[Step]:
-    """Return the steps for every function of which the last deployment published a version. Raises StackError.
+    """Return the steps for every function of which the last deployment published a version. Raises OperatorError.
 
     A deployment publishes only the functions that it changes. One that it made has no version to go back to: it stays.
     """
@@ -40,10 +41,10 @@ def plan(found: Stack, functions: Sequence[Function]) -> list[Step]:
         each for each in functions if each.published[each.live] >= found.updated_at and list(each.published) != [1]
     ]
     if not changed:
-        raise StackError("the last deployment published no version that has one before it.")
+        raise OperatorError("the last deployment published no version that has one before it.")
     pruned = [each.name for each in changed if each.before is None]
     if pruned:
-        raise StackError(f"there is no version before the one that serves, of {', '.join(pruned)}.")
+        raise OperatorError(f"there is no version before the one that serves, of {', '.join(pruned)}.")
     return [Step(each, each.before) for each in changed if each.before is not None]
 
 
@@ -86,7 +87,7 @@ def stop_roll_outs(codedeploy: Any, found: Stack) -> list[str]:
 
 
 def roll_back(session: Any, name: str) -> None:
-    """Stop the deployment that is under way, or else turn the last one back. Raises StackError or ClientError."""
+    """Stop the deployment that is under way, or else turn the last one back. Raises OperatorError or ClientError."""
     found, client = stack.read_stack(session.client("cloudformation"), name), session.client("lambda")
     if stopped := stop_roll_outs(session.client("codedeploy"), found):
         print(f"Stopped {', '.join(stopped)}: CodeDeploy turns the traffic back, and CloudFormation the stack.")
@@ -105,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         roll_back(*stack.connect(options.environment))
-    except (StackError, ClientError, BotoCoreError) as error:
+    except (OperatorError, ClientError, BotoCoreError) as error:
         print(f"Nothing was rolled back: {error}", file=sys.stderr)
         return 1
     return 0

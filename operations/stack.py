@@ -1,6 +1,5 @@
 """Read which functions a deployed stack has, which versions of them exist, and which ones serve."""
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,13 +8,11 @@ from typing import Any, Final
 
 import boto3
 
+from operations import deployment
+from operations.log_source import OperatorError
+
 ALIAS: Final = "live"
 """The alias that every request goes to."""
-SAMCONFIG: Final = Path("samconfig.toml")
-
-
-class StackError(Exception):
-    """Raised if a stack cannot be found or changed. Its text is the line that the command prints."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +45,14 @@ class Function:
         return max((version for version in self.published if version < self.live), default=None)
 
 
-def connect(environment: str, config: Path = SAMCONFIG) -> tuple[Any, str]:
-    """Return a session in the region of `make deploy ENV=…`, and the stack's name. Raises StackError."""
-    try:
-        table = tomllib.loads(config.read_text())[environment]["deploy"]["parameters"]
-        return boto3.Session(region_name=table.get("region")), table["stack_name"]
-    except (FileNotFoundError, KeyError):
-        raise StackError(f"{config} has no [{environment}.deploy.parameters] with a stack_name.") from None
+def connect(environment: str, config: Path = deployment.SAMCONFIG) -> tuple[Any, str]:
+    """Return a session in the region of `make deploy ENV=…`, and the stack's name. Raises OperatorError."""
+    name, region = deployment.read_stack(environment, config)
+    return boto3.Session(region_name=region), name
 
 
 def read_stack(cloudformation: Any, name: str) -> Stack:
-    """Return the stack of that name. Raises StackError if it has no function."""
+    """Return the stack of that name. Raises OperatorError if it has no function."""
     [stack] = cloudformation.describe_stacks(StackName=name)["Stacks"]
     pages = cloudformation.get_paginator("list_stack_resources").paginate(StackName=name)
     found = [
@@ -66,7 +60,7 @@ def read_stack(cloudformation: Any, name: str) -> Stack:
     ]
     functions = tuple(sorted(name for kind, name in found if kind == "AWS::Lambda::Function"))
     if not functions:
-        raise StackError(f"The stack {name} has no function.")
+        raise OperatorError(f"The stack {name} has no function.")
     applications = [name for kind, name in found if kind == "AWS::CodeDeploy::Application"]
     groups = [name for kind, name in found if kind == "AWS::CodeDeploy::DeploymentGroup"]
     roll_outs = tuple((application, group) for application in applications for group in groups)
@@ -85,7 +79,7 @@ def _read_function(client: Any, name: str) -> Function:
     found = [alias for page in aliases for alias in page["Aliases"]]
     live = next((alias for alias in found if alias["Name"] == ALIAS), None)
     if live is None:
-        raise StackError(f"{name} has no alias {ALIAS}.")
+        raise OperatorError(f"{name} has no alias {ALIAS}.")
     weights = [alias.get("RoutingConfig", {}).get("AdditionalVersionWeights", {}) for alias in found]
     named = [*(alias["FunctionVersion"] for alias in found), *(version for each in weights for version in each)]
     return Function(

@@ -13,7 +13,8 @@ from botocore.stub import Stubber
 from moto import mock_aws
 
 from operations import prune, rollback, stack
-from operations.stack import Function, Stack, StackError
+from operations.log_source import OperatorError
+from operations.stack import Function, Stack
 from tests.conftest import ROOT
 
 REGION = "eu-west-1"
@@ -169,7 +170,7 @@ class TestRollback:
     )
     def test_it_refuses_if_there_is_nothing_to_go_back_to(self, functions: list[Function]) -> None:
         """No alias moves."""
-        with pytest.raises(StackError):
+        with pytest.raises(OperatorError):
             rollback.plan(a_stack(), functions)
 
     @pytest.mark.parametrize("status", ["UPDATE_IN_PROGRESS", "UPDATE_ROLLBACK_IN_PROGRESS"])
