@@ -34,7 +34,7 @@ def plan(found: Stack, functions: Sequence[Function]) -> list[Step]:
     A deployment publishes only the functions that it changes. One that it made has no version to go back to: it stays.
     """
     if found.status in _CHANGING:
-        raise StackError(
+        raise OperatorError(
             f"the stack is in {found.status}, and would move the aliases on. Wait for its end, or cancel it."
         )
     changed = [

@@ -177,7 +177,7 @@ class TestRollback:
     def test_it_refuses_while_the_stack_changes(self, status: str) -> None:
         """CloudFormation would move the aliases of the other functions on, and leave two releases side by side."""
         found = Stack("taskchat-dev", ("f3",), (), NOW, status)
-        with pytest.raises(StackError, match=status):
+        with pytest.raises(OperatorError, match=status):
             rollback.plan(found, [function(3, 2, 3)])
 
     def test_the_clean_up_after_a_deployment_does_not_hinder_it(self) -> None:
