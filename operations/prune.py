@@ -1,12 +1,12 @@
 """Delete the versions of the functions that no roll-back needs (`make prune ENV=…`). Each snapshot costs money.
 
-What stays: the version that serves, the one before it, every newer one, and every version that an alias names.
+What stays: the version that serves, two before it, every newer one, and every version that an alias names.
 """
 
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -14,10 +14,13 @@ from operations import stack
 from operations.log_source import OperatorError
 from operations.stack import Function
 
+KEPT: Final = 2
+"""Earlier versions that stay: an alarm may have turned the newer one's roll-out back."""
+
 
 def old_versions(function: Function) -> list[int]:
     """Return the versions that may go, from the oldest to the newest."""
-    kept = function.aliased | {function.before}
+    kept = function.aliased.union(function.earlier[:KEPT])
     return sorted(version for version in function.published if version < function.live and version not in kept)
 
 

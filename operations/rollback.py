@@ -14,7 +14,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from operations import stack
 from operations.log_source import OperatorError
-from operations.stack import ALIAS, Function, Stack
+from operations.stack import ALIAS, LEFT, Function, Stack
 
 _CHANGING: Final = frozenset(f"{kind}_IN_PROGRESS" for kind in ("CREATE", "UPDATE", "ROLLBACK", "UPDATE_ROLLBACK"))
 """States of a stack in which CloudFormation still moves aliases."""
@@ -55,6 +55,8 @@ def turn_back(client: Any, steps: Sequence[Step]) -> None:
         for step in steps:
             _point(client, step.function, step.target, step.function.revision)
             moved.append(step)
+        for step in steps:
+            _mark_left(client, step.function)
     except (ClientError, BotoCoreError):
         for step in moved:
             _point(client, step.function, step.function.live)
@@ -69,6 +71,12 @@ def _point(client: Any, function: Function, version: int, revision: str | None =
         RoutingConfig={"AdditionalVersionWeights": {}},
         **({"RevisionId": revision} if revision else {}),
     )
+
+
+def _mark_left(client: Any, function: Function) -> None:
+    """Note the version that served, so that no later roll-back goes to it."""
+    left = sorted({*function.left, function.live} & function.published.keys())
+    client.tag_resource(Resource=function.arn, Tags={LEFT: " ".join(map(str, left))})
 
 
 def stop_roll_outs(codedeploy: Any, found: Stack) -> list[str]:

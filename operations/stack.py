@@ -14,6 +14,9 @@ from operations.log_source import OperatorError
 ALIAS: Final = "live"
 """The alias that every request goes to."""
 
+LEFT: Final = "taskchat:rolled-back"
+"""The tag of a function with the versions from which `make rollback` went back."""
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -38,11 +41,19 @@ class Function:
     aliased: frozenset[int]
     revision: str
     """Lambda's id of the alias as it was read: an update that names it fails if another one came before."""
+    arn: str = ""
+    left: frozenset[int] = frozenset()
+    """Versions from which `make rollback` went back."""
+
+    @property
+    def earlier(self) -> list[int]:
+        """Return the versions before the one that serves, from the newest, without those that were left."""
+        return sorted((each for each in self.published if each < self.live and each not in self.left), reverse=True)
 
     @property
     def before(self) -> int | None:
-        """Return the version before the one that serves."""
-        return max((version for version in self.published if version < self.live), default=None)
+        """Return the version to go back to."""
+        return next(iter(self.earlier), None)
 
 
 def connect(environment: str, config: Path = deployment.SAMCONFIG) -> tuple[Any, str]:
@@ -82,6 +93,8 @@ def _read_function(client: Any, name: str) -> Function:
         raise OperatorError(f"{name} has no alias {ALIAS}.")
     weights = [alias.get("RoutingConfig", {}).get("AdditionalVersionWeights", {}) for alias in found]
     named = [*(alias["FunctionVersion"] for alias in found), *(version for each in weights for version in each)]
+    arn = live["AliasArn"].removesuffix(f":{ALIAS}")
+    left = client.list_tags(Resource=arn)["Tags"].get(LEFT, "")
     return Function(
         name,
         {
@@ -93,4 +106,6 @@ def _read_function(client: Any, name: str) -> Function:
         int(live["FunctionVersion"]),
         frozenset(int(version) for version in named if version.isdigit()),
         live["RevisionId"],
+        arn,
+        frozenset(map(int, left.split())),
     )

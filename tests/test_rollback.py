@@ -70,27 +70,27 @@ def a_stack(*names: str, updated_at: datetime = NOW) -> Stack:
 
 
 class TestPrune:
-    """Old versions go. The one that serves and the last to go back to stay."""
+    """Old versions go. The one that serves and two to go back to stay."""
 
     def test_old_versions_are_deleted(self, client: Any, capsys: pytest.CaptureFixture[str]) -> None:
         """A first run without DELETE deletes nothing and prints the same versions."""
-        publish(client, "chat", 4)
+        publish(client, "chat", 5)
         publish(client, "mcp", 1)
         names = ("chat", "mcp")
         assert prune.prune(client, stack.read_functions(client, names), delete=False) == 2
-        assert set(stack.read_functions(client, ["chat"])[0].published) == {1, 2, 3, 4}
+        assert set(stack.read_functions(client, ["chat"])[0].published) == {1, 2, 3, 4, 5}
         assert prune.prune(client, stack.read_functions(client, names), delete=True) == 2
-        assert [set(each.published) for each in stack.read_functions(client, names)] == [{3, 4}, {1}]
+        assert [set(each.published) for each in stack.read_functions(client, names)] == [{3, 4, 5}, {1}]
         assert capsys.readouterr().out.splitlines() == [
-            "chat: would delete 1, 2, kept 3, 4",
+            "chat: would delete 1, 2, kept 3, 4, 5",
             "mcp: would delete none, kept 1",
-            "chat: deleted 1, 2, kept 3, 4",
+            "chat: deleted 1, 2, kept 3, 4, 5",
             "mcp: deleted none, kept 1",
         ]
 
     def test_a_version_that_an_alias_weights_stays(self, client: Any) -> None:
         """A canary's traffic goes to it."""
-        publish(client, "chat", 5)
+        publish(client, "chat", 6)
         client.update_alias(FunctionName="chat", Name="live", RoutingConfig={"AdditionalVersionWeights": {"1": 0.1}})
         client.create_alias(FunctionName="chat", Name="pinned", FunctionVersion="2")
         [found] = stack.read_functions(client, ["chat"])
@@ -98,11 +98,11 @@ class TestPrune:
 
     def test_newer_versions_stay(self) -> None:
         """After a roll-back the newest version does not serve."""
-        assert prune.old_versions(function(4, 1, 2, 3, 4, 5, 6)) == [1, 2]
+        assert prune.old_versions(function(4, 1, 2, 3, 4, 5, 6)) == [1]
 
     def test_a_gap_does_not_count(self) -> None:
         """The version before is the next older one that exists."""
-        assert prune.old_versions(function(9, 1, 4, 9)) == [1]
+        assert prune.old_versions(function(9, 1, 2, 4, 9)) == [1]
 
 
 class TestRollback:
@@ -119,6 +119,18 @@ class TestRollback:
         assert (live(client, "chat"), live(client, "mcp")) == ("2", "1")
         weights = client.get_alias(FunctionName="chat", Name="live").get("RoutingConfig", {})
         assert not weights.get("AdditionalVersionWeights")
+
+    def test_it_never_goes_back_to_a_version_that_it_left(self, client: Any) -> None:
+        """The deployment after it may fail too. Pruning keeps the last good version, and not the one between."""
+        publish(client, "chat", 2)
+        long_ago = a_stack("chat", updated_at=NOW - timedelta(days=9999))
+        rollback.turn_back(client, rollback.plan(long_ago, stack.read_functions(client, ["chat"])))
+        client.update_function_code(FunctionName="chat", ZipFile=code("mended"))
+        client.publish_version(FunctionName="chat")
+        client.update_alias(FunctionName="chat", Name="live", FunctionVersion="3")
+        [found] = stack.read_functions(client, ["chat"])
+        assert [step.target for step in rollback.plan(long_ago, [found])] == [1]
+        assert prune.old_versions(found) == [2]
 
     def test_if_one_fails_all_stay(self, client: Any) -> None:
         """The alias that had moved serves the new version again."""
