@@ -127,6 +127,9 @@ def run(command: Callable[[], int]) -> int:
     """Return the command's exit code: 2, with one line about it, when it could not go on."""
     try:
         return command()
+    except BrokenPipeError:  # the reader has enough, as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (OperatorError, SettingsError) as error:
         problem = str(error)
     except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:

@@ -214,7 +214,7 @@ def _describe_attempt(attempt: Attempt) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Draw one turn."""
     parser = options.parser("Draw a turn's waterfall from the logs.", since="7d")
-    parser.add_argument("--turn", required=True, type=lambda text: str(UUID(text)), help="the turn's id")
+    parser.add_argument("--turn", required=True, type=UUID, help="the turn's id")
     return options.run(lambda: _trace(parser.parse_args(arguments)))
 
 
@@ -222,7 +222,7 @@ def _trace(given: argparse.Namespace) -> int:
     common, progress = options.Options(given), options.Progress()
     progress.show("reading the log")
     try:
-        attempts = read_attempts(common.log(), given.turn, common.since, common.until)
+        attempts = read_attempts(common.log(), str(given.turn), common.since, common.until)
     finally:
         progress.clear()
     print("\n".join(map(options.printable, draw(attempts, Pen.for_stream(sys.stdout), common))))

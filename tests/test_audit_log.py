@@ -1,6 +1,8 @@
 """`make audit-log` finds calls by person, conversation, turn, tool, outcome and time, in the logs or the database."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +18,7 @@ from dev.postgres import Postgres
 from operations import audit_log, deployment, log_source
 from operations.log_source import AUDIT, MOST_RESULTS, InsightsLog, OperatorError, Query, ScannedLog
 from tests.audited import AuditedDatabase, Line, audit_line
+from tests.conftest import ROOT
 
 Show = Callable[..., list[dict[str, Any]]]
 DAY = datetime(2026, 3, 10, tzinfo=UTC)
@@ -358,3 +361,16 @@ def test_the_index_finds_the_records_of_a_time(audited: AuditedDatabase) -> None
         connection.execute("set enable_seqscan = off")
         plan = connection.execute("explain select call_id from tool_call where created_at > now()").fetchall()
     assert "tool_call_created_idx" in str(plan)
+
+
+def test_a_reader_that_has_enough_ends_it(tmp_path: Path) -> None:
+    """`head` closes the pipe long before the last line."""
+    file = tmp_path / "log.jsonl"
+    file.write_text("".join(f"{json.dumps(audit_line(NOON))}\n" for _ in range(3_000)))
+    command = [sys.executable, "-m", "operations.audit_log", "--log", str(file), "--json", "--limit", "3000", *RANGE]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:  # noqa: S603
+        assert running.stdout
+        assert running.stderr
+        assert running.stdout.readline()
+        running.stdout.close()
+        assert (running.wait(), running.stderr.read()) == (0, b"")

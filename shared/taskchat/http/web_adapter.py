@@ -140,6 +140,6 @@ def _begin_measures(headers: Headers, scope: Scope) -> Measures:
         context = None
     known = context if isinstance(context, dict) else {}
     measures, arrived = Measures(usable_id(known.get("requestId")), scope), known.get("requestTimeEpoch")
-    if isinstance(arrived, int):
+    if isinstance(arrived, int) and 0 <= arrived < 2**53:
         measures.arrived -= waited(arrived)
     return measures
