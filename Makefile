@@ -43,8 +43,8 @@ chat: install  ## One turn: make chat MESSAGE="add buy milk" [CONVERSATION=<id>]
 
 .PHONY: test thorough migrate
 
-# Each worker has its own database, pooler and model.
-WORKERS := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Each worker has its own database, pooler and model. Tests wait a third of their time, so two cores have work for three.
+WORKERS := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 LONG_TESTS := $(patsubst %,tests/test_%.py,crash stateful stream_crash stream_random fuzz outages one_key reconcile)
 

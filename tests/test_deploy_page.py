@@ -51,7 +51,7 @@ def test_a_shell_can_parse_it(commands: str) -> None:
 def test_its_make_targets_exist() -> None:
     """So do those of the workflows."""
     text = "\n".join([PAGE, *(str(step.get("run", "")) for path in WORKFLOWS for step in steps(path))])
-    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE))
+    named = set(re.findall(r"(?:^|`|\$ )make ([a-z-]+)", text, re.MULTILINE))
     assert {"migrate", "build", "smoke", "deploy", "rollback", "prune", "reconcile"} <= named
     assert named <= set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 

@@ -1,6 +1,7 @@
 """`make rollback` turns a deployment back as one, and `make prune` deletes only versions that no roll-back needs."""
 
 import io
+import re
 import zipfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -213,6 +214,34 @@ class TestRollback:
             found = Stack("taskchat-dev", ("chat",), (("app", "chat"),), NOW)
             assert rollback.stop_roll_outs(codedeploy, found) == ["d-1"]
             stub.assert_no_pending_responses()
+
+
+TRANSCRIPTS = re.findall(r"```console\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), re.DOTALL)
+
+
+def transcript(command: str) -> list[str]:
+    """Return the lines of docs/deploy.md from this command on, with the lines of the commands that follow it."""
+    [found] = [each for each in TRANSCRIPTS if each.startswith(f"$ {command}\n")]
+    return found.splitlines()
+
+
+def test_the_page_shows_the_output(
+    client: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An operator compares what they see with it. The options are those that make passes on."""
+    for name, versions in (("taskchat-prod-ChatFunction", 7), ("taskchat-prod-McpToolsFunction", 4)):
+        publish(client, name, versions)
+    found = a_stack(
+        "taskchat-prod-ChatFunction", "taskchat-prod-McpToolsFunction", updated_at=NOW - timedelta(days=9999)
+    )
+    monkeypatch.setattr(stack, "read_stack", lambda *_: found)
+    shown = ["$ make prune ENV=prod"]
+    assert prune.main(["prod"]) == 0
+    shown += [*capsys.readouterr().out.splitlines(), "$ make prune ENV=prod DELETE=1"]
+    assert prune.main(["prod", "--delete"]) == 0
+    assert shown + capsys.readouterr().out.splitlines() == transcript("make prune ENV=prod")
+    assert rollback.main(["prod"]) == 0
+    assert ["$ make rollback ENV=prod", *capsys.readouterr().out.splitlines()] == transcript("make rollback ENV=prod")
 
 
 def test_the_stack_names_its_functions_and_roll_outs() -> None:
