@@ -36,9 +36,9 @@ _ONE_MIGRATION_AT_A_TIME = 8_250_411  # any constant: the key of an advisory loc
 STATEMENT_SECONDS = 3600.0
 """The longest time for one statement: a migration of a large table takes longer than a request may."""
 
-LOCK_SECONDS = 1
+LOCK_MILLISECONDS = 400
 """The longest wait for a lock. All later statements on the table wait behind a migration that waits, and the runtime
-role gives up after 2 s."""
+role gives up after 2 s. A migration may wait for several tables, one after another, with the locks that it has."""
 
 ATTEMPTS = 60
 PAUSE_SECONDS = 2.0
@@ -78,7 +78,7 @@ def connect(url: SecretStr) -> Any:
         # To wait in one statement would hold a snapshot, for which `create index concurrently` of the other run waits.
         (is_ours,) = connection.execute_simple(f"select pg_try_advisory_lock({_ONE_MIGRATION_AT_A_TIME})").rows[0]
         if is_ours:
-            connection.execute_simple(f"set lock_timeout = '{LOCK_SECONDS}s'")
+            connection.execute_simple(f"set lock_timeout = {LOCK_MILLISECONDS}")
             return connection
         time.sleep(1)
     raise TimeoutError("another migration has not ended")

@@ -26,7 +26,8 @@ def _outside_transaction() -> Iterator[None]:
     Postgres waits in each statement for older transactions, and nobody waits behind it. So it may take its time.
     """
     with op.get_context().autocommit_block():
-        op.execute("commit")  # Alembic has read the isolation level, for which the driver began a transaction
+        wait = op.get_bind().exec_driver_sql("show lock_timeout").scalar_one()
+        op.execute("commit")  # the driver began a transaction before the first statement
         op.execute("set lock_timeout = 0")
         yield
-        op.execute("reset lock_timeout")
+        op.execute(f"set lock_timeout = '{wait}'")

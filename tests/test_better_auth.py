@@ -752,7 +752,10 @@ class TestDocumentation:
         fields = {field.upper() for field in Settings.model_fields if field.startswith(("auth_", "mcp_"))}
         assert {name for name, _ in rows} == {field for field in fields if f"`{field}`" not in limits}
         template = (ROOT / "template.yaml").read_text()
-        assert all(f"        {name}: !Ref {parameter}\n" in template for name, parameter in rows)
+        assert all(
+            re.search(rf"^        {name}: (!If\n +- \w+\n +- )?!Ref {parameter}$", template, re.MULTILINE)
+            for name, parameter in rows
+        )
 
     def test_better_auth_is_not_packaged(self) -> None:
         """No shipped file knows of Node or of this server."""

@@ -97,9 +97,10 @@ class TestImports:
         assert not {name for name in chat if name == module or name.startswith(f"{module}.")}
 
     def test_neither_function_imports_many_more_modules_than_their_dependencies_alone(self, chat: set[str]) -> None:
-        """Our modules, the parts of the SDK that a turn needs and FastMCP's server come on top."""
+        """The parts of the SDK that a turn needs and FastMCP's server come on top. Our own modules are not counted."""
         naive = imported(NAIVE)
-        assert len(chat) <= 1.2 * len(naive)
+        others = {name for name in chat if name.partition(".")[0] not in {"chat", "taskchat"}}
+        assert len(others) <= 1.18 * len(naive)
         assert len(imported("mcp_tools.app")) <= len(naive)
 
     @pytest.mark.parametrize("package", ["chat", "mcp_tools"])

@@ -494,6 +494,7 @@ class TestAccess:
         before = bob.get(path).body, stored(rows, bob)
         known, unknown = alice.call(method, path, body), alice.call(method, UNKNOWN, body)
         assert_problem(known, "not-found")
+        assert known.headers.pop("x-request-id") != unknown.headers.pop("x-request-id")
         assert (known.body, known.headers) == (unknown.body, unknown.headers)
         assert (bob.get(path).body, stored(rows, bob)) == before
 

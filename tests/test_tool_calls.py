@@ -38,7 +38,7 @@ def test_without_a_record_there_is_no_effect(user_id: str, rows: Rows) -> None:
     """When the record cannot be written, nothing else is."""
     from chat.app import process
 
-    call = CallContext(user_id, "chat", turn_id=uuid4(), call_id="the same twice")
+    call = CallContext(user_id, "chat", conversation_id=uuid4(), turn_id=uuid4(), call_id="the same twice")
 
     async def twice() -> None:
         with calling(call):

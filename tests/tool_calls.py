@@ -19,6 +19,7 @@ async def acall(user_id: str, name: str, arguments: dict[str, Any], **context: A
     """Call a tool for the user, and return how the call ended. `context` adds to the call's context."""
     from chat.app import process
 
+    context.setdefault("conversation_id", uuid4())
     call = CallContext(user_id, "chat", turn_id=uuid4(), call_id=uuid4().hex, **context)
     with calling(call):
         return Outcome(await process.tools.call_tool(name, arguments), call)

@@ -51,7 +51,9 @@ def _problem(description: str, model: type[Problem] = Problem, **headers: dict[s
     return {"description": description, "content": {MEDIA_TYPE: {"schema": _refer_to(model)}}, "headers": named}
 
 
-_REQUEST_ID: Final = _header("The request's id: log lines and records of tool calls have it.", {"type": "string"})
+_REQUEST_ID: Final = _header(
+    "The request's id: log lines and records of tool calls have it.", {"type": "string"}, always=False
+)
 _SECONDS: Final = {"type": "integer", "minimum": 1}
 _WAIT: Final = _header("Seconds to wait before the next try.", _SECONDS)
 _MAY_WAIT: Final = _header("Seconds to wait before the next try, if the model said so.", _SECONDS, always=False)
