@@ -83,8 +83,10 @@ def deployed(environment: str) -> Deployment:
 
 def _variables_of(service: str, client: Any) -> dict[str, str]:
     for function in client.get_paginator("list_functions").paginate().search("Functions[]"):
-        variables: dict[str, str] = function.get("Environment", {}).get("Variables", {})
-        if variables.get("POWERTOOLS_SERVICE_NAME") == service:
+        if function.get("Environment", {}).get("Variables", {}).get("POWERTOOLS_SERVICE_NAME") == service:
+            # After a roll-back, the version that serves is not the one that was deployed last.
+            serving = client.get_function_configuration(FunctionName=function["FunctionName"], Qualifier="live")
+            variables: dict[str, str] = serving["Environment"]["Variables"]
             return variables
     raise OperatorError(f"no function of the service {service} is deployed in this account and region")
 

@@ -468,14 +468,21 @@ class TestOnAws:
                 with zipfile.ZipFile(code, "w") as archive:
                     archive.writestr("app.py", "")
                 found = environment | {"APP_SECRET_ARN": secret, "POWERTOOLS_SERVICE_NAME": "taskchat-prod"}
-                boto3.client("lambda").create_function(
-                    FunctionName="taskchat-prod-ChatFunction-1",
+                functions, name = boto3.client("lambda"), "taskchat-prod-ChatFunction-1"
+                functions.create_function(
+                    FunctionName=name,
                     Runtime="python3.13",
                     Role=role,
                     Handler="app.handler",
                     Code={"ZipFile": code.getvalue()},
                     Environment={"Variables": found},
                 )
+                version = functions.publish_version(FunctionName=name)["Version"]
+                functions.create_alias(FunctionName=name, Name="live", FunctionVersion=version)
+                newest = {
+                    "Variables": {"POWERTOOLS_SERVICE_NAME": "taskchat-prod", "AUTH_ISSUER": "not the one that serves"}
+                }
+                functions.update_function_configuration(FunctionName=name, Environment=newest)
 
             yield deploy
 
