@@ -36,7 +36,7 @@ GENERAL_WORDS = {"description"}
 NO_DOMAIN_WORDS = re.compile(
     r"from taskchat\.tasks import toolset|from taskchat\.tasks\.routes import router"
     r"|import taskchat\.tasks|taskchat|background tasks?"
-    r"|asyncio\.(Task|TaskGroup|create_task)|run_loop_task|ResponseCompletedEvent|response\.completed|status=\"completed\""
+    r"|asyncio\.(Task|TaskGroup|create_task)|run_loop_task|logging\.logAsyncioTasks|ResponseCompletedEvent|response\.completed|status=\"completed\""
 )
 """The imports of toolset and router, the name of the package, and terms of frameworks and of the Responses API."""
 

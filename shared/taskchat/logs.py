@@ -67,7 +67,7 @@ def configure() -> None:
     # A line that cannot be written is lost. Python's report of such a line prints its values, and can fail too.
     logging.raiseExceptions = False
     if sys.version_info >= (3, 12):
-        logging.logAsyncioTasks = False  # else each line has the name of its asyncio task, such as Task-17
+        logging.logAsyncioTasks = False  # else each line says which coroutine of the event loop wrote it
     for name, handler in _HANDLERS.items():
         _replace_handlers(name, handler)
     logging.getLogger("mangum").setLevel(logging.WARNING)  # below that it logs each path, which is the caller's text
