@@ -23,7 +23,7 @@ logger = Logger()
 
 @dataclass
 class Try:
-    """One request to a model."""
+    """Hold the figures of one request to a model."""
 
     number: int
     started: float = field(default_factory=time.perf_counter)
