@@ -139,12 +139,7 @@ def _refuses_login(answer: dict[str, str]) -> bool:
 
 
 def _connect_stock(login: _Login) -> Any:
-    while True:
-        try:
-            return _accepted(pipeline.TidyConnection(**login.arguments()), login)
-        except pg8000.Error as error:
-            if not login.renew(error):
-                raise
+    return pipeline.connect_again(lambda: _accepted(pipeline.TidyConnection(**login.arguments()), login), login.renew)
 
 
 def _accepted(connection: Any, login: _Login) -> Any:

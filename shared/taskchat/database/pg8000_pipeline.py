@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import pg8000  # type: ignore[import-untyped]
 from pg8000 import converters, core, legacy
@@ -59,6 +59,9 @@ _DESCRIBE: Final = core._create_message(b"D", b"S\0")
 registry.register(URL.removesuffix("://").replace("+", "."), __name__, "Dialect")
 
 
+T = TypeVar("T")
+
+
 class Shape(NamedTuple):
     """A statement in Postgres's spelling, and the columns of its answer; None if it returns no rows."""
 
@@ -73,6 +76,16 @@ def is_supported() -> bool:
     """Tell if the installed driver is the one that this module was written for."""
     known = all(hasattr(owner, name) for owner, names in _INSIDE.items() for name in names)
     return known and pg8000.__version__ == TESTED_WITH
+
+
+def connect_again(connect: Callable[[], T], renew: Callable[[Exception], bool]) -> T:
+    """Connect, again after each driver's error for which `renew` returns True. Raises the error of the last try."""
+    while True:
+        try:
+            return connect()
+        except pg8000.Error as error:
+            if not renew(error):
+                raise
 
 
 class TidyConnection(pg8000.Connection):  # type: ignore[misc]  # the driver has no types
@@ -284,12 +297,7 @@ class PipelinedConnection(TidyConnection):
         return bool(self._batch) or bool(super()._in_transaction)
 
     def _connect(self) -> None:
-        while True:
-            try:
-                return self._log_in()
-            except pg8000.Error as error:
-                if not self._renew(error):
-                    raise
+        connect_again(self._log_in, self._renew)
 
     def _log_in(self) -> None:
         arguments = self._arguments()
