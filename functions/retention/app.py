@@ -4,13 +4,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from aws_lambda_powertools import Logger, Metrics
-from aws_lambda_powertools.metrics import MetricUnit
+from aws_lambda_powertools import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from taskchat import limits, logs
 from taskchat.conversations import models as conversations
 from taskchat.database.engine import create_engine_for, refuse_unsafe_role
+from taskchat.http.telemetry import Metric, write_metrics
 from taskchat.personal_data import models as personal_data
 from taskchat.personal_data import retention
 from taskchat.personal_data.retention import BATCH_SECONDS, Run
@@ -25,8 +25,6 @@ SCHEMA: Final = "taskchat.retention/1"
 """Version of the log line. A field may be added to a version, but never changed or removed."""
 
 logger = Logger()
-metrics = Metrics()
-metrics.namespace = metrics.namespace or "taskchat"  # if POWERTOOLS_METRICS_NAMESPACE is not set
 logs.configure()
 
 
@@ -51,9 +49,8 @@ def _report(days: int, run: Run) -> None:
     """Write one log line and one metric document. They hold names of tables and numbers only."""
     outcome = {"finished": run.is_finished, "unfinished": run.unfinished, "failed": run.failed}
     logger.info("retention run", extra={"schema": SCHEMA, "days": days, "deleted": run.deleted, **outcome})
-    metrics.add_metric(name="RetentionRowsDeleted", unit=MetricUnit.Count, value=sum(run.deleted.values()))
-    metrics.add_metric(name="RetentionFinished", unit=MetricUnit.Count, value=int(run.is_finished))
-    metrics.flush_metrics()
+    deleted, finished = sum(run.deleted.values()), int(run.is_finished)
+    write_metrics({(): {Metric.RETENTION_ROWS_DELETED: [deleted], Metric.RETENTION_FINISHED: [finished]}})
 
 
 @logger.inject_lambda_context(clear_state=True, log_event=False)

@@ -5,7 +5,7 @@ The figures of a request are its own, and it writes its metrics once, at its end
 
 import json
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from enum import StrEnum
@@ -98,12 +98,13 @@ class Reporter:
         if self._is_cold:
             self._is_cold = False
             figures[("function_name", str(getattr(context, "function_name", "unknown"))),] = {Metric.COLD_START: [1]}
-        if not is_metrics_disabled():
-            write_metrics(figures)
+        write_metrics(figures)
 
 
 def write_metrics(figures: Mapping[Dimensions, Mapping[Metric, list[float]]]) -> None:
-    """Write the values of each metric, by the dimensions that it has besides `service`."""
+    """Write the values of each metric, by the dimensions that it has besides `service`, unless metrics are disabled."""
+    if is_metrics_disabled():
+        return
     metrics = EphemeralMetrics()
     metrics.namespace = metrics.namespace or NAMESPACE
     documents = _pack(_to_document(metrics, dimensions, values) for dimensions, values in figures.items())
@@ -126,8 +127,7 @@ def _collect(measures: Measures, status: int) -> defaultdict[Dimensions, dict[Me
         plain |= _figures_of_turn(measures.turn)
         figures[("outcome", measures.turn["outcome"]),] = {Metric.TURNS: [1]}
     figures[()] = {metric: values for metric, values in plain.items() if any(values)}
-    for outcome in dict(measures.model_calls):
-        tries = [each for each, _ in measures.model_calls].count(outcome)
+    for outcome, tries in Counter(each for each, _ in measures.model_calls).items():
         figures[("outcome", outcome),][Metric.MODEL_CALLS] = [tries]
     for (tool, outcome), calls in measures.tool_calls.items():
         figures[("tool", tool), ("outcome", outcome)] = {Metric.TOOL_CALLS: [calls]}
