@@ -14,6 +14,7 @@ from .conversation import Conversation, Json, Turn
 from .faults import simulated_fault
 
 NOT_UNDERSTOOD = "I did not understand"
+HELLO = "Hello."
 ECHO_LENGTH = 60  # characters of the user's message that an answer repeats
 
 
@@ -53,6 +54,8 @@ class Outcome:
 
     detail: str
     verb: str = ""
+    needs_help: bool = False
+    """The answer ends with the domain's help."""
 
 
 Script = Generator[list[Ask], Any, list[Outcome]]
@@ -61,10 +64,13 @@ Steps = Generator[list[Ask], Any, list[Json]]
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """Holds one thing that a message asks for, and starts its script. A `tells` wish waits for all wishes before it."""
+    """Holds one thing that a message asks for, and starts its script."""
 
     start: Callable[[Conversation], Script]
     tells: bool = False
+    """The script waits for all wishes before it."""
+    is_talk: bool = False
+    """The wish counts only in a message without any other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +127,28 @@ def say(outcome: Outcome) -> Script:
 
 def unclear(text: str) -> Wish:
     """Return the wish for a text that was not understood."""
-    return Wish(lambda _: say(Outcome(f"\u201c{short(text)}\u201d", NOT_UNDERSTOOD)))
+    return Wish(lambda _: say(not_understood(text)))
+
+
+def not_understood(text: str) -> Outcome:
+    """Return the outcome for a text that was not understood."""
+    return Outcome(f"\u201c{short(text)}\u201d", NOT_UNDERSTOOD, needs_help=True)
 
 
 def any_domain(clause: str) -> Wish | None:
-    """Return the wish of a clause that means the same in every domain: to recall, or to simulate a fault."""
+    """Return the wish of a clause that means the same in every domain: to talk, to recall, or to simulate a fault."""
+    for pattern, text in _SMALL_TALK:
+        if pattern.fullmatch(clause):
+            return talk(text)
     for pattern, make in _ANY_DOMAIN:
         if pattern.fullmatch(clause):
             return make(clause)
     return None
+
+
+def talk(text: str) -> Wish:
+    """Return the wish for small talk. The answer to a greeting, or to a question about the model, has the help."""
+    return Wish(lambda _: say(Outcome(text, needs_help=text in ("", HELLO))), is_talk=True)
 
 
 def recall_message() -> Wish:
@@ -147,10 +166,42 @@ def simulate(message: str) -> Wish:
     return Wish(lambda _: say(Outcome(_simulated(message))))
 
 
+def _pattern(text: str) -> re.Pattern[str]:
+    return re.compile(text, re.IGNORECASE | re.DOTALL)
+
+
+_SMALL_TALK: Final = (
+    (
+        _pattern(r"(?:hi|hello|hey|hiya|howdy|yo|greetings|good (?:morning|afternoon|evening|day))(?: there| again)?"),
+        HELLO,
+    ),
+    (
+        _pattern(
+            r"how (?:are you|is it going)\b.*|(?:who|what) are you\b.*|are you .*|what(?: is|'s) (?:this|your name)"
+        ),
+        "",
+    ),
+    (
+        _pattern(
+            r"(?:please )?help(?: me)?(?: please)?|how does (?:this|it) work|what (?:can|do|could) (?:you|i) (?:do|say|ask|understand)\b.*"
+        ),
+        "",
+    ),
+    (
+        _pattern(r"(?:many )?(?:thanks|thank you|thx|cheers)(?: (?:so|very) much| a lot| again| for .*)?"),
+        "You are welcome.",
+    ),
+    (
+        _pattern(r"(?:that(?:'s| is| was) )?(?:great|perfect|nice|awesome|brilliant|wonderful|good job|well done)"),
+        "You are welcome.",
+    ),
+    (_pattern(r"ok(?:ay)?|fine|cool|sure|yes|yep|no|nope|never ?mind|forget it|nothing|all good|not now"), "Fine."),
+    (_pattern(r"(?:good)?bye(?: bye)?|see you.*|good night"), "Goodbye."),
+)
 _ANY_DOMAIN: Final[tuple[tuple[re.Pattern[str], Callable[[str], Wish]], ...]] = (
-    (re.compile(r"what did i (?:just )?(?:say|write|ask)\b.*", re.IGNORECASE | re.DOTALL), lambda _: recall_message()),
-    (re.compile(r"(?:which|what) tools (?:did|have) you use.*", re.IGNORECASE | re.DOTALL), lambda _: recall_tools()),
-    (re.compile(r"simulate .+", re.IGNORECASE | re.DOTALL), simulate),
+    (_pattern(r"what did i (?:just )?(?:say|write|ask)\b.*"), lambda _: recall_message()),
+    (_pattern(r"(?:which|what) tools (?:did|have) you use.*"), lambda _: recall_tools()),
+    (_pattern(r"simulate .+"), simulate),
 )
 
 
