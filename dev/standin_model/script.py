@@ -15,6 +15,7 @@ from .faults import simulated_fault
 
 NOT_UNDERSTOOD = "I did not understand"
 HELLO = "Hello."
+WELCOME = "You are welcome."
 ECHO_LENGTH = 60  # characters of the user's message that an answer repeats
 
 
@@ -171,33 +172,16 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 
 _SMALL_TALK: Final = (
-    (
-        _pattern(r"(?:hi|hello|hey|hiya|howdy|yo|greetings|good (?:morning|afternoon|evening|day))(?: there| again)?"),
-        HELLO,
-    ),
-    (
-        _pattern(
-            r"how (?:are you|is it going)\b.*|(?:who|what) are you\b.*|are you .*|what(?: is|'s) (?:this|your name)"
-        ),
-        "",
-    ),
-    (
-        _pattern(
-            r"(?:please )?help(?: me)?(?: please)?|how does (?:this|it) work|what (?:can|do|could) (?:you|i) (?:do|say|ask|understand)\b.*"
-        ),
-        "",
-    ),
-    (
-        _pattern(r"(?:many )?(?:thanks|thank you|thx|cheers)(?: (?:so|very) much| a lot| again| for .*)?"),
-        "You are welcome.",
-    ),
-    (
-        _pattern(r"(?:that(?:'s| is| was) )?(?:great|perfect|nice|awesome|brilliant|wonderful|good job|well done)"),
-        "You are welcome.",
-    ),
+    (_pattern(r"(?:hi|hello|hey|hiya|howdy|yo|good (?:morning|afternoon|evening|day))(?: there| again)?"), HELLO),
+    (_pattern(r"how (?:are you|is it going)\b.*|(?:who|what) are you\b.*|are you .*"), ""),
+    (_pattern(r"what(?: is|'s) (?:this|your name)|how does (?:this|it) work|(?:please )?help(?: me)?"), ""),
+    (_pattern(r"what (?:can|do|could) (?:you|i) (?:do|say|ask|understand)\b.*"), ""),
+    (_pattern(r"(?:many )?(?:thanks|thank you|thx|cheers)(?: (?:so|very) much| a lot| again| for .*)?"), WELCOME),
+    (_pattern(r"(?:that(?:'s| is| was) )?(?:great|perfect|nice|awesome|brilliant|good job|well done)"), WELCOME),
     (_pattern(r"ok(?:ay)?|fine|cool|sure|yes|yep|no|nope|never ?mind|forget it|nothing|all good|not now"), "Fine."),
     (_pattern(r"(?:good)?bye(?: bye)?|see you.*|good night"), "Goodbye."),
 )
+"""Clauses and their answers. After an empty one and after a greeting comes the domain's help."""
 _ANY_DOMAIN: Final[tuple[tuple[re.Pattern[str], Callable[[str], Wish]], ...]] = (
     (_pattern(r"what did i (?:just )?(?:say|write|ask)\b.*"), lambda _: recall_message()),
     (_pattern(r"(?:which|what) tools (?:did|have) you use.*"), lambda _: recall_tools()),

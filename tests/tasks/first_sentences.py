@@ -4,7 +4,8 @@ A row alternates between a message and its effect; more than one pair is a conve
 "buy milk", "call mum" and "write report", which is done. An effect is one of these:
 
 - changes, joined by `; `: `add eggs`, `add eggs @ tomorrow 09:00`, `finish call mum`, `reopen write report`,
-  `delete call mum`, `rename buy milk: oat milk`, `note buy milk: low fat`, `date call mum: friday`, `date call mum: none`
+  `delete call mum`, `rename buy milk: oat milk`, `note buy milk: low fat`, `date call mum: friday`,
+  `date call mum: none`
 - `shows buy milk, call mum`: nothing changes, and the answer names these tasks and no other
 - `says 2 left`: nothing changes, and the answer has this text
 - `asks`: nothing changes, and the answer is a question

@@ -67,7 +67,8 @@ def _number(word: str) -> int:
 
 def _in_days(today: date, words: str) -> date:
     found = re.search(rf"({_NUMBER}) (month)|{LENGTH}", words)
-    assert found is not None  # the pattern of the day has it
+    if found is None:
+        raise ValueError(words)
     return _month_later(today, _number(found[1])) if found[2] else today + timedelta(length(found[0]))
 
 
@@ -166,7 +167,10 @@ _PERIODS: Final[Table] = {
 _HOURS: Final = rf"(?:[01]?\d|2[0-4]|{'|'.join(NUMBERS)})"
 _HOUR: Final = rf"{_HOURS}\b"
 _HALF: Final = r"(?: ?[ap]\.?m\b\.?)"
-_EXACT: Final = rf"(?:\d{{1,2}}[:.h]\d\d{_HALF}?|\d{{1,2}}(?:{_HALF}| ?o'clock|h\b)|(?:half past|quarter past|quarter to) {_HOUR}{_HALF}?)"
+_EXACT: Final = (
+    rf"(?:\d{{1,2}}[:.h]\d\d{_HALF}?|\d{{1,2}}(?:{_HALF}| ?o'clock|h\b)"
+    rf"|(?:half past|quarter past|quarter to) {_HOUR}{_HALF}?)"
+)
 _CLOCK: Final = rf"(?:{_EXACT}|{_HOUR}|noon|midday|midnight)"
 _SOON: Final = rf"(?:by|around|before) (?:{_EXACT}|noon|midday|midnight)"
 _PART: Final = r"(?:in the |this )?(?:morning|afternoon|evening|night)"
@@ -230,7 +234,8 @@ def _time(words: str) -> str | None:
     """Return the time that the words name, such as `9`, `half past nine`, `8 in the evening`, `morning` or `noon`."""
     part = next((part for part in _PARTS_OF_DAY if re.search(rf"\b{part}\b", words)), None)
     clock = re.search(
-        rf"(?P<quarter>half past|quarter past|quarter to)? ?(?<![\da-su-z])(?P<hour>{_HOURS})(?!\d)(?:[:.h](?P<minute>\d\d))?",
+        rf"(?P<quarter>half past|quarter past|quarter to)? ?(?<![\da-su-z])(?P<hour>{_HOURS})(?!\d)"
+        r"(?:[:.h](?P<minute>\d\d))?",
         words,
     )
     if clock is None:
