@@ -162,6 +162,11 @@ def recall_tools() -> Wish:
     return Wish(lambda conversation: say(Outcome(_tools_used(conversation.turns[:-1]))))
 
 
+def tell_time() -> Wish:
+    """Return the wish to repeat the day and the time in the context line."""
+    return Wish(lambda conversation: say(Outcome(_time(conversation.turn))))
+
+
 def simulate(message: str) -> Wish:
     """Return the wish to report a simulated fault: the request was answered with it before this runs."""
     return Wish(lambda _: say(Outcome(_simulated(message))))
@@ -185,8 +190,13 @@ _SMALL_TALK: Final = (
 _ANY_DOMAIN: Final[tuple[tuple[re.Pattern[str], Callable[[str], Wish]], ...]] = (
     (_pattern(r"what did i (?:just )?(?:say|write|ask)\b.*"), lambda _: recall_message()),
     (_pattern(r"(?:which|what) tools (?:did|have) you use.*"), lambda _: recall_tools()),
+    (_pattern(r"what(?:'s| is)? (?:the )?(?:time|date|day)(?: is it)?(?: today| now)?"), lambda _: tell_time()),
     (_pattern(r"simulate .+"), simulate),
 )
+
+
+def _time(turn: Turn) -> str:
+    return f"It is {turn.now:%Y-%m-%d %H:%M}." if turn.now else "The request does not say."
 
 
 def _last_said(earlier: list[Turn]) -> str:

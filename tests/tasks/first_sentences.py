@@ -83,12 +83,17 @@ DATES: Final[Rows] = (
     ("move call mum to tomorrow", "date call mum: tomorrow", "remove its date", "date call mum: none"),
     ("set the call for tomorrow", "date call mum: tomorrow", "actually, Friday", "date call mum: friday"),
     ("add a test @ tomorrow", "add test @ tomorrow"),
+    ("add a test tomorrow", "add test @ tomorrow", "not tomorrow, Friday", "date test: friday"),
+    ("push call mum back a day", "asks"),
+    ("remind me every Monday to water the plants", "asks"),
 )
 
 CHANGING: Final[Rows] = (
     ("I bought the milk", "finish buy milk"),
     ("I've just bought the milk!", "finish buy milk"),
     ("I called mum already", "finish call mum"),
+    ("bought milk", "finish buy milk"),
+    ("milk done", "finish buy milk"),
     ("call mum is done", "finish call mum"),
     ("the milk is done", "finish buy milk"),
     ("done with the milk", "finish buy milk"),

@@ -34,16 +34,16 @@ PRESENT: Final = {
 }
 """The verbs of `verb` whose present is not their past without its end."""
 _I_DID: Final = rf"i(?:'m| am|'ve| have)?{_SO_FAR} {_any('finished, completed, done, did, through')}(?: with)?"
-_I_PAST: Final = rf"i(?:'ve| have)?{_SO_FAR} (?P<verb>{_PAST})"
+_I_PAST: Final = rf"(?:i(?:'ve| have)?{_SO_FAR} (?P<verb>{_PAST})|bought|called|paid|sent)"
 _NEED: Final = (
     r"(?:i(?:'ve got to| (?:really )?(?:need to|have to|must(?: not forget to)?|should|want to|would like to|ought to"
     r"|gotta))|i'd like to)"
 )
-_FORGET: Final = r"(?:do not|don't) (?:let me )?forget (?:to|about)"
+_FORGET: Final = r"(?:(?:do not|don't) (?:let me )?forget (?:to|about)|remember to)"
 _ACTION: Final = _any(
     "buy, call, pay, send, write, book, order, email, text, visit, meet, clean, wash, water, feed, walk, cook, bake"
     ", fix, repair, pick up, pack, print, sign, return, renew, study, practise, practice, prepare, plan, paint, iron"
-    ", mow, sell, rent, find, collect, submit"
+    ", mow, sell, rent, find, get, collect, submit"
 )
 
 # Clauses: where one ends, and the words around it that add nothing
@@ -88,7 +88,7 @@ LIST_SEPARATOR: Final = r" ?, ?(?:and )?| and "
 # Names of tasks
 
 TITLE: Final = compiled(rf"(?:(?:the|an?) )?(?P<title>.+?)(?: (?P<when>{WHEN})(?P<rest> (?:with|about|for|to) .+)?)?")
-NUMBER: Final = compiled(r"(?:the )?(?:task|number|no\.?)?\s*#?(\d{1,15})")
+NUMBER: Final = compiled(r"(?:the )?(?:tasks?|numbers?|no\.?)?\s*#?(\d{1,15})")
 PLACES: Final = {
     **{"first": 1, "1st": 1, "second": 2, "2nd": 2, "third": 3, "3rd": 3, "fourth": 4, "4th": 4, "fifth": 5, "5th": 5},
     "last": -1,
@@ -104,30 +104,30 @@ EVERY: Final = compiled(
     rf"|(?:my |the )?{_WHICH} (?:tasks|ones)|(?:my|the) (?:whole |entire )?(?:task |to-?do )?list"
 )
 PENDING: Final = compiled(r"\b(?:left|pending|open|to-?do|to do|remaining|unfinished|not done|next|should|must|need)\b")
-COMPLETED: Final = compiled(r"\b(?:completed|done|finished)\b")
+COMPLETED: Final = compiled(r"\b(?:did|completed|done|finished)\b")
 
 # Questions
 
 ABOUT_TASKS: Final = compiled(
-    r"\b(?:tasks?|list|left|due|pending|open|to-?dos?|to do|done|completed|finished|everything|all|next|anything)\b"
+    r"\b(?:tasks?|list|left|due|pending|open|to-?dos?|to do|done|completed|finish(?:ed)?|everything|all|next|anything)\b"
 )
 """A question without a date is about tasks if it has one of these words."""
 _SHOW: Final = (
-    r"(?:(?:list|show|display|see|view|read|give)(?: me)?|what(?:'s| is| are| have| do| should| must)?|which|is there"
-    r"|are there|(?:do|have|am|should|must) i|my|all|tasks?|to-?dos?|anything)"
+    r"(?:(?:list|show|display|see|view|read|give)(?: me)?|what(?:'s| is| are| have| did| do| should| must)?|which"
+    r"|is there|are there|(?:do|have|am|should|must) i|my|all|tasks?|to-?dos?|anything)"
 )
 _LISTED: Final = "(?: {})".format(
     _any(
-        "a, all, am, and, any, anything, are, at, be, coming, completed, do, done, due, else, everything, far, finished"
-        ", for, get, got, have, i, in, is, items?, left, list, me, must, my, need, needs, next, not, now, of, on, ones?"
+        "a, all, am, and, any, anything, are, at, be, coming, completed, do, done, due, else, everything, far, finish"
+        ", finished, for, get, got, have, i, in, is, items?, left, list, me, must, my, need, needs, next, not, now, of, on, ones?"
         ", open, our, pending, remaining, should, so, still, tasks?, that, the, there, things?, to, to-?dos?"
         ", unfinished, up, with, yet"
     )
 )
 """One word of a question about the list. A question with any other word is not understood."""
 _FIND: Final = _any(
-    "is, are, did i(?: already)?, have i(?: already)?, when is, when do i (?:have|need) to, do i (?:have|need) to"
-    ", what about, where is, find"
+    "when's, is, are, did i(?: already)?, have i(?: already)?, when is, when do i (?:have|need) to"
+    ", do i (?:have|need) to, what about, where is, find"
 )
 
 # The rules
@@ -140,10 +140,11 @@ _TASK_TO: Final = (
 )
 _ADD: Final = _any(
     "add, create, schedule, remind me(?: to| about| of)?, set a reminder(?: to| for), make a note to",
+    "i (?:need|want|would like) to be reminded (?:to|about|of)",
     _NEED,
-    "i need",
+    "(?:i|we) need",
     _FORGET,
-    "(?:new )?(?:task|to-?do|note):",
+    "(?:new )?(?:task|to-?do|note(?: to self)?):",
 )
 _NOTE: Final = r"(?: with (?:the |a )?(?:note|description):? (?P<note>.+))?"
 _DONE: Final = r"(?:done|completed?|finished|off|off (?:my|the) list)"
@@ -154,6 +155,7 @@ _BY_NOW: Final = r"(?: already| today| yesterday| now| just now| back| this morn
 _MOVE: Final = _any("move, reschedule, postpone, change, push, shift, set, delay, put off")
 
 RULES: Final = (
+    ("repeat", rf"(?:{_ADD}|{_ACTION}) .*\b(?:every|each) (?:\w+ )?(?:\w*day|week|month|year|morning|evening)\b.*"),
     ("show", rf"{_SHOW}{_LISTED}*?(?: (?P<period>{PERIOD}){_LISTED}*)?{_LISTED}*"),
     ("count", rf"(?:how many|count){_LISTED}*"),
     ("show", rf"how many{_LISTED}* (?P<period>{PERIOD})"),
@@ -161,17 +163,23 @@ RULES: Final = (
     ("reopen", r"(?:reopen|uncheck|untick|unfinish) (?P<targets>.+)"),
     ("reopen", rf"(?P<targets>.+?) (?:(?:is|are)(?: still)? {_UNDONE}|isn't (?:done|finished)(?: yet)?)"),
     ("finish", rf"(?:mark|set|check|tick|cross) (?P<targets>.+?) (?:as |to )?{_DONE}"),
-    ("finish", rf"(?:finish|complete|(?:check|tick|cross|mark) off|{_I_DID}|done(?: with|:)) (?P<targets>.+)"),
+    ("finish", rf"(?:(?:finish|complete)(?:ed)?|(?:check|tick|cross|mark) off|{_I_DID}) (?P<targets>.+)"),
+    ("finish", r"(?:completed|done(?: with|:)) (?P<targets>.+)"),
     ("finish", rf"{_I_PAST} (?P<targets>.+?){_BY_NOW}"),
     ("finish", rf"(?P<targets>.+?)(?: (?:is|are)(?: all| now| already)?|:) {_DONE}{_BY_NOW}"),
+    ("finish", r"(?P<targets>.+?) done"),
     ("undate", r"(?:clear|delete|remove) (?:the (?:due )?date (?:of|from) (?P<target>.+)|its (?:due )?date)"),
     ("delete all", r"(?:clear|empty) (?:my|the) (?:whole )?(?:task |to-?do )?list"),
     ("delete", rf"(?:delete|remove|erase|cancel|drop|scrap|take|get rid of) (?P<targets>.+?){_OFF_LIST}?"),
     ("delete", r"forget(?: about)? (?P<targets>.+)"),
     ("delete", r"i (?:don't|do not) need (?:to )?(?P<targets>.+?) any(?: ?more| longer)"),
-    ("move", rf"{_MOVE} (?P<target>.+?)(?: back)? (?:to|until|till|for|on) (?P<when>{WHEN})"),
-    ("postpone", rf"{_MOVE} (?P<target>.+?)(?: back)? by (?P<length>{LENGTH})"),
+    (
+        "move",
+        rf"{_MOVE} (?:the (?:time|date|day) of )?(?P<target>.+?)(?: back)? (?:to|until|till|for|on) (?P<when>{WHEN})",
+    ),
+    ("postpone", rf"{_MOVE} (?P<target>.+?)(?: back)?(?: by)? (?P<length>{LENGTH})(?: later)?"),
     ("move", rf"(?P<target>.+?) is (?:now )?(?:due )?(?P<when>{WHEN})"),
+    ("move", rf"not {WHEN},? (?:but )?(?P<when>{WHEN})"),
     ("move", rf"(?:make (?:it|that) |change (?:it|that) to |i meant? )?(?P<when>{WHEN})"),
     ("rename", r"(?:rename|retitle|change) (?:the (?:title|name) of )?(?P<target>.+?) to (?P<renamed>.+)"),
     ("rename", r"replace (?P<target>.+?) (?:with|by) (?P<renamed>.+)"),
@@ -179,6 +187,7 @@ RULES: Final = (
     ("describe", r"describe (?P<target>.+?) as (?P<text>.+)"),
     ("describe", r"add (?:a |the )?(?:note|description) to (?P<target>.+?): (?P<text>.+)"),
     ("undo", r"(?:undo|revert)(?: that| it| this| the last change)?|take (?:that|it) back|(?:that|it) was a mistake"),
+    ("undo", r"(?:bring|put) (?:it|that|them) back|restore (?:it|that|them)"),
     ("correct", r"i meant? (?:to say )?(?P<text>.+)"),
     (
         "add",

@@ -157,6 +157,7 @@ def _find(said: Said) -> list[Wish]:
 _PLANS: Final[dict[str, Callable[[Said], list[Wish]]]] = {
     "add": _add,
     "add if new": _add_if_new,
+    "repeat": lambda _: [Wish(lambda _: say(Outcome("A task cannot repeat. On which day is it due?")))],
     "show": _show,
     "count": lambda _: [_wish(scripts.count, tells=True)],
     "find": _find,
