@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from .conversation import Conversation, Json, Turn
-from .faults import simulated_fault
+from .faults import AskedFault
 
 NOT_UNDERSTOOD = "I did not understand"
 HELLO = "Hello."
@@ -137,7 +137,7 @@ def not_understood(text: str) -> Outcome:
 
 
 def any_domain(clause: str) -> Wish | None:
-    """Return the wish of a clause that means the same in every domain: to talk, to recall, or to simulate a fault."""
+    """Return the wish of a clause that means the same in every domain: to talk, to recall, or to fail."""
     for pattern, text in _SMALL_TALK:
         if pattern.fullmatch(clause):
             return talk(text)
@@ -167,9 +167,11 @@ def tell_time() -> Wish:
     return Wish(lambda conversation: say(Outcome(_time(conversation.turn))))
 
 
-def simulate(message: str) -> Wish:
-    """Return the wish to report a simulated fault: the request was answered with it before this runs."""
-    return Wish(lambda _: say(Outcome(_simulated(message))))
+def fail(message: str) -> Wish:
+    """Return the wish to report the fault that the message asks for: it has happened before this runs."""
+    asked = AskedFault.find(message)
+    text = f"Simulated {asked.name}." if asked else f"I know no such fault: {short(message)}."
+    return Wish(lambda _: say(Outcome(text)))
 
 
 def _pattern(text: str) -> re.Pattern[str]:
@@ -191,7 +193,7 @@ _ANY_DOMAIN: Final[tuple[tuple[re.Pattern[str], Callable[[str], Wish]], ...]] = 
     (_pattern(r"what did i (?:just )?(?:say|write|ask)\b.*"), lambda _: recall_message()),
     (_pattern(r"(?:which|what) tools (?:did|have) you use.*"), lambda _: recall_tools()),
     (_pattern(r"what(?:'s| is)? (?:the )?(?:time|date|day)(?: is it)?(?: today| now)?"), lambda _: tell_time()),
-    (_pattern(r"simulate .+"), simulate),
+    (_pattern(r"stand-in: ?.+"), fail),
 )
 
 
@@ -201,11 +203,6 @@ def _time(turn: Turn) -> str:
 
 def _last_said(earlier: list[Turn]) -> str:
     return f"You said: {earlier[-1].message}" if earlier else "You said nothing before this."
-
-
-def _simulated(message: str) -> str:
-    name = simulated_fault(message)
-    return f"Simulated {name}." if name else f"I know no such fault: {short(message)}."
 
 
 def _tools_used(turns: Iterable[Turn]) -> str:

@@ -8,8 +8,8 @@ domain = Domain(
     understand=understand,
     help=(
         "I am the stand-in for a real model and understand plain English sentences only, such as: add buy milk and "
-        "call mum; remind me tomorrow at 9 to pay the rent; what is left?; what is due this week?; I bought the milk; move "
-        "the call to Friday; rename 2 to call dad; delete 3; undo that."
+        "call mum; remind me tomorrow at 9 to pay the rent; what is left?; what is due this week?; I bought the milk; "
+        "move the call to Friday; rename 2 to call dad; delete 3; undo that."
     ),
     reads=frozenset({"list_tasks"}),
     key="task_id",

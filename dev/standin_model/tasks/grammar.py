@@ -53,7 +53,7 @@ _VERB: Final = (
     _any(
         "add, create, schedule, remind me, set a reminder, make a note, i need, finish, complete, mark, uncheck, untick"
         ", reopen, delete, remove, erase, cancel, get rid of, forget about, rename, retitle, change, replace, describe"
-        ", move, reschedule, postpone, push, clear, undo, list, show, what, which, how many, tell me, simulate",
+        ", move, reschedule, postpone, push, clear, undo, list, show, what, which, how many, tell me, stand-in:",
         rf"put .{{1,80}}? (?:on|to) {_LIST}",
         r"(?:check|tick|cross) (?:off|.{1,80}? off)",
         rf"i(?:'ve| have)?{_SO_FAR} {_PAST}",
@@ -109,7 +109,8 @@ COMPLETED: Final = compiled(r"\b(?:did|completed|done|finished)\b")
 # Questions
 
 ABOUT_TASKS: Final = compiled(
-    r"\b(?:tasks?|list|left|due|pending|open|to-?dos?|to do|done|completed|finish(?:ed)?|everything|all|next|anything)\b"
+    r"\b(?:tasks?|list|left|due|pending|open|to-?dos?|to do|done|completed|finish(?:ed)?|everything|all|next"
+    r"|anything)\b"
 )
 """A question without a date is about tasks if it has one of these words."""
 _SHOW: Final = (
@@ -119,9 +120,9 @@ _SHOW: Final = (
 _LISTED: Final = "(?: {})".format(
     _any(
         "a, all, am, and, any, anything, are, at, be, coming, completed, do, done, due, else, everything, far, finish"
-        ", finished, for, get, got, have, i, in, is, items?, left, list, me, must, my, need, needs, next, not, now, of, on, ones?"
-        ", open, our, pending, remaining, should, so, still, tasks?, that, the, there, things?, to, to-?dos?"
-        ", unfinished, up, with, yet"
+        ", finished, for, get, got, have, i, in, is, items?, left, list, me, must, my, need, needs, next, not, now"
+        ", of, on, ones?, open, our, pending, remaining, should, so, still, tasks?, that, the, there, things?, to"
+        ", to-?dos?, unfinished, up, with, yet"
     )
 )
 """One word of a question about the list. A question with any other word is not understood."""
