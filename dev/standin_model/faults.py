@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from .conversation import Conversation, Json
-from .failures import FAULTS, parameters
+from .failures import FAULTS, STREAMS, parameters
 from .wire import ApiError
 
 ENDLESS = frozenset({"endless_tool_calls"})  # these last until they are cleared
@@ -48,7 +48,7 @@ class AskedFault:
         fitting = [
             parameter for parameter in UNITS.get((found["unit"] or "").lower(), ()) if parameter in parameters(name)
         ]
-        times = 1 if found["once"] or name not in MAY_PASS else TRIES
+        times = 1 if found["once"] or found["number"] or name not in MAY_PASS else TRIES
         number = {parameter: float(found["number"]) for parameter in fitting}
         return cls(name, number, None if name in WHOLE_TURN else times, bool(found["at_end"]))
 
@@ -104,13 +104,13 @@ class Faults:
         self._set.clear()
         self._asked.clear()
 
-    def take(self, conversation: Conversation) -> Fault | None:
+    def take(self, conversation: Conversation, *, is_streamed: bool) -> Fault | None:
         """Return the first fault that applies to the request, if any, and count it as used."""
         for fault in self._set:
             if fault.applies_to(conversation):
                 self._use(fault)
                 return fault
-        return self._asked_for(conversation)
+        return self._asked_for(conversation, is_streamed=is_streamed)
 
     def _use(self, fault: Fault) -> None:
         if fault.times is None:
@@ -119,9 +119,12 @@ class Faults:
         if fault.times <= 0:
             self._set.remove(fault)
 
-    def _asked_for(self, conversation: Conversation) -> Fault | None:
+    def _asked_for(self, conversation: Conversation, *, is_streamed: bool) -> Fault | None:
+        """Return the fault that the message asks for, unless it is over. In an answer at once, no stream can break."""
         asked = AskedFault.find(conversation.turn.message)
-        if asked is None or (asked.times is not None and self._is_over(asked, conversation)):
+        if asked is None or (asked.name in STREAMS and not is_streamed):
+            return None
+        if asked.times is not None and self._is_over(asked, conversation):
             return None
         return Fault(asked.name, parameters=asked.parameters)
 
