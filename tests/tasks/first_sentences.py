@@ -128,7 +128,10 @@ CHANGING: Final[Rows] = (
     ("delete the cheese", "asks"),
     ("finish the", "asks"),
     ("don't delete the milk", "stand-in"),
-    ("should I delete the milk?", "stand-in"),
+    ("don't finish the milk and delete the call", "stand-in"),
+    ("should I delete the milk and add eggs?", "stand-in"),
+    ("if I buy the milk, delete the call", "stand-in"),
+    ("don't forget to buy bread and finish the milk", "add buy bread; finish buy milk"),
     ("I bought the milk, move the call to Friday and add eggs", "finish buy milk; date call mum: friday; add eggs"),
     (
         "Finish the milk, then delete the report. And put bread on my list!",

@@ -83,6 +83,11 @@ _ABBREVIATION: Final = r"(?<!\b[dms]r)(?<!\bmrs)(?<!\bst)"
 CLAUSE_END: Final = (
     rf"{_ABBREVIATION}[.!?;]{{1,5}} (?=(?-i:[A-Z\"“])|{_VERB})|\n|[,.;!?]{{0,5}} (?:{_COURTESY}){{0,4}}(?={_VERB})"
 )
+_REFUSAL: Final = _any(
+    "don't, do not, never(?! mind), i don't, i do not, should i, shall i, can i, if, unless, when i, what if, why"
+)
+REFUSED: Final = compiled(rf"(?!{_FORGET}|i (?:don't|do not) need){_REFUSAL}\b.+")
+"""A message with such a clause has no effect: the rest of it may belong to a negation, a question or a condition."""
 JOINED: Final = compiled(r"(?:[,.;!?\n]|\band\b|\bthen\b)")
 """A clause ends only where a mark or one of these words is."""
 BULLET: Final = re.compile(r"[:,]?\s*\n\s*(?:[-*•]|\d{1,2}[.)]) +")
