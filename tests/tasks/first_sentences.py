@@ -158,6 +158,8 @@ REFERENCES: Final[Rows] = (
     ("add eggs", "add eggs", "no, I meant bread", "rename eggs: bread"),
     ("finish the milk", "finish buy milk", "sorry, I meant the call", "reopen buy milk; finish call mum"),
     ("add eggs", "add eggs", "make it tomorrow at 8", "date eggs: tomorrow 08:00"),
+    ("add eggs", "add eggs", "make it 12 eggs", "rename eggs: 12 eggs"),
+    ("add a test tomorrow at 9", "add test @ tomorrow 09:00", "at 10, not at 9", "date test: tomorrow 10:00"),
     ("delete it", "asks"),
     ("undo that", "says nothing to undo"),
 )
