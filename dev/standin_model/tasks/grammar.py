@@ -20,7 +20,7 @@ def compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern, re.IGNORECASE | re.DOTALL)
 
 
-# Words that tell of something done or needed
+# Verbs of something done or needed
 
 _SO_FAR: Final = r"(?: just| already| finally)*"
 _PAST: Final = _any(

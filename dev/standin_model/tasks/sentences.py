@@ -1,4 +1,4 @@
-"""Plain sentences into wishes. `docs/stand-in-model.md` lists what is understood; everything else becomes unclear."""
+"""Turn plain sentences into wishes. `docs/stand-in-model.md` lists what is understood; everything else becomes unclear."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -65,7 +65,7 @@ class Said:
 
 
 def understand(text: str) -> list[Wish]:
-    """Everything a message asks for, in the order in which it asks."""
+    """Return everything that a message asks for, in its order."""
     clauses = list(_clauses(text))
     if any(grammar.REFUSED.fullmatch(_bare(clause)) for clause in clauses):
         return [unclear(text)]
@@ -96,7 +96,7 @@ def _cut(text: str, separator: str, joined: re.Pattern[str] | None = None) -> It
 
 
 def _bare(clause: str) -> str:
-    """The clause without courtesies and without the punctuation around it."""
+    """Return the clause without courtesies and without the punctuation around it."""
     return grammar.COURTESIES.sub("", clause.strip(grammar.MARKS))
 
 
