@@ -1,4 +1,4 @@
-"""Turn plain sentences into wishes. `docs/stand-in-model.md` lists what is understood; everything else becomes unclear."""
+"""Turn plain sentences into wishes. `docs/stand-in-model.md` lists them; everything else becomes unclear."""
 
 import re
 from collections.abc import Callable, Iterator
