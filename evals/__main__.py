@@ -1,7 +1,7 @@
 """Measure how well the configured model does the job: `make evals` (docs/evals.md).
 
-Each option is a variable of the environment, as for `make dev`. The exit code is 0 when the run is whole and no category
-is below its minimum, 1 otherwise, and 2 for a wrong option.
+Each option is a variable of the environment, as for `make dev`. The exit code is 0 when the run is whole and no
+category is below its minimum, 1 otherwise, and 2 for a wrong option.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from dev.processes import StartupError
 from dev.server import stop_on_signals
 from dev.tokens import Issuer
 from evals import case_files, figures, records, run
+from evals.attempt import Attempt
 from evals.budget import Budget, Prices
 from evals.case_files import Case, CaseError
 from evals.person import BackendError
@@ -32,12 +33,7 @@ RUNS: Final = state.ROOT / ".dev" / "evals" / "runs"
 MINIMUM: Final = Path(__file__).with_name("standin.yaml")
 """The stand-in's share of passes in each category, at least."""
 CONCURRENCY: Final = 4
-UNLIMITED: Final = {
-    "MCP_BURST": "0",
-    "MCP_REQUESTS_PER_MINUTE": "0",
-    "DATA_BURST": "0",
-    "DATA_REQUESTS_PER_MINUTE": "0",
-}
+LIMITS: Final = ("MCP_BURST", "MCP_REQUESTS_PER_MINUTE", "DATA_BURST", "DATA_REQUESTS_PER_MINUTE")
 """Limits of the backend that the preparation of a long list would reach."""
 
 
@@ -145,13 +141,13 @@ def _run(options: Options, this: Run, cases: Sequence[Case]) -> None:
     if options.url:
         _evaluate(options, this, pending, options.url)
         return
-    os.environ.update(UNLIMITED)
+    os.environ.update(dict.fromkeys(LIMITS, "0"))
     progress = backend.Progress(sys.stderr)
     with backend.running(processes.free_port(backend.HOST), progress, reload=False) as server:
         _evaluate(options, this, pending, server.url)
 
 
-def _evaluate(options: Options, this: Run, pending: list[run.Attempt], url: str) -> None:
+def _evaluate(options: Options, this: Run, pending: list[Attempt], url: str) -> None:
     issuer = Issuer.stored(state.directory() / "issuer.pem")
 
     async def evaluate() -> None:

@@ -2,6 +2,7 @@
 
 import calendar
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Final, Self
@@ -89,7 +90,7 @@ def read_day(text: str, today: date) -> date:
     return today + timedelta(days=ahead + 7 if following else (ahead - 1) % 7 + 1)
 
 
-_NAMED: Final = {
+_NAMED: Final[dict[str, Callable[[date], date]]] = {
     "today": lambda today: today,
     "tomorrow": lambda today: today + timedelta(days=1),
     "yesterday": lambda today: today - timedelta(days=1),

@@ -40,7 +40,7 @@ class Turn(BaseModel):
 
 
 class Tokens(BaseModel):
-    """Tokens of a model. `other` are those of turns without a reply: the backend does not keep of which kind they are."""
+    """Tokens of a model. `other` are those of turns without a reply, of which the backend does not keep the kind."""
 
     input: int = 0
     cached: int = 0

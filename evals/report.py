@@ -1,6 +1,6 @@
 """Write the report of a run: a table for the terminal, and a page in Markdown with plots."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -57,7 +57,8 @@ class Report:
             yield "There is no earlier run to compare with."
             return
         found = self.comparison
-        yield f"Compared with run {self.earlier.name} ({self.earlier.settings().model}), {found.in_common} cases in common:"
+        model = self.earlier.settings().model
+        yield f"Compared with run {self.earlier.name} ({model}), {found.in_common} cases in common:"
         for verdict, changes in (("better", found.better), ("worse", found.worse)):
             yield f"- {verdict}: {len(changes)}"
             yield from (f"  - {name}: {then:.0%} before, {now:.0%} now" for name, then, now in changes)
@@ -90,25 +91,15 @@ def _header(k: int, money: bool) -> list[str]:
 
 def _cells(row: Row, money: bool) -> list[str]:
     counts = [row.wrong_calls, row.needless_calls, row.claims, row.errors, row.tokens]
-    dollars = [f"{row.dollars:.4f}" if row.dollars is not None else ""] if money else []
     shares = [f"{row.pass_1:.3f}", "" if row.pass_k is None else f"{row.pass_k:.3f}"]
-    return [
-        row.name,
-        str(row.cases),
-        *shares,
-        *(f"{count:,}" for count in counts),
-        *dollars,
-        f"{row.p50:.2f}",
-        f"{row.p95:.2f}",
-    ]
+    dollars = [f"{row.dollars:.4f}" if row.dollars is not None else ""] if money else []
+    seconds = [f"{row.p50:.2f}", f"{row.p95:.2f}"]
+    return [row.name, str(row.cases), *shares, *(f"{count:,}" for count in counts), *dollars, *seconds]
 
 
-def _line(cells: Sequence[str], widths: Iterable[int]) -> str:
-    padded = [
-        cell.rjust(width) if at else cell.ljust(width)
-        for at, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    ]
-    return "| " + " | ".join(padded) + " |"
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first, *others = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
+    return "| " + " | ".join([first.strip().ljust(widths[0]), *others]) + " |"
 
 
 def _failure(result: Result) -> Iterator[str]:
