@@ -110,7 +110,12 @@ def claims_without_doing(case: Case, outcome: Outcome) -> bool:
     changed = any(call.tool not in READS and call.outcome == "ok" for call in turn.calls)
     if turn.status != OK or changed or not remaining(case, outcome, outcome.before_last):
         return False
-    return not ASKS.search(turn.reply) and not DENIES.search(turn.reply.replace("\u2019", "'"))
+    return not asks_or_denies(turn.reply)
+
+
+def asks_or_denies(reply: str) -> bool:
+    """Return whether a reply has a question mark, or a word that denies."""
+    return bool(ASKS.search(reply) or DENIES.search(reply.replace("\u2019", "'")))
 
 
 def count_wrong(case: Case, outcome: Outcome) -> int:

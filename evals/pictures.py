@@ -27,11 +27,11 @@ def draw(directory: Path, rows: Sequence[Row], results: Sequence[Result], k: int
 
 def _passes(rows: Sequence[Row], k: int) -> Figure:
     figure, (axes,) = new_figure(1, INCHES_PER_ROW * len(rows) + 1.2)
-    places = range(len(rows))
-    axes.barh([at - 0.2 for at in places], [row.pass_1 for row in rows], 0.38, color=COLOURS["pass^1"], label="pass^1")
-    sure = [row.pass_k or 0.0 for row in rows]
+    places, shift = range(len(rows)), 0.2 if k > 1 else 0.0
+    once, sure = [row.pass_1 for row in rows], [row.pass_k or 0.0 for row in rows]
+    axes.barh([at - shift for at in places], once, 0.38, color=COLOURS["pass^1"], label="pass^1")
     if k > 1:
-        axes.barh([at + 0.2 for at in places], sure, 0.38, color=COLOURS["pass^k"], label=f"pass^{k}")
+        axes.barh([at + shift for at in places], sure, 0.38, color=COLOURS["pass^k"], label=f"pass^{k}")
     axes.set_yticks(places, [f"{row.name} ({row.cases})" for row in rows])
     axes.invert_yaxis()
     axes.set_xlim(0, 1)

@@ -118,6 +118,7 @@ def _end_line(path: Path) -> None:
 
 
 def previous(directory: Path, run: Run) -> Run | None:
-    """Return the newest run before this one that has results, of whatever model."""
-    earlier = [each for each in runs(directory) if each.name < run.name and each.results()]
-    return earlier[-1] if earlier else None
+    """Return the newest earlier run of whatever model that has attempted a case of this run."""
+    cases = {result.case for result in run.results()}
+    earlier = [each for each in runs(directory) if each.name < run.name]
+    return next((each for each in reversed(earlier) if any(r.case in cases for r in each.results())), None)

@@ -45,7 +45,7 @@ class Report:
         """Yield the lines of the table, which are Markdown too."""
         k = self.run.settings().repeat
         money = any(row.dollars is not None for row in self.rows)
-        cells = [_header(k, money), *(_cells(row, money) for row in self.rows)]
+        cells = [_header(k, money), *(_cells(row, k, money) for row in self.rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         yield _line(cells[0], widths)
         yield "|" + "|".join("-" * (width + 1) + (":" if at else "-") for at, width in enumerate(widths)) + "|"
@@ -85,16 +85,24 @@ class Report:
 
 
 def _header(k: int, money: bool) -> list[str]:
-    names = ["Category", "cases", "pass^1", f"pass^{k}", "wrong calls", "needless calls", "claimed, not done"]
-    return [*names, "errors", "tokens", *(["dollars"] if money else []), "p50 s", "p95 s"]
+    names = ["Category", "cases", "pass^1", *([f"pass^{k}"] if k > 1 else []), "wrong calls", "needless calls"]
+    return [*names, "claimed, not done", "errors", "tokens", *(["dollars"] if money else []), "p50 s", "p95 s"]
 
 
-def _cells(row: Row, money: bool) -> list[str]:
+def _cells(row: Row, k: int, money: bool) -> list[str]:
     counts = [row.wrong_calls, row.needless_calls, row.claims, row.errors, row.tokens]
-    shares = [f"{row.pass_1:.3f}", "" if row.pass_k is None else f"{row.pass_k:.3f}"]
+    sure = ["" if row.pass_k is None else f"{row.pass_k:.3f}"] if k > 1 else []
     dollars = [f"{row.dollars:.4f}" if row.dollars is not None else ""] if money else []
     seconds = [f"{row.p50:.2f}", f"{row.p95:.2f}"]
-    return [row.name, str(row.cases), *shares, *(f"{count:,}" for count in counts), *dollars, *seconds]
+    return [
+        row.name,
+        str(row.cases),
+        f"{row.pass_1:.3f}",
+        *sure,
+        *(f"{count:,}" for count in counts),
+        *dollars,
+        *seconds,
+    ]
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
