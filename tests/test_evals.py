@@ -63,25 +63,28 @@ cases:
 """
 
 
+def adding(title: str) -> dict[str, Any]:
+    """Return a call that adds a task."""
+    return {"name": "add_task", "arguments": {"title": title}}
+
+
 def plan(standin: StandIn) -> None:
     """Let the model do right or wrong, by the words of the message."""
     listing = {"name": "list_tasks", "arguments": {"status": "pending"}}
     every = {"name": "list_tasks", "arguments": {"status": "all"}}
     standin.fault("say", match="note plums", after_calls=1, times=None, text="Noted plums.")
-    standin.fault("call", match="note plums", times=None, calls=[{"name": "add_task", "arguments": {"title": "soap"}}])
+    standin.fault("call", match="note plums", times=None, calls=[adding("soap")])
     standin.fault("say", match="what is left", after_calls=2, times=None, text="That is all.")
     standin.fault("call", match="what is left", times=None, calls=[listing, listing])
     standin.fault("say", match="show my tasks", after_calls=2, times=None, text="That is all.")
     standin.fault("call", match="show my tasks", times=None, calls=[listing, every])
     standin.fault("say", match="hello there", after_calls=1, times=None, text="Added a cake.")
-    standin.fault("call", match="hello there", times=None, calls=[{"name": "add_task", "arguments": {"title": "cake"}}])
+    standin.fault("call", match="hello there", times=None, calls=[adding("cake")])
     standin.fault("say", match="note pears", times=None, text="Done: pears are on your list.")
     standin.fault("say", match="note cherries", times=None, text="Shall I add cherries?")
     standin.fault("server_error", match="note grapes", times=None)
     standin.fault("server_error", match="note melons", after_calls=1, times=None)
-    standin.fault(
-        "call", match="note melons", times=None, calls=[{"name": "add_task", "arguments": {"title": "melons"}}]
-    )
+    standin.fault("call", match="note melons", times=None, calls=[adding("melons")])
     standin.fault("slow", match="buy bread", times=None, seconds=1)
     standin.fault("say", match="buy butter", times=1, text="I could not do it.")
 
@@ -135,6 +138,11 @@ def wait_until_ready(url: str) -> None:
             client.token(url)
             return
     raise AssertionError("the server did not start")
+
+
+def wait_for_the_model(standin: StandIn) -> None:
+    """Return once a request hangs."""
+    assert any(standin.waiting(1) for _ in processes.attempts(SECONDS))
 
 
 def settings(cases: Sequence[Case], repeat: int = REPEAT) -> Settings:
@@ -259,7 +267,7 @@ def test_a_run_goes_on_where_it_ended(development: Server, standin: StandIn, tmp
 
     async def interrupted() -> None:
         going = asyncio.ensure_future(evaluate(this, development, cases, Budget(NO_PRICE), concurrency=1))
-        await asyncio.to_thread(standin.waiting, 1)
+        await asyncio.to_thread(wait_for_the_model, standin)
         going.cancel()
         with suppress(asyncio.CancelledError):
             await going
@@ -299,7 +307,7 @@ def test_the_command_stops_at_ctrl_c_and_goes_on(development: Server, standin: S
     environment = {"PATH": os.environ["PATH"], **given}
     standin.fault("hang", match="milk")
     with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=-1, stderr=-1) as process:  # noqa: S603
-        standin.waiting(1)
+        wait_for_the_model(standin)
         process.send_signal(signal.SIGINT)
         printed, said = process.communicate(timeout=SECONDS)
     assert process.returncode == 1, said
