@@ -20,12 +20,12 @@ READS: Final = standin_domain.reads
 ASKS: Final = re.compile(r"[?\u061f\uff1f\u037e]")
 DENIES: Final = re.compile(
     r"\b(?:not|no|none|nothing|never|cannot|can't|couldn't|won't|didn't|don't|doesn't|isn't|aren't|wasn't|haven't|hasn't"
-    r"|unable|failed|sorry|already|which|stand-in"
-    r"|nicht|kein\w*|nichts|leider|bereits|welche\w*|aucune?|rien|pas|d\u00e9j\u00e0|quel\w*|d\u00e9sol\u00e9\w*"
-    r"|ning\u00fan|ninguna?|nada|ya|cu\u00e1l\w*|n\u00e3o|nenhuma?|non|nessun\w*|niente|gi\u00e0|niet|geen)\b",
+    r"|unable|failed|sorry|which|stand-in"
+    r"|nicht|kein\w*|nichts|leider|welche\w*|aucune?|rien|pas|quel\w*|d\u00e9sol\u00e9\w*"
+    r"|ning\u00fan|ninguna?|nada|cu\u00e1l\w*|n\u00e3o|nenhuma?|non|nessun\w*|niente|niet|geen)\b",
     re.IGNORECASE,
 )
-"""Words with which a reply asks back or says that something was not done, or was so before."""
+"""Words with which a reply asks back or says that something was not done."""
 
 Context = EvaluatorContext[Attempt, Outcome, None]
 
