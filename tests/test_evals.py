@@ -304,7 +304,7 @@ def test_no_attempt_begins_without_budget(
 def test_the_command_stops_at_ctrl_c_and_goes_on(development: Server, standin: StandIn, tmp_path: Path) -> None:
     """It prints the figures so far. Run again, it ends whole."""
     (tmp_path / "plan.yaml").write_text(TWO)
-    given = {"CASES": str(tmp_path), "RUNS": str(tmp_path / "runs"), "URL": development.url, "CONCURRENCY": "1"}
+    given = {"CASES": str(tmp_path), "RUNS": str(tmp_path / "runs"), "EVALS_URL": development.url, "CONCURRENCY": "1"}
     given |= {"TASKCHAT_DEV_DIR": str(development.directory), "REPEAT": "1", "NO_PROXY": "*"}
     command = [sys.executable, "-m", "evals"]
     environment = {"PATH": os.environ["PATH"], **given}
