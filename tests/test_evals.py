@@ -31,7 +31,7 @@ from evals.budget import Budget, Prices
 from evals.case_files import Case, CaseError
 from evals.dates import Clock, When, render
 from evals.domain import Effects, State
-from evals.person import Tokens, Turn
+from evals.person import BackendError, Tokens, Turn
 from evals.records import Result, Run, Settings
 from evals.report import Report
 from evals.run import Runner, connect
@@ -286,6 +286,15 @@ def test_a_run_goes_on_where_it_ended(development: Server, standin: StandIn, tmp
     assert len(standin.requests("bread")) == 2
     assert len(again.results()) == 4
     assert records.begin(tmp_path, settings(cases, 2), cases) != this
+
+
+def test_an_attempt_that_cannot_be_prepared_ends_the_run(development: Server, tmp_path: Path) -> None:
+    """No result is stored, and the error names the tool."""
+    cases = load(tmp_path, f"cases: [{{name: a, say: hi, before: [{'x' * 201}]}}]")
+    this = records.begin(tmp_path, settings(cases), cases)
+    with pytest.raises(BackendError, match="add_task did not prepare a case"):
+        run(evaluate(this, development, cases, Budget(NO_PRICE)))
+    assert this.results() == []
 
 
 @pytest.mark.parametrize("limit", [{"tokens": 1}, {"dollars": 0.000001}])
