@@ -125,6 +125,11 @@ clients: install  ## Hold conversations with the clients of AG-UI and the AI SDK
 guide: install  ## Follow docs/your-own-tools.md in a copy, and run the engine's tests there
 	@$(BIN)/python -m dev.guide
 
+.PHONY: evals
+# make exports the variables of its command line, so MODEL reaches the server as it does with `make dev`.
+evals: install  ## Measure a model on the cases in evals/: make evals [REPEAT=3] [ONLY=dates] [BUDGET_TOKENS=…] (docs/evals.md)
+	@TASKCHAT_DEV_DIR=.dev/evals/state $(BIN)/python -m evals
+
 AUDIT_VENV := .venv-audit
 AUDIT_INSTALLED := $(AUDIT_VENV)/.installed
 $(AUDIT_INSTALLED): requirements-audit.txt | $(INSTALLED)
