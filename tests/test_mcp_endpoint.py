@@ -158,7 +158,10 @@ class TestTools:
         assert hints[example.list_tool]["readOnlyHint"] is True
         for name in (example.add_tool, example.change_tool, example.rename_tool, example.delete_tool):
             assert (hints[name]["readOnlyHint"], hints[name]["idempotentHint"]) == (False, name != example.add_tool)
-        assert (hints[example.delete_tool]["destructiveHint"], hints[example.add_tool]["destructiveHint"]) == (True, False)
+        assert (hints[example.delete_tool]["destructiveHint"], hints[example.add_tool]["destructiveHint"]) == (
+            True,
+            False,
+        )
         assert {hint["openWorldHint"] for hint in hints.values()} == {False}
 
     def test_a_failed_call_is_an_error_and_recorded(self, client: McpClient, alice: Person, rows: Rows) -> None:
