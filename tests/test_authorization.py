@@ -31,17 +31,15 @@ from dev.inspector import Inspector
 from dev.processes import StartupError
 from dev.standin_model.domain import domain
 from dev.tokens import Issuer
-from tests.conftest import serving
+from tests.conftest import ROOT, serving
 from tests.test_dev import GONE_SECONDS, Development, development
 
 if TYPE_CHECKING:
     from tests.privacy import LogSearch
 
-SCOPES = "tasks:read tasks:write"
 METADATA = "/.well-known/oauth-authorization-server"
 NO_REGISTRY = "http://127.0.0.1:9"
-ADD, ADDED = domain.examples.calls[0]
-LIST = domain.examples.calls[1][0]
+ADD, LIST = domain.examples.tools[:2]
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +104,12 @@ def test_the_endpoint_leads_a_client_to_the_authorization_server(server: Develop
     assert httpx2.get(metadata["jwks_uri"], trust_env=False).status_code == 200
 
 
+def test_the_documented_command_has_this_version() -> None:
+    """docs/auth.md shows the version that is tested."""
+    versions = json.loads((mcp_remote.HERE / "package.json").read_text())["dependencies"]
+    assert f"npx -y mcp-remote@{versions['mcp-remote']} " in (ROOT / "docs" / "auth.md").read_text()
+
+
 def test_mcp_remote_signs_in(server: Development, directory: Path) -> None:
     """It registers, the developer agrees in a browser, and the page shows the effect of its call."""
     listed, added = mcp_remote.list_and_call(f"{server.url}/mcp", ADD, {domain.examples.text: "through mcp-remote"})
@@ -154,7 +158,8 @@ class OAuthClient:
     def address(self) -> str:
         """Return the address that the client opens in the user's browser."""
         challenge = base64.urlsafe_b64encode(hashlib.sha256(self._verifier.encode()).digest()).rstrip(b"=").decode()
-        asked = {"response_type": "code", "scope": SCOPES, "state": "s", "resource": self._resource}
+        scope = " ".join(domain.examples.scopes)
+        asked = {"response_type": "code", "scope": scope, "state": "s", "resource": self._resource}
         proof_key = {"code_challenge": challenge, "code_challenge_method": "S256"}
         return f"{self._url}/authorize?{urlencode(self._known | asked | proof_key)}"
 
