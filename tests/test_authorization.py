@@ -238,7 +238,7 @@ def uninstalled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authorizatio
     """Return a server whose packages npm has not installed."""
     monkeypatch.setenv("TASKCHAT_PACKAGES_DIR", str(tmp_path))
     monkeypatch.setenv("npm_config_registry", NO_REGISTRY)
-    return AuthorizationServer("http://127.0.0.1:1", "http://127.0.0.1:1/mcp", "postgresql://", Issuer.new())
+    return AuthorizationServer("http://127.0.0.1:1", "http://127.0.0.1:1/mcp", "postgresql://", Issuer.new)
 
 
 def test_without_npm_a_client_is_refused_with_the_reason(uninstalled: AuthorizationServer) -> None:
