@@ -31,7 +31,7 @@ _EXAMPLE: Final = {
     ],
     "next_cursor": "WyIyMDI2LTExLTI3IixudWxsLDFd",
 }
-router: Final = APIRouter()
+router: Final = APIRouter(tags=["tasks"])
 
 
 class TaskQuery(PageQuery):
