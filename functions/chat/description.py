@@ -118,7 +118,12 @@ def _without_null(schema: Schema) -> Schema:
 
 def _body_schemas() -> dict[str, Schema]:
     _, found = models_json_schema([(model, "validation") for model in _BODIES], ref_template=SCHEMA_REFERENCE)
-    return dict(found["$defs"])
+    return {name: _open(schema) for name, schema in found["$defs"].items()}
+
+
+def _open(schema: Schema) -> Schema:
+    """Say that a protocol's other members are taken, and ignored, where the model does not refuse them."""
+    return {"additionalProperties": True} | schema
 
 
 def _problem_schemas() -> dict[str, Schema]:

@@ -13,6 +13,7 @@ from chat.schemas import ChatRequest
 from chat.stream.ag_ui import AgUiRequest
 from chat.stream.ai_sdk import AiSdkEncoder, AiSdkRequest
 from chat.stream.encoding import MEDIA_TYPE as EVENT_STREAM
+from taskchat import cursor
 from taskchat.errors import (
     BodyTooLarge,
     ConfirmationRequired,
@@ -240,7 +241,7 @@ _EXPORTED: Final[dict[str, Any]] = {
         ],
         "conversation": [],
     },
-    "next_cursor": None,
+    "next_cursor": cursor.write("allowance", "data"),  # FastAPI leaves a null of an example out
 }
 EXPORT_RESPONSES: Final[Described] = {
     200: {
@@ -288,7 +289,7 @@ HEALTH_RESPONSES: Final = answers_with("The process answers.", {"status": "ok"})
 
 _TEXT: Final = "Add buy milk"
 _EXAMPLES: Final[dict[str, Any]] = {
-    "taskchat": {"message": _TEXT, "conversation_id": None, "timezone": "Europe/Paris"},
+    "taskchat": {"message": _TEXT, "timezone": "Europe/Paris"},
     "AG-UI": {
         "threadId": "ae3eab65-dc8e-54c7-8f70-a6d486101f0f",
         "runId": "67520f27-af92-4a0e-8003-77f79be5d6db",
