@@ -130,6 +130,8 @@ def describe(app: Any) -> dict[str, Any]:
     for content in (answer.get("content", {}) for each in operations for answer in each["responses"].values()):
         if SSE in content:
             content[SSE] = {"schema": {"type": "object", "required": ["data"]}}
+    for body, text in (("ChatRequest", "message"), ("Renaming", "title")):  # spaces at the ends do not count
+        del description["components"]["schemas"][body]["properties"][text]["maxLength"]
     return description
 
 

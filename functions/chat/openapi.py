@@ -108,11 +108,15 @@ def problem_example(error: type[TaskchatError]) -> dict[str, Any]:
 _SECONDS: Final = {"type": "integer", "minimum": 1}
 _WAIT: Final = _header("Seconds to wait before the next try.", _SECONDS)
 _MAY_WAIT: Final = _header("Seconds to wait before the next try, if the model said so.", _SECONDS, always=False)
-_CHALLENGE: Final = _header("The scheme of the token.", {"const": "Bearer"})
-_REPLAYED: Final = _header("Set if the turn was done before.", {"const": "true"}, always=False)
+_CHALLENGE: Final = _header("The scheme of the token.", {"type": "string", "const": "Bearer"})
+_REPLAYED: Final = _header("Set if the turn was done before.", {"type": "string", "const": "true"}, always=False)
 
 _UI_STREAM: Final = {
-    name: _header("The version of the AI SDK's protocol, if the request is one of it.", {"const": value}, always=False)
+    name: _header(
+        "The version of the AI SDK's protocol, if the request is one of it.",
+        {"type": "string", "const": value},
+        always=False,
+    )
     for name, value in AiSdkEncoder.headers.items()
 }
 _IDS: Final = f'"conversation_id":"{_ID}","turn_id":"{_TURN_ID}"'
@@ -267,7 +271,7 @@ ERASURE_REQUEST: Final[dict[str, Any]] = {
             "in": "header",
             "required": True,
             "description": "Says that the erasure is meant.",
-            "schema": {"const": "erase"},
+            "schema": {"type": "string", "enum": ["erase"]},  # a const in a header is more than some generators read
             "example": "erase",
         }
     ]
