@@ -1,6 +1,9 @@
 """Do in the browser what a person does, and find the parts of the page by their names."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from threading import Thread
 from typing import Any
 
 import httpx2
@@ -91,6 +94,25 @@ class Person:
                 name.replace("_", "-"): value for name, value in headers.items()
             }
             return device.request(method, f"/api/{self.id}{path}", json=body, headers=sent)
+
+    @contextlib.contextmanager
+    def sending(self, body: Any) -> Iterator[None]:
+        """Let another device send a message while the block runs, and wait for its answer at the end."""
+        thread = Thread(target=self.call, args=["POST", "/chat", body])
+        thread.start()
+        yield
+        thread.join()
+
+    def conversations(self) -> list[str]:
+        """Return the ids of the person's conversations in Postgres, the oldest first."""
+        found = self.rows.execute("select id from conversation where user_id = %s order by created_at", [self.id])
+        return [str(row["id"]) for row in found]
+
+    def has_ended(self) -> bool:
+        """Return whether Postgres has a reply to each message."""
+        query = "select count(*) filter (where role = 'user') = count(*) filter (where role = 'assistant') as ended"
+        found = self.rows.execute(f"{query} from message where user_id = %s", [self.id]).fetchone()
+        return bool(found and found["ended"])
 
     def titles(self) -> list[str]:
         """Return the titles of the person's tasks in Postgres."""
