@@ -10,7 +10,7 @@ const SENTENCES = {
 };
 
 export function explain(error) {
-  if (error instanceof TypeError) return "The server does not answer. Check your connection, then try again.";
+  if (error instanceof TypeError || error.status === 0) return "The server does not answer. Check your connection, then try again.";
   if (error.status === 429) return `Too many requests. Try again in ${seconds(error.retryAfter)}.`;
   return SENTENCES[error.status] ?? error.problem?.detail ?? error.problem?.title ?? error.message;
 }

@@ -5,13 +5,14 @@ import { oneAtATime, onReturn, onTold, tell } from "./tabs.js";
 
 const POLL_MS = 60_000; // an MCP client or another device tells nobody
 
-// Fill `root`, a region. `domain` is the domain's module, or null: the region then stays hidden.
+// Fill `root`, a region. `domain` is the domain's module: without `render` in it the region stays hidden.
 export function mountPanel(root, { api, userId, domain }) {
-  if (!domain) {
+  if (!domain?.render) {
     root.hidden = true;
     return { refresh: async () => {}, called() {}, turnEnded: async () => {} };
   }
-  const heading = element("h2", { id: "panel-heading" }, domain.title);
+  const concerns = domain.concerns ?? (() => true);
+  const heading = element("h2", { id: "panel-heading" }, domain.title ?? "Panel");
   const note = element("p", { class: "note", role: "status", hidden: "" });
   const body = element("div", { class: "panel-body" });
   root.setAttribute("aria-labelledby", heading.id);
@@ -41,10 +42,10 @@ export function mountPanel(root, { api, userId, domain }) {
     refresh,
     // Show the effect of one call at once, while its turn goes on.
     called(call) {
-      if (domain.concerns(call)) refresh();
+      if (concerns(call)) refresh();
     },
     turnEnded(toolCalls = []) {
-      tell(toolCalls.some((call) => domain.concerns(call)) ? "turn with changes" : "turn");
+      tell(toolCalls.some((call) => concerns(call)) ? "turn with changes" : "turn");
       return refresh();
     },
   };
