@@ -4,6 +4,7 @@ So each test has a person of its own, and nothing between the browser and the se
 """
 
 import os
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -11,13 +12,16 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
 from dev import app as development
-from dev import state
+from dev import page, state
 from dev.tokens import Issuer
 from taskchat.http.web_adapter import observe
-from tests.browser.names import PERSON, TURN_SECONDS
+from tests.browser.names import PANEL, PERSON, TURN_SECONDS
 
 if TURN_SECONDS in os.environ:
     development.observed = observe(development.functions, float(os.environ[TURN_SECONDS]))
+
+if PANEL in os.environ:
+    page.panel = lambda: Path(os.environ[PANEL]) if os.environ[PANEL] else None
 
 
 async def token(request: Request) -> JSONResponse:
