@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -45,9 +45,6 @@ PANEL: Final = "panel.js"
 FRESH: Final = "no-cache"
 """The browser and the distribution ask for a new one each time, and get 304 if there is none."""
 FOR_EVER: Final = "public, max-age=31536000, immutable"
-KEPT: Final = 2
-"""Folders that stay: a page that is open loads modules of the bundle before."""
-
 _FOLDER: Final = re.compile(r"([0-9a-f]{12})/")
 _OWN_ADDRESS: Final = re.compile(r'\b(href|src)="(?:\./)?([\w.-]+(?:/[\w.-]+)*)"')
 
@@ -130,11 +127,10 @@ def write(made: Bundle, directory: Path) -> None:
 def upload(session: Any, bucket: str, distribution: str, made: Bundle) -> None:
     """Put the files into the bucket, delete old folders, and have the distribution read the two fresh files again."""
     s3 = session.client("s3")
-    before = _keys(s3, bucket)
+    kept = {made.folder, _folder_before(s3, bucket)}
     for path, content in made.files.items():
         s3.put_object(Bucket=bucket, Key=path, Body=content, **_headers(path))
-    if old := _old_keys(before, made):
-        s3.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": key} for key in old], "Quiet": True})
+    _delete_folders(s3, bucket, kept)
     paths = ["/", f"/{INDEX}", f"/{CONFIG}"]
     session.client("cloudfront").create_invalidation(
         DistributionId=distribution,
@@ -147,21 +143,22 @@ def _headers(path: str) -> dict[str, str]:
     return {"ContentType": TYPES[Path(path).suffix], "CacheControl": kept}
 
 
-def _keys(s3: Any, bucket: str) -> dict[str, Any]:
-    """Return when each object of the bucket was written, by its key."""
-    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket)
-    return {each["Key"]: each["LastModified"] for page in pages for each in page.get("Contents", ())}
+def _folder_before(s3: Any, bucket: str) -> str:
+    """Return the folder that the bucket's index.html names: pages that are open load modules from it."""
+    try:
+        index = s3.get_object(Bucket=bucket, Key=INDEX)["Body"].read().decode()
+    except s3.exceptions.NoSuchKey:
+        return ""
+    found = _FOLDER.search(index)
+    return found[1] if found else ""
 
 
-def _old_keys(before: Mapping[str, Any], made: Bundle) -> list[str]:
-    """Return the keys of all folders but the new one and those written last before it."""
-    written: dict[str, Any] = {}
-    for key, at in before.items():
-        if folder := _FOLDER.match(key):
-            written[folder[1]] = max(at, written.get(folder[1], at))
-    others = sorted(written.keys() - {made.folder}, key=lambda folder: written[folder], reverse=True)
-    old = tuple(f"{folder}/" for folder in others[KEPT - 1 :])
-    return [key for key in before if old and key.startswith(old)][:1000]  # the most in one request; others go next time
+def _delete_folders(s3: Any, bucket: str, kept: Container[str]) -> None:
+    for listed in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+        folders = {each["Key"]: _FOLDER.match(each["Key"]) for each in listed.get("Contents", ())}
+        old = [{"Key": key} for key, folder in folders.items() if folder and folder[1] not in kept]
+        if old:
+            s3.delete_objects(Bucket=bucket, Delete={"Objects": old, "Quiet": True})
 
 
 def show(made: Bundle) -> None:
