@@ -32,6 +32,9 @@ export function ask(heading, content, { action, danger = false, work }) {
       submit.disabled = false;
     }
   });
+  dialog.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") event.stopPropagation(); // it closes the dialog, and must not stop a turn too
+  });
   return new Promise((resolve) => {
     dialog.addEventListener("close", () => {
       dialog.remove();
