@@ -6,40 +6,29 @@ import os
 import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from pathlib import Path
 from uuid import uuid4
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse
+from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chat.app import app as chat
-from dev import processes, state
+from dev import page, processes, state
 from dev.standin_model.domain import domain
 from dev.tokens import Issuer
 from mcp_tools.app import process as mcp_process
 from taskchat.http.gateway import MAX_SECONDS
 from taskchat.http.web_adapter import REQUEST_CONTEXT, observe
 
-PAGE = Path(__file__).with_name("page.html")
-PAGE_POLICY = (  # the page loads nothing from another site, and no site may put it into a frame
-    "default-src 'none'; connect-src 'self'; img-src data:; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
-    "; frame-ancestors 'none'; form-action 'none'; base-uri 'none'"
-)
 TOKEN_LIFETIME = timedelta(hours=1)  # the longest that taskchat accepts, for the line that `make dev` prints
 MCP_PATHS = ("/mcp", "/.well-known/oauth-protected-resource")
 LOCAL_NAMES = ["127.0.0.1", "localhost"]
 
 mcp_tools = mcp_process.app
-
-
-async def page(_request: Request) -> FileResponse:
-    """Return the chat page, read from its file at every request: an edit shows at the next reload."""
-    return FileResponse(PAGE, headers={"Cache-Control": "no-store", "Content-Security-Policy": PAGE_POLICY})
 
 
 async def token(_request: Request) -> JSONResponse:
@@ -109,7 +98,7 @@ async def lifespan(_app: Starlette) -> AsyncIterator[None]:
 
 
 app = Starlette(
-    routes=[Route("/", page), Route("/dev/token", token), Mount("", AccessLog(gateway))],
+    routes=[*page.routes, Route("/dev/token", token), Mount("", AccessLog(gateway))],
     # Only names of this machine: another site could let a name of its own resolve to it, and read the token.
     middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_NAMES)],
     lifespan=lifespan,
