@@ -17,7 +17,7 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chat.app import app as chat
-from dev import page, processes, state
+from dev import page, processes, reader, state
 from dev.standin_model.domain import domain
 from dev.tokens import Issuer
 from mcp_tools.app import process as mcp_process
@@ -98,7 +98,7 @@ async def lifespan(_app: Starlette) -> AsyncIterator[None]:
 
 
 app = Starlette(
-    routes=[*page.routes, Route("/dev/token", token), Mount("", AccessLog(gateway))],
+    routes=[*page.routes, *reader.routes(chat), Route("/dev/token", token), Mount("", AccessLog(gateway))],
     # Only names of this machine: another site could let a name of its own resolve to it, and read the token.
     middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_NAMES)],
     lifespan=lifespan,

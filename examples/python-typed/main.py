@@ -28,7 +28,8 @@ def connect() -> tuple[AuthenticatedClient, str]:
         token, user_id = os.environ["TOKEN"], os.environ["USER_ID"]
     else:
         with urllib.request.urlopen(f"{url}/dev/token", timeout=10) as answer:
-            token, user_id = (json.load(answer)[name] for name in ("token", "user_id"))
+            found = json.load(answer)
+        token, user_id = found["token"], found["user_id"]
     return AuthenticatedClient(base_url=url, token=token, timeout=Timeout(30)), user_id
 
 
