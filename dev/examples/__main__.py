@@ -34,6 +34,7 @@ def main(programs: Path) -> int:
 def _run(programs: Path) -> None:
     steps: dict[str, Step] = {
         "the description, linted": generated.lint,
+        "reference": pages.read_reference,
         "typescript": generated.use_typescript,
         "python-typed": partial(generated.use_python, programs=programs),
         "fetch": scripts.use_fetch,

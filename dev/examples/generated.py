@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from dev import node, state
-from dev.examples.running import EXAMPLES, install, run
+from dev.examples.running import EXAMPLES, TOOLS, install, run
 
-LINT: Final = Path(__file__).parent / "lint"
 QUIET: Final = {"REDOCLY_TELEMETRY": "off", "REDOCLY_SUPPRESS_UPDATE_NOTICE": "true"}
 SAYS: Final = ("Added buy milk", "without a date", "Groceries", "422", "title")
 """Parts of the output: the turn, the list, the new title, and the problem of an empty one."""
@@ -16,9 +15,9 @@ SAYS: Final = ("Added buy milk", "without a date", "Groceries", "422", "title")
 
 def lint(known: Mapping[str, str]) -> None:
     """Check the description against the recommended rules: a warning fails too. Raises ProofError."""
-    program = node.install(LINT) / "node_modules" / ".bin" / "redocly"
+    program = node.install(TOOLS) / "node_modules" / ".bin" / "redocly"
     description = f"{known['URL']}/openapi.json"
-    run([program, "lint", description, "--config", LINT / "redocly.yaml"], {**known, **QUIET})
+    run([program, "lint", description, "--config", TOOLS / "redocly.yaml"], {**known, **QUIET})
 
 
 def use_typescript(known: Mapping[str, str]) -> None:

@@ -9,6 +9,7 @@ from dev import node, state
 from dev.proof import ProofError
 
 EXAMPLES: Final = state.ROOT / "examples"
+TOOLS: Final = Path(__file__).parent / "tools"
 LIMIT_SECONDS: Final = 120
 
 
