@@ -94,8 +94,11 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tags(operations: list[Schema]) -> list[Schema]:
-    used = {tag: None for operation in operations for tag in operation["tags"]}
-    return [{"name": tag, "description": _TAGS.get(tag, _DOMAIN_TAG)} for tag in used]
+    """Return the tags that operations have, the domain's after the chat's."""
+    used = {tag for operation in operations for tag in operation["tags"]}
+    chat, *others = _TAGS
+    names = [chat, *sorted(used - _TAGS.keys()), *others]
+    return [{"name": name, "description": _TAGS.get(name, _DOMAIN_TAG)} for name in names]
 
 
 def _complete_operation(operation: Schema) -> None:
