@@ -55,7 +55,7 @@ _TAGS: Final = {
 }
 _DOMAIN_TAG: Final = "Read what the agent's tools keep for the person."
 
-_BODIES: Final = (*CHAT_BODIES, Renaming, Fault)
+_BODIES: Final = (*CHAT_BODIES, Renaming)
 
 NEVER_ANSWERED: Final = (
     errors.Malformed,  # an event that is no HTTP request: a client cannot send one
@@ -133,7 +133,7 @@ def _problem_schemas() -> dict[str, Schema]:
     """Return a schema for each problem type of the API, and one for any of them."""
     found = {problem_name(error): _problem_schema(error) for error in answered_errors()}
     any_problem = {"description": "Any problem of this API.", "anyOf": [refer_to(name) for name in sorted(found)]}
-    return found | {"Problem": any_problem}
+    return found | {"Problem": any_problem, "Fault": Fault.model_json_schema()}
 
 
 def answered_errors() -> Iterator[type[TaskchatError]]:
