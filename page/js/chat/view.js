@@ -8,8 +8,9 @@ import { explain, isRetryable } from "./problems.js";
  * @typedef {object} Actions
  * @property {(turn: import("./turn.js").Turn) => void} retry
  * @property {(turn: import("./turn.js").Turn) => void} discard
- * @property {(text: string) => void} edit
+ * @property {(turn: import("./turn.js").Turn) => void} edit
  * @property {(turn: import("./turn.js").Turn) => void} sendAgain
+ * @property {(turn: import("./turn.js").Turn) => void} sendApart
  * @property {(call: import("../config.js").Call) => string} describe
  * @property {(text: string) => void} announce
  */
@@ -63,12 +64,11 @@ export class TurnView {
   }
 
   #message() {
-    const { message } = this.turn;
     return element("div", { class: "message" },
       element("h3", { class: "hidden" }, "You"),
-      element("p", { class: "bubble", dir: "auto" }, message),
+      element("p", { class: "bubble", dir: "auto" }, this.turn.message),
       element("div", { class: "tools" },
-        button("Edit", () => this.actions.edit(message), { "aria-label": "Edit and send as a new message" })));
+        button("Edit", () => this.actions.edit(this.turn), { "aria-label": "Edit and send as a new message" })));
   }
 
   #drawParts() {
@@ -139,12 +139,20 @@ export class TurnView {
   #failure() {
     const failure = /** @type {import("./turn.js").Failure} */ (this.turn.failure);
     const [title, ...lines] = explain(this.turn);
-    const buttons = isRetryable(failure) ? [retryButton(failure, () => this.actions.retry(this.turn))] : [];
     return element("div", { class: "notice bad" },
       element("p", { class: "title" }, title), lines.map((line) => element("p", {}, line)), countdown(failure),
-      element("div", { class: "buttons" }, buttons,
-        button("Edit", () => this.actions.edit(this.turn.message)),
-        button("Discard", () => this.actions.discard(this.turn))));
+      element("div", { class: "buttons" }, this.#ways(failure)));
+  }
+
+  /** @param {import("./turn.js").Failure} failure */
+  #ways(failure) {
+    const { turn, actions } = this;
+    return [
+      isRetryable(failure) && retryButton(failure, () => actions.retry(turn)),
+      failure.status === 404 && button("Send in a new conversation", () => actions.sendApart(turn), { class: "primary" }),
+      button("Edit", () => actions.edit(turn)),
+      !turn.id && button("Discard", () => actions.discard(turn)),
+    ];
   }
 
   #left() {
