@@ -97,6 +97,10 @@ class Person:
             }
             return device.request(method, f"/api/{self.id}{path}", json=body, headers=sent)
 
+    def new_conversation(self, message: str, **more: str) -> str:
+        """Begin a conversation without the browser, and return its id."""
+        return str(self.call("POST", "/chat", {"message": message, **more}).json()["conversation_id"])
+
     @contextlib.contextmanager
     def sending(self, body: Any) -> Iterator[None]:
         """Let another device send a message while the block runs, and wait for its answer at the end."""
