@@ -15,6 +15,8 @@ import { explain, isRetryable } from "./problems.js";
  * @property {(text: string) => void} announce
  */
 
+const TIME = new Intl.DateTimeFormat(undefined, { hour: "numeric", minute: "2-digit" });
+
 /** @type {Set<TurnView>} */
 const stale = new Set();
 
@@ -127,13 +129,15 @@ export class TurnView {
   }
 
   #copy() {
-    return element("div", { class: "tools" }, button("Copy", async (event) => {
-      await navigator.clipboard?.writeText(this.turn.response ?? "");
-      const pressed = /** @type {HTMLElement} */ (event.currentTarget ?? event.target);
-      pressed.textContent = "Copied";
-      this.actions.announce("Copied.");
-      setTimeout(() => { pressed.textContent = "Copy"; }, 2000);
-    }, { "aria-label": "Copy the answer" }));
+    const copy = button("Copy", async () => {
+      const isCopied = await copyText(this.turn.response ?? "");
+      copy.textContent = isCopied ? "Copied" : "Not copied";
+      this.actions.announce(isCopied ? "Copied." : "The browser does not allow to copy.");
+      setTimeout(() => { copy.textContent = "Copy"; }, 2000);
+    });
+    const time = new Date(this.turn.startedAt);
+    return element("div", { class: "tools" }, copy,
+      element("time", { datetime: time.toISOString(), title: time.toLocaleString() }, TIME.format(time)));
   }
 
   #failure() {
@@ -170,6 +174,19 @@ export class TurnView {
       ? button("Retry", () => this.actions.retry(this.turn))
       : button("Send as a new message", () => this.actions.sendAgain(this.turn));
     return element("div", { class: "notice" }, element("p", {}, text), element("div", { class: "buttons" }, way));
+  }
+}
+
+/**
+ * Return true if the text is in the clipboard now.
+ * @param {string} text
+ */
+async function copyText(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    return false;
   }
 }
 
