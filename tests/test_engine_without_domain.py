@@ -39,7 +39,7 @@ NO_DOMAIN_WORDS = re.compile(
     r"|token\.task( \? \"task\")?"
     r"|asyncio\.(Task|TaskGroup|create_task)|run_loop_task|ResponseCompletedEvent|response\.completed|status=\"completed\""
 )
-"""The imports of toolset and router, the name of the package, and terms of Markdown, frameworks and the Responses API."""
+"""The imports of toolset and router, the package, and terms of Markdown, of frameworks and of the Responses API."""
 
 
 def domain_words() -> set[str]:
