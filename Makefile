@@ -156,12 +156,15 @@ deploy: build  ## Build, and deploy with samconfig.toml: make deploy ENV=dev|pro
 	@grep -q '^\[$(ENV)\.deploy\.' samconfig.toml || { echo "samconfig.toml has no [$(ENV).deploy.parameters]."; exit 1; }
 	@$(SAM) deploy --config-env $(ENV) $(if $(CI),--no-confirm-changeset)
 
-.PHONY: rollback prune doctor
+.PHONY: rollback prune doctor page
 rollback: install  ## Send all requests to the versions before the last deployment: make rollback ENV=dev|prod
 	@$(BIN)/python -m operations.rollback $(ENV)
 
 prune: install  ## Show the functions' old versions, or delete them: make prune ENV=dev|prod [DELETE=1]
 	@$(BIN)/python -m operations.prune $(ENV) $(if $(DELETE),--delete)
+
+page: install  ## Show the chat page as files in .dev/page, or upload it: make page [ENV=prod]
+	@$(BIN)/python -m operations.page $(DEPLOYED)
 
 doctor: install  ## Check a deployment, a line for each part: make doctor [ENV=prod] [URL=https://…]
 	@$(BIN)/python -m operations.doctor $(DEPLOYED) $(if $(URL),--url $(URL))

@@ -35,6 +35,7 @@ async function start() {
     toEnd: byId("to-end"),
     onMove: (place, how) => { writePlace(place, how); select(place); },
     onGo: (place) => go(place),
+    onCall: (call) => panel.called(call),
     onEnded: (turn) => { conversations.refresh(); panel.turnEnded(turn.calls); },
     onChange: () => composer.setRunning(chat.live !== undefined),
     edit: (text) => composer.setText(text),

@@ -29,6 +29,7 @@ const FRESH_MILLISECONDS = 15 * 60 * 1000; // an older message is sent again onl
  * @property {(text: string) => void} announce
  * @property {(place: Place, how: "pushState" | "replaceState") => void} onMove the shown turns have another place now
  * @property {(place: Place) => void} onGo the person wants to see another place
+ * @property {(call: import("../config.js").Call) => void} onCall a call was made, and its turn goes on
  * @property {(turn: Turn) => void} onEnded a turn of any conversation has ended, in this tab or another one
  * @property {() => void} onChange
  * @property {(text: string) => void} edit
@@ -276,8 +277,9 @@ export class Chat {
    */
   #heard(turn, { name, data }) {
     if (name === "accepted") this.#accepted(turn);
-    const isShown = this.turns.list.includes(turn);
-    if (isShown && name === "tool_finished") this.needs.announce(describe(this.needs.domain, data));
+    if (name !== "tool_finished") return;
+    this.needs.onCall(data);
+    if (this.turns.list.includes(turn)) this.needs.announce(describe(this.needs.domain, data));
   }
 
   /** @param {Turn} turn */
