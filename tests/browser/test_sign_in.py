@@ -20,7 +20,6 @@ from tests.browser.test_phone import PHONE, check_layout
 from tests.conftest import serving
 
 NewPerson = Callable[..., Person]
-MARK = "export const auth = betterAuth({"
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +35,8 @@ def url(start: Start, auth_database: str) -> Iterator[str]:
     """Serve the page, with a Better Auth of another origin that knows it."""
     port = processes.free_port(HOST)
     page = f"http://{HOST}:{port}"
-    configuration = better_auth.CONFIGURATION.read_text().replace(MARK, f'{MARK}\n  trustedOrigins: ["{page}"],')
     with (
-        better_auth.running(auth_database, RESOURCE, configuration) as address,
+        better_auth.running(auth_database, RESOURCE, page=page) as address,
         serving(auth_gateway.create_app(address, page)) as gateway,
     ):
         keys = httpx2.get(f"{address}/api/auth/jwks", trust_env=False).text

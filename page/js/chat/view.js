@@ -67,7 +67,7 @@ export class TurnView {
 
   #message() {
     return element("div", { class: "message" },
-      element("h3", { class: "hidden" }, "You"),
+      element("h2", { class: "hidden" }, "You"),
       element("p", { class: "bubble", dir: "auto" }, this.turn.message),
       element("div", { class: "tools" },
         button("Edit", () => this.actions.edit(this.turn), { "aria-label": "Edit and send as a new message" })));
