@@ -91,7 +91,7 @@ class Person:
     def call(self, method: str, path: str, body: Any = None, **headers: str) -> httpx2.Response:
         """Send a request to the API without the browser, as another device does."""
         with httpx2.Client(base_url=self.url, trust_env=False, timeout=30) as device:
-            token = device.get("/dev/token", cookies={PERSON: self.id}).json()["token"]
+            token = device.get("/dev/token", headers={"Cookie": f"{PERSON}={self.id}"}).json()["token"]
             sent = {"Authorization": f"Bearer {token}"} | {
                 name.replace("_", "-"): value for name, value in headers.items()
             }

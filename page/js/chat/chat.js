@@ -286,7 +286,10 @@ export class Chat {
   /** @param {Turn} turn */
   #accepted(turn) {
     rememberConversation(turn);
-    if (this.place.message === turn.key) this.#move({ conversation: turn.conversation, message: null }, "replaceState");
+    if (this.place.message === turn.key) {
+      this.#move({ conversation: turn.conversation, message: null }, "replaceState");
+      this.hasRead = true; // a new conversation has no turns but this one
+    }
     if (this.turns.list.includes(turn) && this.turns.removeDoubles(turn)) this.#show();
   }
 
