@@ -124,7 +124,7 @@ function sentence(error) {
 function signInForm({ title }, auth, root) {
   const [emailLabel, email] = field("Email address", { type: "email", autocomplete: "username", required: "" });
   const [passwordLabel, password] = field("Password", { type: "password", required: "" });
-  const heading = element("h1", {});
+  const heading = element("h2", {});
   const problem = element("p", { class: "problem", role: "alert", hidden: "" });
   const submit = element("button", { type: "submit", class: "primary" });
   const other = element("button", { type: "button", class: "plain" });
@@ -150,7 +150,7 @@ function signInForm({ title }, auth, root) {
 
   choose(false);
   other.addEventListener("click", () => choose(!signsUp));
-  root.replaceChildren(form);
+  root.replaceChildren(element("div", { role: "main" }, form));
   root.hidden = false;
   email.focus();
   return new Promise((resolve) => {
@@ -215,7 +215,8 @@ export async function leave() {
 }
 
 function show(root, heading, text, ...more) {
-  root.replaceChildren(element("div", { class: "sign-in", role: "alert" }, element("h1", {}, heading), element("p", {}, text), ...more));
+  const notice = element("div", { class: "sign-in", role: "alert" }, element("h2", {}, heading), element("p", {}, text), ...more);
+  root.replaceChildren(element("div", { role: "main" }, notice));
   root.hidden = false;
   return new Promise(() => {});
 }
