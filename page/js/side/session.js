@@ -102,22 +102,22 @@ function betterAuth(url) {
   };
 }
 
-const SENTENCES = {
-  INVALID_EMAIL_OR_PASSWORD: "The email address or the password is wrong.",
-  INVALID_EMAIL: "This is not an email address.",
-  USER_ALREADY_EXISTS: "This email address has an account already. Sign in.",
-  USER_ALREADY_EXISTS_USE_ANOTHER_EMAIL: "This email address has an account already. Sign in.",
-  PASSWORD_TOO_SHORT: `The password needs ${SHORTEST_PASSWORD} characters or more.`,
-  PASSWORD_TOO_LONG: "The password is too long.",
-  EMAIL_NOT_VERIFIED: "Open the link in the email that we sent to you, then sign in.",
-  INVALID_ORIGIN: "The sign-in server does not know this page. Its operator must add the page to trustedOrigins.",
-};
+const SENTENCES = new Map([
+  ["INVALID_EMAIL_OR_PASSWORD", "The email address or the password is wrong."],
+  ["INVALID_EMAIL", "This is not an email address."],
+  ["USER_ALREADY_EXISTS", "This email address has an account already. Sign in."],
+  ["USER_ALREADY_EXISTS_USE_ANOTHER_EMAIL", "This email address has an account already. Sign in."],
+  ["PASSWORD_TOO_SHORT", `The password needs ${SHORTEST_PASSWORD} characters or more.`],
+  ["PASSWORD_TOO_LONG", "The password is too long."],
+  ["EMAIL_NOT_VERIFIED", "Open the link in the email that we sent to you, then sign in."],
+  ["INVALID_ORIGIN", "The sign-in server does not know this page. Its operator must add the page to trustedOrigins."],
+]);
 
 function sentence(error) {
   if (error instanceof TypeError) return "The sign-in server does not answer. Check your connection, then try again.";
   if (error.status === 429) return `Too many attempts. Try again in ${error.retryAfter ?? 10} seconds.`;
   if (error.status >= 500) return "The sign-in server has a problem. Try again in a minute.";
-  return SENTENCES[error.code] ?? error.message;
+  return SENTENCES.get(error.code) ?? error.message;
 }
 
 // Show the form until the person has signed in or up.
