@@ -170,6 +170,30 @@ def source(tmp_path: Path) -> Path:
     return tmp_path
 
 
+class TestHowTo:
+    """docs/page.md names what there is."""
+
+    TEXT = (ROOT / "docs" / "page.md").read_text()
+
+    def test_its_parameters_and_outputs_exist(self, document: Resource) -> None:
+        """Those in code, such as `PageUrl` and `Page=enabled`, and with a value that the template accepts."""
+        known = {*document["Parameters"], *document["Outputs"]}
+        named = set(re.findall(r"`((?:Page|Hosted|Auth|Cors|Stream|Api)[A-Z][A-Za-z]+)`", self.TEXT))
+        assert {"PageUrl", "PageDomainName", "PageTarget", "PageBucketName"} <= named <= known
+        for name, value in re.findall(r'"([A-Z]\w+)=(\w+)"', self.TEXT):
+            assert value in document["Parameters"][name]["AllowedValues"]
+
+    def test_its_commands_exist(self) -> None:
+        """Each is a target of the Makefile."""
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert set(re.findall(r"^make ([a-z]+)", self.TEXT, re.MULTILINE)) <= set(targets)
+
+    def test_better_auth_trusts_the_page(self) -> None:
+        """By the variable that the page names."""
+        assert "PAGE_URL" in self.TEXT
+        assert "process.env.PAGE_URL" in (ROOT / "dev/better_auth/auth.mjs").read_text()
+
+
 class TestBundle:
     """A browser gets the files of one bundle."""
 

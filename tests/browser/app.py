@@ -15,6 +15,7 @@ from starlette.routing import Mount, Route
 from dev import app as development
 from dev import page, state
 from dev.tokens import Issuer
+from taskchat.http.auth import KeySet
 from taskchat.http.web_adapter import observe
 from tests.browser.names import AUTH, PANEL, PERSON, TURN_SECONDS
 
@@ -25,6 +26,7 @@ if PANEL in os.environ:
     page.panel = lambda: Path(os.environ[PANEL]) if os.environ[PANEL] else None
 
 if AUTH in os.environ:
+    development.authorization.keys = KeySet(None, os.environ["AUTH_JWKS_JSON"])
     origin = os.environ[AUTH].removesuffix("/api/auth")
     page.HEADERS["Content-Security-Policy"] = page.POLICY.replace("connect-src 'self'", f"connect-src 'self' {origin}")
 

@@ -134,7 +134,7 @@ def test_the_page_does_well_without_a_panel(start: Start, new_person: Callable[.
 
 
 def test_the_guides_domain_shows_its_expenses(start: Start, new_person: Callable[..., Person], tmp_path: Path) -> None:
-    """The page takes the module of docs/your-own-tools.md as it is. Its route's answer stands in for the guide's code."""
+    """The page takes the module of docs/your-own-tools.md as it is; the test answers for the route of the guide."""
     guide = (ROOT / "docs" / "your-own-tools.md").read_text()
     (module,) = re.findall(r"`shared/taskchat/expenses/panel\.js`:\n\n```js\n(.*?)```", guide, re.DOTALL)
     (tmp_path / "panel.js").write_text(module)
