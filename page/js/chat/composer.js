@@ -35,16 +35,17 @@ export class Composer {
     if (hadFocus && !isRunning) this.focus();
   }
 
+  /** Take the focus, unless that would open a keyboard on the screen. */
+  focus() {
+    if (matchMedia("(hover: hover)").matches) this.needs.box.focus();
+  }
+
   /** @param {string} text */
   setText(text) {
     const { box } = this.needs;
     box.value = text;
-    this.focus();
+    box.focus();
     box.setSelectionRange(text.length, text.length);
-  }
-
-  focus() {
-    this.needs.box.focus();
   }
 
   #submit() {
