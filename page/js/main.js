@@ -54,9 +54,9 @@ async function start() {
     api,
     userId: session.userId,
     announce,
-    open: (id) => { drawers.show(null); go({ conversation: id, message: null }); composer.focus(); },
+    open: (/** @type {string | null} */ id) => { drawers.show(null); go({ conversation: id, message: null }); composer.focus(); },
   });
-  mountAccount(byId("account"), { api, session, announce, onErased: () => { chat.outbox.clear(); location.assign("./"); } });
+  mountAccount(byId("account"), { api, session, announce });
 
   /** @param {import("./chat/chat.js").Place} place */
   function go(place) {

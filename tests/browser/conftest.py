@@ -17,7 +17,6 @@ from dev import chromium, client, processes, state
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
-from testing.callers import RESOURCE
 from tests.browser.names import PERSON
 from tests.browser.person import Person
 from tests.conftest import variables
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 
 START_SECONDS = 60
 HOST = "127.0.0.1"
+NO_DATABASE = "postgresql://127.0.0.1:9/none"
+"""For the sign-in server of MCP clients, which these tests do not start."""
 Rows = psycopg.Connection[dict[str, Any]]
 Start = Callable[..., contextlib.AbstractContextManager[str]]
 
@@ -52,8 +53,12 @@ def start(
         issuer = Issuer.stored(directory / "issuer.pem")
         environment = os.environ | variables(server.app_url, running_model, issuer)
         url = f"http://{HOST}:{port or processes.free_port(HOST)}"
+<<<<<<< HEAD
+        environment |= {"TASKCHAT_DEV_DIR": str(directory), "AUTH_SERVER_DATABASE_URL": NO_DATABASE, **more}
+=======
         environment |= {"TASKCHAT_DEV_DIR": str(directory), "MCP_RESOURCE_URL": RESOURCE}
         environment |= {"AUTH_SERVER_DATABASE_URL": server.owner_url, **more}  # no test asks this Better Auth
+>>>>>>> side
         with _serving(url, directory / "server.log", environment):
             yield url
         log_search.add_output((directory / "server.log").read_text())

@@ -91,11 +91,15 @@ class Person:
     def call(self, method: str, path: str, body: Any = None, **headers: str) -> httpx2.Response:
         """Send a request to the API without the browser, as another device does."""
         with httpx2.Client(base_url=self.url, trust_env=False, timeout=30) as device:
-            token = device.get("/dev/token", cookies={PERSON: self.id}).json()["token"]
+            token = device.get("/dev/token", headers={"Cookie": f"{PERSON}={self.id}"}).json()["token"]
             sent = {"Authorization": f"Bearer {token}"} | {
                 name.replace("_", "-"): value for name, value in headers.items()
             }
             return device.request(method, f"/api/{self.id}{path}", json=body, headers=sent)
+
+    def new_conversation(self, message: str, **more: str) -> str:
+        """Begin a conversation without the browser, and return its id."""
+        return str(self.call("POST", "/chat", {"message": message, **more}).json()["conversation_id"])
 
     @contextlib.contextmanager
     def sending(self, body: Any) -> Iterator[None]:

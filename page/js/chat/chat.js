@@ -170,7 +170,9 @@ export class Chat {
   /** Read the shown conversation again, if there is one. */
   #look() {
     const { conversation } = this.place;
-    if (conversation && this.hasRead) this.#read(conversation, this.opening.signal).catch(() => {});
+    const { signal } = this.opening;
+    if (!conversation || !this.hasRead) return;
+    this.#read(conversation, signal).catch(() => this.#followOthers(conversation, signal));
   }
 
   /**
@@ -182,10 +184,9 @@ export class Chat {
     const turn = this.turns.list.find((each) => each.isRunning && !each.isLive && each.id);
     if (!turn || this.followed === turn) return;
     this.followed = turn;
-    await this.history.follow(turn, conversation, signal).catch(() => {});
+    const hasEnded = await this.history.follow(turn, conversation, signal).catch(() => false);
     this.followed = null;
-    if (signal.aborted || turn.isLive) return;
-    setTimeout(() => { if (!signal.aborted) this.#look(); }, turn.response === null ? LOOK_MILLISECONDS : 0);
+    setTimeout(() => { if (!signal.aborted) this.#look(); }, hasEnded ? 0 : LOOK_MILLISECONDS);
   }
 
   /** @param {string} conversation */
@@ -285,7 +286,10 @@ export class Chat {
   /** @param {Turn} turn */
   #accepted(turn) {
     rememberConversation(turn);
-    if (this.place.message === turn.key) this.#move({ conversation: turn.conversation, message: null }, "replaceState");
+    if (this.place.message === turn.key) {
+      this.#move({ conversation: turn.conversation, message: null }, "replaceState");
+      this.hasRead = true; // a new conversation has no turns but this one
+    }
     if (this.turns.list.includes(turn) && this.turns.removeDoubles(turn)) this.#show();
   }
 

@@ -25,7 +25,7 @@ export class History {
   }
 
   /**
-   * Show the events of the turn that runs in the conversation, until it ends. Raises Problem.
+   * Show the events of the turn that runs in the conversation. Return true if they came to an end. Raises Problem.
    * The route speaks the AI SDK's protocol, because it needs no key.
    * @param {import("./turn.js").Turn} turn
    * @param {string} conversation
@@ -37,10 +37,12 @@ export class History {
     /** @type {Map<string, import("../config.js").Call>} */
     const calls = new Map();
     for await (const { data } of readEvents(response)) {
+      if (data.type === "finish" || data.type === "error") return true;
       const event = translate(data, calls);
-      if (event?.name === "accepted" && event.data.turn_id !== turn.id) return;
+      if (event?.name === "accepted" && event.data.turn_id !== turn.id) return false;
       if (event && turn.isRunning && !turn.isLive) turn.apply(event);
     }
+    return false;
   }
 }
 
