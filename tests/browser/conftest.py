@@ -53,12 +53,7 @@ def start(
         issuer = Issuer.stored(directory / "issuer.pem")
         environment = os.environ | variables(server.app_url, running_model, issuer)
         url = f"http://{HOST}:{port or processes.free_port(HOST)}"
-<<<<<<< HEAD
         environment |= {"TASKCHAT_DEV_DIR": str(directory), "AUTH_SERVER_DATABASE_URL": NO_DATABASE, **more}
-=======
-        environment |= {"TASKCHAT_DEV_DIR": str(directory), "MCP_RESOURCE_URL": RESOURCE}
-        environment |= {"AUTH_SERVER_DATABASE_URL": server.owner_url, **more}  # no test asks this Better Auth
->>>>>>> side
         with _serving(url, directory / "server.log", environment):
             yield url
         log_search.add_output((directory / "server.log").read_text())
