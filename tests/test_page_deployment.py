@@ -170,6 +170,30 @@ def source(tmp_path: Path) -> Path:
     return tmp_path
 
 
+class TestHowTo:
+    """docs/page.md names what there is."""
+
+    TEXT = (ROOT / "docs" / "page.md").read_text()
+
+    def test_its_parameters_and_outputs_exist(self, document: Resource) -> None:
+        """Those in code, such as `PageUrl` and `Page=enabled`, and with a value that the template accepts."""
+        known = {*document["Parameters"], *document["Outputs"]}
+        named = set(re.findall(r"`((?:Page|Hosted|Auth|Cors|Stream|Api)[A-Z][A-Za-z]+)`", self.TEXT))
+        assert {"PageUrl", "PageDomainName", "PageTarget", "PageBucketName"} <= named <= known
+        for name, value in re.findall(r'"([A-Z]\w+)=(\w+)"', self.TEXT):
+            assert value in document["Parameters"][name]["AllowedValues"]
+
+    def test_its_commands_exist(self) -> None:
+        """Each is a target of the Makefile."""
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert set(re.findall(r"^make ([a-z]+)", self.TEXT, re.MULTILINE)) <= set(targets)
+
+    def test_better_auth_trusts_the_page(self) -> None:
+        """By the variable that the page names."""
+        assert "PAGE_URL" in self.TEXT
+        assert "process.env.PAGE_URL" in (ROOT / "dev/better_auth/auth.mjs").read_text()
+
+
 class TestBundle:
     """A browser gets the files of one bundle."""
 
@@ -182,7 +206,7 @@ class TestBundle:
                 assert str(found) in made.files, (path, wanted)
         assert set(re.findall(r'(?:href|src)="\./([^"]+)"', made.files[INDEX].decode())) <= set(made.files)
         assert made.size < 300_000
-        assert not [path for path in made.files if path.endswith((".md", "package.json"))]
+        assert not [path for path in made.files if path.endswith((".md", "package.json", "tsconfig.json"))]
 
     def test_all_but_two_files_have_a_name_of_their_contents(self, source: Path) -> None:
         """index.html names the folder, and comes last."""

@@ -27,5 +27,6 @@ def create_app(better_auth: str, page: str) -> ASGIApp:
                 response.headers.append(name, value)
         return response
 
-    cors = Middleware(CORSMiddleware, allow_origins=[page], allow_credentials=True, allow_headers=["content-type"])
+    allowed = {"allow_origins": [page], "allow_methods": ["GET", "POST"], "allow_headers": ["content-type"]}
+    cors = Middleware(CORSMiddleware, allow_credentials=True, **allowed)
     return Starlette(routes=[Route("/{path:path}", pass_on, methods=["GET", "POST"])], middleware=[cors])

@@ -114,6 +114,11 @@ class Person:
         found = self.rows.execute("select id from conversation where user_id = %s order by created_at", [self.id])
         return [str(row["id"]) for row in found]
 
+    def refuse_turns(self, seconds: int) -> None:
+        """Let the person have no turns left for this time, and the minute in which all come back."""
+        full = "now() + make_interval(secs => 60 + %s)"
+        self.rows.execute(f"update allowance set full_at = {full} where user_id = %s", [seconds, self.id])
+
     def has_ended(self) -> bool:
         """Return whether Postgres has a reply to each message."""
         query = "select count(*) filter (where role = 'user') = count(*) filter (where role = 'assistant') as ended"
