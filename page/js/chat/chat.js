@@ -67,7 +67,8 @@ export class Chat {
     /** @type {Turn | null} the turn of another tab or device that is followed */
     this.followed = null;
     this.outbox.onChange((now, before) => this.#changedElsewhere(now, before));
-    document.addEventListener("visibilitychange", () => { if (!document.hidden) this.#look(); });
+    document.addEventListener("visibilitychange", () => { if (!document.hidden) this.#comeBack(); });
+    addEventListener("pageshow", ({ persisted }) => { if (persisted) this.#comeBack(); });
   }
 
   /** The turn of the shown conversation that this tab reads, or undefined. */
@@ -178,6 +179,13 @@ export class Chat {
     this.#settle();
     this.#show();
     this.#followOthers(conversation, signal);
+  }
+
+  /** The page was away: the browser may have ended its connections, and another device may have sent messages. */
+  #comeBack() {
+    this.sender.retryLost();
+    for (const turn of this.sender.turns.values()) if (turn.isRunning) this.sender.resume(turn);
+    this.#look();
   }
 
   /** Read the shown conversation again, if there is one. */
@@ -291,10 +299,12 @@ export class Chat {
    * @param {import("./stream.js").Event} event
    */
   #heard(turn, { name, data }) {
+    const announce = this.turns.list.includes(turn) ? this.needs.announce : () => {};
     if (name === "accepted") this.#accepted(turn);
+    if (name === "lost" && turn.tries === 1) announce(data.title);
     if (name !== "tool_finished") return;
     this.needs.onCall(data);
-    if (this.turns.list.includes(turn)) this.needs.announce(describe(this.needs.domain, data));
+    announce(describe(this.needs.domain, data));
   }
 
   /** @param {Turn} turn */
