@@ -17,13 +17,10 @@ from taskchat import errors
 from taskchat.errors import TaskchatError
 from taskchat.http.problems import type_of
 from taskchat.http.telemetry import REQUEST_ID
-from taskchat.version import VERSION
 
 Schema = dict[str, Any]
 
 _INFO: Final[Schema] = {
-    "title": "taskchat",
-    "version": VERSION,
     "summary": "Chat with an agent that works for one person, and read or manage what that person owns.",
     "description": (
         "One route, `sendMessage`, expresses an intention: the agent does it with its tools. Every other route reads "
@@ -85,7 +82,7 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
     }
     return {
         "openapi": document["openapi"],
-        "info": _INFO,
+        "info": document["info"] | _INFO,
         "servers": _SERVERS,
         "tags": _tags(operations),
         "paths": document["paths"],
