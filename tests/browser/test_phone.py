@@ -21,8 +21,8 @@ SMALL_TARGETS = """(least) => [...document.querySelectorAll("button, a[href], su
 FOCUSED = """() => {
     const focused = document.activeElement;
     const frame = focused.closest("form:focus-within") ?? focused; // the box's frame shows that the box has the focus
-    const isOutlined = getComputedStyle(focused).outlineStyle !== "none";
-    return [focused.outerHTML.slice(0, 99), isOutlined || getComputedStyle(frame).boxShadow.includes("0px 0px 0px 3px")];
+    const [{ outlineStyle }, { boxShadow }] = [focused, frame].map((each) => getComputedStyle(each));
+    return [focused.outerHTML.slice(0, 99), outlineStyle !== "none" || boxShadow.includes("0px 0px 0px 3px")];
 }"""
 OVERFLOW = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
