@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from threading import Thread
 from typing import Any
 
@@ -116,8 +117,8 @@ class Person:
 
     def refuse_turns(self, seconds: int) -> None:
         """Let the person have no turns left for this time, and the minute in which all come back."""
-        full = "now() + make_interval(secs => 60 + %s)"
-        self.rows.execute(f"update allowance set full_at = {full} where user_id = %s", [seconds, self.id])
+        query = "update allowance set full_at = now() + %s where user_id = %s and door = 'chat'"
+        self.rows.execute(query, [timedelta(seconds=60 + seconds), self.id])
 
     def has_ended(self) -> bool:
         """Return whether Postgres has a reply to each message."""
