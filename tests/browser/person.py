@@ -44,6 +44,10 @@ class Chat:
     def say(self, text: str, answer: str) -> None:
         """Send a message, and wait for the answer and the end of the turn."""
         self.send(text)
+        self.expect_end(answer)
+
+    def expect_end(self, answer: str) -> None:
+        """Wait for the answer and the end of the turn."""
         self.expect(answer)
         expect(self.stop_button).to_have_count(0)
 

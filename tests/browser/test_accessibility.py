@@ -58,7 +58,7 @@ def test_no_rule_is_broken(chat: Chat, size: str, standin: StandIn) -> None:
     chat.expect("Working")
     assert accessibility.violations(page) == []
     standin.release()
-    chat.expect("Added slow walk (")
+    chat.expect_end("Added slow walk (")
     standin.fault("server_error", match="bread", after_calls=1, times=None)
     chat.send("Add bread")
     expect(chat.retry_button).to_be_enabled()
