@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from dev import app as development
 from dev import page, state
 from dev.tokens import Issuer
+from taskchat.http.auth import KeySet
 from taskchat.http.web_adapter import observe
 from tests.browser.names import AUTH, HURRIED, PERSON
 
@@ -29,6 +30,7 @@ async def observed(scope: Scope, receive: Receive, send: Send) -> None:
 
 development.observed = observed
 if AUTH in os.environ:
+    development.authorization.keys = KeySet(None, os.environ["AUTH_JWKS_JSON"])
     origin = os.environ[AUTH].removesuffix("/api/auth")
     page.HEADERS["Content-Security-Policy"] = page.POLICY.replace("connect-src 'self'", f"connect-src 'self' {origin}")
 
