@@ -29,6 +29,7 @@ async def observed(scope: Scope, receive: Receive, send: Send) -> None:
 
 development.observed = observed
 if AUTH in os.environ:
+    vars(development.chat_process).pop("verifier")  # the next one has the keys of the settings, as in production
     origin = os.environ[AUTH].removesuffix("/api/auth")
     page.HEADERS["Content-Security-Policy"] = page.POLICY.replace("connect-src 'self'", f"connect-src 'self' {origin}")
 
