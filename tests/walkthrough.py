@@ -15,7 +15,7 @@ from dev import processes
 from tests.conftest import ROOT
 from tests.test_dev import ENVIRONMENT
 
-SECONDS: Final = 120
+SECONDS: Final = 300
 """Of one block of commands."""
 _BLOCK: Final = re.compile(r"\n\n```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _IDENTITY: Final = "git -c user.name=reader -c user.email=reader@example.com"
@@ -43,7 +43,7 @@ def read(page: str) -> list[Step]:
     found = list(_BLOCK.finditer(text))
     assert len(re.findall(r"^```", text, re.MULTILINE)) == 2 * len(found), "a block lacks its kind, or a line before"
     for block in found:
-        path = re.search(r"`([^`\s]+)`:$", text[: block.start()])
+        path = re.search(r"\n`([^`\s]+)`:$", text[: block.start()])
         if block["kind"] == "text":
             steps[-1] = Step(steps[-1].text, shown=block["text"])
         else:
@@ -126,7 +126,10 @@ class Reader:
                 return
         raise AssertionError("the server ended")
 
-    def write(self, step: Step) -> None:
-        """Write the step's file into a directory that is there."""
-        assert step.path is not None
-        (self.checkout / step.path).write_text(step.text)
+    def follow(self, step: Step) -> None:
+        """Write the step's file, or run its commands, which succeed and print what the page shows."""
+        if step.path:
+            (self.checkout / step.path).write_text(step.text)
+            return
+        printed = self.run(step.text)
+        assert step.is_shown(printed), f"{step.text}\n{printed}"
