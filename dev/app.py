@@ -18,7 +18,10 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chat.app import app as chat
+from chat.app import process as chat_process
 from dev import processes, state
+from dev.authorization.routes import Routes
+from dev.authorization.server import AuthorizationServer
 from dev.standin_model.domain import domain
 from dev.tokens import Issuer
 from mcp_tools.app import process as mcp_process
@@ -34,6 +37,14 @@ TOKEN_LIFETIME = timedelta(hours=1)  # the longest that taskchat accepts, for th
 MCP_PATHS = ("/mcp", "/.well-known/oauth-protected-resource")
 LOCAL_NAMES = ["127.0.0.1", "localhost"]
 
+authorization = AuthorizationServer(
+    os.environ["AUTH_ISSUER"],
+    os.environ["MCP_RESOURCE_URL"],
+    os.environ["AUTH_SERVER_DATABASE_URL"],
+    Issuer.stored(state.directory() / "issuer.pem"),
+)
+chat_process.verifier = authorization.accepted_by(chat_process.verifier)
+mcp_process.verifier = authorization.accepted_by(mcp_process.verifier)
 mcp_tools = mcp_process.app
 
 
@@ -104,12 +115,15 @@ async def lifespan(_app: Starlette) -> AsyncIterator[None]:
     """Start and stop both functions' apps. End this process when the parent that reloads it ends."""
     processes.leave_with_parent()
     async with chat.router.lifespan_context(chat), mcp_tools.router.lifespan_context(mcp_tools):
-        yield
+        try:
+            yield
+        finally:
+            authorization.stop()
     await mcp_process.close()
 
 
 app = Starlette(
-    routes=[Route("/", page), Route("/dev/token", token), Mount("", AccessLog(gateway))],
+    routes=[Route("/", page), Route("/dev/token", token), *Routes(authorization).all(), Mount("", AccessLog(gateway))],
     # Only names of this machine: another site could let a name of its own resolve to it, and read the token.
     middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_NAMES)],
     lifespan=lifespan,

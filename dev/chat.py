@@ -12,7 +12,6 @@ from typing import Any
 from dev import backend, client, processes, state
 from dev.client import UnreachableError
 from dev.processes import StartupError
-from dev.server import stop_on_signals
 from dev.standin_model.domain import domain
 
 RESULT_CHARACTERS = 300  # enough for one thing; a long list is better read on the page
@@ -26,7 +25,7 @@ def main() -> int:
         print(USAGE, file=sys.stderr)
         return 2
     try:
-        stop_on_signals()
+        processes.stop_on_signals()
         with _server() as url:
             return _turn(url, message, os.environ.get("CONVERSATION") or None)
     except (StartupError, UnreachableError, OSError) as error:

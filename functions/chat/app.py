@@ -42,6 +42,7 @@ from taskchat.limits import Limits
 from taskchat.process import Process, run_concurrently, start
 from taskchat.tasks import toolset
 from taskchat.tasks.routes import router as domain_routes
+from taskchat.version import VERSION
 
 
 class ChatProcess(Process):
@@ -131,6 +132,7 @@ def create_app(process: ChatProcess) -> DescribedApi:
     """Return the chat API. Nothing is opened before a request needs it."""
     app = DescribedApi(
         title="taskchat",
+        version=VERSION,
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
