@@ -36,8 +36,8 @@ PASTE_SECONDS = 120
 PROVED_BY = {
     "install": "Makefile",  # every other target begins with it
     "thorough": ".ci/run",
-    "openapi": "tests/test_add_a_route.py",  # follows the page's commands
-    "reference": "tests/test_add_a_route.py",
+    "openapi": "docs/add-a-route.md",  # tests/test_add_a_route.py runs its commands
+    "reference": "docs/add-a-route.md",
     "inspector": ".ci/run",
     "dev": "tests/test_dev.py",
     "chat": "tests/test_docs.py",
