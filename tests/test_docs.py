@@ -7,10 +7,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from chat.stream.sse import NAMES
 from dev import client, proof
@@ -237,6 +239,26 @@ def test_the_index_lists_every_page() -> None:
         [kind] = re.findall(r"^\*([\w-]+), for", page.read_text(), re.MULTILINE)[:1]
         section = sections[KINDS.index(kind)]
         assert re.search(rf"\]\({re.escape(page.name)}[)#]", section), f"{page.name} is not under {kind}"
+
+
+def test_the_newest_release_is_this_version() -> None:
+    """The list of changes begins with what is not released, and the newest release has its date and its upgrade."""
+    unreleased, newest, *_ = re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)[1:]
+    assert unreleased.startswith("Unreleased\n")
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert re.match(rf"{re.escape(version)} - \d{{4}}-\d\d-\d\d\n\n### Upgrade\n", newest)
+
+
+@pytest.mark.parametrize("form", ["bug", "idea"])
+def test_an_issue_form_asks_each_thing_once(form: str) -> None:
+    """GitHub shows a form only if it has these keys, and each field has an id of its own and a label."""
+    document = yaml.safe_load((ROOT / f".github/ISSUE_TEMPLATE/{form}.yml").read_text())
+    assert document["name"]
+    assert document["description"]
+    fields = [field for field in document["body"] if field["type"] != "markdown"]
+    ids = [field["id"] for field in fields]
+    assert len(set(ids)) == len(ids)
+    assert all(field["attributes"]["label"] for field in fields)
 
 
 def code(document: Path) -> list[str]:
