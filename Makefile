@@ -95,7 +95,7 @@ $(SAM_INSTALLED): requirements-sam.txt | $(INSTALLED)
 PYTHON313 ?= $(shell for python in python3.13 "$$(dirname "$$(command -v python3.13)")"/../versions/3.13.*[0-9]/bin/python3.13; \
 	do "$$python" -c 'import sys; print(sys.executable)' 2>/dev/null && break; done)
 
-.PHONY: build smoke sam-local inspector conformance clients guide audit bench deploy check
+.PHONY: build smoke sam-local inspector conformance clients examples guide audit bench deploy check
 
 build: install $(SAM_INSTALLED)  ## Build the functions and the layer with sam, and check their size
 	@test -n "$(PYTHON313)" || \
@@ -121,6 +121,19 @@ conformance: install  ## Run the public MCP conformance suite against the MCP en
 clients: install  ## Hold conversations with the clients of AG-UI and the AI SDK
 	@rm -rf .dev/clients/state
 	@TASKCHAT_DEV_DIR=.dev/clients/state $(BIN)/python -m dev.clients
+
+# The generator of the Python client and the client's own packages, in an environment of their own.
+CLIENTS_VENV := .venv-clients
+CLIENTS_INSTALLED := $(CLIENTS_VENV)/.installed
+$(CLIENTS_INSTALLED): requirements-clients.txt | $(INSTALLED)
+	@$(UV) venv --quiet --clear --python $(BIN)/python $(CLIENTS_VENV)
+	@$(UV) pip install --quiet --python $(CLIENTS_VENV)/bin/python --require-hashes --requirement $< || \
+		{ echo "Could not download packages: is the network there?"; exit 1; }
+	@touch $@
+
+examples: install $(CLIENTS_INSTALLED)  ## Lint the description, generate clients from it, and run each of examples/
+	@rm -rf .dev/examples/state
+	@TASKCHAT_DEV_DIR=.dev/examples/state $(BIN)/python -m dev.examples $(CLIENTS_VENV)/bin
 
 guide: install  ## Follow docs/your-own-tools.md in a copy, and run the engine's tests there
 	@$(BIN)/python -m dev.guide
@@ -156,12 +169,15 @@ deploy: build  ## Build, and deploy with samconfig.toml: make deploy ENV=dev|pro
 	@grep -q '^\[$(ENV)\.deploy\.' samconfig.toml || { echo "samconfig.toml has no [$(ENV).deploy.parameters]."; exit 1; }
 	@$(SAM) deploy --config-env $(ENV) $(if $(CI),--no-confirm-changeset)
 
-.PHONY: rollback prune doctor
+.PHONY: rollback prune doctor page
 rollback: install  ## Send all requests to the versions before the last deployment: make rollback ENV=dev|prod
 	@$(BIN)/python -m operations.rollback $(ENV)
 
 prune: install  ## Show the functions' old versions, or delete them: make prune ENV=dev|prod [DELETE=1]
 	@$(BIN)/python -m operations.prune $(ENV) $(if $(DELETE),--delete)
+
+page: install  ## Show the chat page as files in .dev/page, or upload it: make page [ENV=prod]
+	@$(BIN)/python -m operations.page $(DEPLOYED)
 
 doctor: install  ## Check a deployment, a line for each part: make doctor [ENV=prod] [URL=https://…]
 	@$(BIN)/python -m operations.doctor $(DEPLOYED) $(if $(URL),--url $(URL))
@@ -187,6 +203,7 @@ $(COMPILE) $(2) pyproject.toml --group dev --constraints shared/requirements.txt
 $(COMPILE) $(2) --group sam --output-file $(1)/requirements-sam.txt
 $(COMPILE) $(2) --group audit --output-file $(1)/requirements-audit.txt
 $(COMPILE) $(2) --group template --output-file $(1)/requirements-template.txt
+$(COMPILE) $(2) --group clients --output-file $(1)/requirements-clients.txt
 $(COMPILE) $(2) --group uv --output-file $(1)/requirements-uv.txt
 endef
 

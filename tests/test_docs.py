@@ -52,6 +52,7 @@ PROVED_BY = {
     "bench": ".ci/run",
     "conformance": ".ci/run",
     "clients": ".ci/run",
+    "examples": ".ci/run",
     "guide": ".ci/run",
     "migrate": "tests/test_docs.py",
     "lock": "Makefile",  # by check-locks, which compiles the same

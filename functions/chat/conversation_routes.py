@@ -46,11 +46,12 @@ _TURN: Final = {
 }
 
 logger = Logger()
-router: Final = APIRouter(prefix="/conversations")
+router: Final = APIRouter(prefix="/conversations", tags=["conversations"])
 
 
 async def _parse_id(
-    _caller: Caller, conversation_id: Annotated[str, Path(json_schema_extra={"format": "uuid"})]
+    _caller: Caller,
+    conversation_id: Annotated[str, Path(description="The conversation's id.", json_schema_extra={"format": "uuid"})],
 ) -> UUID:
     """Return the id in the path. Raises NotFound for any text but an id as the list shows it."""
     try:
@@ -95,7 +96,7 @@ async def list_conversations(caller: Caller, page: Page) -> ConversationPage:
         _CONVERSATION | {"turns": [_TURN], "next_cursor": cursor.write(0)},
     ),
 )
-async def read_conversation(caller: Caller, conversation_id: ConversationId, page: Page) -> ConversationWithTurns:
+async def get_conversation(caller: Caller, conversation_id: ConversationId, page: Page) -> ConversationWithTurns:
     """Return the conversation and its turns, newest first."""
     with caller.transaction() as session:
         row, found = read_turns(session, caller.user_id, conversation_id, page.cursor, page.limit)

@@ -1,0 +1,94 @@
+// Let the person take their data along, erase it, and sign out.
+import { element } from "../dom.js";
+import { ask, field } from "./dialogs.js";
+import { explain } from "./explain.js";
+import { leave } from "./session.js";
+import { tell } from "./tabs.js";
+
+const WORD = "erase";
+const MOST_REQUESTS = 60; // an erasure of very much takes several requests
+
+// Fill `root` with the buttons. `announce` says in words what was done.
+export function mountAccount(root, { api, session, announce }) {
+  const exporting = button("Export my data", async () => {
+    announce("Exporting…");
+    try {
+      save(await exportAll(api, session.userId), "taskchat-export.json");
+      announce("Exported: the browser saves the file.");
+    } catch (error) {
+      announce(`The export failed. ${explain(error)}`);
+    }
+  });
+  const erasing = button("Erase my data", () => erase(api, session));
+  root.replaceChildren(exporting, erasing);
+  if (session.signOut) root.append(button("Sign out", () => signOut(session, announce)));
+  if (session.name) root.prepend(element("p", { class: "note" }, element("bdi", {}, session.name)));
+}
+
+function button(text, work) {
+  const made = element("button", { type: "button" }, text);
+  made.addEventListener("click", async () => {
+    if (made.getAttribute("aria-disabled") === "true") return;
+    made.setAttribute("aria-disabled", "true"); // `disabled` would take the focus away
+    try {
+      await work();
+    } finally {
+      made.removeAttribute("aria-disabled");
+    }
+  });
+  return made;
+}
+
+// Return all pages of the export, joined into one document like a page.
+export async function exportAll(api, userId) {
+  let whole = null;
+  let cursor = null;
+  do {
+    const query = cursor ? `?${new URLSearchParams({ cursor })}` : "";
+    const page = await api.json("GET", `/api/${encodeURIComponent(userId)}/export${query}`);
+    cursor = page.next_cursor;
+    whole ??= { ...page, tables: {}, next_cursor: null };
+    for (const [table, rows] of Object.entries(page.tables)) (whole.tables[table] ??= []).push(...rows);
+  } while (cursor);
+  return whole;
+}
+
+function save(content, name) {
+  const url = URL.createObjectURL(new Blob([JSON.stringify(content, null, 2)], { type: "application/json" }));
+  const link = element("a", { href: url, download: name, hidden: "" });
+  document.body.append(link);
+  link.click();
+  link.remove();
+  setTimeout(() => URL.revokeObjectURL(url), 60_000); // the browser has begun to read it by then
+}
+
+async function erase(api, session) {
+  const text = "This deletes all your conversations, tasks and other data at once. It cannot be undone.";
+  const stays = session.signOut ? "Your account stays: you can sign in again." : "";
+  const [label, input] = field(`Type “${WORD}” to confirm`, { autocomplete: "off", autocapitalize: "none", required: "", pattern: ` *${WORD} *` });
+  const content = [element("p", {}, text, " ", stays), label, input];
+  const work = () => eraseAll(api, session.userId);
+  if (await ask("Erase my data", content, { action: "Erase everything", danger: true, work })) {
+    tell("erased");
+    await leave();
+  }
+}
+
+// Send the request until nothing is left: 504 says that there was too much for one.
+async function eraseAll(api, userId) {
+  for (let request = 1; ; request++) {
+    try {
+      return await api.json("DELETE", `/api/${encodeURIComponent(userId)}`, { headers: { Confirm: WORD } });
+    } catch (error) {
+      if (error.status !== 504 || request === MOST_REQUESTS) throw error;
+    }
+  }
+}
+
+async function signOut(session, announce) {
+  try {
+    await session.signOut();
+  } catch (error) {
+    announce(`You are still signed in. ${explain(error)}`);
+  }
+}

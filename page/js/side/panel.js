@@ -1,0 +1,52 @@
+// Host the panel that the domain's module draws, and keep it true: after a turn, and after changes from elsewhere.
+import { element } from "../dom.js";
+import { explain } from "./explain.js";
+import { oneAtATime, onReturn, onTold, tell } from "./tabs.js";
+
+const POLL_MS = 60_000; // an MCP client or another device tells nobody
+
+// Fill `root`, a region. `domain` is the domain's module: without `render` in it the region stays hidden.
+export function mountPanel(root, { api, userId, domain }) {
+  if (!domain?.render) {
+    root.hidden = true;
+    return { refresh: async () => {}, called() {}, turnEnded: async () => {} };
+  }
+  const concerns = domain.concerns ?? (() => true);
+  const heading = element("h2", { id: "panel-heading" }, domain.title ?? "Panel");
+  const note = element("p", { class: "note", role: "status", hidden: "" });
+  const body = element("div", { class: "panel-body" });
+  root.setAttribute("aria-labelledby", heading.id);
+  root.replaceChildren(heading, note, body);
+  root.hidden = false;
+
+  const person = `/api/${encodeURIComponent(userId)}`;
+  const get = (path) => api.json("GET", `${person}${path}`);
+
+  const refresh = oneAtATime(async () => {
+    try {
+      await domain.render(body, { get, element });
+      note.hidden = true;
+    } catch (error) {
+      note.textContent = explain(error); // what was shown before stays
+      note.hidden = false;
+    }
+  });
+  onReturn(refresh);
+  onTold(refresh);
+  setInterval(() => {
+    if (!document.hidden) refresh();
+  }, POLL_MS);
+  refresh();
+
+  return {
+    refresh,
+    // Show the effect of one call at once, while its turn goes on.
+    called(call) {
+      if (concerns(call)) refresh();
+    },
+    turnEnded(toolCalls = []) {
+      tell(toolCalls.some((call) => concerns(call)) ? "turn with changes" : "turn");
+      return refresh();
+    },
+  };
+}

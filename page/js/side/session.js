@@ -1,0 +1,238 @@
+// Give the page its person: with the token of `make dev`, or signed in at Better Auth.
+//
+// Nothing of a session is kept where a script could find it: Better Auth's session is a cookie that scripts cannot read,
+// and the token of the API is in memory.
+import { element } from "../dom.js";
+import { field } from "./dialogs.js";
+import { onTold, tell } from "./tabs.js";
+
+const EARLY_MS = 60_000; // renew a token so long before its end
+const SHORTEST_PASSWORD = 8; // Better Auth's default
+
+// Return the session once there is one: `userId`, `name`, `token()`, `renew()`, and `signOut()` or null.
+// `root` shows the sign-in form, and what keeps the page from starting.
+export async function startSession(config, root) {
+  if (config.development) return developmentSession(root);
+  if (!config.auth) return show(root, "This page has no sign-in.", "Set `auth` in its config.json.");
+  return betterAuthSession(config, root);
+}
+
+// --- the token of `make dev` ----------------------------------------------------------------------------------
+
+async function developmentSession(root) {
+  const fetchToken = async () => {
+    const answer = await fetch("/dev/token", { cache: "no-store" });
+    if (!answer.ok) throw new Error(`There is no token: ${answer.status}`);
+    const { user_id: userId, token } = await answer.json();
+    return { userId, token };
+  };
+  return session(await firstToken(fetchToken, root), { fetchToken, name: "Developer", signOut: null });
+}
+
+async function firstToken(fetchToken, root) {
+  for (;;) {
+    try {
+      return await fetchToken();
+    } catch {
+      await untilClicked(root, "The server does not answer.", "Is it still running?");
+    }
+  }
+}
+
+// --- Better Auth ----------------------------------------------------------------------------------------------
+
+async function betterAuthSession(config, root) {
+  const auth = betterAuth(config.auth);
+  const signedIn = async () => {
+    for (;;) {
+      try {
+        return await auth.token();
+      } catch (error) {
+        if (error.status === 401) await signInForm(config, auth, root);
+        else await untilClicked(root, "You cannot be signed in.", sentence(error));
+      }
+    }
+  };
+  const first = await signedIn();
+  const name = await auth.name().catch(() => "");
+  const fetchToken = async () => {
+    const next = await signedIn();
+    if (next.userId !== first.userId) await leave(); // another person: nothing of the first one may stay
+    return next;
+  };
+  onTold((change) => {
+    if (change === "signed out") location.reload();
+  });
+  const signOut = async () => {
+    await auth.post("sign-out", {});
+    tell("signed out");
+    await leave();
+  };
+  return session(first, { fetchToken, name, signOut });
+}
+
+class AuthProblem extends Error {
+  constructor(status, { code, message } = {}, retryAfter = null) {
+    super(message ?? `Status ${status}`);
+    Object.assign(this, { status, code, retryAfter });
+  }
+}
+
+// The few calls of Better Auth's HTTP API that a page needs. The cookie of its session goes only to it.
+function betterAuth(url) {
+  const call = async (path, options = {}) => {
+    const answer = await fetch(`${url}/${path}`, { credentials: "include", cache: "no-store", ...options });
+    const body = await answer.json().catch(() => ({}));
+    const wait = Number(answer.headers.get("X-Retry-After") ?? answer.headers.get("Retry-After")) || null;
+    if (!answer.ok) throw new AuthProblem(answer.status, body ?? {}, wait);
+    return body;
+  };
+  return {
+    async token() {
+      const { token } = await call("token");
+      return { userId: claims(token).sub, token };
+    },
+    async name() {
+      const found = await call("get-session");
+      return found?.user?.name || found?.user?.email || "";
+    },
+    post(path, body) {
+      return call(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+    },
+  };
+}
+
+const SENTENCES = {
+  INVALID_EMAIL_OR_PASSWORD: "The email address or the password is wrong.",
+  INVALID_EMAIL: "This is not an email address.",
+  USER_ALREADY_EXISTS: "This email address has an account already. Sign in.",
+  USER_ALREADY_EXISTS_USE_ANOTHER_EMAIL: "This email address has an account already. Sign in.",
+  PASSWORD_TOO_SHORT: `The password needs ${SHORTEST_PASSWORD} characters or more.`,
+  PASSWORD_TOO_LONG: "The password is too long.",
+  EMAIL_NOT_VERIFIED: "Open the link in the email that we sent to you, then sign in.",
+  INVALID_ORIGIN: "The sign-in server does not know this page. Its operator must add the page to trustedOrigins.",
+};
+
+function sentence(error) {
+  if (error instanceof TypeError) return "The sign-in server does not answer. Check your connection, then try again.";
+  if (error.status === 429) return `Too many attempts. Try again in ${error.retryAfter ?? 10} seconds.`;
+  if (error.status >= 500) return "The sign-in server has a problem. Try again in a minute.";
+  return SENTENCES[error.code] ?? error.message;
+}
+
+// Show the form until the person has signed in or up.
+function signInForm({ title }, auth, root) {
+  const [emailLabel, email] = field("Email address", { type: "email", autocomplete: "username", required: "" });
+  const [passwordLabel, password] = field("Password", { type: "password", required: "" });
+  const heading = element("h1", {});
+  const problem = element("p", { class: "problem", role: "alert", hidden: "" });
+  const submit = element("button", { type: "submit", class: "primary" });
+  const other = element("button", { type: "button", class: "plain" });
+  const parts = [emailLabel, email, passwordLabel, password, problem, submit, other];
+  const form = element("form", { class: "sign-in" }, heading, ...parts);
+  let signsUp = false;
+
+  function choose(up) {
+    signsUp = up;
+    heading.textContent = up ? `Sign up for ${title}` : `Sign in to ${title}`;
+    submit.textContent = up ? "Sign up" : "Sign in";
+    other.textContent = up ? "I have an account" : "I have no account yet";
+    password.setAttribute("autocomplete", up ? "new-password" : "current-password");
+    password.minLength = up ? SHORTEST_PASSWORD : 0;
+    problem.hidden = true;
+  }
+
+  async function send() {
+    const given = { email: email.value.trim(), password: password.value };
+    if (signsUp) await auth.post("sign-up/email", { ...given, name: given.email.split("@")[0] });
+    else await auth.post("sign-in/email", given);
+  }
+
+  choose(false);
+  other.addEventListener("click", () => choose(!signsUp));
+  root.replaceChildren(form);
+  root.hidden = false;
+  email.focus();
+  return new Promise((resolve) => {
+    form.addEventListener("submit", async (event) => {
+      event.preventDefault();
+      if (submit.disabled) return;
+      submit.disabled = true;
+      problem.hidden = true;
+      try {
+        await send();
+        clear(root);
+        resolve();
+      } catch (error) {
+        problem.textContent = sentence(error);
+        problem.hidden = false;
+      } finally {
+        submit.disabled = false;
+      }
+    });
+  });
+}
+
+// --- both -----------------------------------------------------------------------------------------------------
+
+function session(first, { fetchToken, name, signOut }) {
+  let held = { ...first, until: end(first.token) };
+  let fetching = null;
+  const renew = () => {
+    fetching ??= fetchToken()
+      .then((next) => {
+        held = { ...next, until: end(next.token) };
+        return held.token;
+      })
+      .finally(() => {
+        fetching = null;
+      });
+    return fetching;
+  };
+  const token = async () => (Date.now() < held.until - EARLY_MS ? held.token : renew());
+  return { userId: first.userId, name, token, renew, signOut };
+}
+
+// The claims are read, not checked: the API checks them.
+function claims(token) {
+  const part = token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/");
+  return JSON.parse(new TextDecoder().decode(Uint8Array.from(atob(part), (byte) => byte.charCodeAt(0))));
+}
+
+// Return when the token ends by this machine's clock, which may be wrong: the token is new now.
+function end(token) {
+  const { iat, exp } = claims(token);
+  return Date.now() + (exp - iat) * 1000;
+}
+
+// Forget everything that the browser keeps of the person, and start again.
+export async function leave() {
+  localStorage.clear();
+  sessionStorage.clear();
+  history.replaceState(null, "", location.pathname);
+  location.reload();
+  await new Promise(() => {}); // until the browser leaves
+}
+
+function show(root, heading, text, ...more) {
+  root.replaceChildren(element("div", { class: "sign-in", role: "alert" }, element("h1", {}, heading), element("p", {}, text), ...more));
+  root.hidden = false;
+  return new Promise(() => {});
+}
+
+function untilClicked(root, heading, text) {
+  const button = element("button", { type: "button", class: "primary" }, "Try again");
+  show(root, heading, text, button);
+  button.focus();
+  return new Promise((resolve) => {
+    button.addEventListener("click", () => {
+      clear(root);
+      resolve();
+    });
+  });
+}
+
+function clear(root) {
+  root.replaceChildren();
+  root.hidden = true;
+}

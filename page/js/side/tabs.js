@@ -1,0 +1,39 @@
+// Tell the other tabs of this browser that something has changed on the server. A message holds no text of the person.
+
+const channel = "BroadcastChannel" in globalThis ? new BroadcastChannel("taskchat") : null;
+
+export function tell(change) {
+  channel?.postMessage(change);
+}
+
+export function onTold(listener) {
+  channel?.addEventListener("message", ({ data }) => listener(data));
+}
+
+// Call `listener` when the person comes back to the page.
+export function onReturn(listener) {
+  addEventListener("focus", listener);
+  addEventListener("online", listener);
+  document.addEventListener("visibilitychange", () => {
+    if (!document.hidden) listener();
+  });
+}
+
+// Return a function that runs `work`, one run at a time. A call during a run has one more run follow.
+export function oneAtATime(work) {
+  let running = null;
+  let again = false;
+  const run = async () => {
+    do {
+      again = false;
+      await work();
+    } while (again);
+  };
+  return () => {
+    again = running !== null;
+    running ??= run().finally(() => {
+      running = null;
+    });
+    return running;
+  };
+}
