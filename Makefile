@@ -38,7 +38,7 @@ dev: install  ## Run everything on this machine: database, model, API and a page
 override MESSAGE := $(value MESSAGE)
 export MESSAGE CONVERSATION
 
-chat: install  ## One turn: make chat MESSAGE="add buy milk" [CONVERSATION=<id>]
+chat: install  ## Chat at a prompt; one turn: make chat MESSAGE="add buy milk" [CONVERSATION=<id>]
 	@$(BIN)/python -m dev.chat
 
 .PHONY: test thorough migrate

@@ -18,6 +18,7 @@ from dev.proof import ProofError
 from dev.standin_model.domain import domain
 
 README: Final = state.ROOT / "README.md"
+NOT_KEPT: Final = "memory"  # of the Inspector's stores for tokens
 LIMIT_SECONDS = 180  # the first run downloads the Inspector
 CALLS: Final = domain.examples.calls
 """On the database of this command alone, so that the first thing has the id 1."""
@@ -43,7 +44,7 @@ class Inspector:
     def sign_in(self, *arguments: str) -> dict[str, Any]:
         """Run it without a token: it registers, and has the developer sign in and agree. Raises ProofError."""
         callback = f"http://{backend.HOST}:{processes.free_port(backend.HOST)}/oauth/callback"
-        known = {"MCP_AUTO_OPEN_ENABLED": "true", "BROWSER": browser.COMMAND, "MCP_INSPECTOR_SECRET_STORE": "memory"}
+        known = {"MCP_AUTO_OPEN_ENABLED": "true", "BROWSER": browser.COMMAND, "MCP_INSPECTOR_SECRET_STORE": NOT_KEPT}
         return _answer("signing in", self.ask(*arguments, "--relogin", "--callback-url", callback, known=known))
 
     def ask(self, *arguments: str, known: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -49,7 +49,7 @@ def _instructions(url: str) -> str:
     return f"""
   Page  {url}/
   API   {path}
-  MCP   {url}/mcp (its bearer token is `mcp_token` of {url}/dev/token)
+  MCP   {url}/mcp (a client without a token signs you in; `mcp_token` of {url}/dev/token is one)
   Log   {state.shown(backend.server_log())}
 
 Try it (this token is valid for an hour; `token` of {url}/dev/token is a fresh one):

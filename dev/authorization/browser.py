@@ -5,7 +5,7 @@ Programs start it instead of a browser if `BROWSER` holds `COMMAND`.
 
 import re
 import sys
-from typing import Final
+from typing import Final, Literal
 
 import httpx2
 
@@ -20,24 +20,24 @@ class UnexpectedPageError(Exception):
     """Raised for a page that is neither of the two, or lacks a button."""
 
 
-def allow(url: str, newcomer: tuple[str, str] | None = None) -> str:
+def visit(url: str, newcomer: tuple[str, str] | None = None, answer: Literal["allow", "deny"] = "allow") -> str:
     """Go from the client's address to its callback, and return the callback's text. Raises UnexpectedPageError.
 
     `newcomer` is the email address and the password of a person who signs up. Without it, the developer signs in.
     """
     with httpx2.Client(follow_redirects=True, timeout=SECONDS, trust_env=False) as browser:
-        answer = browser.get(url, headers={"Accept": "text/html"})
+        page = browser.get(url, headers={"Accept": "text/html"})
         for _ in range(MOST_PAGES):
-            if answer.url.path not in ("/sign-in", "/consent"):
-                answer.raise_for_status()
-                return answer.text
-            answer = browser.post(answer.url, data=_pressed(answer, newcomer), headers={"Accept": "text/html"})
-    raise UnexpectedPageError(f"{answer.url.path} comes again and again: {answer.text}")
+            if page.url.path not in ("/sign-in", "/consent"):
+                page.raise_for_status()
+                return page.text
+            page = browser.post(page.url, data=_pressed(page, newcomer, answer), headers={"Accept": "text/html"})
+    raise UnexpectedPageError(f"{page.url.path} comes again and again: {page.text}")
 
 
-def _pressed(page: httpx2.Response, newcomer: tuple[str, str] | None) -> Form:
+def _pressed(page: httpx2.Response, newcomer: tuple[str, str] | None, answer: str) -> Form:
     """Return what the form sends. Raises UnexpectedPageError if the page has no such button."""
-    form = {"answer": "allow"} if page.url.path == "/consent" else {"as": "new" if newcomer else "developer"}
+    form = {"answer": answer} if page.url.path == "/consent" else {"as": "new" if newcomer else "developer"}
     [(name, value)] = form.items()
     if page.is_error or not re.search(rf'<button name="{name}" value="{value}">', page.text):
         raise UnexpectedPageError(page.text)
@@ -45,4 +45,4 @@ def _pressed(page: httpx2.Response, newcomer: tuple[str, str] | None) -> Form:
 
 
 if __name__ == "__main__":
-    allow(sys.argv[1])
+    visit(sys.argv[1])

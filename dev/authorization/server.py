@@ -60,7 +60,7 @@ class AuthorizationServer:
     async def ask(self, method: str, path: str, headers: Headers, body: bytes = b"") -> httpx2.Response:
         """Pass a request to Better Auth, and start it for the first one. Raises StartupError."""
         async with self._starting:
-            if self._process is None or self._process.poll() is not None:
+            if self._process is None or self._process.poll() is not None or not self._address:
                 await self._start()
         passed_on = [(name, value) for name, value in headers if name.lower() not in OF_ONE_CONNECTION]
         passed_on.append(("host", urlsplit(self.url).netloc))
@@ -71,6 +71,8 @@ class AuthorizationServer:
             raise StartupError(f"Better Auth does not answer ({type(error).__name__}).") from error
 
     async def _start(self) -> None:
+        self.stop()
+        self._address = ""
         print("Starting Better Auth for a client without a token (npm downloads it the first time)", flush=True)
         # From the event loop's thread: the kernel ends the process when the thread that started it ends.
         self._process = processes.spawn(
@@ -82,14 +84,16 @@ class AuthorizationServer:
         assert self._process.stdout is not None  # noqa: S101 - asked for with PIPE
         line = (await asyncio.to_thread(self._process.stdout.readline)).decode().strip()
         if not line.startswith("http://"):
+            self.stop()
             print(f"Better Auth could not start: {line or 'it ended at once'}", flush=True)
             raise StartupError(line or "Better Auth ended at once.")
         self._address, self.keys = line, KeySet(f"{line}/api/auth/jwks", self._static)
 
     def stop(self) -> None:
         """Stop Better Auth, or the download of it."""
-        if self._process is not None:
+        if self._process is not None and self._process.stdout is not None:
             processes.stop(self._process, signal.SIGTERM)
+            self._process.stdout.close()
 
     def accepted_by(self, verifier: Verifier) -> Verifier:
         """Return the verifier with the keys that are current at each token."""
