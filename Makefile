@@ -54,6 +54,10 @@ test: install  ## Run every test that needs no container (BRIEF=1: without those
 thorough: install  ## Run the crash, outage, random and fuzz tests at full length
 	@THOROUGH=1 $(BIN)/pytest $(WORKERS) $(LONG_TESTS)
 
+.PHONY: screenshots
+screenshots: install  ## Take the pictures of the chat page in docs/page anew, in a real Chromium
+	@SCREENSHOTS=1 $(BIN)/pytest -q tests/browser/test_pictures.py
+
 migrate: install  ## Migrate the schema at MIGRATION_DATABASE_URL, and create the role that DATABASE_URL names
 	@$(BIN)/alembic upgrade head
 

@@ -15,7 +15,6 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -26,7 +25,8 @@ from operations.options import local_file
 
 ROOT: Final = Path(__file__).parent.parent
 SOURCE: Final = ROOT / "page"
-TITLE: Final = "taskchat"
+SETTINGS: Final = {"title": "taskchat", "api": "", "auth": "/api/auth", "development": False}
+"""What config.json says: the distribution has the API and Better Auth at the page's own origin."""
 
 TYPES: Final = {
     ".html": "text/html; charset=utf-8",
@@ -62,15 +62,15 @@ class Bundle:
         return sum(map(len, self.files.values()))
 
 
-def bundle(settings: Mapping[str, Any], source: Path = SOURCE, panel: Path | None = None) -> Bundle:
-    """Return the page with these settings, and with the panel's module if there is one. Raises OperatorError."""
+def bundle(source: Path = SOURCE, panel: Path | None = None) -> Bundle:
+    """Return the page, with the panel's module if there is one. Raises OperatorError."""
     sources = dict(_read(source, panel))
     if INDEX not in sources:
         raise OperatorError(f"There is no {source / INDEX}.")
     index = sources.pop(INDEX)
     folder = _digest(sources)
     own = {f"{folder}/{path}": content for path, content in sources.items()}
-    written = {**settings, "panel": f"./{folder}/{PANEL}" if panel else None}
+    written = {**SETTINGS, "panel": f"./{folder}/{PANEL}" if panel else None}
     config = json.dumps(written, indent=2).encode() + b"\n"
     return Bundle(folder, {**own, CONFIG: config, INDEX: _point(index.decode(), folder, sources).encode()})
 
@@ -102,18 +102,6 @@ def _point(index: str, folder: str, files: Mapping[str, bytes]) -> str:
     return _OWN_ADDRESS.sub(
         lambda found: f'{found[1]}="./{folder}/{found[2]}"' if found[2] in files else found[0], index
     )
-
-
-def settings_of(found: Deployment) -> dict[str, Any]:
-    """Return what config.json says for a deployment: the API is at the page's own origin. Raises OperatorError."""
-    issuer = urlsplit(found.parameters.get("AuthIssuer", ""))
-    if issuer.scheme != "https" or not issuer.netloc:
-        raise OperatorError("The stack has no AuthIssuer with an https address, so no person could sign in.")
-    return {"title": TITLE, "api": "", "auth": f"https://{issuer.netloc}/api/auth", "development": False}
-
-
-SAMPLE: Final = {"title": TITLE, "api": "", "auth": "https://auth.example.com/api/auth", "development": False}
-"""The settings of a bundle that is only looked at."""
 
 
 def write(made: Bundle, directory: Path) -> None:
@@ -185,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         found = deployment.find(options.env) if options.env else None
-        made = bundle(settings_of(found) if found else SAMPLE, panel=domain_panel())
+        made = bundle(panel=domain_panel())
         write(made, local_file("page"))
         show(made)
         if found:

@@ -16,13 +16,12 @@ from dev.page import HEADERS, POLICY
 from operations import deployment, page
 from operations.deployment import Deployment
 from operations.log_source import OperatorError
-from operations.page import CONFIG, FOR_EVER, FRESH, INDEX, SAMPLE, Bundle
+from operations.page import CONFIG, FOR_EVER, FRESH, INDEX, SETTINGS, Bundle
 from tests.conftest import ROOT
 from tests.test_template import Resource, of_type, template, translate
 
 REGION = "eu-west-1"
 BUCKET = "taskchat-prod-pagebucket"
-ISSUER = "https://auth.example.com"
 MOST_CHARACTERS = 6_144
 """Of a managed policy, without white space."""
 
@@ -79,15 +78,11 @@ class TestTemplate:
         assert (signing["SigningBehavior"], signing["SigningProtocol"]) == ("always", "sigv4")
 
     def test_the_page_has_the_headers_of_make_dev(self, resources: Resource, distribution: Resource) -> None:
-        """The policy allows the origin of Better Auth too. The rest is the same."""
+        """The API and Better Auth are at its own origin, so the policy names no other."""
         assert distribution["DefaultCacheBehavior"]["ResponseHeadersPolicyId"] == {"Ref": "PageHeaders"}
         policy = of_type(resources, "CloudFront::ResponseHeadersPolicy")["PageHeaders"]["ResponseHeadersPolicyConfig"]
         headers = policy["SecurityHeadersConfig"]
-        text, names = headers["ContentSecurityPolicy"]["ContentSecurityPolicy"]["Fn::Sub"]
-        assert text.replace(" https://${AuthHost}", "") == POLICY
-        assert text.count("${AuthHost}") == 1
-        assert "connect-src 'self' https://${AuthHost};" in text
-        assert names == {"AuthHost": {"Fn::Select": [2, {"Fn::Split": ["/", {"Ref": "AuthIssuer"}]}]}}
+        assert headers["ContentSecurityPolicy"]["ContentSecurityPolicy"] == POLICY
         assert headers["ReferrerPolicy"]["ReferrerPolicy"] == HEADERS["Referrer-Policy"]
         assert headers["StrictTransportSecurity"]["AccessControlMaxAgeSec"] == 2 * 365 * 24 * 3600
         assert headers["FrameOptions"]["FrameOption"] == "DENY"
@@ -99,18 +94,23 @@ class TestTemplate:
         assert {each["ViewerProtocolPolicy"] for each in behaviours} <= {"redirect-to-https", "https-only"}
         condition, own, _ = distribution["ViewerCertificate"]["Fn::If"]
         assert (condition, own["MinimumProtocolVersion"]) == ("HasPageDomain", "TLSv1.2_2021")
-        api = next(each for each in distribution["Origins"] if each["Id"] == "api")["CustomOriginConfig"]
-        assert (api["OriginProtocolPolicy"], api["OriginSSLProtocols"]) == ("https-only", ["TLSv1.2"])
+        for origin in distribution["Origins"][1:]:
+            configured = origin["CustomOriginConfig"]
+            assert (configured["OriginProtocolPolicy"], configured["OriginSSLProtocols"]) == ("https-only", ["TLSv1.2"])
 
-    def test_the_api_is_at_the_page_s_own_origin(self, distribution: Resource) -> None:
-        """Each request reaches it as it is, and nothing of it is cached, compressed or replaced by an error page."""
-        [behaviour] = distribution["CacheBehaviors"]
-        assert (behaviour["PathPattern"], behaviour["TargetOriginId"]) == ("/api/*", "api")
-        assert set(behaviour["AllowedMethods"]) >= {"GET", "POST", "PATCH", "DELETE"}
-        assert behaviour["CachePolicyId"] == "4135ea2d-6df8-44a3-9df3-4b5a84be39ad"  # CachingDisabled
-        assert behaviour["OriginRequestPolicyId"] == "b689b0a8-53d0-40ab-baf2-68738e2966ac"  # AllViewerExceptHostHeader
-        assert behaviour["Compress"] is False
+    def test_the_api_and_better_auth_are_at_the_page_s_own_origin(self, distribution: Resource) -> None:
+        """Each request reaches them as it is, and nothing of it is cached or replaced by an error page."""
+        behaviours = distribution["CacheBehaviors"]
+        targets = [("/api/auth/*", "auth"), ("/api/*", "api")]  # CloudFront takes the first that fits
+        assert [(each["PathPattern"], each["TargetOriginId"]) for each in behaviours] == targets
+        for behaviour in behaviours:
+            assert set(behaviour["AllowedMethods"]) >= {"GET", "POST", "PATCH", "DELETE"}
+            assert behaviour["CachePolicyId"] == "4135ea2d-6df8-44a3-9df3-4b5a84be39ad"  # CachingDisabled
+            assert behaviour["OriginRequestPolicyId"] == "b689b0a8-53d0-40ab-baf2-68738e2966ac"  # all but Host
+        assert behaviours[1]["Compress"] is False
         assert "CustomErrorResponses" not in distribution
+        auth = next(each for each in distribution["Origins"] if each["Id"] == "auth")
+        assert auth["DomainName"] == {"Fn::Select": [2, {"Fn::Split": ["/", {"Ref": "AuthIssuer"}]}]}
 
     def test_the_api_that_streams_serves_the_page(self, distribution: Resource) -> None:
         """If the stack has one. The path of its stage comes before that of the request."""
@@ -170,12 +170,36 @@ def source(tmp_path: Path) -> Path:
     return tmp_path
 
 
+class TestHowTo:
+    """docs/page.md names what there is."""
+
+    TEXT = (ROOT / "docs" / "page.md").read_text()
+
+    def test_its_parameters_and_outputs_exist(self, document: Resource) -> None:
+        """Those in code, such as `PageUrl` and `Page=enabled`, and with a value that the template accepts."""
+        known = {*document["Parameters"], *document["Outputs"]}
+        named = set(re.findall(r"`((?:Page|Hosted|Auth|Cors|Stream|Api)[A-Z][A-Za-z]+)`", self.TEXT))
+        assert {"PageUrl", "PageDomainName", "PageTarget", "PageBucketName"} <= named <= known
+        for name, value in re.findall(r'"([A-Z]\w+)=(\w+)"', self.TEXT):
+            assert value in document["Parameters"][name]["AllowedValues"]
+
+    def test_its_commands_exist(self) -> None:
+        """Each is a target of the Makefile."""
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert set(re.findall(r"^make ([a-z]+)", self.TEXT, re.MULTILINE)) <= set(targets)
+
+    def test_better_auth_trusts_the_page(self) -> None:
+        """By the variable that the page names."""
+        assert "PAGE_URL" in self.TEXT
+        assert "process.env.PAGE_URL" in (ROOT / "dev/better_auth/auth.mjs").read_text()
+
+
 class TestBundle:
     """A browser gets the files of one bundle."""
 
     def test_the_page_itself_is_whole(self) -> None:
         """Every module that a file imports is there, and every file that index.html names."""
-        made = page.bundle(SAMPLE, panel=page.domain_panel())
+        made = page.bundle(panel=page.domain_panel())
         for path, content in made.files.items():
             for _, wanted in re.findall(rb"""(from|import\() ?["'](\.[^"']+)["']""", content):
                 found = (Path("/") / path).parent.joinpath(wanted.decode()).resolve().relative_to("/")
@@ -186,28 +210,28 @@ class TestBundle:
 
     def test_all_but_two_files_have_a_name_of_their_contents(self, source: Path) -> None:
         """index.html names the folder, and comes last."""
-        made = page.bundle(SAMPLE, source)
+        made = page.bundle(source)
         assert list(made.files) == [f"{made.folder}/js/main.js", f"{made.folder}/style.css", CONFIG, INDEX]
         assert made.files[INDEX].decode() == (
             f'<link href="./{made.folder}/style.css"><script src="./{made.folder}/js/main.js"></script>'
             '<a href="https://example.com/">x</a>'
         )
         (source / "style.css").write_text("p { margin: 0 }")
-        assert page.bundle(SAMPLE, source).folder != made.folder
+        assert page.bundle(source).folder != made.folder
 
     def test_config_json_names_the_panel(self, source: Path) -> None:
         """Without a module it is null."""
         (source / "domain.js").write_text("export const title = 'Tasks';")
-        made = page.bundle(SAMPLE, source, source / "domain.js")
-        assert json.loads(made.files[CONFIG]) == {**SAMPLE, "panel": f"./{made.folder}/panel.js"}
+        made = page.bundle(source, source / "domain.js")
+        assert json.loads(made.files[CONFIG]) == {**SETTINGS, "panel": f"./{made.folder}/panel.js"}
         assert f"{made.folder}/panel.js" in made.files
-        assert json.loads(page.bundle(SAMPLE, source).files[CONFIG])["panel"] is None
+        assert json.loads(page.bundle(source).files[CONFIG])["panel"] is None
 
     def test_a_file_that_is_missing_is_said(self, source: Path) -> None:
         """It would be an empty page."""
         (source / "style.css").unlink()
         with pytest.raises(OperatorError, match=r"style\.css"):
-            page.bundle(SAMPLE, source)
+            page.bundle(source)
 
     def test_make_page_shows_it(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -257,7 +281,7 @@ class TestUpload:
             "PageBucketName": BUCKET,
             "PageDistributionId": made["Distribution"]["Id"],
         }
-        return Deployment(session, outputs, {"AuthIssuer": ISSUER})
+        return Deployment(session, outputs, {})
 
     def keys(self, session: Any) -> set[str]:
         """Return the keys of the bucket."""
@@ -265,7 +289,7 @@ class TestUpload:
 
     def test_each_file_has_its_type_and_its_time(self, session: Any, found: Deployment, source: Path) -> None:
         """Browsers ask for index.html and config.json each time, and keep the others."""
-        made = page.bundle(page.settings_of(found), source)
+        made = page.bundle(source)
         page.deploy(found, made)
         heads = {key: session.client("s3").head_object(Bucket=BUCKET, Key=key) for key in self.keys(session)}
         assert heads.keys() == made.files.keys()
@@ -282,7 +306,7 @@ class TestUpload:
         self, session: Any, found: Deployment, source: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         """It has one invalidation, and the command says where the page is."""
-        page.deploy(found, page.bundle(page.settings_of(found), source))
+        page.deploy(found, page.bundle(source))
         client, name = session.client("cloudfront"), found.outputs["PageDistributionId"]
         [made] = client.list_invalidations(DistributionId=name)["InvalidationList"]["Items"]
         batch = client.get_invalidation(DistributionId=name, Id=made["Id"])["Invalidation"]["InvalidationBatch"]
@@ -295,23 +319,16 @@ class TestUpload:
         made: list[Bundle] = []
         for text in ("p {}", "b {}", "i {}"):
             (source / "style.css").write_text(text)
-            made.append(page.bundle(SAMPLE, source))
+            made.append(page.bundle(source))
             page.deploy(found, made[-1])
         folders = {key.partition("/")[0] for key in self.keys(session) if "/" in key}
         assert folders == {made[1].folder, made[2].folder}
         assert "robots.txt" in self.keys(session)
 
-    def test_the_settings_are_those_of_the_stack(self, found: Deployment) -> None:
-        """The API is at the page's own origin."""
-        settings = {"title": "taskchat", "api": "", "auth": f"{ISSUER}/api/auth", "development": False}
-        assert page.settings_of(found) == settings
-        with pytest.raises(OperatorError, match="AuthIssuer"):
-            page.settings_of(Deployment(None, {}, {}))
-
     def test_a_stack_without_a_page_is_said(self, session: Any, source: Path) -> None:
         """Nothing is uploaded."""
         with pytest.raises(OperatorError, match="Page=enabled"):
-            page.deploy(Deployment(session, {}, {}), page.bundle(SAMPLE, source))
+            page.deploy(Deployment(session, {}, {}), page.bundle(source))
 
     def test_the_outputs_come_from_the_stack(self, session: Any) -> None:
         """Those that `make page` reads are in the template."""

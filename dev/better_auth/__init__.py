@@ -34,17 +34,19 @@ class Server:
 
 @contextlib.contextmanager
 def running(
-    database_url: str, resource: str, configuration: str | None = None, taskchat: str = NO_SERVER
+    database_url: str, resource: str, configuration: str | None = None, taskchat: str = NO_SERVER, page: str = ""
 ) -> Iterator[str]:
     """Run the server on an empty database, for tokens for `resource`, and yield its address, which is its issuer too.
 
-    `configuration` replaces `auth.mjs`. It deletes an account at `taskchat` first. Raises StartupError.
+    `configuration` replaces `auth.mjs`. It deletes an account at `taskchat` first, and trusts the origin `page`.
+    Raises StartupError.
     """
     known = {
         "BETTER_AUTH_SECRET": secrets.token_hex(32),
         "BETTER_AUTH_DATABASE_URL": database_url,
         "MCP_RESOURCE_URL": resource,
         "TASKCHAT_URL": taskchat,
+        "PAGE_URL": page,
     }
     with started(CONFIGURATION.name, known, configuration or CONFIGURATION.read_text()) as server:
         yield server.address

@@ -85,7 +85,8 @@ export class Api {
     const sent = { Authorization: `Bearer ${token}`, ...headers };
     if (body !== undefined) sent["Content-Type"] = "application/json";
     const text = body === undefined || typeof body === "string" ? body : JSON.stringify(body);
-    const request = { method, headers: sent, body: text, signal, cache: /** @type {const} */ ("no-store") };
+    /** @type {RequestInit} */
+    const request = { method, headers: sent, body: text, signal, cache: "no-store", credentials: "omit" };
     return read(() => fetch(this.base + path, request));
   }
 }

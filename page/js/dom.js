@@ -1,6 +1,6 @@
 /** Make elements. No function here, or anywhere in the page, reads markup from a text. */
 
-/** @typedef {Node | string | number | null | undefined | false | Child[]} Child */
+/** @typedef {Node | string | number | null | undefined | false | any[]} Child */
 
 /**
  * Return a new element. An attribute with a function is an event listener ("onclick"); `true` is an empty attribute;

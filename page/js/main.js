@@ -32,9 +32,12 @@ async function start() {
     announce,
     log: byId("log"),
     scroller: byId("scroller"),
-    onPlace: (place) => go(place),
+    toEnd: byId("to-end"),
+    onMove: (place, how) => { writePlace(place, how); select(place); },
+    onGo: (place) => go(place),
+    onCall: (call) => panel.called(call),
     onEnded: (turn) => { conversations.refresh(); panel.turnEnded(turn.calls); },
-    onChange: () => composer.setRunning(Boolean(chat.running?.isLive)),
+    onChange: () => composer.setRunning(chat.live !== undefined),
     edit: (text) => composer.setText(text),
   });
   const composer = new Composer({
@@ -44,29 +47,20 @@ async function start() {
     stop: /** @type {HTMLButtonElement} */ (byId("stop")),
     onSend: (text) => chat.send(text),
     onStop: () => chat.stop(),
-    sent: () => chat.turns.map((turn) => turn.message),
+    sent: () => chat.turns.list.map((turn) => turn.message),
   });
   const panel = mountPanel(byId("panel"), { api, userId: session.userId, domain });
   const conversations = mountConversations(byId("conversation-list"), {
     api,
     userId: session.userId,
     announce,
-    open: (id) => { drawers.show(null); show({ conversation: id, message: null }); composer.focus(); },
+    open: (/** @type {string | null} */ id) => { drawers.show(null); go({ conversation: id, message: null }); composer.focus(); },
   });
-  mountAccount(byId("account"), { api, session, announce, onErased: () => { chat.outbox.clear(); location.assign("./"); } });
-
-  /** @param {import("./chat/chat.js").Place} place */
-  function show(place) {
-    if (writePlace(place, "pushState")) open(place);
-  }
+  mountAccount(byId("account"), { api, session, announce });
 
   /** @param {import("./chat/chat.js").Place} place */
   function go(place) {
-    if (place.conversation || place.message) {
-      writePlace(place, place.conversation ? "replaceState" : "pushState");
-      conversations.select(place.conversation);
-      conversations.refresh();
-    } else show(place);
+    if (writePlace(place, "pushState")) open(place);
   }
 
   /** @param {import("./chat/chat.js").Place} place */
@@ -75,10 +69,17 @@ async function start() {
     chat.open(place);
   }
 
+  /** @param {import("./chat/chat.js").Place} place */
+  function select(place) {
+    conversations.select(place.conversation);
+    if (place.conversation) conversations.refresh();
+  }
+
   addEventListener("popstate", () => open(placeOf(location.hash)));
   addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && !event.isComposing && !drawers.close()) chat.stop();
+    if (event.key === "Escape" && !event.isComposing && !drawers.close() && !document.querySelector("dialog[open]")) chat.stop();
   });
+  chat.goOnWithAll();
   open(placeOf(location.hash));
   composer.focus();
 }

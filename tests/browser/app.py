@@ -3,25 +3,40 @@
 So each test has a person of its own, and nothing between the browser and the server is faked. uvicorn runs this module.
 """
 
+import json
 import os
 from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
 from dev import app as development
 from dev import page, state
 from dev.tokens import Issuer
+from taskchat.http.auth import KeySet
 from taskchat.http.web_adapter import observe
-from tests.browser.names import PANEL, PERSON, TURN_SECONDS
+from tests.browser.names import AUTH, PANEL, PERSON, TURN_SECONDS
 
 if TURN_SECONDS in os.environ:
     development.observed = observe(development.functions, float(os.environ[TURN_SECONDS]))
 
 if PANEL in os.environ:
     page.panel = lambda: Path(os.environ[PANEL]) if os.environ[PANEL] else None
+
+if AUTH in os.environ:
+    development.authorization.keys = KeySet(None, os.environ["AUTH_JWKS_JSON"])
+    origin = os.environ[AUTH].removesuffix("/api/auth")
+    page.HEADERS["Content-Security-Policy"] = page.POLICY.replace("connect-src 'self'", f"connect-src 'self' {origin}")
+
+
+async def config(_: Request) -> Response:
+    """Return the page's settings, with Better Auth instead of the development token if the test names one."""
+    answer = await page._config(_)
+    if AUTH not in os.environ:
+        return answer
+    return JSONResponse(json.loads(bytes(answer.body)) | {"development": False, "auth": os.environ[AUTH]})
 
 
 async def token(request: Request) -> JSONResponse:
@@ -35,6 +50,6 @@ async def token(request: Request) -> JSONResponse:
 
 
 app = Starlette(
-    routes=[Route("/dev/token", token), Mount("", development.app)],
+    routes=[Route("/dev/token", token), Route("/config.json", config), Mount("", development.app)],
     lifespan=lambda _: development.lifespan(development.app),
 )

@@ -17,7 +17,6 @@ from dev import chromium, client, processes, state
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
-from testing.callers import RESOURCE
 from tests.browser.names import PERSON
 from tests.browser.person import Person
 from tests.conftest import variables
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 
 START_SECONDS = 60
 HOST = "127.0.0.1"
+NO_DATABASE = "postgresql://127.0.0.1:9/none"
+"""For the sign-in server of MCP clients, which these tests do not start."""
 Rows = psycopg.Connection[dict[str, Any]]
 Start = Callable[..., contextlib.AbstractContextManager[str]]
 
@@ -47,13 +48,13 @@ def start(
     """Give a function that serves the page and the API with further variables, at an address that it yields."""
 
     @contextlib.contextmanager
-    def starting(app: str = "tests.browser.app:app", **more: str) -> Iterator[str]:
+    def starting(port: int = 0, **more: str) -> Iterator[str]:
         directory = tmp_path_factory.mktemp("site")
-        issuer, port = Issuer.stored(directory / "issuer.pem"), processes.free_port(HOST)
+        issuer = Issuer.stored(directory / "issuer.pem")
         environment = os.environ | variables(server.app_url, running_model, issuer)
-        url = f"http://{HOST}:{port}"
-        environment |= {"TASKCHAT_DEV_DIR": str(directory), "MCP_RESOURCE_URL": RESOURCE, **more}
-        with _serving(app, url, directory / "server.log", environment):
+        url = f"http://{HOST}:{port or processes.free_port(HOST)}"
+        environment |= {"TASKCHAT_DEV_DIR": str(directory), "AUTH_SERVER_DATABASE_URL": NO_DATABASE, **more}
+        with _serving(url, directory / "server.log", environment):
             yield url
         log_search.add_output((directory / "server.log").read_text())
 
@@ -61,8 +62,17 @@ def start(
 
 
 @contextlib.contextmanager
-def _serving(app: str, url: str, log: Path, environment: dict[str, str]) -> Iterator[None]:
-    command = [sys.executable, "-m", "uvicorn", app, "--host", HOST, "--port", url.rpartition(":")[2]]
+def _serving(url: str, log: Path, environment: dict[str, str]) -> Iterator[None]:
+    command = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "tests.browser.app:app",
+        "--host",
+        HOST,
+        "--port",
+        url.rpartition(":")[2],
+    ]
     command += ["--log-level", "warning", "--no-access-log", "--timeout-graceful-shutdown", "1"]
     with log.open("wb") as output:
         process = processes.spawn(command, output=output, cwd=state.ROOT, env=environment)

@@ -22,6 +22,18 @@ def test_a_message_without_a_network_is_sent_later(alice: Person) -> None:
     assert (alice.titles(), alice.messages()) == (["bread"], ["Add bread"])
 
 
+def test_a_message_without_a_network_can_be_discarded(alice: Person) -> None:
+    """It is sent neither now nor by the next tab."""
+    chat = alice.open()
+    alice.context.set_offline(True)
+    chat.send("Add bread")
+    chat.button("Discard").click()
+    expect(chat.log).not_to_contain_text("Add bread")
+    alice.context.set_offline(False)
+    chat.say("Add salt", "Added salt")
+    assert alice.messages() == ["Add salt"]
+
+
 def test_a_message_without_a_network_outlives_the_tab(alice: Person) -> None:
     """The next tab sends it."""
     chat = alice.open()

@@ -59,7 +59,7 @@ def test_before_the_request_leaves(alice: Person, leave: Leave) -> None:
     """The network holds the request back until the person has left: the server never sees it."""
     chat = alice.open()
     held: list[Route] = []
-    chat.page.route("**/chat", held.append)
+    chat.page.route("**/chat", lambda route: held.append(route))
     with chat.page.expect_request("**/chat"):
         chat.send("Add a slow walk")
     assert alice.messages() == []

@@ -1,16 +1,17 @@
-/** Show a conversation, and send messages in it. */
+/** Show a conversation, send messages in it, and go on with those that are on their way. */
 
 import { Problem } from "../api.js";
-import { button, element } from "../dom.js";
+import { History } from "./history.js";
+import { Log } from "./log.js";
 import { Outbox } from "./outbox.js";
 import { isAutomatic } from "./problems.js";
 import { Sender } from "./sender.js";
 import { Turn } from "./turn.js";
-import { TurnView } from "./view.js";
+import { Turns } from "./turns.js";
+import { gone, unread, waiting, welcome } from "./welcome.js";
 
-const PAGE_TURNS = 30;
 const LOOK_MILLISECONDS = 2000; // between two looks at a turn that another tab or device runs
-const FRESH_MILLISECONDS = 15 * 60 * 1000; // a message on its way for longer is sent again only when the person says so
+const FRESH_MILLISECONDS = 15 * 60 * 1000; // an older message is sent again only when the person says so
 
 /**
  * @typedef {object} Place
@@ -18,90 +19,111 @@ const FRESH_MILLISECONDS = 15 * 60 * 1000; // a message on its way for longer is
  * @property {string | null} message key of a message that has no conversation yet
  */
 
+/**
+ * @typedef {object} Needs
+ * @property {import("../api.js").Api} api
+ * @property {HTMLElement} log
+ * @property {HTMLElement} scroller
+ * @property {HTMLElement} toEnd
+ * @property {import("../config.js").Domain} domain
+ * @property {(text: string) => void} announce
+ * @property {(place: Place, how: "pushState" | "replaceState") => void} onMove the shown turns have another place now
+ * @property {(place: Place) => void} onGo the person wants to see another place
+ * @property {(call: import("../config.js").Call) => void} onCall a call was made, and its turn goes on
+ * @property {(turn: Turn) => void} onEnded a turn of any conversation has ended, in this tab or another one
+ * @property {() => void} onChange
+ * @property {(text: string) => void} edit
+ */
+
 export class Chat {
-  /**
-   * @param {object} needs
-   * @param {import("../api.js").Api} needs.api
-   * @param {HTMLElement} needs.log
-   * @param {HTMLElement} needs.scroller
-   * @param {import("../config.js").Domain} needs.domain
-   * @param {(text: string) => void} needs.announce
-   * @param {(place: Place) => void} needs.onPlace the turn that is shown has got a place of its own
-   * @param {(turn: Turn) => void} needs.onEnded
-   * @param {() => void} needs.onChange
-   * @param {(text: string) => void} needs.edit
-   */
-  constructor({ api, log, scroller, domain, announce, onPlace, onEnded, onChange, edit }) {
-    this.api = api;
-    this.log = log;
-    this.scroller = scroller;
-    this.domain = domain;
-    this.announce = announce;
-    this.onPlace = onPlace;
-    this.onEnded = onEnded;
-    this.onChange = onChange;
-    this.edit = edit;
-    this.outbox = new Outbox(api.session.userId);
+  /** @param {Needs} needs */
+  constructor(needs) {
+    this.needs = needs;
+    this.history = new History(needs.api);
+    this.outbox = new Outbox(needs.api.session.userId);
     this.sender = new Sender({
-      api,
+      api: needs.api,
       outbox: this.outbox,
-      onAccepted: (turn) => this.#accepted(turn),
+      onEvent: (turn, event) => this.#heard(turn, event),
       onEnded: (turn) => this.#ended(turn),
+      onChange: needs.onChange,
     });
-    this.outbox.onChange((now, before) => this.#changedElsewhere(now, before));
+    this.log = new Log({
+      root: needs.log,
+      scroller: needs.scroller,
+      toEnd: needs.toEnd,
+      actions: this.#actions(),
+      onOlder: () => this.#showOlder(),
+    });
     /** @type {Place} */
     this.place = { conversation: null, message: null };
-    /** @type {Turn[]} */
-    this.turns = [];
-    /** @type {Map<Turn, TurnView>} */
-    this.views = new Map();
+    this.turns = new Turns();
     /** @type {string | null} */
     this.older = null;
     this.opening = new AbortController();
-    this.#keepAtTheEnd();
+    this.hasRead = false;
+    this.isReadingOlder = false;
+    /** @type {Turn | null} the turn of another tab or device that is followed */
+    this.followed = null;
+    this.outbox.onChange((now, before) => this.#changedElsewhere(now, before));
+    document.addEventListener("visibilitychange", () => { if (!document.hidden) this.#look(); });
   }
 
-  /** The turn of this conversation that runs, or undefined. */
-  get running() {
-    return this.turns.find((turn) => turn.isRunning);
+  /** The turn of the shown conversation that this tab reads, or undefined. */
+  get live() {
+    return this.turns.list.find((turn) => turn.isLive);
   }
 
   /**
-   * Show a place, and go on with its messages on their way.
+   * Show a place.
    * @param {Place} place
    */
   async open(place) {
     this.#clear(place);
-    const { signal } = this.opening;
-    try {
-      if (place.conversation) await this.#read(place.conversation, signal);
-      else this.#showMessage(place.message);
-    } catch (error) {
-      if (!signal.aborted && error instanceof Problem) this.#showProblem(error, place);
+    const entry = place.message ? this.outbox.get(place.message) : null;
+    const conversation = place.conversation ?? entry?.conversation ?? conversationOf(place.message);
+    if (conversation) await this.#openConversation(conversation);
+    else {
+      if (entry) this.#goOn(entry);
+      this.#show();
     }
+  }
+
+  /** Go on with all messages that were on their way when the page was left. */
+  goOnWithAll() {
+    for (const entry of this.outbox.all()) if (!this.sender.turns.has(entry.key)) this.#goOnUnseen(entry);
   }
 
   /** @param {string} message */
   send(message) {
-    const known = this.turns.filter((turn) => turn.id);
+    const known = this.turns.list.filter((turn) => turn.id);
     const turn = this.sender.send(message, this.place.conversation, known.at(-1)?.id ?? null);
-    if (!this.place.conversation) this.place = { conversation: null, message: turn.key };
-    this.turns.push(turn);
+    this.turns.add(turn);
+    if (!this.place.conversation) this.#move({ conversation: null, message: turn.key }, "pushState");
     this.#show();
-    this.scrollToEnd();
-    this.announce("Sent.");
-    if (!this.place.conversation) this.onPlace(this.place);
+    this.log.goToEnd();
+    this.needs.announce("Sent.");
   }
 
   stop() {
-    const turn = this.running;
-    if (turn?.key) this.sender.leave(turn);
-    this.#changed();
+    if (this.live) this.sender.leave(this.live);
   }
 
-  scrollToEnd() {
-    this.isAtEnd = true;
-    this.scroller.scrollTop = this.scroller.scrollHeight;
+  /** @returns {import("./view.js").Actions} */
+  #actions() {
+    const { announce, edit } = this.needs;
+    return {
+      announce,
+      describe: (call) => describe(this.needs.domain, call),
+      edit: (turn) => {
+        if (turn.failure && turn.failure.status >= 400 && !turn.id) this.#discard(turn);
+        edit(turn.message);
+      },
+      retry: (turn) => { this.sender.retry(turn); this.log.goToEnd(); },
+      discard: (turn) => this.#discard(turn),
+      sendAgain: (turn) => this.send(turn.message),
+      sendApart: (turn) => { this.#discard(turn); this.needs.onGo({ conversation: null, message: null }); this.send(turn.message); },
+    };
   }
 
   /** @param {Place} place */
@@ -109,236 +131,196 @@ export class Chat {
     this.opening.abort();
     this.opening = new AbortController();
     this.place = place;
-    for (const view of this.views.values()) view.close();
-    this.views.clear();
-    this.turns = [];
+    this.turns = new Turns();
     this.older = null;
-    this.log.replaceChildren();
-    this.scrollToEnd();
-    this.#changed();
+    this.hasRead = false;
+    this.log.clear();
+    this.needs.onChange();
   }
 
-  /** @param {string | null} key */
-  #showMessage(key) {
-    const entry = key && this.outbox.get(key);
-    if (entry) this.#addEntries([entry]);
-    this.#show();
+  /** @param {string} conversation */
+  async #openConversation(conversation) {
+    const { signal } = this.opening;
+    if (this.place.conversation !== conversation) this.#move({ conversation, message: null }, "replaceState");
+    this.log.showLoading();
+    try {
+      await this.#read(conversation, signal);
+    } catch (error) {
+      if (!signal.aborted && error instanceof Problem) this.#showProblem(error);
+    }
   }
 
   /**
-   * Read the newest turns, and add them to those that are shown.
+   * Read the newest turns, and show them with the messages on their way. Raises Problem.
    * @param {string} conversation
    * @param {AbortSignal} signal
    */
   async #read(conversation, signal) {
-    const page = await this.#page(conversation, signal);
+    const page = await this.history.page(conversation, signal);
     if (signal.aborted) return;
-    if (this.turns.length === 0) this.older = page.next_cursor;
-    this.#merge(conversation, page.turns.reverse());
-    this.#addEntries(this.outbox.all().filter((entry) => entry.conversation === conversation));
+    if (!this.hasRead) this.older = page.older;
+    this.hasRead = true;
+    this.#addEntries(conversation);
+    this.turns.merge(conversation, page.turns, "newest");
+    this.#settle();
     this.#show();
-    if (this.turns.some((turn) => turn.isRunning && !turn.isLive && !turn.key)) this.#lookAgain(conversation, signal);
+    this.#followOthers(conversation, signal);
+  }
+
+  /** Read the shown conversation again, if there is one. */
+  #look() {
+    const { conversation } = this.place;
+    const { signal } = this.opening;
+    if (!conversation || !this.hasRead) return;
+    this.#read(conversation, signal).catch(() => this.#followOthers(conversation, signal));
   }
 
   /**
+   * Follow the turn that another tab or device runs, and read the history at its end.
    * @param {string} conversation
    * @param {AbortSignal} signal
-   * @param {string | null} [cursor]
    */
-  #page(conversation, signal, cursor) {
-    const query = new URLSearchParams({ limit: String(PAGE_TURNS), ...(cursor ? { cursor } : {}) });
-    return this.api.json("GET", `${this.api.person}/conversations/${conversation}?${query}`, { signal });
+  async #followOthers(conversation, signal) {
+    const turn = this.turns.list.find((each) => each.isRunning && !each.isLive && each.id);
+    if (!turn || this.followed === turn) return;
+    this.followed = turn;
+    const hasEnded = await this.history.follow(turn, conversation, signal).catch(() => false);
+    this.followed = null;
+    setTimeout(() => { if (!signal.aborted) this.#look(); }, hasEnded ? 0 : LOOK_MILLISECONDS);
+  }
+
+  /** @param {string} conversation */
+  #addEntries(conversation) {
+    for (const entry of this.outbox.all()) if (entry.conversation === conversation) this.#goOn(entry);
+  }
+
+  /** Forget the keys of turns that the history shows as done. */
+  #settle() {
+    for (const turn of this.turns.list) if (turn.key && turn.state === "done") this.sender.forget(turn);
   }
 
   /**
-   * @param {string} conversation
-   * @param {AbortSignal} signal
+   * Show a message on its way, and go on with it.
+   * @param {import("./outbox.js").Entry} entry
    */
-  #lookAgain(conversation, signal) {
-    setTimeout(() => {
-      if (!signal.aborted) this.#read(conversation, signal).catch(() => this.#lookAgain(conversation, signal));
-    }, LOOK_MILLISECONDS);
-  }
-
-  /**
-   * Take in turns of the history, the oldest first. A turn that this tab follows is left to its events.
-   * @param {string} conversation
-   * @param {Record<string, any>[]} stored
-   */
-  #merge(conversation, stored) {
-    for (const each of stored) {
-      const known = this.turns.find((turn) => turn.id === each.turn_id)
-        ?? [...this.sender.turns.values()].find((turn) => turn.id === each.turn_id);
-      if (!known) this.turns.push(Turn.ofHistory(conversation, each));
-      else if (!known.isLive) this.#update(known, each);
-      if (known && !this.turns.includes(known)) this.turns.push(known);
-    }
-  }
-
-  /**
-   * @param {Turn} turn
-   * @param {Record<string, any>} stored
-   */
-  #update(turn, stored) {
-    if (stored.status === "done") {
-      if (turn.key) this.sender.discard(turn);
-      turn.key = null;
-      turn.readHistory(stored);
-    } else if (!turn.key) turn.readHistory(stored);
-  }
-
-  /**
-   * Show messages on their way, and go on with them.
-   * @param {import("./outbox.js").Entry[]} entries
-   */
-  #addEntries(entries) {
-    for (const entry of entries) {
-      const done = this.turns.find((turn) => turn.id && turn.id === entry.turn && turn.state === "done");
-      if (done) this.outbox.remove(entry.key);
-      else this.#goOn(entry);
-    }
+  #goOn(entry) {
+    this.turns.add(this.#goOnUnseen(entry));
   }
 
   /** @param {import("./outbox.js").Entry} entry */
-  #goOn(entry) {
+  #goOnUnseen(entry) {
     const turn = this.sender.turnOf(entry);
-    this.turns = this.turns.filter((each) => each === turn || each.id === null || each.id !== turn.id);
-    if (!this.turns.includes(turn)) this.turns.push(turn);
-    const isFresh = Date.now() - entry.sentAt < FRESH_MILLISECONDS;
-    const waits = turn.failure ? isAutomatic(turn.failure) : turn.state === "sending";
-    if (waits && isFresh) this.sender.resume(turn);
-    else if (waits) turn.setState("interrupted");
+    const waits = turn.failure ? isAutomatic(turn.failure) : turn.isRunning;
+    if (!waits || this.sender.isBusy(turn)) return turn;
+    if (Date.now() - entry.sentAt < FRESH_MILLISECONDS) this.sender.resume(turn);
+    else turn.setState("interrupted");
+    return turn;
   }
 
   /** Bring the log in line with the turns. */
   #show() {
-    const roots = this.turns.map((turn) => this.#view(turn).root);
-    const children = [...(this.older ? [this.#olderButton()] : []), ...(roots.length ? roots : [this.#welcome()])];
-    const kept = new Set(children);
-    for (const child of [...this.log.children]) if (!kept.has(/** @type {HTMLElement} */ (child))) child.remove();
-    children.forEach((child, place) => {
-      if (this.log.children[place] !== child) this.log.insertBefore(child, this.log.children[place] ?? null);
-    });
-    this.#changed();
-  }
-
-  /** @param {Turn} turn */
-  #view(turn) {
-    const known = this.views.get(turn);
-    if (known) return known;
-    const view = new TurnView(turn, {
-      retry: (each) => { this.sender.resume(each); this.scrollToEnd(); },
-      discard: (each) => this.#discard(each),
-      edit: this.edit,
-      sendAgain: (each) => this.send(each.message),
-      describe: (call) => describe(this.domain, call),
-      announce: this.announce,
-    });
-    turn.listeners.add(this.onChange);
-    this.views.set(turn, view);
-    return view;
+    const { list } = this.turns;
+    const before = list.length ? [] : [this.#welcome()];
+    this.log.show(list, { hasOlder: this.older !== null, before });
+    this.needs.onChange();
   }
 
   #welcome() {
-    const suggestions = (this.domain.suggestions ?? []).map((text) =>
-      element("li", {}, button(text, () => this.send(text), { dir: "auto" })));
-    return element("div", { class: "welcome" },
-      element("h2", {}, "What would you like to do?"),
-      element("p", {}, "Write it as you would say it."),
-      suggestions.length > 0 && element("ul", { class: "suggestions", "aria-label": "Suggestions" }, suggestions));
-  }
-
-  #olderButton() {
-    this.olderNode ??= element("p", { class: "older" }, button("Show earlier messages", () => this.#showOlder()));
-    return this.olderNode;
+    const left = this.outbox.all().filter((entry) => !entry.conversation && !this.sender.isBusy(this.sender.turnOf(entry)));
+    return welcome(this.needs.domain.suggestions ?? [], (text) => this.send(text),
+      waiting(left, (key) => this.needs.onGo({ conversation: null, message: key })));
   }
 
   async #showOlder() {
-    const { signal } = this.opening;
     const { conversation } = this.place;
-    if (!conversation || !this.older) return;
-    const page = await this.#page(conversation, signal, this.older).catch(() => null);
+    const { signal } = this.opening;
+    if (!conversation || !this.older || this.isReadingOlder) return;
+    this.isReadingOlder = true;
+    const page = await this.history.page(conversation, signal, this.older).catch(() => null);
+    this.isReadingOlder = false;
     if (signal.aborted || !page) return;
-    const fromEnd = this.scroller.scrollHeight - this.scroller.scrollTop;
-    this.older = page.next_cursor;
-    const newer = this.turns;
-    this.turns = [];
-    this.#merge(conversation, page.turns.reverse());
-    this.turns = [...this.turns, ...newer.filter((turn) => !this.turns.includes(turn))];
-    this.#show();
-    this.scroller.scrollTop = this.scroller.scrollHeight - fromEnd;
+    this.older = page.older;
+    this.turns.merge(conversation, page.turns, "older");
+    this.log.keepPlace(() => this.#show());
   }
 
-  /**
-   * @param {Problem} error
-   * @param {Place} place
-   */
-  #showProblem(error, place) {
+  /** @param {Problem} error */
+  #showProblem(error) {
+    const { place } = this;
     const isGone = error.status === 404;
-    const way = isGone
-      ? button("New conversation", () => this.onPlace({ conversation: null, message: null }), { class: "primary" })
-      : button("Retry", () => this.open(place), { class: "primary" });
-    this.log.replaceChildren(element("div", { class: "notice bad" },
-      element("p", { class: "title" }, isGone ? "This conversation is gone." : error.problem.title),
-      element("div", { class: "buttons" }, way)));
+    if (isGone) this.#addEntries(place.conversation ?? "");
+    const notice = isGone
+      ? gone(() => this.needs.onGo({ conversation: null, message: null }))
+      : unread(error, () => this.open(place));
+    this.log.show(this.turns.list, { hasOlder: false, before: [notice] });
   }
 
   /** @param {Turn} turn */
   #discard(turn) {
-    this.sender.discard(turn);
-    this.views.get(turn)?.close();
-    this.turns = this.turns.filter((each) => each !== turn);
+    this.sender.forget(turn);
+    this.turns.remove(turn);
     this.#show();
+    if (turn.id) this.#look();
+  }
+
+  /**
+   * @param {Place} place
+   * @param {"pushState" | "replaceState"} how
+   */
+  #move(place, how) {
+    this.place = place;
+    this.needs.onMove(place, how);
+  }
+
+  /**
+   * @param {Turn} turn
+   * @param {import("./stream.js").Event} event
+   */
+  #heard(turn, { name, data }) {
+    if (name === "accepted") this.#accepted(turn);
+    if (name !== "tool_finished") return;
+    this.needs.onCall(data);
+    if (this.turns.list.includes(turn)) this.needs.announce(describe(this.needs.domain, data));
   }
 
   /** @param {Turn} turn */
   #accepted(turn) {
-    if (this.place.message === turn.key && !this.place.conversation) {
-      this.place = { conversation: turn.conversation, message: null };
-      this.onPlace(this.place);
+    rememberConversation(turn);
+    if (this.place.message === turn.key) {
+      this.#move({ conversation: turn.conversation, message: null }, "replaceState");
+      this.hasRead = true; // a new conversation has no turns but this one
     }
-    const others = this.turns.filter((each) => each === turn || each.id !== turn.id);
-    if (others.length < this.turns.length) {
-      this.turns = others;
-      this.#show();
-    }
+    if (this.turns.list.includes(turn) && this.turns.removeDoubles(turn)) this.#show();
   }
 
   /** @param {Turn} turn */
   #ended(turn) {
-    if (this.turns.includes(turn)) {
-      this.announce(turn.response ?? turn.failure?.problem.title ?? "");
-      this.#changed();
-    }
-    this.onEnded(turn);
+    if (this.turns.list.includes(turn)) this.needs.announce(turn.response ?? turn.failure?.problem.title ?? "");
+    this.needs.onEnded(turn);
+  }
+
+  /** @param {Turn} turn */
+  #endedElsewhere(turn) {
+    this.sender.forget(turn);
+    if (turn.id) return;
+    this.turns.remove(turn); // the person has discarded the message
+    this.#show();
   }
 
   /**
+   * Take in a change of another tab: of a message that is shown here, or one for the conversation that is shown here.
    * @param {import("./outbox.js").Entry | null} now
    * @param {import("./outbox.js").Entry | null} before
    */
   #changedElsewhere(now, before) {
-    const conversation = now?.conversation ?? before?.conversation ?? null;
-    if (!now) this.onEnded(new Turn({ conversation }));
-    if (conversation && conversation === this.place.conversation) {
-      this.#read(conversation, this.opening.signal).catch(() => {});
-    }
-  }
-
-  #changed() {
-    this.onChange();
-  }
-
-  /** Keep the newest line in sight while the log grows, unless the person has scrolled up. */
-  #keepAtTheEnd() {
-    this.isAtEnd = true;
-    this.scroller.addEventListener("scroll", () => {
-      const { scrollHeight, scrollTop, clientHeight } = this.scroller;
-      this.isAtEnd = scrollHeight - scrollTop - clientHeight < 80;
-    });
-    new ResizeObserver(() => {
-      if (this.isAtEnd) this.scroller.scrollTop = this.scroller.scrollHeight;
-    }).observe(this.log);
+    const entry = now ?? before;
+    if (!entry) return;
+    const turn = this.sender.turns.get(entry.key);
+    if (turn && !turn.isLive) turn.readEntry(entry);
+    if (!now && turn && !turn.isLive) this.#endedElsewhere(turn);
+    if (!now) this.needs.onEnded(turn ?? Turn.ofEntry(entry));
+    if (entry.conversation && this.place.message === entry.key) this.open(this.place);
+    else if (entry.conversation === this.place.conversation) this.#look();
   }
 }
 
@@ -356,4 +338,26 @@ function describe(domain, call) {
   }
   const name = call.tool.replaceAll("_", " ");
   return name.charAt(0).toUpperCase() + name.slice(1);
+}
+
+/**
+ * Remember the conversation of a message, for "back" to the address that the message had before.
+ * @param {Turn} turn
+ */
+function rememberConversation(turn) {
+  try {
+    sessionStorage.setItem(`taskchat:conversation:${turn.key}`, turn.conversation ?? "");
+  } catch { /* "back" shows an empty page then */ }
+}
+
+/**
+ * @param {string | null} key
+ * @returns {string | null}
+ */
+function conversationOf(key) {
+  try {
+    return key && sessionStorage.getItem(`taskchat:conversation:${key}`);
+  } catch {
+    return null;
+  }
 }

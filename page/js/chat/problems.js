@@ -4,6 +4,8 @@ import { UNREACHABLE } from "../api.js";
 
 const RETRYABLE = new Set([UNREACHABLE, 401, 409, 429, 500, 502, 503, 504]);
 
+const ADVICE_RETRY = "Retry goes on from here; nothing is done twice.";
+
 /** @type {Record<number, string>} */
 const ADVICE = {
   [UNREACHABLE]: "Your message is kept here. Nothing is lost and nothing happens twice.",
@@ -13,10 +15,11 @@ const ADVICE = {
   409: "Your message is sent when that turn has ended.",
   413: "Send a shorter message.",
   422: "Change the message and send it again.",
-  429: "Wait a little, then retry.",
-  502: "Retry goes on from here; nothing is done twice.",
-  503: "Retry goes on from here; nothing is done twice.",
-  504: "Retry goes on from here; nothing is done twice.",
+  429: "Your message is kept here. Retry it when the waiting time is over.",
+  500: ADVICE_RETRY,
+  502: ADVICE_RETRY,
+  503: ADVICE_RETRY,
+  504: ADVICE_RETRY,
 };
 
 /**
@@ -49,12 +52,13 @@ export function explain(turn) {
 }
 
 /**
- * Return what the turn has done so far.
+ * Return what the turn has done so far, as far as it is known.
  * @param {import("./turn.js").Turn} turn
  */
-function done(turn) {
-  const count = turn.calls.filter((call) => call.outcome === "ok").length;
+function done({ calls, id, failure }) {
+  const count = calls.filter((call) => call.outcome === "ok").length;
   if (count === 1) return "The step above was done and stays done.";
   if (count > 1) return `The ${count} steps above were done and stay done.`;
-  return turn.id || turn.failure?.status === UNREACHABLE ? "" : "Nothing was done.";
+  const isKnown = id ? failure?.problem.tool_calls : failure?.status !== UNREACHABLE;
+  return isKnown ? "Nothing was done." : "";
 }

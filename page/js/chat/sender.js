@@ -1,6 +1,6 @@
 /** Send messages, and go on with those that are on their way. One tab at a time sends a message. */
 
-import { Problem, unreachable } from "../api.js";
+import { Problem, UNREACHABLE, unreachable } from "../api.js";
 import { isAutomatic } from "./problems.js";
 import { readEvents } from "./stream.js";
 import { Turn } from "./turn.js";
@@ -13,24 +13,26 @@ export class Sender {
    * @param {object} needs
    * @param {import("../api.js").Api} needs.api
    * @param {import("./outbox.js").Outbox} needs.outbox
-   * @param {(turn: Turn) => void} needs.onAccepted
+   * @param {(turn: Turn, event: import("./stream.js").Event) => void} needs.onEvent
    * @param {(turn: Turn) => void} needs.onEnded
+   * @param {() => void} needs.onChange this tab begins or ends to read a turn
    */
-  constructor({ api, outbox, onAccepted, onEnded }) {
+  constructor({ api, outbox, onEvent, onEnded, onChange }) {
     this.api = api;
     this.outbox = outbox;
-    this.onAccepted = onAccepted;
+    this.onEvent = onEvent;
     this.onEnded = onEnded;
-    /** @type {Map<string, Turn>} turns of this tab's messages on their way, by key */
+    this.onChange = onChange;
+    /** @type {Map<string, Turn>} this tab's turns of the messages on their way, by key */
     this.turns = new Map();
-    /** @type {Map<string, AbortController>} */
+    /** @type {Map<string, AbortController>} of the requests that are sent, or wait for another tab's */
     this.controllers = new Map();
-    /** @type {Map<string, number>} timers of automatic tries */
+    /** @type {Map<string, number>} of automatic tries */
     this.timers = new Map();
     this.isLeaving = false;
     addEventListener("pagehide", () => { this.isLeaving = true; });
     addEventListener("pageshow", () => { this.isLeaving = false; });
-    addEventListener("online", () => this.#tryNow());
+    addEventListener("online", () => this.#retryLost());
   }
 
   /**
@@ -60,26 +62,30 @@ export class Sender {
   }
 
   /**
-   * Send the turn's request: for the first time, or again with the same key. Another tab that sends it goes first.
+   * The turn's request is sent, or will be without the person.
    * @param {Turn} turn
    */
-  async resume(turn) {
-    const key = /** @type {string} */ (turn.key);
-    if (this.controllers.has(key)) return;
-    const controller = new AbortController();
-    this.controllers.set(key, controller);
-    clearTimeout(this.timers.get(key));
-    this.timers.delete(key);
-    if (turn.state !== "running") turn.setState("sending");
-    try {
-      await exclusively(key, controller.signal, () => this.#run(turn, controller.signal));
-    } catch (error) {
-      if (!controller.signal.aborted) throw error;
-    } finally {
-      this.controllers.delete(key);
-      turn.isLive = false;
-      turn.changed();
-    }
+  isBusy({ key }) {
+    return key !== null && (this.controllers.has(key) || this.timers.has(key));
+  }
+
+  /**
+   * Go on with a message on its way: now, or when its waiting time is over.
+   * @param {Turn} turn
+   */
+  resume(turn) {
+    if (this.isBusy(turn)) return;
+    if (turn.failure) this.#planRetry(turn);
+    else this.#send(turn);
+  }
+
+  /**
+   * Send the request again, because the person wants it.
+   * @param {Turn} turn
+   */
+  retry(turn) {
+    turn.tries = 0;
+    this.#again(turn);
   }
 
   /**
@@ -87,23 +93,55 @@ export class Sender {
    * @param {Turn} turn
    */
   leave(turn) {
-    const key = turn.key ?? "";
-    clearTimeout(this.timers.get(key));
+    this.outbox.update(turn.key ?? "", { left: true, failure: null });
     turn.setState("left");
-    this.outbox.update(key, { left: true, failure: null });
-    this.controllers.get(key)?.abort();
+    this.#drop(turn);
   }
 
   /**
-   * Forget a message that has no answer.
+   * Forget the key of a message that has its answer, or whose answer the person does not want.
    * @param {Turn} turn
    */
-  discard(turn) {
-    const key = turn.key ?? "";
-    clearTimeout(this.timers.get(key));
-    this.controllers.get(key)?.abort();
+  forget(turn) {
+    const { key } = turn;
+    if (key === null) return;
+    this.#drop(turn);
     this.turns.delete(key);
     this.outbox.remove(key);
+    turn.key = null;
+    turn.changed();
+  }
+
+  /** @param {Turn} turn */
+  #drop({ key }) {
+    clearTimeout(this.timers.get(key ?? ""));
+    this.timers.delete(key ?? "");
+    this.controllers.get(key ?? "")?.abort();
+  }
+
+  /** @param {Turn} turn */
+  #again(turn) {
+    this.#drop(turn);
+    this.outbox.update(turn.key ?? "", { left: false, failure: null });
+    turn.setState("sending");
+    this.#send(turn);
+  }
+
+  /**
+   * Send the request as soon as no other tab does, for the first time or again.
+   * @param {Turn} turn
+   */
+  async #send(turn) {
+    const key = /** @type {string} */ (turn.key);
+    const controller = new AbortController();
+    this.controllers.set(key, controller);
+    try {
+      await exclusively(key, controller.signal, () => this.#run(turn, controller.signal));
+    } catch (error) {
+      if (!controller.signal.aborted) throw error;
+    } finally {
+      if (this.controllers.get(key) === controller) this.controllers.delete(key);
+    }
   }
 
   /**
@@ -112,16 +150,26 @@ export class Sender {
    */
   async #run(turn, signal) {
     const entry = this.outbox.get(/** @type {string} */ (turn.key));
-    if (!entry) return this.onEnded(turn); // another tab has brought it to its end, or discarded it
-    this.outbox.update(entry.key, { left: false, failure: null });
-    turn.isLive = true;
-    turn.changed();
+    if (!entry) return this.forget(turn); // another tab has brought the turn to its end
+    if (entry.left || entry.failure) return turn.readEntry(entry); // another tab waits for the person
+    this.#setLive(turn, true);
     try {
       await this.#read(turn, entry, signal);
     } catch (error) {
-      if (signal.aborted || this.isLeaving) return;
-      this.#fail(turn, error instanceof Problem ? error : unreachable());
+      if (!signal.aborted && !this.isLeaving) this.#fail(turn, error instanceof Problem ? error : unreachable());
+    } finally {
+      this.#setLive(turn, false);
     }
+  }
+
+  /**
+   * @param {Turn} turn
+   * @param {boolean} isLive
+   */
+  #setLive(turn, isLive) {
+    turn.isLive = isLive;
+    turn.changed();
+    this.onChange();
   }
 
   /**
@@ -137,17 +185,17 @@ export class Sender {
       if (signal.aborted) return;
       turn.apply(event);
       if (event.name === "accepted") this.#accept(turn);
+      this.onEvent(turn, event);
       if (event.name === "finished") return this.#finish(turn);
-      if (event.name === "failed") return this.#keep(turn);
+      if (event.name === "failed") return this.#keepFailure(turn);
     }
     throw unreachable();
   }
 
   /** @param {Turn} turn */
   #accept(turn) {
-    this.outbox.update(turn.key ?? "", { conversation: turn.conversation, turn: turn.id });
     turn.tries = 0;
-    this.onAccepted(turn);
+    this.outbox.update(turn.key ?? "", { conversation: turn.conversation, turn: turn.id });
   }
 
   /** @param {Turn} turn */
@@ -163,18 +211,20 @@ export class Sender {
    * @param {Problem} error
    */
   #fail(turn, { status, problem, retryAfter }) {
-    const isLost = status === 0;
-    if (isLost) turn.tries += 1;
-    turn.fail(status, problem, isLost && turn.tries <= TRIES ? pause(turn.tries) : retryAfter);
-    if (isLost) this.#planRetry(turn);
-    else this.#keep(turn);
+    if (status !== UNREACHABLE) {
+      turn.fail(status, problem, retryAfter);
+      return this.#keepFailure(turn);
+    }
+    turn.tries += 1;
+    turn.fail(status, problem, turn.tries <= TRIES ? pause(turn.tries) : null);
+    this.#planRetry(turn);
   }
 
   /**
-   * Keep the error that the server gave, for a reload.
+   * Keep the error that the server gave, for a reload. A lost connection is none: a reload goes on by itself.
    * @param {Turn} turn
    */
-  #keep(turn) {
+  #keepFailure(turn) {
     this.outbox.update(turn.key ?? "", { conversation: turn.conversation, turn: turn.id, failure: turn.failure });
     this.#planRetry(turn);
     this.onEnded(turn);
@@ -182,14 +232,14 @@ export class Sender {
 
   /** @param {Turn} turn */
   #planRetry(turn) {
-    const { failure } = turn;
-    if (!failure?.retryAt || !isAutomatic(failure)) return;
-    this.timers.set(turn.key ?? "", setTimeout(() => this.resume(turn), failure.retryAt - Date.now()));
+    const { failure, key } = turn;
+    if (!key || !failure || failure.retryAt === null || !isAutomatic(failure)) return;
+    this.timers.set(key, setTimeout(() => this.#again(turn), failure.retryAt - Date.now()));
   }
 
   /** Send what waits for the connection. */
-  #tryNow() {
-    for (const turn of this.turns.values()) if (turn.failure?.status === 0) this.resume(turn);
+  #retryLost() {
+    for (const turn of this.turns.values()) if (turn.failure?.status === UNREACHABLE) this.retry(turn);
   }
 }
 

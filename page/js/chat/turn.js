@@ -1,4 +1,4 @@
-/** Hold the state of one turn: a message, the tool calls and texts of its answer, and the way it ended. */
+/** Hold the state of one turn: a message, the tool calls and texts of its answer, and its end. */
 
 /**
  * @typedef {object} Failure the last error of a turn
@@ -9,11 +9,11 @@
 
 /**
  * @typedef {"sending" | "running" | "left" | "failed" | "interrupted" | "done"} State
- * `sending` until the server has accepted the message; `left` after Stop; `interrupted` is a turn of the history
- * without a reply.
+ * `sending` until the server has accepted the message; `left` after Stop; `interrupted` is a turn without a reply that
+ * nobody waits for.
  */
 
-/** @typedef {{call: import("../config.js").Call} | {message: number, text: string}} Part */
+/** @typedef {{call: import("../config.js").Call} | {message: number | string, text: string}} Part */
 
 export class Turn {
   /** @param {Partial<Turn>} fields */
@@ -24,6 +24,8 @@ export class Turn {
     this.id = null;
     /** @type {string | null} */
     this.conversation = null;
+    /** @type {string | null} id of the turn before this one, as far as the browser knew when it sent the message */
+    this.after = null;
     this.message = "";
     /** @type {State} */
     this.state = "sending";
@@ -36,11 +38,11 @@ export class Turn {
     this.startedAt = Date.now();
     /** Tries since the connection was lost. */
     this.tries = 0;
-    /** This tab reads the turn's events. */
+    /** This tab sends the message and reads the turn's events. */
     this.isLive = false;
-    Object.assign(this, fields);
     /** @type {Set<() => void>} */
     this.listeners = new Set();
+    Object.assign(this, fields);
   }
 
   /**
@@ -48,12 +50,9 @@ export class Turn {
    * @param {import("./outbox.js").Entry} entry
    */
   static ofEntry(entry) {
-    const state = entry.failure ? "failed" : entry.left ? "left" : "sending";
-    const turn = new Turn({ key: entry.key, startedAt: entry.sentAt, state, failure: entry.failure });
-    turn.setParts(entry.failure?.problem.tool_calls ?? []);
-    turn.message = JSON.parse(entry.body).message;
-    turn.conversation = entry.conversation;
-    turn.id = entry.turn;
+    const { message } = JSON.parse(entry.body);
+    const turn = new Turn({ key: entry.key, message, after: entry.after, startedAt: entry.sentAt });
+    turn.readEntry(entry);
     return turn;
   }
 
@@ -77,19 +76,24 @@ export class Turn {
     return this.parts.flatMap((part) => "call" in part ? [part.call] : []);
   }
 
+  /** @param {import("./outbox.js").Entry} entry */
+  readEntry({ conversation, turn, left, failure }) {
+    this.conversation = conversation ?? this.conversation;
+    this.id = turn ?? this.id;
+    this.failure = failure;
+    this.state = failure ? "failed" : left ? "left" : turn ? "running" : "sending";
+    this.#putCalls(failure?.problem.tool_calls ?? []);
+    this.changed();
+  }
+
   /** @param {Record<string, any>} stored */
   readHistory(stored) {
     this.state = stored.status;
     this.response = stored.response;
     this.startedAt = Date.parse(stored.created_at);
     if (stored.status === "done") this.failure = null;
-    this.setParts(stored.tool_calls);
+    this.parts = stored.tool_calls.map((/** @type {import("../config.js").Call} */ call) => ({ call }));
     this.changed();
-  }
-
-  /** @param {import("../config.js").Call[]} calls */
-  setParts(calls) {
-    this.parts = calls.map((call) => ({ call }));
   }
 
   /**
@@ -106,7 +110,7 @@ export class Turn {
   }
 
   /**
-   * End with an error.
+   * End with an error. The text that has come stays on the screen; a call without an outcome is not recorded.
    * @param {number} status
    * @param {Record<string, any>} problem
    * @param {number | null} seconds
@@ -114,7 +118,10 @@ export class Turn {
   fail(status, problem, seconds) {
     this.state = "failed";
     this.failure = { status, problem, retryAt: seconds === null ? null : Date.now() + seconds * 1000 };
-    if (problem.tool_calls) this.setParts(problem.tool_calls);
+    if (problem.tool_calls) {
+      this.parts = this.parts.filter((part) => "text" in part || part.call.outcome);
+      this.#putCalls(problem.tool_calls);
+    }
     this.conversation = problem.conversation_id ?? this.conversation;
     this.id = problem.turn_id ?? this.id;
     this.changed();
@@ -127,9 +134,9 @@ export class Turn {
     this.changed();
   }
 
-  /** Tell the view, and everything else that listens, that something is new. */
+  /** Tell all that follow the turn that something is new. */
   changed() {
-    for (const listener of this.listeners ?? []) listener();
+    for (const listener of this.listeners) listener();
   }
 
   /** @param {{conversation_id: string, turn_id: string}} data */
@@ -140,6 +147,11 @@ export class Turn {
     this.parts = [];
   }
 
+  /** @param {import("../config.js").Call[]} calls */
+  #putCalls(calls) {
+    for (const call of calls) this.#putCall(call);
+  }
+
   /** @param {import("../config.js").Call} call */
   #putCall(call) {
     const place = this.parts.findIndex((part) => "call" in part && part.call.call_id === call.call_id);
@@ -147,7 +159,7 @@ export class Turn {
     else this.parts[place] = { call };
   }
 
-  /** @param {{message: number, text: string}} data */
+  /** @param {{message: number | string, text: string}} data */
   #putText({ message, text }) {
     const known = this.parts.find((part) => "message" in part && part.message === message);
     if (known && "text" in known) known.text += text;
@@ -161,6 +173,6 @@ export class Turn {
     this.conversation = answer.conversation_id;
     this.id = answer.turn_id;
     this.failure = null;
-    this.setParts(answer.tool_calls);
+    this.parts = answer.tool_calls.map((/** @type {import("../config.js").Call} */ call) => ({ call }));
   }
 }

@@ -8,11 +8,14 @@ import { explain, isRetryable } from "./problems.js";
  * @typedef {object} Actions
  * @property {(turn: import("./turn.js").Turn) => void} retry
  * @property {(turn: import("./turn.js").Turn) => void} discard
- * @property {(text: string) => void} edit
+ * @property {(turn: import("./turn.js").Turn) => void} edit
  * @property {(turn: import("./turn.js").Turn) => void} sendAgain
+ * @property {(turn: import("./turn.js").Turn) => void} sendApart
  * @property {(call: import("../config.js").Call) => string} describe
  * @property {(text: string) => void} announce
  */
+
+const TIME = new Intl.DateTimeFormat(undefined, { hour: "numeric", minute: "2-digit" });
 
 /** @type {Set<TurnView>} */
 const stale = new Set();
@@ -63,12 +66,11 @@ export class TurnView {
   }
 
   #message() {
-    const { message } = this.turn;
     return element("div", { class: "message" },
-      element("h3", { class: "hidden" }, "You"),
-      element("p", { class: "bubble", dir: "auto" }, message),
+      element("h2", { class: "hidden" }, "You"),
+      element("p", { class: "bubble", dir: "auto" }, this.turn.message),
       element("div", { class: "tools" },
-        button("Edit", () => this.actions.edit(message), { "aria-label": "Edit and send as a new message" })));
+        button("Edit", () => this.actions.edit(this.turn), { "aria-label": "Edit and send as a new message" })));
   }
 
   #drawParts() {
@@ -127,24 +129,34 @@ export class TurnView {
   }
 
   #copy() {
-    return element("div", { class: "tools" }, button("Copy", async (event) => {
-      await navigator.clipboard?.writeText(this.turn.response ?? "");
-      const pressed = /** @type {HTMLElement} */ (event.currentTarget ?? event.target);
-      pressed.textContent = "Copied";
-      this.actions.announce("Copied.");
-      setTimeout(() => { pressed.textContent = "Copy"; }, 2000);
-    }, { "aria-label": "Copy the answer" }));
+    const copy = button("Copy", async () => {
+      const isCopied = await copyText(this.turn.response ?? "");
+      copy.textContent = isCopied ? "Copied" : "Not copied";
+      this.actions.announce(isCopied ? "Copied." : "The browser does not allow to copy.");
+      setTimeout(() => { copy.textContent = "Copy"; }, 2000);
+    });
+    const time = new Date(this.turn.startedAt);
+    return element("div", { class: "tools" }, copy,
+      element("time", { datetime: time.toISOString(), title: time.toLocaleString() }, TIME.format(time)));
   }
 
   #failure() {
     const failure = /** @type {import("./turn.js").Failure} */ (this.turn.failure);
     const [title, ...lines] = explain(this.turn);
-    const buttons = isRetryable(failure) ? [retryButton(failure, () => this.actions.retry(this.turn))] : [];
     return element("div", { class: "notice bad" },
       element("p", { class: "title" }, title), lines.map((line) => element("p", {}, line)), countdown(failure),
-      element("div", { class: "buttons" }, buttons,
-        button("Edit", () => this.actions.edit(this.turn.message)),
-        button("Discard", () => this.actions.discard(this.turn))));
+      element("div", { class: "buttons" }, this.#ways(failure)));
+  }
+
+  /** @param {import("./turn.js").Failure} failure */
+  #ways(failure) {
+    const { turn, actions } = this;
+    return [
+      isRetryable(failure) && retryButton(failure, () => actions.retry(turn)),
+      failure.status === 404 && button("Send in a new conversation", () => actions.sendApart(turn), { class: "primary" }),
+      button("Edit", () => actions.edit(turn)),
+      !turn.id && button("Discard", () => actions.discard(turn)),
+    ];
   }
 
   #left() {
@@ -162,6 +174,19 @@ export class TurnView {
       ? button("Retry", () => this.actions.retry(this.turn))
       : button("Send as a new message", () => this.actions.sendAgain(this.turn));
     return element("div", { class: "notice" }, element("p", {}, text), element("div", { class: "buttons" }, way));
+  }
+}
+
+/**
+ * Return true if the text is in the clipboard now.
+ * @param {string} text
+ */
+async function copyText(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    return false;
   }
 }
 

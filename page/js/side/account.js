@@ -63,7 +63,7 @@ function save(content, name) {
 }
 
 async function erase(api, session) {
-  const text = "This deletes all your conversations, tasks and other data at once. It cannot be undone.";
+  const text = "This deletes all your conversations and everything else that is kept of you here. It cannot be undone.";
   const stays = session.signOut ? "Your account stays: you can sign in again." : "";
   const [label, input] = field(`Type “${WORD}” to confirm`, { autocomplete: "off", autocapitalize: "none", required: "", pattern: ` *${WORD} *` });
   const content = [element("p", {}, text, " ", stays), label, input];

@@ -102,29 +102,29 @@ function betterAuth(url) {
   };
 }
 
-const SENTENCES = {
-  INVALID_EMAIL_OR_PASSWORD: "The email address or the password is wrong.",
-  INVALID_EMAIL: "This is not an email address.",
-  USER_ALREADY_EXISTS: "This email address has an account already. Sign in.",
-  USER_ALREADY_EXISTS_USE_ANOTHER_EMAIL: "This email address has an account already. Sign in.",
-  PASSWORD_TOO_SHORT: `The password needs ${SHORTEST_PASSWORD} characters or more.`,
-  PASSWORD_TOO_LONG: "The password is too long.",
-  EMAIL_NOT_VERIFIED: "Open the link in the email that we sent to you, then sign in.",
-  INVALID_ORIGIN: "The sign-in server does not know this page. Its operator must add the page to trustedOrigins.",
-};
+const SENTENCES = new Map([
+  ["INVALID_EMAIL_OR_PASSWORD", "The email address or the password is wrong."],
+  ["INVALID_EMAIL", "This is not an email address."],
+  ["USER_ALREADY_EXISTS", "This email address has an account already. Sign in."],
+  ["USER_ALREADY_EXISTS_USE_ANOTHER_EMAIL", "This email address has an account already. Sign in."],
+  ["PASSWORD_TOO_SHORT", `The password needs ${SHORTEST_PASSWORD} characters or more.`],
+  ["PASSWORD_TOO_LONG", "The password is too long."],
+  ["EMAIL_NOT_VERIFIED", "Open the link in the email that we sent to you, then sign in."],
+  ["INVALID_ORIGIN", "The sign-in server does not know this page. Its operator must add the page to trustedOrigins."],
+]);
 
 function sentence(error) {
   if (error instanceof TypeError) return "The sign-in server does not answer. Check your connection, then try again.";
   if (error.status === 429) return `Too many attempts. Try again in ${error.retryAfter ?? 10} seconds.`;
   if (error.status >= 500) return "The sign-in server has a problem. Try again in a minute.";
-  return SENTENCES[error.code] ?? error.message;
+  return SENTENCES.get(error.code) ?? error.message;
 }
 
 // Show the form until the person has signed in or up.
 function signInForm({ title }, auth, root) {
   const [emailLabel, email] = field("Email address", { type: "email", autocomplete: "username", required: "" });
   const [passwordLabel, password] = field("Password", { type: "password", required: "" });
-  const heading = element("h1", {});
+  const heading = element("h2", {});
   const problem = element("p", { class: "problem", role: "alert", hidden: "" });
   const submit = element("button", { type: "submit", class: "primary" });
   const other = element("button", { type: "button", class: "plain" });
@@ -150,7 +150,7 @@ function signInForm({ title }, auth, root) {
 
   choose(false);
   other.addEventListener("click", () => choose(!signsUp));
-  root.replaceChildren(form);
+  root.replaceChildren(element("div", { role: "main" }, form));
   root.hidden = false;
   email.focus();
   return new Promise((resolve) => {
@@ -215,7 +215,8 @@ export async function leave() {
 }
 
 function show(root, heading, text, ...more) {
-  root.replaceChildren(element("div", { class: "sign-in", role: "alert" }, element("h1", {}, heading), element("p", {}, text), ...more));
+  const notice = element("div", { class: "sign-in", role: "alert" }, element("h2", {}, heading), element("p", {}, text), ...more);
+  root.replaceChildren(element("div", { role: "main" }, notice));
   root.hidden = false;
   return new Promise(() => {});
 }
