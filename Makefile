@@ -142,6 +142,11 @@ examples: install $(CLIENTS_INSTALLED)  ## Lint the description, generate client
 guide: install  ## Follow docs/your-own-tools.md in a copy, and run the engine's tests there
 	@$(BIN)/python -m dev.guide
 
+.PHONY: evals
+# make exports the variables of its command line, so MODEL reaches the server as it does with `make dev`.
+evals: install  ## Measure a model on the cases in evals/: make evals [REPEAT=3] [ONLY=dates] [BUDGET_TOKENS=…] (docs/evals.md)
+	@TASKCHAT_DEV_DIR=.dev/evals/state $(BIN)/python -m evals
+
 AUDIT_VENV := .venv-audit
 AUDIT_INSTALLED := $(AUDIT_VENV)/.installed
 $(AUDIT_INSTALLED): requirements-audit.txt | $(INSTALLED)
