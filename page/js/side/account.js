@@ -1,4 +1,6 @@
-// Let the person take their data along, erase it, and sign out.
+/** Let the person take their data along, erase it, and sign out. */
+
+import { Problem } from "../api.js";
 import { element } from "../dom.js";
 import { ask, field } from "./dialogs.js";
 import { explain } from "./explain.js";
@@ -8,7 +10,14 @@ import { tell } from "./tabs.js";
 const WORD = "erase";
 const MOST_REQUESTS = 60; // an erasure of very much takes several requests
 
-// Fill `root` with the buttons. `announce` says in words what was done.
+/** @typedef {import("../api.js").Api} Api */
+/** @typedef {import("../api.js").Session} Session */
+
+/**
+ * Fill `root` with the buttons. `announce` says in words what was done.
+ * @param {HTMLElement} root
+ * @param {{api: Api, session: Session, announce: (text: string) => void, onErased?: () => void}} parts
+ */
 export function mountAccount(root, { api, session, announce }) {
   const exporting = button("Export my data", async () => {
     announce("Exporting…");
@@ -25,6 +34,10 @@ export function mountAccount(root, { api, session, announce }) {
   if (session.name) root.prepend(element("p", { class: "note" }, element("bdi", {}, session.name)));
 }
 
+/**
+ * @param {string} text
+ * @param {() => Promise<void>} work
+ */
 function button(text, work) {
   const made = element("button", { type: "button" }, text);
   made.addEventListener("click", async () => {
@@ -39,20 +52,31 @@ function button(text, work) {
   return made;
 }
 
-// Return all pages of the export, joined into one document like a page.
+/**
+ * Return all pages of the export, joined into one document like a page.
+ * @param {Api} api
+ * @param {string} userId
+ */
 export async function exportAll(api, userId) {
+  /** @type {Record<string, any> | null} */
   let whole = null;
+  /** @type {string | null} */
   let cursor = null;
   do {
     const query = cursor ? `?${new URLSearchParams({ cursor })}` : "";
     const page = await api.json("GET", `/api/${encodeURIComponent(userId)}/export${query}`);
     cursor = page.next_cursor;
-    whole ??= { ...page, tables: {}, next_cursor: null };
-    for (const [table, rows] of Object.entries(page.tables)) (whole.tables[table] ??= []).push(...rows);
+    const { tables } = (whole ??= { ...page, tables: {}, next_cursor: null });
+    for (const [table, rows] of Object.entries(page.tables)) tables[table] = [...(tables[table] ?? []), ...rows];
   } while (cursor);
   return whole;
 }
 
+/**
+ * Let the browser save `content` as a file.
+ * @param {unknown} content
+ * @param {string} name
+ */
 function save(content, name) {
   const url = URL.createObjectURL(new Blob([JSON.stringify(content, null, 2)], { type: "application/json" }));
   const link = element("a", { href: url, download: name, hidden: "" });
@@ -62,6 +86,10 @@ function save(content, name) {
   setTimeout(() => URL.revokeObjectURL(url), 60_000); // the browser has begun to read it by then
 }
 
+/**
+ * @param {Api} api
+ * @param {Session} session
+ */
 async function erase(api, session) {
   const text = "This deletes all your conversations and everything else that is kept of you here. It cannot be undone.";
   const stays = session.signOut ? "Your account stays: you can sign in again." : "";
@@ -74,20 +102,29 @@ async function erase(api, session) {
   }
 }
 
-// Send the request until nothing is left: 504 says that there was too much for one.
+/**
+ * Send the request until nothing is left: 504 says that there was too much for one.
+ * @param {Api} api
+ * @param {string} userId
+ * @returns {Promise<void>}
+ */
 async function eraseAll(api, userId) {
   for (let request = 1; ; request++) {
     try {
       return await api.json("DELETE", `/api/${encodeURIComponent(userId)}`, { headers: { Confirm: WORD } });
     } catch (error) {
-      if (error.status !== 504 || request === MOST_REQUESTS) throw error;
+      if (!(error instanceof Problem) || error.status !== 504 || request === MOST_REQUESTS) throw error;
     }
   }
 }
 
+/**
+ * @param {Session} session
+ * @param {(text: string) => void} announce
+ */
 async function signOut(session, announce) {
   try {
-    await session.signOut();
+    await session.signOut?.();
   } catch (error) {
     announce(`You are still signed in. ${explain(error)}`);
   }

@@ -1,4 +1,6 @@
-// List the person's conversations by their last activity. They are the server's, so every device shows the same.
+/** List the person's conversations by their last activity. They are the server's, so every device shows the same. */
+
+import { Problem } from "../api.js";
 import { element } from "../dom.js";
 import { ask, field } from "./dialogs.js";
 import { explain } from "./explain.js";
@@ -8,7 +10,14 @@ const PAGE = 30;
 const MOST = 100; // rows that the server puts on a page at most
 const LONGEST_TITLE = 200;
 
-// Fill `root`, a navigation. `open(id)` is called with the conversation to show, or null for a new one.
+/** @typedef {import("../api.js").Api} Api */
+/** @typedef {{id: string, title: string, updated_at: string, running: boolean}} Conversation */
+
+/**
+ * Fill `root`, a part of a navigation. `open(id)` is called with the conversation to show, or null for a new one.
+ * @param {HTMLElement} root
+ * @param {{api: Api, userId: string, open: (id: string | null) => void, announce: (text: string) => void}} parts
+ */
 export function mountConversations(root, { api, userId, open, announce }) {
   const path = `/api/${encodeURIComponent(userId)}/conversations`;
   const fresh = element("button", { type: "button", class: "primary new-conversation" }, "New conversation");
@@ -17,8 +26,10 @@ export function mountConversations(root, { api, userId, open, announce }) {
   const note = element("p", { class: "note" }, "Loading…");
   root.replaceChildren(fresh, note, list, more);
 
+  /** @type {string | null} */
   let current = null;
   let shown = PAGE;
+  /** @type {Conversation[]} */
   let conversations = [];
 
   async function load() {
@@ -35,11 +46,15 @@ export function mountConversations(root, { api, userId, open, announce }) {
   }
 
   function show() {
-    const focused = root.contains(document.activeElement) ? document.activeElement.dataset.focus : undefined;
+    const active = document.activeElement;
+    const focused = active instanceof HTMLElement && list.contains(active) ? active.dataset.focus : undefined;
     list.replaceChildren(...conversations.map(item));
-    if (focused) [...list.querySelectorAll("[data-focus]")].find((each) => each.dataset.focus === focused)?.focus();
+    /** @type {NodeListOf<HTMLElement>} */
+    const focusable = list.querySelectorAll("[data-focus]");
+    if (focused) [...focusable].find((each) => each.dataset.focus === focused)?.focus();
   }
 
+  /** @param {Conversation} conversation */
   function item(conversation) {
     const { id, title, running, updated_at: updatedAt } = conversation;
     const link = element("a", { href: `#${id}`, class: "conversation", "data-focus": `open ${id}` });
@@ -62,6 +77,7 @@ export function mountConversations(root, { api, userId, open, announce }) {
     );
   }
 
+  /** @param {Conversation} conversation */
   async function rename(conversation) {
     const [label, input] = field("Title", { value: conversation.title, maxlength: LONGEST_TITLE, required: "", dir: "auto" });
     const work = () => api.json("PATCH", `${path}/${conversation.id}`, { body: { title: input.value.trim() } });
@@ -72,6 +88,7 @@ export function mountConversations(root, { api, userId, open, announce }) {
     }
   }
 
+  /** @param {Conversation} conversation */
   async function remove({ id, title }) {
     const text = ["Delete ", element("bdi", {}, `“${title}”`), "? What was done in it stays done."];
     const work = () => removeOnServer(id);
@@ -86,11 +103,12 @@ export function mountConversations(root, { api, userId, open, announce }) {
     }
   }
 
+  /** @param {string} id */
   async function removeOnServer(id) {
     try {
       await api.json("DELETE", `${path}/${id}`);
     } catch (error) {
-      if (error.status !== 404) throw error; // another device was faster
+      if (!(error instanceof Problem) || error.status !== 404) throw error; // 404: another device was faster
     }
   }
 
@@ -106,7 +124,10 @@ export function mountConversations(root, { api, userId, open, announce }) {
 
   return {
     refresh,
-    // Mark a conversation as the one that is shown, or none.
+    /**
+     * Mark a conversation as the one that is shown, or none.
+     * @param {string | null} id
+     */
     select(id) {
       current = id;
       show();
@@ -115,12 +136,19 @@ export function mountConversations(root, { api, userId, open, announce }) {
   };
 }
 
-// Return the first `count` conversations, and whether they are all.
+/**
+ * Return the first `count` conversations, and whether they are all.
+ * @param {Api} api
+ * @param {string} path
+ * @param {number} count
+ */
 async function read(api, path, count) {
+  /** @type {Conversation[]} */
   const conversations = [];
+  /** @type {string | null} */
   let cursor = null;
   do {
-    const query = new URLSearchParams({ limit: Math.min(MOST, count - conversations.length) });
+    const query = new URLSearchParams({ limit: String(Math.min(MOST, count - conversations.length)) });
     if (cursor) query.set("cursor", cursor);
     const page = await api.json("GET", `${path}?${query}`);
     conversations.push(...page.conversations);
@@ -129,6 +157,11 @@ async function read(api, path, count) {
   return { conversations, isWhole: !cursor };
 }
 
+/**
+ * @param {string} word
+ * @param {Conversation} conversation
+ * @param {() => void} work
+ */
 function action(word, { id, title }, work) {
   const button = element("button", {
     type: "button",
@@ -142,9 +175,11 @@ function action(word, { id, title }, work) {
   return button;
 }
 
+/** @param {string} text */
 function when(text) {
   const time = new Date(text);
   const isToday = time.toDateString() === new Date().toDateString();
+  /** @type {Intl.DateTimeFormatOptions} */
   const form = isToday ? { timeStyle: "short" } : { day: "numeric", month: "short" };
   return new Intl.DateTimeFormat(undefined, form).format(time);
 }

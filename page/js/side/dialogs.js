@@ -1,11 +1,18 @@
-// Ask the person in a dialog. The element gives the focus back when it closes.
+/** Ask the person in a dialog. The element gives the focus back when it closes. */
+
 import { element } from "../dom.js";
 import { explain } from "./explain.js";
 
 let made = 0;
 
-// Open a dialog with a heading, `content`, "Cancel" and a button `action`. The button runs `work(form)`: the dialog
-// closes when it is done, and shows the problem when it fails. The result is true after `work`, and false otherwise.
+/**
+ * Open a dialog with a heading, `content`, "Cancel" and a button `action`. The button runs `work`: the dialog closes
+ * when it is done, and shows the problem when it fails. The result is true after `work`, and false otherwise.
+ * @param {string} heading
+ * @param {Node[]} content
+ * @param {{action: string, danger?: boolean, work: () => Promise<unknown>}} how
+ * @returns {Promise<boolean>}
+ */
 export function ask(heading, content, { action, danger = false, work }) {
   const name = `dialog-${++made}`;
   const problem = element("p", { class: "problem", role: "alert", hidden: "" });
@@ -22,7 +29,7 @@ export function ask(heading, content, { action, danger = false, work }) {
     submit.disabled = true;
     problem.hidden = true;
     try {
-      await work(form);
+      await work();
       done = true;
       dialog.close();
     } catch (error) {
@@ -45,7 +52,12 @@ export function ask(heading, content, { action, danger = false, work }) {
   });
 }
 
-// Return a labelled input, as the two elements to put into a form.
+/**
+ * Return a labelled input, as the two elements to put into a form.
+ * @param {string} label
+ * @param {Record<string, any>} attributes
+ * @returns {[HTMLLabelElement, HTMLInputElement]}
+ */
 export function field(label, attributes) {
   const id = `field-${++made}`;
   return [element("label", { for: id }, label), element("input", { id, ...attributes })];

@@ -1,15 +1,23 @@
-// Host the panel that the domain's module draws, and keep it true: after a turn, and after changes from elsewhere.
+/** Host the panel that the domain's module draws, and keep it true: after a turn, and after changes from elsewhere. */
+
 import { element } from "../dom.js";
 import { explain } from "./explain.js";
 import { oneAtATime, onReturn, onTold, tell } from "./tabs.js";
 
 const POLL_MS = 60_000; // an MCP client or another device tells nobody
 
-// Fill `root`, a region. `domain` is the domain's module: without `render` in it the region stays hidden.
+/** @typedef {import("../config.js").Call} Call */
+
+/**
+ * Fill `root`, a region. `domain` is the domain's module: without `render` in it the region stays hidden.
+ * @param {HTMLElement} root
+ * @param {{api: import("../api.js").Api, userId: string, domain: import("../config.js").Domain}} parts
+ */
 export function mountPanel(root, { api, userId, domain }) {
-  if (!domain?.render) {
+  const { render } = domain;
+  if (!render) {
     root.hidden = true;
-    return { refresh: async () => {}, called() {}, turnEnded: async () => {} };
+    return { refresh: async () => {}, called: () => {}, turnEnded: async () => {} };
   }
   const concerns = domain.concerns ?? (() => true);
   const heading = element("h2", { id: "panel-heading" }, domain.title ?? "Panel");
@@ -20,11 +28,12 @@ export function mountPanel(root, { api, userId, domain }) {
   root.hidden = false;
 
   const person = `/api/${encodeURIComponent(userId)}`;
+  /** @param {string} path */
   const get = (path) => api.json("GET", `${person}${path}`);
 
   const refresh = oneAtATime(async () => {
     try {
-      await domain.render(body, { get, element });
+      await render(body, { get, element });
       note.hidden = true;
     } catch (error) {
       note.textContent = explain(error); // what was shown before stays
@@ -40,10 +49,14 @@ export function mountPanel(root, { api, userId, domain }) {
 
   return {
     refresh,
-    // Show the effect of one call at once, while its turn goes on.
+    /**
+     * Show the effect of one call at once, while its turn goes on.
+     * @param {Call} call
+     */
     called(call) {
       if (concerns(call)) refresh();
     },
+    /** @param {Call[]} toolCalls */
     turnEnded(toolCalls = []) {
       tell(toolCalls.some((call) => concerns(call)) ? "turn with changes" : "turn");
       return refresh();

@@ -1,7 +1,10 @@
-// Give the page its person: with the token of `make dev`, or signed in at Better Auth.
-//
-// Nothing of a session is kept where a script could find it: Better Auth's session is a cookie that scripts cannot read,
-// and the token of the API is in memory.
+/**
+ * Give the page its person: with the token of `make dev`, or signed in at Better Auth.
+ *
+ * Nothing of a session is kept where a script could find it: Better Auth's session is a cookie that scripts cannot
+ * read, and the token of the API is in memory.
+ */
+
 import { element } from "../dom.js";
 import { field } from "./dialogs.js";
 import { onTold, tell } from "./tabs.js";
@@ -9,16 +12,27 @@ import { onTold, tell } from "./tabs.js";
 const EARLY_MS = 60_000; // renew a token so long before its end
 const SHORTEST_PASSWORD = 8; // Better Auth's default
 
-// Return the session once there is one: `userId`, `name`, `token()`, `renew()`, and `signOut()` or null.
-// `root` shows the sign-in form, and what keeps the page from starting.
+/** @typedef {import("../config.js").Config} Config */
+/** @typedef {import("../api.js").Session} Session */
+/** @typedef {{userId: string, token: string}} Token */
+/** @typedef {ReturnType<typeof betterAuth>} BetterAuth */
+
+/**
+ * Return the session once there is one. `root` shows the sign-in form, and what keeps the page from starting.
+ * @param {Config} config
+ * @param {HTMLElement} root
+ * @returns {Promise<Session>}
+ */
 export async function startSession(config, root) {
   if (config.development) return developmentSession(root);
-  if (!config.auth) return show(root, "This page has no sign-in.", "Set `auth` in its config.json.");
-  return betterAuthSession(config, root);
+  if (config.auth) return betterAuthSession(config, config.auth, root);
+  show(root, "This page has no sign-in.", "Its config.json names no `auth`.");
+  return new Promise(() => {});
 }
 
 // --- the token of `make dev` ----------------------------------------------------------------------------------
 
+/** @param {HTMLElement} root */
 async function developmentSession(root) {
   const fetchToken = async () => {
     const answer = await fetch("/dev/token", { cache: "no-store" });
@@ -29,6 +43,10 @@ async function developmentSession(root) {
   return session(await firstToken(fetchToken, root), { fetchToken, name: "Developer", signOut: null });
 }
 
+/**
+ * @param {() => Promise<Token>} fetchToken
+ * @param {HTMLElement} root
+ */
 async function firstToken(fetchToken, root) {
   for (;;) {
     try {
@@ -41,14 +59,19 @@ async function firstToken(fetchToken, root) {
 
 // --- Better Auth ----------------------------------------------------------------------------------------------
 
-async function betterAuthSession(config, root) {
-  const auth = betterAuth(config.auth);
+/**
+ * @param {Config} config
+ * @param {string} url
+ * @param {HTMLElement} root
+ */
+async function betterAuthSession(config, url, root) {
+  const auth = betterAuth(url);
   const signedIn = async () => {
     for (;;) {
       try {
         return await auth.token();
       } catch (error) {
-        if (error.status === 401) await signInForm(config, auth, root);
+        if (error instanceof AuthProblem && error.status === 401) await signInForm(config, auth, root);
         else await untilClicked(root, "You cannot be signed in.", sentence(error));
       }
     }
@@ -72,14 +95,28 @@ async function betterAuthSession(config, root) {
 }
 
 class AuthProblem extends Error {
-  constructor(status, { code, message } = {}, retryAfter = null) {
+  /**
+   * @param {number} status
+   * @param {{code?: string, message?: string}} body
+   * @param {number | null} retryAfter
+   */
+  constructor(status, { code = "", message }, retryAfter) {
     super(message ?? `Status ${status}`);
-    Object.assign(this, { status, code, retryAfter });
+    this.status = status;
+    this.code = code;
+    this.retryAfter = retryAfter;
   }
 }
 
-// The few calls of Better Auth's HTTP API that a page needs. The cookie of its session goes only to it.
+/**
+ * Return the few calls of Better Auth's HTTP API that a page needs. The cookie of its session goes only to it.
+ * @param {string} url
+ */
 function betterAuth(url) {
+  /**
+   * @param {string} path
+   * @param {RequestInit} [options]
+   */
   const call = async (path, options = {}) => {
     const answer = await fetch(`${url}/${path}`, { credentials: "include", cache: "no-store", ...options });
     const body = await answer.json().catch(() => ({}));
@@ -88,14 +125,20 @@ function betterAuth(url) {
     return body;
   };
   return {
+    /** @returns {Promise<Token>} */
     async token() {
       const { token } = await call("token");
       return { userId: claims(token).sub, token };
     },
+    /** @returns {Promise<string>} */
     async name() {
       const found = await call("get-session");
       return found?.user?.name || found?.user?.email || "";
     },
+    /**
+     * @param {string} path
+     * @param {object} body
+     */
     post(path, body) {
       return call(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
     },
@@ -113,14 +156,22 @@ const SENTENCES = new Map([
   ["INVALID_ORIGIN", "The sign-in server does not know this page. Its operator must add the page to trustedOrigins."],
 ]);
 
+/** @param {unknown} error */
 function sentence(error) {
   if (error instanceof TypeError) return "The sign-in server does not answer. Check your connection, then try again.";
+  if (!(error instanceof AuthProblem)) return String(error);
   if (error.status === 429) return `Too many attempts. Try again in ${error.retryAfter ?? 10} seconds.`;
   if (error.status >= 500) return "The sign-in server has a problem. Try again in a minute.";
   return SENTENCES.get(error.code) ?? error.message;
 }
 
-// Show the form until the person has signed in or up.
+/**
+ * Show the form until the person has signed in or up.
+ * @param {Config} config
+ * @param {BetterAuth} auth
+ * @param {HTMLElement} root
+ * @returns {Promise<void>}
+ */
 function signInForm({ title }, auth, root) {
   const [emailLabel, email] = field("Email address", { type: "email", autocomplete: "username", required: "" });
   const [passwordLabel, password] = field("Password", { type: "password", required: "" });
@@ -132,6 +183,7 @@ function signInForm({ title }, auth, root) {
   const form = element("form", { class: "sign-in" }, heading, ...parts);
   let signsUp = false;
 
+  /** @param {boolean} up */
   function choose(up) {
     signsUp = up;
     heading.textContent = up ? `Sign up for ${title}` : `Sign in to ${title}`;
@@ -175,37 +227,52 @@ function signInForm({ title }, auth, root) {
 
 // --- both -----------------------------------------------------------------------------------------------------
 
+/**
+ * @param {Token} first
+ * @param {{fetchToken: () => Promise<Token>, name: string, signOut: (() => Promise<void>) | null}} how
+ * @returns {Session}
+ */
 function session(first, { fetchToken, name, signOut }) {
   let held = { ...first, until: end(first.token) };
+  /** @type {Promise<void> | null} */
   let fetching = null;
   const renew = () => {
     fetching ??= fetchToken()
       .then((next) => {
         held = { ...next, until: end(next.token) };
-        return held.token;
       })
       .finally(() => {
         fetching = null;
       });
     return fetching;
   };
-  const token = async () => (Date.now() < held.until - EARLY_MS ? held.token : renew());
+  const token = async () => {
+    if (Date.now() >= held.until - EARLY_MS) await renew();
+    return held.token;
+  };
   return { userId: first.userId, name, token, renew, signOut };
 }
 
-// The claims are read, not checked: the API checks them.
+/**
+ * Return the claims of a token. They are read, not checked: the API checks them.
+ * @param {string} token
+ * @returns {{sub: string, iat: number, exp: number}}
+ */
 function claims(token) {
   const part = token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/");
   return JSON.parse(new TextDecoder().decode(Uint8Array.from(atob(part), (byte) => byte.charCodeAt(0))));
 }
 
-// Return when the token ends by this machine's clock, which may be wrong: the token is new now.
+/**
+ * Return when the token ends by this machine's clock, which may be wrong: the token is new now.
+ * @param {string} token
+ */
 function end(token) {
   const { iat, exp } = claims(token);
   return Date.now() + (exp - iat) * 1000;
 }
 
-// Forget everything that the browser keeps of the person, and start again.
+/** Forget everything that the browser keeps of the person, and start again. */
 export async function leave() {
   localStorage.clear();
   sessionStorage.clear();
@@ -214,13 +281,24 @@ export async function leave() {
   await new Promise(() => {}); // until the browser leaves
 }
 
+/**
+ * @param {HTMLElement} root
+ * @param {string} heading
+ * @param {string} text
+ * @param {...Node} more
+ */
 function show(root, heading, text, ...more) {
   const notice = element("div", { class: "sign-in", role: "alert" }, element("h2", {}, heading), element("p", {}, text), ...more);
   root.replaceChildren(element("div", { role: "main" }, notice));
   root.hidden = false;
-  return new Promise(() => {});
 }
 
+/**
+ * @param {HTMLElement} root
+ * @param {string} heading
+ * @param {string} text
+ * @returns {Promise<void>}
+ */
 function untilClicked(root, heading, text) {
   const button = element("button", { type: "button", class: "primary" }, "Try again");
   show(root, heading, text, button);
@@ -233,6 +311,7 @@ function untilClicked(root, heading, text) {
   });
 }
 
+/** @param {HTMLElement} root */
 function clear(root) {
   root.replaceChildren();
   root.hidden = true;
