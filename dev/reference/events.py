@@ -1,34 +1,31 @@
-"""Write docs/events.md from the classes of a turn's events."""
+"""Write docs/events.md from the API's description, and the docstrings of the events' classes."""
 
-from typing import Any, Final
+from typing import Any
 
-from pydantic import TypeAdapter
-
-from chat.schemas import ChatResponse, ToolCallView, TurnProblem
-from chat.stream.events import Failed, Finished, ToolFinished
+from chat.app import app
 from chat.stream.sse import NAMES
-from dev.reference.markdown import Schema, code, fill, kind, table
+from dev.reference.markdown import Schema, code, fill, kind, resolve, table
 from dev.reference.source import attribute_docstrings, in_one_line
-
-_DATA: Final[dict[type[Any], type[Any]]] = {ToolFinished: ToolCallView, Finished: ChatResponse, Failed: TurnProblem}
-"""The classes whose fields `data` has, of the events that have one field."""
 
 
 def page() -> str:
     """Return the page."""
-    return fill("events", "\n".join(map(_section, NAMES)).strip())
+    schemas = app.openapi()["components"]["schemas"]
+    return fill("events", "\n".join(_section(event, schemas) for event in NAMES).strip())
 
 
-def _section(event: type[Any]) -> str:
-    data = _DATA.get(event, event)
-    schema = TypeAdapter(data).json_schema(mode="serialization")
-    meanings = attribute_docstrings(data)
+def _section(event: type[Any], schemas: Schema) -> str:
+    described = schemas[f"{event.__name__}Event"]["properties"]["data"]
+    return f"## {NAMES[event]}\n\n{in_one_line(event.__doc__ or '')}\n\n{_data(event, described, schemas)}\n"
+
+
+def _data(event: type[Any], described: Schema, schemas: Schema) -> str:
+    """Return a table of the fields, or a link to the table of all problems."""
+    data, meanings = resolve(described, schemas), attribute_docstrings(event)
+    if "properties" not in data:
+        return "`data` is one of the [problem types](problems.md)."
     rows = [
-        [code(name), kind(described, schema.get("$defs", {})), _meaning(name, described, meanings)]
-        for name, described in schema["properties"].items()
+        [code(name), kind(each, schemas), meanings.get(name) or str(each.get("description", ""))]
+        for name, each in data["properties"].items()
     ]
-    return f"## {NAMES[event]}\n\n{in_one_line(event.__doc__ or '')}\n\n{table(['Field', 'Type', 'Meaning'], rows)}\n"
-
-
-def _meaning(name: str, described: Schema, meanings: dict[str, str]) -> str:
-    return meanings.get(name) or str(described.get("description", ""))
+    return table(["Field", "Type", "Meaning"], rows)

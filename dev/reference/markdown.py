@@ -29,10 +29,14 @@ def code(value: object) -> str:
     return f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 
+def resolve(schema: Schema, schemas: Schema) -> Schema:
+    """Return the schema itself in place of a reference to it."""
+    return schemas[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+
+
 def kind(schema: Schema, schemas: Schema) -> str:
     """Return the type of a value in words, with its limits. `schemas` has what a reference names."""
-    if "$ref" in schema:
-        return kind(schemas[schema["$ref"].rpartition("/")[2]], schemas)
+    schema = resolve(schema, schemas)
     if choices := schema.get("anyOf") or schema.get("oneOf"):
         return " or ".join(dict.fromkeys(kind(each, schemas) for each in choices))
     if "const" in schema:

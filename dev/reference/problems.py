@@ -1,17 +1,17 @@
 """Write docs/problems.md from the classes of errors and the API's description."""
 
 import re
-from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 from chat.app import app
-from chat.schemas import Problem
-from dev.reference.markdown import Schema, code, fill, table
+from chat.openapi import problem_name
+from dev.reference.markdown import code, fill, table
 from dev.reference.source import in_one_line
 from taskchat import errors
 from taskchat.errors import TaskchatError
-from taskchat.http.problems import MEDIA_TYPE
 
+COMMON: Final = ("type", "title", "status", "detail")
+"""The members of every problem."""
 _HEADS: Final = ("Type, after `urn:taskchat:problem:`", "Status", "Title", "When", "A retry", "More fields")
 _OWN: Final = re.compile(r"Raised (?:when|for) (.*)")
 _RETRY: Final = re.compile(r"A retry (.*?)\.(?: |$)")
@@ -50,30 +50,5 @@ def _row(error: type[TaskchatError]) -> list[str]:
 
 def _members(error: type[TaskchatError]) -> list[str]:
     """Return the members of the problem besides those of all problems, from the API's description."""
-    document = app.openapi()
-    operations = [operation for path in document["paths"].values() for operation in path.values()]
-    responses = [operation["responses"].get(str(error.status), {}) for operation in operations]
-    found = [
-        response["content"][MEDIA_TYPE]["schema"] for response in responses if MEDIA_TYPE in response.get("content", {})
-    ]
-    schemas = [each for schema in found for each in _choices(schema, document["components"]["schemas"])]
-    names = [name for schema in schemas if _fits(schema, error) for name in schema["properties"]]
-    return [name for name in dict.fromkeys(names) if name not in Problem.model_fields]
-
-
-def _choices(schema: Schema, schemas: Schema) -> Iterator[Schema]:
-    """Return the object that the schema describes, or those of its alternatives."""
-    if "$ref" in schema:
-        yield from _choices(schemas[schema["$ref"].rpartition("/")[2]], schemas)
-    elif alternatives := schema.get("anyOf") or schema.get("oneOf"):
-        for each in alternatives:
-            yield from _choices(each, schemas)
-    else:
-        yield schema
-
-
-def _fits(schema: Schema, error: type[TaskchatError]) -> bool:
-    """Return whether the schema describes this problem: it names its type, or no type at all."""
-    named: dict[str, Any] = schema["properties"]["type"]
-    names = [named["const"]] if "const" in named else named.get("enum")
-    return names is None or f"urn:taskchat:problem:{error.slug}" in names
+    schema = app.openapi()["components"]["schemas"].get(problem_name(error), {"properties": {}})
+    return [name for name in schema["properties"] if name not in COMMON]

@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 from chat.app import app
-from dev.reference.markdown import Schema, code, fill, kind, table
+from dev.reference.markdown import Schema, code, fill, kind, resolve, table
 from dev.reference.source import in_one_line
 
 Operation = dict[str, Any]
@@ -88,7 +88,7 @@ def _body(operation: Operation, schemas: Schema) -> list[list[str]]:
     if content is None:
         return []
     schema = content["schema"].get("anyOf", [content["schema"]])[0]
-    model = schemas[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+    model = resolve(schema, schemas)
     required = model.get("required", [])
     return [
         [
