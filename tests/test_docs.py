@@ -53,6 +53,9 @@ PROVED_BY = {
     "conformance": ".ci/run",
     "clients": ".ci/run",
     "examples": ".ci/run",
+    "evals": "docs/evals.md",
+    "page": "tests/test_page_deployment.py",
+    "screenshots": "tests/browser/test_pictures.py",
     "guide": ".ci/run",
     "migrate": "tests/test_docs.py",
     "lock": "Makefile",  # by check-locks, which compiles the same
