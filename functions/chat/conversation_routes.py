@@ -7,7 +7,7 @@ from uuid import UUID
 from aws_lambda_powertools import Logger
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
-from chat.openapi import BODY_RESPONSES, BUSY_RESPONSE, answers_with, body_of
+from chat.openapi import BODY_RESPONSES, BUSY_RESPONSE, CALL_EXAMPLE, answers_with, body_of
 from chat.schemas import ConversationPage, ConversationView, ConversationWithTurns, Renaming, TurnView, view_calls
 from taskchat import cursor, measures
 from taskchat.conversations import deletion
@@ -27,20 +27,12 @@ _CONVERSATION: Final[dict[str, Any]] = {
     "updated_at": "2026-11-23T08:00:03.000000Z",
     "running": False,
 }
-_CALL: Final = {
-    "call_id": "call_5f0c",
-    "tool": "add_item",
-    "arguments": {"text": "buy milk"},
-    "outcome": "ok",
-    "result": {"id": 1, "text": "buy milk"},
-    "duration_ms": 3.1,
-}
 _TURN: Final = {
     "turn_id": "3d1c2b4a-7e8f-4a6b-8c9d-0e1f2a3b4c5d",
     "status": "done",
     "message": "Add buy milk",
     "response": "Added buy milk.",
-    "tool_calls": [_CALL],
+    "tool_calls": [CALL_EXAMPLE],
     "created_at": "2026-11-23T08:00:00.000000Z",
     "finished_at": "2026-11-23T08:00:03.000000Z",
 }

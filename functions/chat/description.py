@@ -17,13 +17,10 @@ from taskchat import errors
 from taskchat.errors import TaskchatError
 from taskchat.http.problems import type_of
 from taskchat.http.telemetry import REQUEST_ID
-from taskchat.version import VERSION
 
 Schema = dict[str, Any]
 
 _INFO: Final[Schema] = {
-    "title": "taskchat",
-    "version": VERSION,
     "summary": "Chat with an agent that works for one person, and read or manage what that person owns.",
     "description": (
         "One route, `sendMessage`, expresses an intention: the agent does it with its tools. Every other route reads "
@@ -55,7 +52,7 @@ _TAGS: Final = {
 }
 _DOMAIN_TAG: Final = "Read what the agent's tools keep for the person."
 
-_BODIES: Final = (*CHAT_BODIES, Renaming, Fault)
+_BODIES: Final = (*CHAT_BODIES, Renaming)
 
 NEVER_ANSWERED: Final = (
     errors.Malformed,  # an event that is no HTTP request: a client cannot send one
@@ -85,7 +82,7 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
     }
     return {
         "openapi": document["openapi"],
-        "info": _INFO,
+        "info": document["info"] | _INFO,
         "servers": _SERVERS,
         "tags": _tags(operations),
         "paths": document["paths"],
@@ -133,7 +130,7 @@ def _problem_schemas() -> dict[str, Schema]:
     """Return a schema for each problem type of the API, and one for any of them."""
     found = {problem_name(error): _problem_schema(error) for error in answered_errors()}
     any_problem = {"description": "Any problem of this API.", "anyOf": [refer_to(name) for name in sorted(found)]}
-    return found | {"Problem": any_problem}
+    return found | {"Problem": any_problem, "Fault": Fault.model_json_schema()}
 
 
 def answered_errors() -> Iterator[type[TaskchatError]]:

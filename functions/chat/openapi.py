@@ -86,7 +86,7 @@ def _problem(description: str, *errors: type[TaskchatError], **headers: dict[str
 
 
 _ID, _TURN_ID = "ae3eab65-dc8e-54c7-8f70-a6d486101f0f", "67520f27-af92-5a0e-8003-77f79be5d6db"
-_CALL: Final[dict[str, Any]] = {
+CALL_EXAMPLE: Final[dict[str, Any]] = {
     "call_id": "call_fb6949c94242d9c1683c0055",
     "tool": "add_item",
     "arguments": {"text": "buy milk"},
@@ -169,7 +169,7 @@ CHAT_RESPONSES: Final[Described] = {
                     "conversation_id": _ID,
                     "turn_id": _TURN_ID,
                     "response": "Added buy milk (1).",
-                    "tool_calls": [_CALL],
+                    "tool_calls": [CALL_EXAMPLE],
                 }
             }
         }

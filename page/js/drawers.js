@@ -30,6 +30,7 @@ export class Drawers {
       byId(each).inert = !isOpen && !matchMedia(WIDE[each]).matches;
       byId(`toggle-${each}`).setAttribute("aria-expanded", String(isOpen));
     }
+    byId("chat").inert = name !== null;
     byId("backdrop").hidden = name === null;
     if (name) /** @type {HTMLElement | null} */ (byId(name).querySelector("button, a, input"))?.focus();
   }

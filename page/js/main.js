@@ -39,6 +39,7 @@ async function start() {
     onEnded: (turn) => { conversations.refresh(); panel.turnEnded(turn.calls); },
     onChange: () => composer.setRunning(chat.live !== undefined),
     edit: (text) => composer.setText(text),
+    focus: () => composer.focus(),
   });
   const composer = new Composer({
     form: /** @type {HTMLFormElement} */ (byId("form")),

@@ -5,35 +5,37 @@ So each test has a person of its own, and nothing between the browser and the se
 
 import json
 import os
-from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
+from starlette.types import Receive, Scope, Send
 
 from dev import app as development
 from dev import page, state
 from dev.tokens import Issuer
-from taskchat.http.auth import KeySet
 from taskchat.http.web_adapter import observe
-from tests.browser.names import AUTH, PANEL, PERSON, TURN_SECONDS
+from tests.browser.names import AUTH, HURRY, PERSON
 
-if TURN_SECONDS in os.environ:
-    development.observed = observe(development.functions, float(os.environ[TURN_SECONDS]))
+usual = development.observed
+hurried = observe(development.functions, 4)
 
-if PANEL in os.environ:
-    page.panel = lambda: Path(os.environ[PANEL]) if os.environ[PANEL] else None
 
+async def observed(scope: Scope, receive: Receive, send: Send) -> None:
+    """Give a request the usual time, or little if a cookie says so."""
+    await (hurried if HURRY in Request(scope).cookies else usual)(scope, receive, send)
+
+
+development.observed = observed
 if AUTH in os.environ:
-    development.authorization.keys = KeySet(None, os.environ["AUTH_JWKS_JSON"])
     origin = os.environ[AUTH].removesuffix("/api/auth")
     page.HEADERS["Content-Security-Policy"] = page.POLICY.replace("connect-src 'self'", f"connect-src 'self' {origin}")
 
 
-async def config(_: Request) -> Response:
+async def config(request: Request) -> Response:
     """Return the page's settings, with Better Auth instead of the development token if the test names one."""
-    answer = await page._config(_)
+    answer = await page._config(request)
     if AUTH not in os.environ:
         return answer
     return JSONResponse(json.loads(bytes(answer.body)) | {"development": False, "auth": os.environ[AUTH]})

@@ -13,10 +13,11 @@ import psycopg
 import pytest
 from playwright.sync_api import Browser, expect
 
-from dev import chromium, client, processes, state
+from dev import chromium, processes, state
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
+from tests import proxy
 from tests.browser.names import PERSON
 from tests.browser.person import Person
 from tests.conftest import variables
@@ -24,7 +25,7 @@ from tests.conftest import variables
 if TYPE_CHECKING:
     from tests.privacy import LogSearch
 
-START_SECONDS = 60
+START_SECONDS = 120
 HOST = "127.0.0.1"
 NO_DATABASE = "postgresql://127.0.0.1:9/none"
 """For the sign-in server of MCP clients, which these tests do not start."""
@@ -77,20 +78,23 @@ def _serving(url: str, log: Path, environment: dict[str, str]) -> Iterator[None]
     with log.open("wb") as output:
         process = processes.spawn(command, output=output, cwd=state.ROOT, env=environment)
         try:
-            for _ in processes.attempts(START_SECONDS):
-                assert process.poll() is None, log.read_text()
-                with contextlib.suppress(client.UnreachableError):
-                    client.token(url)
-                    break
+            processes.wait_until_listening(process, HOST, int(url.rpartition(":")[2]), START_SECONDS)
             yield
         finally:
             processes.stop(process, signal.SIGTERM)
 
 
 @pytest.fixture(scope="session")
-def site(start: Start) -> Iterator[str]:
+def database(server: Postgres) -> Iterator[proxy.Proxy]:
+    """Run a proxy between the server and Postgres, for tests of a database that cannot be reached."""
+    with proxy.running(server.app_url) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def site(start: Start, database: proxy.Proxy, server: Postgres) -> Iterator[str]:
     """Serve the page, and give its address."""
-    with start() as url:
+    with start(DATABASE_URL=database.url(server.app_url)) as url:
         yield url
 
 

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from threading import Thread
 from typing import Any
 
@@ -113,6 +114,11 @@ class Person:
         """Return the ids of the person's conversations in Postgres, the oldest first."""
         found = self.rows.execute("select id from conversation where user_id = %s order by created_at", [self.id])
         return [str(row["id"]) for row in found]
+
+    def refuse_turns(self, seconds: int) -> None:
+        """Let the person have no turns left for this time, and the minute in which all come back."""
+        query = "update allowance set full_at = now() + %s where user_id = %s and door = 'chat'"
+        self.rows.execute(query, [timedelta(seconds=60 + seconds), self.id])
 
     def has_ended(self) -> bool:
         """Return whether Postgres has a reply to each message."""

@@ -54,6 +54,7 @@ def test_no_rule_is_broken(chat: Chat, size: str, standin: StandIn) -> None:
     page.keyboard.press("Escape")
     standin.fault("hang", match="slow")
     chat.send("Add a slow walk")
+    assert standin.waiting(at_least=1) == 1
     chat.expect("Working")
     assert accessibility.violations(page) == []
     standin.release()

@@ -40,6 +40,7 @@ def test_the_first_sign_comes_before_the_model(alice: Person, standin: StandIn) 
     standin.fault("hang", match="slow")
     chat = alice.open()
     chat.send("Add a slow walk")
+    assert standin.waiting(at_least=1) == 1
     chat.expect("Add a slow walk", "Working", "1 s", "2 s")
     expect(chat.stop_button).to_be_visible()
     standin.release()

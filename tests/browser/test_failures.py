@@ -1,21 +1,24 @@
 """A turn fails, or may not begin: the page says what was done and what to do, and a retry does each effect once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import expect
 
-from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
-from tests import proxy
-from tests.browser.conftest import Start
-from tests.browser.names import TURN_SECONDS
+from tests.browser.names import HURRY
 from tests.browser.person import Person
 from tests.proxy import Proxy
 
-NewPerson = Callable[..., Person]
 LONG = 3600
 """Seconds for which the database refuses connections, unless the test lets it accept them again."""
+
+
+@pytest.fixture(autouse=True)
+def reset_database(database: Proxy) -> Iterator[None]:
+    """Accept connections again after each test."""
+    yield
+    database.accept_again()
 
 
 def test_a_failed_model_can_be_retried(alice: Person, standin: StandIn) -> None:
@@ -71,19 +74,18 @@ def test_a_failed_message_need_not_be_retried(alice: Person, standin: StandIn) -
     assert alice.titles() == ["salt", "bread"]
 
 
-def test_a_turn_without_time_can_be_retried(start: Start, new_person: NewPerson, standin: StandIn) -> None:
+def test_a_turn_without_time_can_be_retried(alice: Person, standin: StandIn) -> None:
     """504: what was done stays, and the retry goes on from there."""
-    with start(**{TURN_SECONDS: "4"}) as url:
-        alice = new_person(url)
-        standin.fault("hang", match="bread", after_calls=1)
-        chat = alice.open()
-        chat.send("Add bread")
-        expect(chat.retry_button).to_be_enabled()
-        chat.expect("stays done")
-        standin.reset()
-        chat.retry_button.click()
-        chat.expect("Added bread (")
-        assert (alice.titles(), alice.calls()) == (["bread"], ["add_task"])
+    alice.context.add_cookies([{"name": HURRY, "value": "1", "url": alice.url}])
+    standin.fault("hang", match="bread", after_calls=1)
+    chat = alice.open()
+    chat.send("Add bread")
+    expect(chat.retry_button).to_be_enabled()
+    chat.expect("stays done")
+    standin.reset()
+    chat.retry_button.click()
+    chat.expect("Added bread (")
+    assert (alice.titles(), alice.calls()) == (["bread"], ["add_task"])
 
 
 def test_a_busy_conversation_is_waited_for(alice: Person, standin: StandIn) -> None:
@@ -103,46 +105,30 @@ def test_a_busy_conversation_is_waited_for(alice: Person, standin: StandIn) -> N
     assert sorted(alice.messages()) == ["Add a slow walk", "Add salt", "Add tea"]
 
 
-def test_too_many_turns_are_counted_down(start: Start, new_person: NewPerson, standin: StandIn) -> None:
+def test_too_many_turns_are_counted_down(alice: Person) -> None:
     """429: Retry is there and waits for its time. Then it works."""
-    with start(TURN_BURST="1", TURNS_PER_MINUTE="20") as url:
-        alice = new_person(url)
-        chat = alice.open()
-        chat.say("Add tea", "Added tea")
-        chat.send("Add salt")
-        chat.expect("Retry in 2 s", "Nothing was done")
-        expect(chat.retry_button).to_be_disabled()
-        expect(chat.retry_button).to_be_enabled()
-        chat.retry_button.click()
-        chat.expect("Added salt")
-        assert alice.titles() == ["tea", "salt"]
+    chat = alice.open()
+    chat.say("Add tea", "Added tea")
+    alice.refuse_turns(seconds=4)
+    chat.send("Add salt")
+    chat.expect("Retry in 3 s", "Nothing was done")
+    expect(chat.retry_button).to_be_disabled()
+    chat.expect("Retry in 1 s")
+    expect(chat.retry_button).to_be_enabled()
+    chat.retry_button.click()
+    chat.expect("Added salt")
+    assert alice.titles() == ["tea", "salt"]
 
 
-class TestWithoutItsDatabase:
-    """The server cannot reach Postgres."""
-
-    @pytest.fixture
-    def database(self, server: Postgres) -> Iterator[Proxy]:
-        """Run a proxy before Postgres."""
-        with proxy.running(server.app_url) as made:
-            yield made
-
-    @pytest.fixture
-    def url(self, start: Start, server: Postgres, database: Proxy) -> Iterator[str]:
-        """Serve the page, with that proxy as its database."""
-        with start(DATABASE_URL=database.url(server.app_url)) as url:
-            yield url
-
-    def test_the_waiting_time_is_counted_down(self, url: str, new_person: NewPerson, database: Proxy) -> None:
-        """503: nothing was done, and Retry works once the database is back."""
-        alice = new_person(url)
-        chat = alice.open()
-        chat.say("Add tea", "Added tea")
-        database.refuse(LONG)
-        chat.send("Add salt")
-        chat.expect("Retry in", "Nothing was done")
-        database.accept_again()
-        expect(chat.retry_button).to_be_enabled()
-        chat.retry_button.click()
-        chat.expect("Added salt")
-        assert alice.titles() == ["tea", "salt"]
+def test_a_server_without_its_database_is_waited_for(alice: Person, database: Proxy) -> None:
+    """503: nothing was done. The waiting time is counted down, and Retry works once the database is back."""
+    chat = alice.open()
+    chat.say("Add tea", "Added tea")
+    database.refuse(LONG)
+    chat.send("Add salt")
+    chat.expect("Retry in", "Nothing was done")
+    database.accept_again()
+    expect(chat.retry_button).to_be_enabled()
+    chat.retry_button.click()
+    chat.expect("Added salt")
+    assert alice.titles() == ["tea", "salt"]

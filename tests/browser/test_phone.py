@@ -20,7 +20,8 @@ SMALL_TARGETS = """(least) => [...document.querySelectorAll("button, a[href], su
     .map(([each, { width, height }]) => `${each.ariaLabel ?? each.textContent.trim()}: ${width} x ${height}`)"""
 FOCUSED = """() => {
     const focused = document.activeElement;
-    return [focused.outerHTML.slice(0, 99), getComputedStyle(focused).outlineStyle];
+    const shown = focused.closest("form#form") && focused.matches("textarea") ? focused.closest("form") : focused;
+    return [focused.outerHTML.slice(0, 99), getComputedStyle(shown).outlineStyle];
 }"""
 OVERFLOW = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
@@ -133,6 +134,7 @@ def test_nothing_moves_for_a_person_who_wants_no_motion(
     standin.fault("hang", match="slow")
     chat = new_person(site, reduced_motion="reduce").open()
     chat.send("Add a slow walk")
+    assert standin.waiting(at_least=1) == 1
     chat.expect("Working")
     assert (
         chat.page.evaluate("() => document.getAnimations().filter((each) => each.playState === 'running').length") == 0

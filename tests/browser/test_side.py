@@ -2,16 +2,16 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from playwright.sync_api import expect
 
 from dev.state import ROOT
 from tests import personal_data
-from tests.browser.conftest import Rows, Start
-from tests.browser.names import PANEL
+from tests.browser.conftest import Rows
 from tests.browser.person import Person
+
+SETTINGS = {"title": "taskchat", "api": "", "auth": None, "development": True}
 
 
 def test_conversations_are_listed_by_their_last_activity(alice: Person) -> None:
@@ -122,29 +122,26 @@ def test_the_erasure_leaves_nothing(alice: Person, rows: Rows) -> None:
     assert chat.page.evaluate("() => localStorage.length") == 0
 
 
-def test_the_page_does_well_without_a_panel(start: Start, new_person: Callable[..., Person]) -> None:
+def test_the_page_does_well_without_a_panel(alice: Person) -> None:
     """The tool's name in words is the line of a call, and no region is left empty."""
-    with start(**{PANEL: ""}) as url:
-        alice = new_person(url)
-        chat = alice.open()
-        expect(chat.page.get_by_role("region")).to_have_count(0)
-        chat.say("Add tea", "Added tea")
-        expect(chat.log.get_by_role("group")).to_contain_text("add task", ignore_case=True)
-        assert alice.titles() == ["tea"]
+    alice.context.route("**/config.json", lambda route: route.fulfill(json={**SETTINGS, "panel": None}))
+    chat = alice.open()
+    expect(chat.page.get_by_role("region")).to_have_count(0)
+    chat.say("Add tea", "Added tea")
+    expect(chat.log.get_by_role("group")).to_contain_text("add task", ignore_case=True)
+    assert alice.titles() == ["tea"]
 
 
-def test_the_guides_domain_shows_its_expenses(start: Start, new_person: Callable[..., Person], tmp_path: Path) -> None:
+def test_the_guides_domain_shows_its_expenses(alice: Person) -> None:
     """The page takes the module of docs/your-own-tools.md as it is; the test answers for the route of the guide."""
     guide = (ROOT / "docs" / "your-own-tools.md").read_text()
     (module,) = re.findall(r"`shared/taskchat/expenses/panel\.js`:\n\n```js\n(.*?)```", guide, re.DOTALL)
-    (tmp_path / "panel.js").write_text(module)
     expense = {"id": 1, "note": "lunch", "cents": 1250, "spent_on": "2026-11-25"}
-    with start(**{PANEL: str(tmp_path / "panel.js")}) as url:
-        alice = new_person(url)
-        answer = {"expenses": [expense], "next_cursor": None}
-        alice.context.route("**/expenses?*", lambda route: route.fulfill(json=answer))
-        chat = alice.open()
-        expenses = chat.page.get_by_role("region", name="Expenses")
-        expect(expenses).to_contain_text("This month: 12.50")
-        expect(expenses.get_by_role("row")).to_contain_text("lunch")
-        expect(chat.button("Add lunch 12.50")).to_be_visible()
+    answer = {"expenses": [expense], "next_cursor": None}
+    alice.context.route("**/panel.js", lambda route: route.fulfill(body=module, content_type="text/javascript"))
+    alice.context.route("**/expenses?*", lambda route: route.fulfill(json=answer))
+    chat = alice.open()
+    expenses = chat.page.get_by_role("region", name="Expenses")
+    expect(expenses).to_contain_text("This month: 12.50")
+    expect(expenses.get_by_role("row")).to_contain_text("lunch")
+    expect(chat.button("Add lunch 12.50")).to_be_visible()

@@ -32,7 +32,8 @@ const FRESH_MILLISECONDS = 15 * 60 * 1000; // an older message is sent again onl
  * @property {(call: import("../config.js").Call) => void} onCall a call was made, and its turn goes on
  * @property {(turn: Turn) => void} onEnded a turn of any conversation has ended, in this tab or another one
  * @property {() => void} onChange
- * @property {(text: string) => void} edit
+ * @property {(text: string) => void} edit put a text into the composer
+ * @property {() => void} focus go to the composer: the button that was pressed is gone
  */
 
 export class Chat {
@@ -66,7 +67,8 @@ export class Chat {
     /** @type {Turn | null} the turn of another tab or device that is followed */
     this.followed = null;
     this.outbox.onChange((now, before) => this.#changedElsewhere(now, before));
-    document.addEventListener("visibilitychange", () => { if (!document.hidden) this.#look(); });
+    document.addEventListener("visibilitychange", () => { if (!document.hidden) this.#comeBack(); });
+    addEventListener("pageshow", ({ persisted }) => { if (persisted) this.#comeBack(); });
   }
 
   /** The turn of the shown conversation that this tab reads, or undefined. */
@@ -83,10 +85,7 @@ export class Chat {
     const entry = place.message ? this.outbox.get(place.message) : null;
     const conversation = place.conversation ?? entry?.conversation ?? conversationOf(place.message);
     if (conversation) await this.#openConversation(conversation);
-    else {
-      if (entry) this.#goOn(entry);
-      this.#show();
-    }
+    else this.#openMessage(entry);
   }
 
   /** Go on with all messages that were on their way when the page was left. */
@@ -102,6 +101,7 @@ export class Chat {
     if (!this.place.conversation) this.#move({ conversation: null, message: turn.key }, "pushState");
     this.#show();
     this.log.goToEnd();
+    this.needs.focus();
     this.needs.announce("Sent.");
   }
 
@@ -119,10 +119,17 @@ export class Chat {
         if (turn.failure && turn.failure.status >= 400 && !turn.id) this.#discard(turn);
         edit(turn.message);
       },
-      retry: (turn) => { this.sender.retry(turn); this.log.goToEnd(); },
+      retry: (turn) => {
+        this.sender.retry(turn);
+        this.needs.focus();
+      },
       discard: (turn) => this.#discard(turn),
       sendAgain: (turn) => this.send(turn.message),
-      sendApart: (turn) => { this.#discard(turn); this.needs.onGo({ conversation: null, message: null }); this.send(turn.message); },
+      sendApart: (turn) => {
+        this.#discard(turn);
+        this.needs.onGo({ conversation: null, message: null });
+        this.send(turn.message);
+      },
     };
   }
 
@@ -136,6 +143,13 @@ export class Chat {
     this.hasRead = false;
     this.log.clear();
     this.needs.onChange();
+  }
+
+  /** @param {import("./outbox.js").Entry | null} entry a message without a conversation, or null for an empty log */
+  #openMessage(entry) {
+    if (entry) this.#goOn(entry);
+    else if (this.place.message) this.#move({ conversation: null, message: null }, "replaceState");
+    this.#show();
   }
 
   /** @param {string} conversation */
@@ -165,6 +179,13 @@ export class Chat {
     this.#settle();
     this.#show();
     this.#followOthers(conversation, signal);
+  }
+
+  /** The page was away: the browser may have ended its connections, and another device may have sent messages. */
+  #comeBack() {
+    this.sender.retryLost();
+    for (const turn of this.sender.turns.values()) if (turn.isRunning) this.sender.resume(turn);
+    this.#look();
   }
 
   /** Read the shown conversation again, if there is one. */
@@ -260,6 +281,7 @@ export class Chat {
     this.sender.forget(turn);
     this.turns.remove(turn);
     this.#show();
+    this.needs.focus();
     if (turn.id) this.#look();
   }
 
@@ -277,10 +299,12 @@ export class Chat {
    * @param {import("./stream.js").Event} event
    */
   #heard(turn, { name, data }) {
+    const announce = this.turns.list.includes(turn) ? this.needs.announce : () => {};
     if (name === "accepted") this.#accepted(turn);
+    if (name === "lost" && turn.tries === 1) announce(data.title);
     if (name !== "tool_finished") return;
     this.needs.onCall(data);
-    if (this.turns.list.includes(turn)) this.needs.announce(describe(this.needs.domain, data));
+    announce(describe(this.needs.domain, data));
   }
 
   /** @param {Turn} turn */

@@ -1,5 +1,7 @@
 /** Write a message: Enter sends, Shift+Enter begins a line, arrow-up recalls, Escape stops. */
 
+const MOST = 4000; // characters of a message, as the server counts them
+
 /**
  * @typedef {object} Needs
  * @property {HTMLFormElement} form
@@ -21,7 +23,7 @@ export class Composer {
     const { form, box, stop, onStop } = needs;
     form.addEventListener("submit", (event) => { event.preventDefault(); this.#submit(); });
     box.addEventListener("keydown", (event) => this.#press(event));
-    box.addEventListener("input", () => { this.recalled = 0; });
+    box.addEventListener("input", () => { this.recalled = 0; this.#check(); });
     stop.addEventListener("click", onStop);
   }
 
@@ -35,16 +37,26 @@ export class Composer {
     if (hadFocus && !isRunning) this.focus();
   }
 
+  /** Take the focus, unless that would open a keyboard on the screen. */
+  focus() {
+    if (matchMedia("(hover: hover)").matches) this.needs.box.focus();
+  }
+
   /** @param {string} text */
   setText(text) {
     const { box } = this.needs;
     box.value = text;
-    this.focus();
+    box.focus();
     box.setSelectionRange(text.length, text.length);
+    this.#check();
   }
 
-  focus() {
-    this.needs.box.focus();
+  /** Refuse a text that the server would refuse. The browser says why when the person sends it. */
+  #check() {
+    const { box } = this.needs;
+    const length = [...box.value.trim()].length;
+    const fault = `A message has up to ${MOST.toLocaleString()} characters. This one has ${length.toLocaleString()}.`;
+    box.setCustomValidity(length > MOST ? fault : "");
   }
 
   #submit() {

@@ -32,7 +32,7 @@ export class Sender {
     this.isLeaving = false;
     addEventListener("pagehide", () => { this.isLeaving = true; });
     addEventListener("pageshow", () => { this.isLeaving = false; });
-    addEventListener("online", () => this.#retryLost());
+    addEventListener("online", () => this.retryLost());
   }
 
   /**
@@ -217,6 +217,7 @@ export class Sender {
     }
     turn.tries += 1;
     turn.fail(status, problem, turn.tries <= TRIES ? pause(turn.tries) : null);
+    this.onEvent(turn, { name: "lost", data: problem, retry: null });
     this.#planRetry(turn);
   }
 
@@ -238,7 +239,7 @@ export class Sender {
   }
 
   /** Send what waits for the connection. */
-  #retryLost() {
+  retryLost() {
     for (const turn of this.turns.values()) if (turn.failure?.status === UNREACHABLE) this.retry(turn);
   }
 }
