@@ -31,11 +31,17 @@ TOKEN_LIFETIME = timedelta(hours=1)  # the longest that taskchat accepts, for th
 MCP_PATHS = ("/mcp", "/.well-known/oauth-protected-resource")
 LOCAL_NAMES = ["127.0.0.1", "localhost"]
 
+
+def read_issuer() -> Issuer:
+    """Return the issuer of the development token."""
+    return Issuer.stored(state.directory() / "issuer.pem")
+
+
 authorization = AuthorizationServer(
     os.environ["AUTH_ISSUER"],
     os.environ["MCP_RESOURCE_URL"],
-    os.environ["AUTH_SERVER_DATABASE_URL"],
-    Issuer.stored(state.directory() / "issuer.pem"),
+    os.environ.get("AUTH_SERVER_DATABASE_URL", ""),
+    read_issuer,
 )
 chat_process.verifier = authorization.accepted_by(chat_process.verifier)
 mcp_process.verifier = authorization.accepted_by(mcp_process.verifier)
@@ -44,7 +50,7 @@ mcp_tools = mcp_process.app
 
 async def token(_request: Request) -> JSONResponse:
     """Return a fresh token of each kind for the developer, without a login."""
-    issuer, url = Issuer.stored(state.directory() / "issuer.pem"), os.environ["AUTH_ISSUER"]
+    issuer, url = read_issuer(), os.environ["AUTH_ISSUER"]
     user_id = issuer.developer
     tokens = {
         "user_id": user_id,

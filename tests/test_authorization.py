@@ -31,7 +31,7 @@ from dev.inspector import Inspector
 from dev.processes import StartupError
 from dev.standin_model.domain import domain
 from dev.tokens import Issuer
-from tests.conftest import ROOT, serving
+from tests.conftest import ROOT, run, serving
 from tests.test_dev import GONE_SECONDS, Development, development
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def uninstalled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authorizatio
     """Return a server whose packages npm has not installed."""
     monkeypatch.setenv("TASKCHAT_PACKAGES_DIR", str(tmp_path))
     monkeypatch.setenv("npm_config_registry", NO_REGISTRY)
-    return AuthorizationServer("http://127.0.0.1:1", "http://127.0.0.1:1/mcp", "postgresql://", Issuer.new())
+    return AuthorizationServer("http://127.0.0.1:1", "http://127.0.0.1:1/mcp", "postgresql://", Issuer.new)
 
 
 def test_without_npm_a_client_is_refused_with_the_reason(uninstalled: AuthorizationServer) -> None:
@@ -249,7 +249,7 @@ def test_without_npm_a_client_is_refused_with_the_reason(uninstalled: Authorizat
         async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://127.0.0.1:1") as asking:
             return await asking.get(METADATA)
 
-    answer = asyncio.run(ask())
+    answer = run(ask())
     assert answer.status_code == HTTPStatus.SERVICE_UNAVAILABLE
     assert answer.json()["detail"].startswith("npm could not install better_auth (is the network there?)")
     assert answer.json()["error_description"] == answer.json()["detail"]
@@ -259,9 +259,10 @@ def test_a_stop_ends_a_download(uninstalled: AuthorizationServer, monkeypatch: p
     """The registry takes the connection and does not answer."""
 
     async def stop_while_downloading(silent: socket.socket) -> None:
+        before = set(psutil.Process().children(recursive=True))
         asking = asyncio.create_task(uninstalled.ask("GET", METADATA, []))
         connection, _ = await asyncio.get_running_loop().sock_accept(silent)
-        started = psutil.Process().children(recursive=True)
+        started = set(psutil.Process().children(recursive=True)) - before
         assert len(started) > 1  # npm runs below the process that we started
         uninstalled.stop()
         with pytest.raises(StartupError):
@@ -272,4 +273,4 @@ def test_a_stop_ends_a_download(uninstalled: AuthorizationServer, monkeypatch: p
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.setblocking(False)
         monkeypatch.setenv("npm_config_registry", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        asyncio.run(stop_while_downloading(silent))
+        run(stop_while_downloading(silent))

@@ -5,8 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ import jwt
 from dev import processes, state
 from dev.processes import StartupError
 from dev.tokens import Issuer
+from taskchat.errors import Unauthenticated
 from taskchat.http.auth import KeySet, Verifier
 
 DEVELOPER_EMAIL: Final = "developer@taskchat.example"
@@ -37,25 +39,36 @@ Headers = Sequence[tuple[str, str]]
 class AuthorizationServer:
     """Better Auth as the development server's authorization server, with an account for the developer."""
 
-    def __init__(self, url: str, resource: str, database_url: str, issuer: Issuer) -> None:
-        """Prepare a server that is known as `url` and issues tokens for `resource`. Start nothing."""
+    def __init__(self, url: str, resource: str, database_url: str, issuer: Callable[[], Issuer]) -> None:
+        """Prepare a server that is known as `url` and issues tokens for `resource`. Start nothing.
+
+        `issuer` returns the issuer of the development token, from which the developer's account comes.
+        """
         self.url = url
-        self.developer = {"email": DEVELOPER_EMAIL, "password": issuer.derive("the developer's account")}
-        self.keys = KeySet(None, issuer.jwks_json)
-        """The development token's key, and Better Auth's keys once it runs."""
-        self._static = issuer.jwks_json
-        self._environment = {
-            "BETTER_AUTH_URL": url,
-            "BETTER_AUTH_DATABASE_URL": database_url,
-            "BETTER_AUTH_SECRET": issuer.derive("Better Auth"),
-            "MCP_RESOURCE_URL": resource,
-            "TASKCHAT_URL": url,
-            "DEVELOPER_EMAIL": DEVELOPER_EMAIL,
-            "DEVELOPER_ID": issuer.developer,
-        }
+        self.keys: KeySet | None = None
+        """Better Auth's keys, once it runs."""
+        self._resource, self._database_url, self._issuer = resource, database_url, issuer
         self._starting = asyncio.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._address = ""
+
+    @cached_property
+    def developer(self) -> dict[str, str]:
+        """Return the developer's email address and password."""
+        return {"email": DEVELOPER_EMAIL, "password": self._issuer().derive("the developer's account")}
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        issuer = self._issuer()
+        return {
+            "BETTER_AUTH_URL": self.url,
+            "BETTER_AUTH_DATABASE_URL": self._database_url,
+            "BETTER_AUTH_SECRET": issuer.derive("Better Auth"),
+            "MCP_RESOURCE_URL": self._resource,
+            "TASKCHAT_URL": self.url,
+            "DEVELOPER_EMAIL": DEVELOPER_EMAIL,
+            "DEVELOPER_ID": issuer.developer,
+        }
 
     async def ask(self, method: str, path: str, headers: Headers, body: bytes = b"") -> httpx2.Response:
         """Pass a request to Better Auth, and start it for the first one. Raises StartupError."""
@@ -87,7 +100,7 @@ class AuthorizationServer:
             self.stop()
             print(f"Better Auth could not start: {line or 'it ended at once'}", flush=True)
             raise StartupError(line or "Better Auth ended at once.")
-        self._address, self.keys = line, KeySet(f"{line}/api/auth/jwks", self._static)
+        self._address, self.keys = line, KeySet(f"{line}/api/auth/jwks", None)
 
     def stop(self) -> None:
         """Stop Better Auth, or the download of it."""
@@ -96,17 +109,22 @@ class AuthorizationServer:
             self._process.stdout.close()
 
     def accepted_by(self, verifier: Verifier) -> Verifier:
-        """Return the verifier with the keys that are current at each token."""
-        return replace(verifier, keys=_CurrentKeys(self))
+        """Return the verifier with Better Auth's keys beside its own."""
+        return replace(verifier, keys=_BothKeys(verifier.keys, self))
 
 
-class _CurrentKeys(KeySet):
-    """The authorization server's keys. While Better Auth does not run, an unknown key is wrong, and not unavailable."""
+class _BothKeys(KeySet):
+    """A key set, and Better Auth's. While Better Auth does not run, an unknown key is wrong, and not unavailable."""
 
-    def __init__(self, server: AuthorizationServer) -> None:
+    def __init__(self, own: KeySet, server: AuthorizationServer) -> None:
         super().__init__(None, None)
-        self._server = server
+        self._own, self._server = own, server
 
     def find(self, key_id: str) -> jwt.PyJWK:
         """Return the key with this id. Raises Unauthenticated or KeySetUnavailable."""
-        return self._server.keys.find(key_id)
+        try:
+            return self._own.find(key_id)
+        except Unauthenticated:
+            if self._server.keys is None:
+                raise
+            return self._server.keys.find(key_id)

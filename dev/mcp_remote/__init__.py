@@ -16,7 +16,8 @@ SECONDS: Final = 120
 
 def list_and_call(url: str, tool: str, arguments: dict[str, object]) -> tuple[list[str], Any]:
     """Return the names of the tools, and the structured result of a call. mcp-remote has no token at first."""
-    return asyncio.run(asyncio.wait_for(_list_and_call(url, tool, arguments), SECONDS))
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:  # `run` would take the tests' loop away
+        return runner.run(asyncio.wait_for(_list_and_call(url, tool, arguments), SECONDS))
 
 
 async def _list_and_call(url: str, tool: str, arguments: dict[str, object]) -> tuple[list[str], Any]:
