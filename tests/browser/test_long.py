@@ -30,7 +30,8 @@ def store_turns(rows: Rows, user_id: str, number: int) -> str:
     )
     rows.execute(
         """insert into message (user_id, conversation_id, position, turn_id, role, content)
-        select %(user)s, %(id)s::uuid, n, md5(%(id)s::text || n / 2)::uuid, case n %% 2 when 0 then 'user' else 'assistant' end,
+        select %(user)s, %(id)s::uuid, n, md5(%(id)s::text || n / 2)::uuid,
+            case n %% 2 when 0 then 'user' else 'assistant' end,
             case n %% 2 when 0 then 'Message ' || n / 2 else '**Answer** ' || n / 2 || ' with some `words` in it' end
         from generate_series(0, 2 * %(number)s - 1) n""",
         {"user": user_id, "id": conversation, "number": number},

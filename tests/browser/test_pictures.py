@@ -30,21 +30,30 @@ CALLS = [
     {"name": "add_task", "arguments": {"title": "call mum", "due": "2026-11-26T18:00"}},
     {"name": "add_task", "arguments": {"title": "dentist", "due": "2026-11-27T09:00"}},
 ]
+ADDED = "I added **call mum** for tomorrow at 18:00, and the **dentist** for Friday at 9:00."
+LEFT = """The milk is done. What is left:
+
+- **call mum**, tomorrow at 18:00
+- **dentist**, Friday at 9:00
+- book the train, find a hotel and water the plants, without a date"""
 
 
 def fill(person: Person, standin: StandIn, rows: Rows) -> str:
     """Hold the conversations of the pictures, at fixed times. Return the id of the last one."""
     standin.fault("call", calls=CALLS, match="dentist")
+    standin.fault("say", text=ADDED, match="dentist", after_calls=2)
+    standin.fault("say", text=LEFT, match="tell me", after_calls=2)
     say = person.new_conversation
-    say("Plan the trip to Lisbon: add book the train, add find a hotel")
+    say("Trip to Lisbon: add book the train, add find a hotel")
     say("Add buy milk and water the plants")
-    last = say("Add call mum tomorrow at 18 and the dentist on Friday at 9", timezone="UTC")
+    last = say("Call mum tomorrow at 18, and the dentist is on Friday at 9", timezone="UTC")
     person.call("POST", "/chat", {"message": "Finish the milk and tell me what is left", "conversation_id": last})
     for hours, conversation in enumerate(reversed(person.conversations())):
         rows.execute(
             "update conversation set updated_at = %s::timestamptz - make_interval(hours => %s) where id = %s",
             [NOON, 5 * hours, conversation],
         )
+    rows.execute("update message set created_at = %s where user_id = %s", [NOON, person.id])
     return last
 
 
@@ -57,7 +66,7 @@ def test_a_picture_of_the_page(
     last = fill(person, standin, rows)
     person.context.clock.set_fixed_time(NOON)
     chat = person.open(last)
-    chat.expect("Finished buy milk")
+    chat.expect("Finished buy milk", "The milk is done")
     if kind.startswith("desktop"):
         expect(chat.tasks).to_contain_text("dentist")
         expect(chat.conversations.get_by_role("link")).to_have_count(3)
