@@ -6,12 +6,20 @@ const RETRYABLE = new Set([UNREACHABLE, 401, 409, 429, 500, 502, 503, 504]);
 
 const ADVICE_RETRY = "Retry goes on from here; nothing is done twice.";
 
+/** @type {Record<number, string>} what the person reads in place of a title for developers */
+const TITLES = {
+  401: "You are not signed in any more.",
+  404: "This conversation is gone.",
+  413: "The message is too long.",
+  429: "You have reached a limit.",
+};
+
 /** @type {Record<number, string>} */
 const ADVICE = {
   [UNREACHABLE]: "Your message is kept here. Nothing is lost and nothing happens twice.",
   401: "Sign in again, then retry.",
   403: "Sign in as the person to whom this conversation belongs.",
-  404: "This conversation is gone. Send the message in a new one.",
+  404: "You can send the message in a new one.",
   409: "Your message is sent when that turn has ended.",
   413: "Send a shorter message.",
   422: "Change the message and send it again.",
@@ -47,7 +55,7 @@ export function explain(turn) {
   const { status, problem } = /** @type {import("./turn.js").Failure} */ (turn.failure);
   const fields = (problem.fields ?? []).map((/** @type {{field: string, message: string}} */ each) =>
     `${each.field}: ${each.message}`);
-  const first = [problem.title, problem.detail].filter(Boolean).join(" ");
+  const first = [TITLES[status] ?? problem.title, problem.detail].filter(Boolean).join(" ");
   return [first, ...fields, done(turn), ADVICE[status] ?? "Try again later."].filter(Boolean);
 }
 

@@ -58,7 +58,7 @@ export class TurnView {
   }
 
   draw() {
-    this.root.classList.toggle("working", this.turn.isRunning);
+    this.root.classList.toggle("failed", this.turn.state === "failed"); // its notice has the button to edit
     this.#drawParts();
     this.reply.hidden = this.turn.response === null;
     if (this.turn.response !== null) this.markdown.show(this.turn.response);
