@@ -168,7 +168,6 @@ RULES: Final = (
     ("finish", r"(?:completed|done(?: with|:)) (?P<targets>.+)"),
     ("finish", rf"{_I_PAST} (?P<targets>.+?){_BY_NOW}"),
     ("finish", rf"(?P<targets>.+?)(?: (?:is|are)(?: all| now| already)?|:) {_DONE}{_BY_NOW}"),
-    ("finish", r"(?P<targets>.+?) done"),
     ("undate", r"(?:clear|delete|remove) (?:the (?:due )?date (?:of|from) (?P<target>.+)|its (?:due )?date)"),
     ("delete all", r"(?:clear|empty) (?:my|the) (?:whole )?(?:task |to-?do )?list"),
     ("delete", rf"(?:delete|remove|erase|cancel|drop|scrap|take|get rid of) (?P<targets>.+?){_OFF_LIST}?"),
@@ -198,6 +197,7 @@ RULES: Final = (
     ("add", rf"{_ADD}(?: to {_LIST}:)? {_TASK_TO}?(?P<titles>.+?){_ON_LIST}?{_NOTE}"),
     ("add", rf"(?:put|get|write) (?P<titles>.+?){_ON_LIST}"),
     ("find", rf"{_FIND} (?P<words>.+?)(?: done| finished| due| on my list| yet)*"),
+    ("finish", r"(?P<targets>.+?) done"),
     ("add if new", rf"(?P<titles>{_ACTION} .+)"),
 )
 """The first rule that fits a clause counts."""
