@@ -26,12 +26,14 @@ from evals.case_files import Case, CaseError
 from evals.person import BackendError
 from evals.records import Run, Settings
 from evals.report import Report
+from taskchat.settings import Settings as BackendSettings
 from testing.drawing import LayoutError
 
 RUNS: Final = state.ROOT / ".dev" / "evals" / "runs"
 MINIMUM: Final = Path(__file__).with_name("standin.yaml")
 """The stand-in's share of passes in each category, at least."""
 CONCURRENCY: Final = 4
+DEFAULT_MODEL: Final[str] = BackendSettings.model_fields["model"].default
 LIMITS: Final = ("MCP_BURST", "MCP_REQUESTS_PER_MINUTE", "DATA_BURST", "DATA_REQUESTS_PER_MINUTE")
 """Limits of the backend that the preparation of a long list would reach."""
 
@@ -120,7 +122,7 @@ def _settings(options: Options, cases: Sequence[Case]) -> Settings:
     is_real = bool(given.get("OPENAI_API_KEY"))
     endpoint = urlsplit(given.get("OPENAI_BASE_URL") or "https://api.openai.com").netloc
     return Settings(
-        model=given.get("MODEL", "the default model") if is_real else "stand-in",
+        model=given.get("MODEL") or DEFAULT_MODEL if is_real else "stand-in",
         api=given.get("MODEL_API") or "responses",
         endpoint=endpoint if is_real else "this machine",
         repeat=options.repeat,

@@ -260,24 +260,26 @@ cases:
 """
 
 
+async def cut_off(this: Run, server: Server, standin: StandIn, cases: Sequence[Case]) -> None:
+    """Cancel a run while the model hangs."""
+    going = asyncio.ensure_future(evaluate(this, server, cases, Budget(NO_PRICE), concurrency=1))
+    await asyncio.to_thread(wait_for_the_model, standin)
+    going.cancel()
+    with suppress(asyncio.CancelledError):
+        await going
+
+
 def test_a_run_goes_on_where_it_ended(development: Server, standin: StandIn, tmp_path: Path) -> None:
     """It repeats only the attempt that was cut off, although its last line is torn."""
     cases = load(tmp_path, TWO)
     this = records.begin(tmp_path, settings(cases, 2), cases)
     standin.fault("hang", match="milk")
 
-    async def interrupted() -> None:
-        going = asyncio.ensure_future(evaluate(this, development, cases, Budget(NO_PRICE), concurrency=1))
-        await asyncio.to_thread(wait_for_the_model, standin)
-        going.cancel()
-        with suppress(asyncio.CancelledError):
-            await going
-
-    run(interrupted())
+    run(cut_off(this, development, standin, cases))
     assert [result.case for result in this.results()] == ["plan/bread"]
     standin.reset()
-    with (this.directory / records.RESULTS).open("a") as file:
-        file.write('{"case": "pla')
+    whole = (this.directory / records.RESULTS).read_text()
+    (this.directory / records.RESULTS).write_text(whole + '{"case": "pla')
     again = records.begin(tmp_path, settings(cases, 2), cases)
     assert again == this
     run(evaluate(again, development, cases, Budget(NO_PRICE)))
