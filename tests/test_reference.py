@@ -9,6 +9,7 @@ from dev.reference import __main__ as reference
 from dev.reference import metrics, problems
 from taskchat import errors
 from tests.conftest import ROOT, Person, serving
+from tests.domain import example
 from tests.streams import Client
 
 
@@ -38,6 +39,6 @@ def test_the_events_of_a_stream_have_the_fields_of_the_page(alice: Person) -> No
 
     sections = re.split(r"^## ", (ROOT / "docs/events.md").read_text(), flags=re.MULTILINE)[1:]
     named = {each.partition("\n")[0]: set(re.findall(r"^\| `(\w+)`", each, re.MULTILINE)) for each in sections}
-    with serving(app) as url, Client(url, alice).say("Add buy milk", "key") as stream:
+    with serving(app) as url, Client(url, alice).say(example.add("milk"), "key") as stream:
         found = {name: set(data) for name, data in stream.all()}
     assert found == {name: fields for name, fields in named.items() if name != "failed"}
