@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dev.examples import pages
+from dev.examples import pages, running
+from dev.proof import ProofError
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "clients.md").read_text()
@@ -47,3 +48,17 @@ def test_each_package_is_pinned(path: Path) -> None:
     package = json.loads(path.read_text())
     versions = [*package.get("dependencies", {}).values(), *package["devDependencies"].values()]
     assert all(re.fullmatch(r"\d+\.\d+\.\d+", version) for version in versions)
+
+
+class TestACommand:
+    """`make examples` fails if an example fails, or prints another thing than it should."""
+
+    def test_one_that_fails_is_reported(self) -> None:
+        """With its output."""
+        with pytest.raises(ProofError, match="ended with 3:\nno"):
+            running.run(["sh", "-c", "echo no; exit 3"], {})
+
+    def test_one_without_the_text_is_reported(self) -> None:
+        """With the text that is missing."""
+        with pytest.raises(ProofError, match=r"expected \['b'\]"):
+            running.run(["echo", "a"], {}, says=("a", "b"))

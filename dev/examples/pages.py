@@ -17,10 +17,12 @@ NAMES: Final = ("usechat", "assistant-ui")
 TURN_MS: Final = 30_000
 TURNS: Final = (("Add buy milk", "add_task", "Added buy milk"), ("Show my tasks", "list_tasks", "Your tasks"))
 """The messages of a conversation, each with the tool and a part of the reply."""
+FAILING, FAILURE, RETRIED = "stand-in: fail 502", "The model failed to answer.", "Simulated"
+"""A message whose turn fails, the sentence that the page shows, and a part of the reply to the same request again."""
 
 
 def use(name: str, known: Mapping[str, str]) -> None:
-    """Build the page, and take two turns of a conversation in it. Raises ProofError."""
+    """Build the page, and have a conversation in it. Raises ProofError."""
     home = install(name)
     run(["npm", "run", "build"], known, cwd=home)
     with _serving(home, known) as address:
@@ -55,13 +57,19 @@ def _visit(address: str, act: Callable[[Page], None]) -> None:
 
 
 def _take_turns(page: Page) -> None:
-    """Send two messages, and wait for the tool call and the reply of each. Raises playwright's Error."""
+    """Have a conversation, whose last turn fails, and wait for what the page shows. Raises playwright's Error."""
     log = page.get_by_role("log", name="Conversation")
     for message, tool, reply in TURNS:
         page.get_by_role("textbox", name="Message").fill(message)
         page.get_by_role("button", name="Send").click()
         for text in (tool, reply):
             log.get_by_text(text).wait_for(timeout=TURN_MS)
+    page.get_by_role("textbox", name="Message").fill(FAILING)
+    page.get_by_role("button", name="Send").click()
+    page.get_by_role("alert").get_by_text(FAILURE).wait_for(timeout=TURN_MS)
+    if page.get_by_role("button", name="Retry").is_visible():
+        page.get_by_role("button", name="Retry").click()
+        log.get_by_text(RETRIED).wait_for(timeout=TURN_MS)
 
 
 @contextlib.contextmanager
