@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -23,6 +24,7 @@ MARKUP = re.compile(
     r"|\bdocument\.write|\beval\(|\bnew Function\("
 )
 TYPE_SECONDS = 300
+MODULE_SECONDS = 120
 
 
 def name(path: Path) -> str:
@@ -38,7 +40,8 @@ def get(path: str) -> httpx2.Response:
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.get(path)
 
-    return asyncio.run(ask())
+    with ThreadPoolExecutor() as pool:  # the tests in Chromium have an event loop in this thread
+        return pool.submit(asyncio.run, ask()).result()
 
 
 class Elements(HTMLParser):
@@ -177,3 +180,9 @@ def test_the_types_of_the_chat_fit() -> None:
     checked = node.run([node.program(), compiler, "--project", page.PAGE], TYPE_SECONDS, cwd=page.PAGE)
     faults = [line for line in checked.stdout.splitlines() if re.match(r"\w", line) and not line.startswith("js/side/")]
     assert faults == []
+
+
+def test_the_modules_work_without_a_browser() -> None:
+    """Those that read events, order turns and explain errors need none."""
+    tested = node.run([node.program(), "--test", Path(__file__).with_name("page_modules.test.mjs")], MODULE_SECONDS)
+    assert tested.returncode == 0, tested.stdout

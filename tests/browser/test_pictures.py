@@ -30,6 +30,7 @@ CALLS = [
     {"name": "add_task", "arguments": {"title": "call mum", "due": "2026-11-26T18:00"}},
     {"name": "add_task", "arguments": {"title": "dentist", "due": "2026-11-27T09:00"}},
 ]
+FIRST = {"Trip to Lisbon": "Add book the train and find a hotel", "Household": "Add buy milk and water the plants"}
 ADDED = "I added **call mum** for tomorrow at 18:00, and the **dentist** for Friday at 9:00."
 LEFT = """The milk is done. What is left:
 
@@ -38,15 +39,20 @@ LEFT = """The milk is done. What is left:
 - book the train, find a hotel and water the plants, without a date"""
 
 
+def rename(person: Person, conversation: str, title: str) -> None:
+    """Give a conversation a title."""
+    person.call("PATCH", f"/conversations/{conversation}", {"title": title})
+
+
 def fill(person: Person, standin: StandIn, rows: Rows) -> str:
     """Hold the conversations of the pictures, at fixed times. Return the id of the last one."""
     standin.fault("call", calls=CALLS, match="dentist")
     standin.fault("say", text=ADDED, match="dentist", after_calls=2)
     standin.fault("say", text=LEFT, match="tell me", after_calls=2)
-    say = person.new_conversation
-    say("Trip to Lisbon: add book the train, add find a hotel")
-    say("Add buy milk and water the plants")
-    last = say("Call mum tomorrow at 18, and the dentist is on Friday at 9", timezone="UTC")
+    for title, message in FIRST.items():
+        rename(person, person.new_conversation(message), title)
+    last = person.new_conversation("Call mum tomorrow at 18, and the dentist is on Friday at 9", timezone="UTC")
+    rename(person, last, "This week")
     person.call("POST", "/chat", {"message": "Finish the milk and tell me what is left", "conversation_id": last})
     for hours, conversation in enumerate(reversed(person.conversations())):
         rows.execute(

@@ -138,7 +138,9 @@ def test_the_guides_domain_shows_its_expenses(alice: Person) -> None:
     (module,) = re.findall(r"`shared/taskchat/expenses/panel\.js`:\n\n```js\n(.*?)```", guide, re.DOTALL)
     expense = {"id": 1, "note": "lunch", "cents": 1250, "spent_on": "2026-11-25"}
     answer = {"expenses": [expense], "next_cursor": None}
-    alice.context.route("**/panel.js", lambda route: route.fulfill(body=module, content_type="text/javascript"))
+    alice.context.route(
+        f"{alice.url}/panel.js", lambda route: route.fulfill(body=module, content_type="text/javascript")
+    )
     alice.context.route("**/expenses?*", lambda route: route.fulfill(json=answer))
     chat = alice.open()
     expenses = chat.page.get_by_role("region", name="Expenses")

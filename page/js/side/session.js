@@ -274,8 +274,10 @@ function end(token) {
 
 /** Forget everything that the browser keeps of the person, and start again. */
 export async function leave() {
-  localStorage.clear();
-  sessionStorage.clear();
+  try {
+    localStorage.clear();
+    sessionStorage.clear();
+  } catch { /* a browser that keeps nothing */ }
   history.replaceState(null, "", location.pathname);
   location.reload();
   await new Promise(() => {}); // until the browser leaves

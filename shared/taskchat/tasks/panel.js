@@ -26,14 +26,13 @@ const VERBS = {
 export const concerns = ({ tool, outcome }) => tool in VERBS && tool !== "list_tasks" && outcome !== "error";
 
 export function describe({ tool, arguments: given, outcome, result }) {
-  const [doing, done, todo] = VERBS[tool] ?? [`Calling ${words(tool)}:`, `Called ${words(tool)}:`, `call ${words(tool)}:`];
+  if (!(tool in VERBS)) return `${outcome ? "Called" : "Calling"} ${tool.replaceAll("_", " ")}`;
+  const [doing, done, todo] = VERBS[tool];
   const thing = nameOf(tool, given ?? {}, result ?? {});
   if (!outcome) return `${doing} ${thing}…`;
   if (outcome === "error") return `Could not ${todo} ${thing}${result?.error ? `: ${result.error}` : "."}`;
   return tool === "update_task" ? changed(given ?? {}, result ?? {}, thing) : `${done} ${thing}`;
 }
-
-const words = (name) => name.replaceAll("_", " ");
 
 function nameOf(tool, given, result) {
   if (tool === "list_tasks") return "the tasks";

@@ -1,12 +1,13 @@
 """A turn fails, or may not begin: the page says what was done and what to do, and a retry does each effect once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from uuid import uuid4
 
 import pytest
 from playwright.sync_api import expect
 
 from dev.standin_model.client import StandIn
-from tests.browser.names import HURRY
+from tests.browser.names import HURRIED
 from tests.browser.person import Person
 from tests.proxy import Proxy
 
@@ -74,9 +75,9 @@ def test_a_failed_message_need_not_be_retried(alice: Person, standin: StandIn) -
     assert alice.titles() == ["salt", "bread"]
 
 
-def test_a_turn_without_time_can_be_retried(alice: Person, standin: StandIn) -> None:
+def test_a_turn_without_time_can_be_retried(site: str, new_person: Callable[..., Person], standin: StandIn) -> None:
     """504: what was done stays, and the retry goes on from there."""
-    alice.context.add_cookies([{"name": HURRY, "value": "1", "url": alice.url}])
+    alice = new_person(site, f"{HURRIED}{uuid4().hex}")
     standin.fault("hang", match="bread", after_calls=1)
     chat = alice.open()
     chat.send("Add bread")
