@@ -168,10 +168,10 @@ _HOURS: Final = rf"(?:[01]?\d|2[0-4]|{'|'.join(NUMBERS)})"
 _HOUR: Final = rf"{_HOURS}\b"
 _HALF: Final = r"(?: ?[ap]\.?m\b\.?)"
 _EXACT: Final = (
-    rf"(?:\d{{1,2}}[:.h]\d\d{_HALF}?|\d{{1,2}}(?:{_HALF}| ?o'clock|h\b)"
+    rf"(?:\d{{1,2}}:\d\d{_HALF}?|\d{{1,2}}(?:\.\d\d)?(?:{_HALF}| ?o'clock)"
     rf"|(?:half past|quarter past|quarter to) {_HOUR}{_HALF}?)"
 )
-_CLOCK: Final = rf"(?:{_EXACT}|{_HOUR}|noon|midday|midnight)"
+_CLOCK: Final = rf"(?:{_EXACT}|\d{{1,2}}(?:\.\d\d|h(?:\d\d)?\b)|{_HOUR}|noon|midday|midnight)"
 _SOON: Final = rf"(?:by|around|before) (?:{_EXACT}|noon|midday|midnight)"
 _PART: Final = r"(?:in the |this )?(?:morning|afternoon|evening|night)"
 _SPAN: Final = rf"in (?:half an|{_NUMBER}) (?:minute|hour)s?"

@@ -36,7 +36,7 @@ PRESENT: Final = {
 _I_DID: Final = rf"i(?:'m| am|'ve| have)?{_SO_FAR} {_any('finished, completed, done, did, through')}(?: with)?"
 _I_PAST: Final = rf"(?:i(?:'ve| have)?{_SO_FAR} (?P<verb>{_PAST})|bought|called|paid|sent)"
 _NEED: Final = (
-    r"(?:i(?:'ve got to| (?:really )?(?:need to|have to|must(?: not forget to)?|should|want to|would like to|ought to"
+    r"(?:i(?:'ve got to| (?:really )?(?:need to|have to|must(?: not forget to)?|should|would like to|ought to"
     r"|gotta))|i'd like to)"
 )
 _FORGET: Final = r"(?:(?:do not|don't) (?:let me )?forget (?:to|about)|remember to)"
@@ -44,6 +44,10 @@ _ACTION: Final = _any(
     "buy, call, pay, send, write, book, order, email, text, visit, meet, clean, wash, water, feed, walk, cook, bake"
     ", fix, repair, pick up, pack, print, sign, return, renew, study, practise, practice, prepare, plan, paint, iron"
     ", mow, sell, rent, find, get, collect, submit"
+)
+
+_EVENT: Final = _any(
+    "appointment, meeting, breakfast, lunch, dinner, birthday, party, exam, interview, dentist, doctor"
 )
 
 # Clauses: where one ends, and the words around it that add nothing
@@ -56,7 +60,7 @@ _VERB: Final = (
         ", move, reschedule, postpone, push, clear, undo, list, show, what, which, how many, tell me, stand-in:",
         rf"put .{{1,80}}? (?:on|to) {_LIST}",
         r"(?:check|tick|cross) (?:off|.{1,80}? off)",
-        rf"i(?:'ve| have)?{_SO_FAR} {_PAST}",
+        rf"i(?:'ve| have)?{_SO_FAR} {_PAST}|bought|called|paid|sent",
         _I_DID,
         _NEED,
         _FORGET,
@@ -68,7 +72,7 @@ _COURTESY: Final = (
         "please, pls, could you, can you, would you, will you, hey, hi, hello, there"
         ", good (?:morning|evening|afternoon), ok, okay, and, then, also, now, so, just, kindly, oops, no(?=,), sorry"
         ", actually, wait, tell me, let me know"
-        ", i want you to, i would like you to, i'd like you to, thank you, thanks"
+        ", i want to, i want you to, i would like you to, i'd like you to, thank you, thanks"
     )
     + r"\b[\s,.!]*"
 )
@@ -87,7 +91,9 @@ LIST_SEPARATOR: Final = r" ?, ?(?:and )?| and "
 
 # Names of tasks
 
-TITLE: Final = compiled(rf"(?:(?:the|an?) )?(?P<title>.+?)(?: (?P<when>{WHEN})(?P<rest> (?:with|about|for|to) .+)?)?")
+TITLE: Final = compiled(
+    rf"(?:(?:the|an?|another(?: one)?(?: to)?) )?(?P<title>.+?)(?: (?P<when>{WHEN})(?P<rest> (?:with|about|for) .+)?)?"
+)
 NUMBER: Final = compiled(r"(?:the )?(?:tasks?|numbers?|no\.?)?\s*#?(\d{1,15})")
 PLACES: Final = {
     **{"first": 1, "1st": 1, "second": 2, "2nd": 2, "third": 3, "3rd": 3, "fourth": 4, "4th": 4, "fifth": 5, "5th": 5},
@@ -96,6 +102,7 @@ PLACES: Final = {
 NTH: Final = compiled(rf"(?:the )?(?P<nth>{'|'.join(PLACES)})(?: (?P<words>.+))?")
 PRONOUN: Final = compiled(r"it|that|this|(?:this|that|the same) (?:one|task)|him|her")
 PLURAL: Final = compiled(r"them|those|these|both(?: of them)?|all of (?:them|those)")
+NTH_NOUN: Final = compiled(r"^(?:one|task|item|thing)s?\b.*$")
 ARTICLE: Final = compiled(r"^(?:the|my|an?)\s+")
 NOUN: Final = compiled(r"(?:^|\s+)(?:one|task|item|thing)s?$")
 _WHICH: Final = r"(?:completed|finished|done|pending|open)"
@@ -115,7 +122,7 @@ ABOUT_TASKS: Final = compiled(
 """A question without a date is about tasks if it has one of these words."""
 _SHOW: Final = (
     r"(?:(?:list|show|display|see|view|read|give)(?: me)?|what(?:'s| is| are| have| did| do| should| must)?|which"
-    r"|is there|are there|(?:do|have|am|should|must) i|my|all|tasks?|to-?dos?|anything)"
+    r"|is there|are there|(?:do|have|am|should|must) i|is anything|are any(?:thing)?|my|all|tasks?|to-?dos?|anything)"
 )
 _LISTED: Final = "(?: {})".format(
     _any(
@@ -140,7 +147,7 @@ _TASK_TO: Final = (
     r"|(?:these|the following)(?: \w+)?[:,] )"
 )
 _ADD: Final = _any(
-    "add, create, schedule, remind me(?: to| about| of)?, set a reminder(?: to| for), make a note to",
+    "add:?, create:?, schedule, remind me(?: to| about| of)?, set a reminder(?: to| for), make a note to",
     "i (?:need|want|would like) to be reminded (?:to|about|of)",
     _NEED,
     "(?:i|we) need",
@@ -175,7 +182,7 @@ RULES: Final = (
     ("delete", r"i (?:don't|do not) need (?:to )?(?P<targets>.+?) any(?: ?more| longer)"),
     (
         "move",
-        rf"{_MOVE} (?:the (?:time|date|day) of )?(?P<target>.+?)(?: back)? (?:to|until|till|for|on) (?P<when>{WHEN})",
+        rf"{_MOVE} (?:the (?:time|date|day) of )?(?P<targets>.+?)(?: back)? (?:to|until|till|for|on) (?P<when>{WHEN})",
     ),
     ("postpone", rf"{_MOVE} (?P<target>.+?)(?: back)?(?: by)? (?P<length>{LENGTH})(?: later)?"),
     ("move", rf"(?P<target>.+?) is (?:now )?(?:due )?(?P<when>{WHEN})"),
@@ -186,7 +193,8 @@ RULES: Final = (
     ("rename", r"call (?P<target>it|that) (?P<renamed>.+)"),
     ("describe", r"describe (?P<target>.+?) as (?P<text>.+)"),
     ("describe", r"add (?:a |the )?(?:note|description) to (?P<target>.+?): (?P<text>.+)"),
-    ("undo", r"(?:undo|revert)(?: that| it| this| the last change)?|take (?:that|it) back|(?:that|it) was a mistake"),
+    ("undo", r"(?:undo|revert)(?: that| it| this| last| (?:the|my) last (?:change|thing))?"),
+    ("undo", r"take (?:that|it) back|(?:that|it) was a mistake"),
     ("undo", r"(?:bring|put) (?:it|that|them) back|restore (?:it|that|them)"),
     ("correct", r"i meant? (?:to say )?(?P<text>.+)"),
     (
@@ -196,8 +204,9 @@ RULES: Final = (
     ("add", rf"(?P<when>{WHEN}),? (?:remind me to|{_NEED}) (?P<titles>.+)"),
     ("add", rf"{_ADD}(?: to {_LIST}:)? {_TASK_TO}?(?P<titles>.+?){_ON_LIST}?{_NOTE}"),
     ("add", rf"(?:put|get|write) (?P<titles>.+?){_ON_LIST}"),
-    ("find", rf"{_FIND} (?P<words>.+?)(?: done| finished| due| on my list| yet)*"),
+    ("find", rf"{_FIND} (?P<words>.+?)(?: {WHEN}| done| finished| due| on my list| yet)*"),
     ("finish", r"(?P<targets>.+?) done"),
+    ("add", rf"(?:i have )?(?P<titles>(?!no )(?:(?:an?|the|my) )?(?:\w+ )?{_EVENT}(?: with .+?)? {WHEN})"),
     ("add if new", rf"(?P<titles>{_ACTION} .+)"),
 )
 """The first rule that fits a clause counts."""

@@ -165,7 +165,7 @@ _PLANS: Final[dict[str, Callable[[Said], list[Wish]]]] = {
     "reopen": partial(_for_each, scripts.reopen),
     "delete": partial(_for_each, scripts.delete),
     "delete all": lambda _: [_wish(scripts.delete, Target(every="any"))],
-    "move": lambda said: [_wish(scripts.move, said.target(), said["when"])],
+    "move": lambda said: [_wish(scripts.move, each, said["when"]) for each in said.targets() or [said.target()]],
     "postpone": lambda said: [_wish(scripts.postpone, said.target(), said["length"])],
     "undate": lambda said: [_wish(scripts.change, said.target(), "due", "none")],
     "rename": lambda said: [_wish(scripts.change, said.target(), "title", said.plain("renamed"))],
@@ -241,7 +241,7 @@ def _target(text: str, verb: str = "") -> Target:
         status = _status(text, "all")
         return Target(every="any" if status == "all" else status)
     if found := grammar.NTH.fullmatch(text):
-        return Target(words=grammar.NOUN.sub("", found["words"] or ""), nth=grammar.PLACES[found["nth"].lower()])
+        return Target(words=grammar.NTH_NOUN.sub("", found["words"] or ""), nth=grammar.PLACES[found["nth"].lower()])
     return Target(words=_unquoted(grammar.NOUN.sub("", grammar.ARTICLE.sub("", text))), verb=verb)
 
 
