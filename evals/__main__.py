@@ -65,7 +65,8 @@ class Options:
         tokens, dollars = _number(given, "BUDGET_TOKENS"), _number(given, "BUDGET_DOLLARS")
         if dollars is not None and (prices.input is None or prices.output is None):
             raise OptionError("BUDGET_DOLLARS needs the prices of a million tokens: PRICE_INPUT=… PRICE_OUTPUT=…")
-        minimum = given.get("MINIMUM") or (None if given.get("OPENAI_API_KEY") else str(MINIMUM))
+        usual = None if given.get("OPENAI_API_KEY") or given.get("CASES") else str(MINIMUM)
+        minimum = given.get("MINIMUM") or usual
         return cls(
             repeat=_count(given, "REPEAT", 3),
             only=given.get("ONLY", "").replace(",", " ").split(),
@@ -73,7 +74,7 @@ class Options:
             fresh=bool(given.get("FRESH")),
             cases=Path(given.get("CASES") or case_files.DIRECTORY),
             runs=Path(given.get("RUNS") or RUNS),
-            url=given.get("URL") or None,
+            url=given.get("EVALS_URL") or None,
             budget=Budget(prices, None if tokens is None else int(tokens), dollars),
             minimum=Path(minimum) if minimum else None,
         )
@@ -185,7 +186,7 @@ def _why_not_whole(budget: Budget) -> str:
 
 
 def _shortfalls(options: Options, report: Report) -> list[str]:
-    if options.minimum is None or options.cases != case_files.DIRECTORY:
+    if options.minimum is None:
         return []
     minimum: dict[str, float] = yaml.safe_load(options.minimum.read_text())
     return figures.shortfalls((row for row in report.rows if row.name != figures.ALL), minimum)

@@ -17,7 +17,7 @@ from evals import attempt
 from evals.attempt import Attempt, Outcome
 from evals.budget import Budget
 from evals.judge import EVALUATORS
-from evals.person import TIMEOUT_SECONDS, Backend, BackendError
+from evals.person import TIMEOUT_SECONDS, Backend
 from evals.records import Result, Run
 
 Reported = ReportCase[Attempt, Outcome, None] | ReportCaseFailure[Attempt, Outcome, None] | None
@@ -75,7 +75,7 @@ class Runner:
         self._failure: Exception | None = None
 
     async def evaluate(self, attempts: list[Attempt], concurrency: int) -> None:
-        """Run the attempts until all are done or the budget is spent. Raises BackendError or httpx2.HTTPError."""
+        """Run the attempts until all are done or the budget is spent. Raises the error that ended an attempt."""
         cases = [Case[Attempt, Outcome, None](name=each.id, inputs=each) for each in attempts]
         dataset = Dataset[Attempt, Outcome, None](name="evals", cases=cases, evaluators=EVALUATORS)
         await dataset.evaluate(
@@ -89,7 +89,7 @@ class Runner:
             raise Skipped
         try:
             return await attempt.run(each, self._backend)
-        except (BackendError, httpx2.HTTPError) as error:
+        except Exception as error:  # pydantic-evals keeps it for its report, which nothing reads
             self._failure = error
             raise
 

@@ -31,7 +31,7 @@ from evals.budget import Budget, Prices
 from evals.case_files import Case, CaseError
 from evals.dates import Clock, When, render
 from evals.domain import Effects, State
-from evals.person import Tokens, Turn
+from evals.person import BackendError, Tokens, Turn
 from evals.records import Result, Run, Settings
 from evals.report import Report
 from evals.run import Runner, connect
@@ -288,6 +288,15 @@ def test_a_run_goes_on_where_it_ended(development: Server, standin: StandIn, tmp
     assert records.begin(tmp_path, settings(cases, 2), cases) != this
 
 
+def test_an_attempt_that_cannot_be_prepared_ends_the_run(development: Server, tmp_path: Path) -> None:
+    """No result is stored, and the error names the tool."""
+    cases = load(tmp_path, f"cases: [{{name: a, say: hi, before: [{'x' * 201}]}}]")
+    this = records.begin(tmp_path, settings(cases), cases)
+    with pytest.raises(BackendError, match="add_task did not prepare a case"):
+        run(evaluate(this, development, cases, Budget(NO_PRICE)))
+    assert this.results() == []
+
+
 @pytest.mark.parametrize("limit", [{"tokens": 1}, {"dollars": 0.000001}])
 def test_no_attempt_begins_without_budget(
     development: Server, standin: StandIn, tmp_path: Path, limit: dict[str, Any]
@@ -304,7 +313,7 @@ def test_no_attempt_begins_without_budget(
 def test_the_command_stops_at_ctrl_c_and_goes_on(development: Server, standin: StandIn, tmp_path: Path) -> None:
     """It prints the figures so far. Run again, it ends whole."""
     (tmp_path / "plan.yaml").write_text(TWO)
-    given = {"CASES": str(tmp_path), "RUNS": str(tmp_path / "runs"), "URL": development.url, "CONCURRENCY": "1"}
+    given = {"CASES": str(tmp_path), "RUNS": str(tmp_path / "runs"), "EVALS_URL": development.url, "CONCURRENCY": "1"}
     given |= {"TASKCHAT_DEV_DIR": str(development.directory), "REPEAT": "1", "NO_PROXY": "*"}
     command = [sys.executable, "-m", "evals"]
     environment = {"PATH": os.environ["PATH"], **given}
