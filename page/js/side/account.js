@@ -5,7 +5,7 @@ import { element } from "../dom.js";
 import { ask, field } from "./dialogs.js";
 import { explain } from "./explain.js";
 import { leave } from "./session.js";
-import { tell } from "./tabs.js";
+import { onTold, tell } from "./tabs.js";
 
 const WORD = "erase";
 const MOST_REQUESTS = 60; // an erasure of very much takes several requests
@@ -31,6 +31,9 @@ export function mountAccount(root, { api, session, announce }) {
   const erasing = button("Erase my data", () => erase(api, session));
   root.replaceChildren(exporting, erasing);
   if (session.signOut) root.append(button("Sign out", () => signOut(session, announce)));
+  onTold((change) => {
+    if (change === "erased") leave(); // by another tab: this one still shows what is gone
+  });
   if (session.name) root.prepend(element("p", { class: "note" }, element("bdi", {}, session.name)));
 }
 

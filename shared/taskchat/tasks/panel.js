@@ -91,19 +91,21 @@ async function read(get, status) {
   return { tasks, isWhole: !cursor };
 }
 
-// Draw the list in `root`. The next call draws it anew, and leaves the completed ones open if they are.
+// Draw the list in `root`. The next call draws it anew, but for the disclosure of the completed ones: the person may
+// open it while the tasks are read.
 export async function render(root, { get, element }) {
-  const wasOpen = root.querySelector("details.completed")?.open ?? false;
-  const [pending, completed] = await Promise.all([read(get, "pending"), wasOpen ? read(get, "completed") : null]);
-  const hadFocus = root.querySelector("summary") === document.activeElement;
+  const pending = await read(get, "pending");
+  const completed = root.querySelector("details.completed") ?? disclosure(element, get);
+  const hadFocus = completed.contains(document.activeElement);
   const groups = GROUPS.map((name) => [name, pending.tasks.filter((task) => groupOf(task) === name)]);
   root.replaceChildren(
     ...groups.filter(([, tasks]) => tasks.length).flatMap(([name, tasks]) => group(element, name, tasks)),
     ...(pending.tasks.length ? [] : [element("p", { class: "note" }, "Nothing to do.")]),
     ...(pending.isWhole ? [] : [element("p", { class: "note" }, `The first ${pending.tasks.length} are shown.`)]),
-    disclosure(element, get, completed),
+    completed,
   );
-  if (hadFocus) root.querySelector("summary").focus();
+  if (hadFocus) completed.querySelector("summary").focus();
+  if (completed.open) await showCompleted(completed.lastElementChild, { get, element });
 }
 
 function group(element, name, tasks) {
@@ -122,22 +124,21 @@ function line(element, { title: text, description, due, completed }) {
 }
 
 // The completed tasks are read when the person opens them.
-function disclosure(element, get, completed) {
+function disclosure(element, get) {
   const list = element("div", {});
   const details = element("details", { class: "completed" }, element("summary", {}, "Completed"), list);
-  if (completed) {
-    list.append(...finished(element, completed));
-    details.open = true;
-  }
-  details.addEventListener("toggle", async () => {
-    if (!details.open || list.childElementCount) return;
-    try {
-      list.replaceChildren(...finished(element, await read(get, "completed")));
-    } catch {
-      list.replaceChildren(element("p", { class: "note", role: "alert" }, "They could not be read. Close and open again."));
-    }
+  details.addEventListener("toggle", () => {
+    if (details.open) showCompleted(list, { get, element });
   });
   return details;
+}
+
+async function showCompleted(list, { get, element }) {
+  try {
+    list.replaceChildren(...finished(element, await read(get, "completed")));
+  } catch {
+    list.replaceChildren(element("p", { class: "note", role: "alert" }, "They could not be read. Close and open again."));
+  }
 }
 
 function finished(element, { tasks, isWhole }) {
