@@ -128,7 +128,10 @@ CHANGING: Final[Rows] = (
     ("delete the cheese", "asks"),
     ("finish the", "asks"),
     ("don't delete the milk", "stand-in"),
-    ("should I delete the milk?", "stand-in"),
+    ("don't finish the milk and delete the call", "stand-in"),
+    ("should I delete the milk and add eggs?", "stand-in"),
+    ("if I buy the milk, delete the call", "stand-in"),
+    ("don't forget to buy bread and finish the milk", "add buy bread; finish buy milk"),
     ("I bought the milk, move the call to Friday and add eggs", "finish buy milk; date call mum: friday; add eggs"),
     (
         "Finish the milk, then delete the report. And put bread on my list!",
@@ -155,6 +158,8 @@ REFERENCES: Final[Rows] = (
     ("add eggs", "add eggs", "no, I meant bread", "rename eggs: bread"),
     ("finish the milk", "finish buy milk", "sorry, I meant the call", "reopen buy milk; finish call mum"),
     ("add eggs", "add eggs", "make it tomorrow at 8", "date eggs: tomorrow 08:00"),
+    ("add eggs", "add eggs", "make it 12 eggs", "rename eggs: 12 eggs"),
+    ("add a test tomorrow at 9", "add test @ tomorrow 09:00", "at 10, not at 9", "date test: tomorrow 10:00"),
     ("delete it", "asks"),
     ("undo that", "says nothing to undo"),
 )

@@ -83,6 +83,11 @@ _ABBREVIATION: Final = r"(?<!\b[dms]r)(?<!\bmrs)(?<!\bst)"
 CLAUSE_END: Final = (
     rf"{_ABBREVIATION}[.!?;]{{1,5}} (?=(?-i:[A-Z\"“])|{_VERB})|\n|[,.;!?]{{0,5}} (?:{_COURTESY}){{0,4}}(?={_VERB})"
 )
+_REFUSAL: Final = _any(
+    "don't, do not, never(?! mind), i don't, i do not, should i, shall i, can i, if, unless, when i, what if, why"
+)
+REFUSED: Final = compiled(rf"(?!{_FORGET}|i (?:don't|do not) need){_REFUSAL}\b.+")
+"""A message with such a clause has no effect: the rest of it may belong to a negation, a question or a condition."""
 JOINED: Final = compiled(r"(?:[,.;!?\n]|\band\b|\bthen\b)")
 """A clause ends only where a mark or one of these words is."""
 BULLET: Final = re.compile(r"[:,]?\s*\n\s*(?:[-*•]|\d{1,2}[.)]) +")
@@ -187,10 +192,11 @@ RULES: Final = (
     ("postpone", rf"{_MOVE} (?P<target>.+?)(?: back)?(?: by)? (?P<length>{LENGTH})(?: later)?"),
     ("move", rf"(?P<target>.+?) is (?:now )?(?:due )?(?P<when>{WHEN})"),
     ("move", rf"not {WHEN},? (?:but )?(?P<when>{WHEN})"),
+    ("move", rf"(?P<when>{WHEN}),? not {WHEN}"),
     ("move", rf"(?:make (?:it|that) |change (?:it|that) to |i meant? )?(?P<when>{WHEN})"),
     ("rename", r"(?:rename|retitle|change) (?:the (?:title|name) of )?(?P<target>.+?) to (?P<renamed>.+)"),
     ("rename", r"replace (?P<target>.+?) (?:with|by) (?P<renamed>.+)"),
-    ("rename", r"call (?P<target>it|that) (?P<renamed>.+)"),
+    ("rename", r"(?:call|make) (?P<target>it|that) (?P<renamed>.+)"),
     ("describe", r"describe (?P<target>.+?) as (?P<text>.+)"),
     ("describe", r"add (?:a |the )?(?:note|description) to (?P<target>.+?): (?P<text>.+)"),
     ("undo", r"(?:undo|revert)(?: that| it| this| last| (?:the|my) last (?:change|thing))?"),

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Final
 
 from dev.standin_model.conversation import Conversation
-from dev.standin_model.script import Outcome, Script, Trouble, Wish, any_domain, not_understood, say
+from dev.standin_model.script import Outcome, Script, Trouble, Wish, any_domain, not_understood, say, unclear
 
 from . import grammar, scripts
 from .references import CHANGES, listed, newest_changes
@@ -66,9 +66,12 @@ class Said:
 
 def understand(text: str) -> list[Wish]:
     """Everything a message asks for, in the order in which it asks."""
+    clauses = list(_clauses(text))
+    if any(grammar.REFUSED.fullmatch(_bare(clause)) for clause in clauses):
+        return [unclear(text)]
     wishes: list[Wish] = []
     before: Names = ()
-    for clause in _clauses(text):
+    for clause in clauses:
         if wish := any_domain(clause.strip(grammar.MARKS)):
             wishes.append(wish)
         elif bare := _bare(clause):
