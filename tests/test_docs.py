@@ -210,6 +210,7 @@ def links(document: Path) -> list[tuple[Path, str]]:
     """Return the file and the anchor of each link to a file of the repository."""
     text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
     found = re.findall(r"\]\(<?([^)>]+)>?\)", text) + re.findall(r"^\[[^\]]+\]: (\S+)$", text, re.MULTILINE)
+    found += re.findall(r'(?:src|srcset)="([^"]+)"', text)
     inside = [link.partition("#") for link in found if "://" not in link]
     return [((document.parent / file).resolve() if file else document, anchor) for file, _, anchor in inside]
 
