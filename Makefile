@@ -230,12 +230,15 @@ $(TEMPLATE_INSTALLED): requirements-template.txt | $(INSTALLED)
 check-template: install $(TEMPLATE_INSTALLED)  ## Check the template against the rules of cfn-lint and checkov
 	@$(BIN)/python -m dev.template_rules $(TEMPLATE_VENV)/bin
 
-.PHONY: openapi check-locks
+.PHONY: openapi reference check-locks
 .SILENT: check-locks
 
 openapi: install  ## Write docs/openapi.json and docs/export.schema.json, after a change of the contract
 	@$(BIN)/python -m dev.openapi
 	@$(BIN)/python -m dev.export_schema
+
+reference: install  ## Write the reference pages of docs/ from the code (settings, routes, events, metrics, problems)
+	@$(BIN)/python -m dev.reference
 
 lock: install  ## Refresh the locked versions of all dependencies, or of one: make lock PACKAGE=openai
 	$(call compile_locks,.,$(if $(PACKAGE),--upgrade-package $(PACKAGE),--upgrade))

@@ -17,8 +17,7 @@ import httpx2
 import yaml
 
 from dev import backend, processes, state
-from dev.processes import StartupError
-from dev.server import stop_on_signals
+from dev.processes import StartupError, stop_on_signals
 from dev.tokens import Issuer
 from evals import case_files, figures, records, run
 from evals.attempt import Attempt

@@ -162,6 +162,7 @@ _OF_A_TURN: Final[Schema] = {
 }
 _TURN_ERRORS: Final = (
     errors.TurnInProgress,
+    errors.TooManyRequests,  # a turn may use up the day
     errors.TaskchatError,
     errors.ModelFailed,
     errors.Unavailable,
