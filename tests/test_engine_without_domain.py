@@ -37,7 +37,7 @@ NO_DOMAIN_WORDS = re.compile(
     r"from taskchat\.tasks import toolset|from taskchat\.tasks\.routes import router"
     r"|import taskchat\.tasks|taskchat|background tasks?"
     r"|token\.task( \? \"task\")?"
-    r"|asyncio\.(Task|TaskGroup|create_task)|run_loop_task|ResponseCompletedEvent|response\.completed|status=\"completed\""
+    r"|asyncio\.(Task|TaskGroup|create_task)|run_loop_task|logging\.logAsyncioTasks|ResponseCompletedEvent|response\.completed|status=\"completed\""
 )
 """The imports of toolset and router, the package, and terms of Markdown, of frameworks and of the Responses API."""
 

@@ -453,7 +453,7 @@ class TestAuditorsRole:
         assert "AUDIT_DATABASE_URL and DATABASE_URL must not name the same role" in refused.stdout
 
 
-TURNS = int(os.environ.get("RECONCILE_TURNS") or (1_000 if "THOROUGH" in os.environ else 60))
+TURNS = int(os.environ.get("RECONCILE_TURNS") or (300 if "THOROUGH" in os.environ else 60))
 """Turns of each of the two runs."""
 AT_ONCE = 6 if TURNS > 500 else 2
 """Processes that take them. While one waits to try again, another works."""

@@ -1,6 +1,7 @@
 """Configure the loggers of libraries, and log errors. No text of a library reaches the log: it may quote a person."""
 
 import logging
+import sys
 import traceback
 from typing import Final
 
@@ -65,6 +66,8 @@ def configure() -> None:
     """Keep the libraries' texts out of the log. Call it after the imports: some libraries add handlers of their own."""
     # A line that cannot be written is lost. Python's report of such a line prints its values, and can fail too.
     logging.raiseExceptions = False
+    if sys.version_info >= (3, 12):
+        logging.logAsyncioTasks = False  # else each line says which coroutine of the event loop wrote it
     for name, handler in _HANDLERS.items():
         _replace_handlers(name, handler)
     logging.getLogger("mangum").setLevel(logging.WARNING)  # below that it logs each path, which is the caller's text
