@@ -38,7 +38,7 @@ dev: install  ## Run everything on this machine: database, model, API and a page
 override MESSAGE := $(value MESSAGE)
 export MESSAGE CONVERSATION
 
-chat: install  ## One turn: make chat MESSAGE="add buy milk" [CONVERSATION=<id>]
+chat: install  ## Chat at a prompt; one turn: make chat MESSAGE="add buy milk" [CONVERSATION=<id>]
 	@$(BIN)/python -m dev.chat
 
 .PHONY: test thorough migrate
@@ -53,6 +53,10 @@ test: install  ## Run every test that needs no container (BRIEF=1: without those
 
 thorough: install  ## Run the crash, outage, random and fuzz tests at full length
 	@THOROUGH=1 $(BIN)/pytest $(WORKERS) $(LONG_TESTS)
+
+.PHONY: screenshots
+screenshots: install  ## Take the pictures of the chat page in docs/page anew, in a real Chromium
+	@SCREENSHOTS=1 $(BIN)/pytest -q tests/browser/test_pictures.py
 
 migrate: install  ## Migrate the schema at MIGRATION_DATABASE_URL, and create the role that DATABASE_URL names
 	@$(BIN)/alembic upgrade head
@@ -95,7 +99,7 @@ $(SAM_INSTALLED): requirements-sam.txt | $(INSTALLED)
 PYTHON313 ?= $(shell for python in python3.13 "$$(dirname "$$(command -v python3.13)")"/../versions/3.13.*[0-9]/bin/python3.13; \
 	do "$$python" -c 'import sys; print(sys.executable)' 2>/dev/null && break; done)
 
-.PHONY: build smoke sam-local inspector conformance clients guide audit bench deploy check
+.PHONY: build smoke sam-local inspector conformance clients examples guide audit bench deploy check
 
 build: install $(SAM_INSTALLED)  ## Build the functions and the layer with sam, and check their size
 	@test -n "$(PYTHON313)" || \
@@ -122,8 +126,26 @@ clients: install  ## Hold conversations with the clients of AG-UI and the AI SDK
 	@rm -rf .dev/clients/state
 	@TASKCHAT_DEV_DIR=.dev/clients/state $(BIN)/python -m dev.clients
 
+# The generator of the Python client and the client's own packages, in an environment of their own.
+CLIENTS_VENV := .venv-clients
+CLIENTS_INSTALLED := $(CLIENTS_VENV)/.installed
+$(CLIENTS_INSTALLED): requirements-clients.txt | $(INSTALLED)
+	@$(UV) venv --quiet --clear --python $(BIN)/python $(CLIENTS_VENV)
+	@$(UV) pip install --quiet --python $(CLIENTS_VENV)/bin/python --require-hashes --requirement $< || \
+		{ echo "Could not download packages: is the network there?"; exit 1; }
+	@touch $@
+
+examples: install $(CLIENTS_INSTALLED)  ## Lint the description, generate clients from it, and run each of examples/
+	@rm -rf .dev/examples/state
+	@TASKCHAT_DEV_DIR=.dev/examples/state $(BIN)/python -m dev.examples $(CLIENTS_VENV)/bin
+
 guide: install  ## Follow docs/your-own-tools.md in a copy, and run the engine's tests there
 	@$(BIN)/python -m dev.guide
+
+.PHONY: evals
+# make exports the variables of its command line, so MODEL reaches the server as it does with `make dev`.
+evals: install  ## Measure a model on the cases in evals/: make evals [REPEAT=3] [ONLY=dates] [BUDGET_TOKENS=…] (docs/evals.md)
+	@TASKCHAT_DEV_DIR=.dev/evals/state $(BIN)/python -m evals
 
 AUDIT_VENV := .venv-audit
 AUDIT_INSTALLED := $(AUDIT_VENV)/.installed
@@ -156,12 +178,15 @@ deploy: build  ## Build, and deploy with samconfig.toml: make deploy ENV=dev|pro
 	@grep -q '^\[$(ENV)\.deploy\.' samconfig.toml || { echo "samconfig.toml has no [$(ENV).deploy.parameters]."; exit 1; }
 	@$(SAM) deploy --config-env $(ENV) $(if $(CI),--no-confirm-changeset)
 
-.PHONY: rollback prune doctor
+.PHONY: rollback prune doctor page
 rollback: install  ## Send all requests to the versions before the last deployment: make rollback ENV=dev|prod
 	@$(BIN)/python -m operations.rollback $(ENV)
 
 prune: install  ## Show the functions' old versions, or delete them: make prune ENV=dev|prod [DELETE=1]
 	@$(BIN)/python -m operations.prune $(ENV) $(if $(DELETE),--delete)
+
+page: install  ## Show the chat page as files in .dev/page, or upload it: make page [ENV=prod]
+	@$(BIN)/python -m operations.page $(DEPLOYED)
 
 doctor: install  ## Check a deployment, a line for each part: make doctor [ENV=prod] [URL=https://…]
 	@$(BIN)/python -m operations.doctor $(DEPLOYED) $(if $(URL),--url $(URL))
@@ -187,6 +212,7 @@ $(COMPILE) $(2) pyproject.toml --group dev --constraints shared/requirements.txt
 $(COMPILE) $(2) --group sam --output-file $(1)/requirements-sam.txt
 $(COMPILE) $(2) --group audit --output-file $(1)/requirements-audit.txt
 $(COMPILE) $(2) --group template --output-file $(1)/requirements-template.txt
+$(COMPILE) $(2) --group clients --output-file $(1)/requirements-clients.txt
 $(COMPILE) $(2) --group uv --output-file $(1)/requirements-uv.txt
 endef
 
@@ -204,12 +230,15 @@ $(TEMPLATE_INSTALLED): requirements-template.txt | $(INSTALLED)
 check-template: install $(TEMPLATE_INSTALLED)  ## Check the template against the rules of cfn-lint and checkov
 	@$(BIN)/python -m dev.template_rules $(TEMPLATE_VENV)/bin
 
-.PHONY: openapi check-locks
+.PHONY: openapi reference check-locks
 .SILENT: check-locks
 
 openapi: install  ## Write docs/openapi.json and docs/export.schema.json, after a change of the contract
 	@$(BIN)/python -m dev.openapi
 	@$(BIN)/python -m dev.export_schema
+
+reference: install  ## Write the reference pages of docs/ from the code (settings, routes, events, metrics, problems)
+	@$(BIN)/python -m dev.reference
 
 lock: install  ## Refresh the locked versions of all dependencies, or of one: make lock PACKAGE=openai
 	$(call compile_locks,.,$(if $(PACKAGE),--upgrade-package $(PACKAGE),--upgrade))

@@ -29,7 +29,6 @@ from bench import (
     waterfall,
 )
 from bench.figures import table
-from bench.pictures import LayoutError
 from bench.report import Circumstances, Found
 from dev import artifact, smoke, state
 from dev.artifact import ArtifactError
@@ -37,6 +36,7 @@ from dev.client import UnreachableError
 from dev.processes import StartupError
 from dev.proof import ProofError
 from dev.smoke import Tools
+from testing.drawing import LayoutError
 
 DOCS: Final = state.ROOT / "docs"
 DRAFT: Final = state.directory() / "bench"

@@ -15,6 +15,7 @@ from bench import pictures, report
 from bench.figures import Figure, table
 from bench.waterfall import Span
 from dev.state import ROOT
+from testing import drawing
 
 PICTURES = sorted(pictures.DRAWN.glob("*.svg"))
 
@@ -123,7 +124,7 @@ def panel() -> tuple[Drawing, Axes]:
 
 def test_a_part_that_is_cut_off_or_covered_is_found() -> None:
     """A bar or a label beyond the panel, a legend on a line, a text beyond the figure, one panel on another."""
-    assert list(pictures.faults(panel()[0])) == []
+    assert list(drawing.faults(panel()[0])) == []
     found = []
     for spoil in (
         lambda axes: axes.set_xlim(0, 1),
@@ -134,7 +135,7 @@ def test_a_part_that_is_cut_off_or_covered_is_found() -> None:
     ):
         figure, axes = panel()
         spoil(axes)
-        found.append(re.sub(r"\(.*\)", "", next(pictures.faults(figure))))
+        found.append(re.sub(r"\(.*\)", "", next(drawing.faults(figure))))
     assert found == [
         "Rectangle leaves panel 1",
         "Annotation leaves panel 1",

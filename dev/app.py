@@ -6,45 +6,51 @@ import os
 import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from pathlib import Path
 from uuid import uuid4
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse
+from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chat.app import app as chat
-from dev import processes, state
+from chat.app import process as chat_process
+from dev import page, processes, reader, state
+from dev.authorization.routes import Routes
+from dev.authorization.server import AuthorizationServer
 from dev.standin_model.domain import domain
 from dev.tokens import Issuer
 from mcp_tools.app import process as mcp_process
 from taskchat.http.gateway import MAX_SECONDS
 from taskchat.http.web_adapter import REQUEST_CONTEXT, observe
 
-PAGE = Path(__file__).with_name("page.html")
-PAGE_POLICY = (  # the page loads nothing from another site, and no site may put it into a frame
-    "default-src 'none'; connect-src 'self'; img-src data:; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
-    "; frame-ancestors 'none'; form-action 'none'; base-uri 'none'"
-)
 TOKEN_LIFETIME = timedelta(hours=1)  # the longest that taskchat accepts, for the line that `make dev` prints
 MCP_PATHS = ("/mcp", "/.well-known/oauth-protected-resource")
 LOCAL_NAMES = ["127.0.0.1", "localhost"]
 
+
+def read_issuer() -> Issuer:
+    """Return the issuer of the development token."""
+    return Issuer.stored(state.directory() / "issuer.pem")
+
+
+authorization = AuthorizationServer(
+    os.environ["AUTH_ISSUER"],
+    os.environ["MCP_RESOURCE_URL"],
+    os.environ.get("AUTH_SERVER_DATABASE_URL", ""),
+    read_issuer,
+)
+chat_process.verifier = authorization.accepted_by(chat_process.verifier)
+mcp_process.verifier = authorization.accepted_by(mcp_process.verifier)
 mcp_tools = mcp_process.app
-
-
-async def page(_request: Request) -> FileResponse:
-    """Return the chat page, read from its file at every request: an edit shows at the next reload."""
-    return FileResponse(PAGE, headers={"Cache-Control": "no-store", "Content-Security-Policy": PAGE_POLICY})
 
 
 async def token(_request: Request) -> JSONResponse:
     """Return a fresh token of each kind for the developer, without a login."""
-    issuer, url = Issuer.stored(state.directory() / "issuer.pem"), os.environ["AUTH_ISSUER"]
+    issuer, url = read_issuer(), os.environ["AUTH_ISSUER"]
     user_id = issuer.developer
     tokens = {
         "user_id": user_id,
@@ -104,12 +110,21 @@ async def lifespan(_app: Starlette) -> AsyncIterator[None]:
     """Start and stop both functions' apps. End this process when the parent that reloads it ends."""
     processes.leave_with_parent()
     async with chat.router.lifespan_context(chat), mcp_tools.router.lifespan_context(mcp_tools):
-        yield
+        try:
+            yield
+        finally:
+            authorization.stop()
     await mcp_process.close()
 
 
 app = Starlette(
-    routes=[Route("/", page), Route("/dev/token", token), Mount("", AccessLog(gateway))],
+    routes=[
+        *page.routes,
+        *reader.routes(chat),
+        Route("/dev/token", token),
+        *Routes(authorization).all(),
+        Mount("", AccessLog(gateway)),
+    ],
     # Only names of this machine: another site could let a name of its own resolve to it, and read the token.
     middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_NAMES)],
     lifespan=lifespan,

@@ -24,6 +24,8 @@ GRACE_SECONDS = 3  # for the requests that run when the server is stopped
 NOT_INHERITED = ("APP_SECRET_ARN", "AUTH_JWKS_URL")
 # The stand-in is on this machine: no request to it may go through a proxy.
 STAND_IN = {"OPENAI_API_KEY": "stand-in", "MODEL": "stand-in", "NO_PROXY": "*", "no_proxy": "*"}
+# npm goes through the developer's proxy.
+FOR_NPM = {"npm_config_noproxy": f"localhost,{os.environ.get('NO_PROXY') or os.environ.get('no_proxy', '')}"}
 
 
 Show = Callable[[str], None]
@@ -80,6 +82,7 @@ def running(port: int, progress: Progress, *, reload: bool, show: Show = _hide) 
         environment = _environment(url, database, Issuer.stored(directory / "issuer.pem"))
         with progress.step(_model_name()):
             environment |= stack.enter_context(_model())
+            environment["AUTH_SERVER_DATABASE_URL"] = database.own_database("better_auth")
         # It starts before the migrations to save time: no client knows its address yet.
         process = stack.enter_context(_server(port, environment, show, reload=reload))
         with progress.step("migrations"):
@@ -126,15 +129,19 @@ def _private(path: Path, text: str) -> Iterator[None]:
 
 def _environment(url: str, database: Postgres, issuer: Issuer) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
-    return inherited | {
-        "DATABASE_URL": database.app_url,
-        "AUTH_ISSUER": url,
-        "AUTH_AUDIENCE": url,
-        "AUTH_JWKS_JSON": issuer.jwks_json,
-        "MCP_RESOURCE_URL": f"{url}/mcp",
-        "POWERTOOLS_SERVICE_NAME": "taskchat",
-        "POWERTOOLS_METRICS_NAMESPACE": "taskchat",
-    }
+    return (
+        inherited
+        | FOR_NPM
+        | {
+            "DATABASE_URL": database.app_url,
+            "AUTH_ISSUER": url,
+            "AUTH_AUDIENCE": url,
+            "AUTH_JWKS_JSON": issuer.jwks_json,
+            "MCP_RESOURCE_URL": f"{url}/mcp",
+            "POWERTOOLS_SERVICE_NAME": "taskchat",
+            "POWERTOOLS_METRICS_NAMESPACE": "taskchat",
+        }
+    )
 
 
 def migrate(database: Postgres, log: Path) -> None:

@@ -1,8 +1,9 @@
 """Call the local server over HTTP, for the development commands."""
 
+import contextlib
 import http.client
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,13 +24,26 @@ def call(
     timeout: float = TIMEOUT_SECONDS,
 ) -> tuple[int, Any]:
     """GET the path, or POST the body as JSON. Return the status and the parsed answer. Raises UnreachableError."""
+    with opened(url, path, body, headers, timeout=timeout) as response:
+        return response.status, _parsed(response.read())
+
+
+@contextlib.contextmanager
+def opened(
+    url: str,
+    path: str,
+    body: Mapping[str, object] | None = None,
+    headers: Mapping[str, str] | None = None,
+    *,
+    timeout: float = TIMEOUT_SECONDS,
+) -> Iterator[http.client.HTTPResponse]:
+    """Send as `call` does, and yield the response to read from. Raises UnreachableError, in the block too."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=timeout)
     content = None if body is None else json.dumps(body).encode()
     json_type = {} if body is None else {"Content-Type": "application/json"}
     try:
         connection.request("GET" if body is None else "POST", path, content, {**json_type, **(headers or {})})
-        response = connection.getresponse()
-        return response.status, _parsed(response.read())
+        yield connection.getresponse()
     except (OSError, http.client.HTTPException) as error:
         raise UnreachableError(f"{url} does not answer ({type(error).__name__}).") from error
     finally:

@@ -15,7 +15,7 @@ from typing import Final
 from dev import state
 from dev.processes import StartupError
 
-PACKAGES: Final = state.ROOT / ".dev"
+PACKAGES: Final = Path(os.environ.get("TASKCHAT_PACKAGES_DIR") or state.ROOT / ".dev")
 """Holds what npm installs, in one directory for each package.json."""
 CACHE: Final = PACKAGES / "npm"
 """npm's own place is in the home directory, which need not be writable."""

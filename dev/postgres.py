@@ -99,6 +99,17 @@ class Postgres:
         """The URL of the superuser, for tests that read past row-level security. No shipped code ever gets it."""
         return self._url(SUPERUSER)
 
+    def own_database(self, name: str) -> str:
+        """Return the URL of a database for another server, whose role owns it. The first call makes both."""
+        with psycopg.connect(self.superuser_url, autocommit=True) as connection:
+            if connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [name]).fetchone() is None:
+                role = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
+                connection.execute(role.format(sql.Identifier(name), self.passwords[APP]))
+            if connection.execute("SELECT FROM pg_database WHERE datname = %s", [name]).fetchone() is None:
+                database = sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(name), sql.Identifier(name))
+                connection.execute(database)
+        return self.app_url.replace(APP, name, 1).replace(f"/{DATABASE}?", f"/{name}?")
+
     def _url(self, role: str) -> str:
         return f"postgresql://{role}:{quote(self.passwords[role])}@{self.host}:{self.port}/{DATABASE}?sslmode=disable"
 

@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any
 
 POLL_SECONDS = 0.02
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
@@ -110,6 +112,23 @@ def stop(process: subprocess.Popen[bytes], *signals: signal.Signals, timeout: fl
         process.send_signal(number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout)
+
+
+def stop_on_signals() -> None:
+    """Let the first signal that stops a program raise KeyboardInterrupt, and ignore the others during the cleanup.
+
+    Ctrl-C sends two: one from the terminal and one from make, which passes its own on.
+    """
+    if "MAKELEVEL" in os.environ:
+        leave_with_parent()
+    for number in STOPPING:
+        signal.signal(number, _stop_once)
+
+
+def _stop_once(_number: int, _frame: FrameType | None) -> None:
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def free_port(host: str) -> int:

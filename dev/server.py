@@ -3,9 +3,7 @@
 import json
 import os
 import shlex
-import signal
 import sys
-from types import FrameType
 
 from dev import backend, client, processes, state
 from dev.processes import StartupError
@@ -13,14 +11,13 @@ from dev.standin_model.domain import domain
 
 DEFAULT_PORT = 8000
 EXAMPLE = domain.examples.add_and_show
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> int:
     """Serve until a signal ends it. The exit code is 1 when something could not start."""
     progress = backend.Progress(sys.stdout)
     try:
-        stop_on_signals()
+        processes.stop_on_signals()
         _serve(progress)
     except (StartupError, OSError) as error:  # OSError: a full disk, or a directory that another user owns
         print(error, file=sys.stderr)
@@ -28,23 +25,6 @@ def main() -> int:
     except KeyboardInterrupt:
         progress.print("Stopped.")
     return 0
-
-
-def stop_on_signals() -> None:
-    """Let the first signal that stops a program raise KeyboardInterrupt, and ignore the others during the cleanup.
-
-    Ctrl-C sends two: one from the terminal and one from make, which passes its own on.
-    """
-    if "MAKELEVEL" in os.environ:
-        processes.leave_with_parent()
-    for number in STOPPING:
-        signal.signal(number, _stop_once)
-
-
-def _stop_once(_number: int, _frame: FrameType | None) -> None:
-    for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def _serve(progress: backend.Progress) -> None:
@@ -69,7 +49,7 @@ def _instructions(url: str) -> str:
     return f"""
   Page  {url}/
   API   {path}
-  MCP   {url}/mcp (its bearer token is `mcp_token` of {url}/dev/token)
+  MCP   {url}/mcp (a client without a token signs you in; `mcp_token` of {url}/dev/token is one)
   Log   {state.shown(backend.server_log())}
 
 Try it (this token is valid for an hour; `token` of {url}/dev/token is a fresh one):

@@ -58,6 +58,10 @@ class Issuer:
         x = base64.urlsafe_b64encode(self._public).rstrip(b"=").decode()
         return json.dumps({"keys": [{"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "kid": self.kid, "x": x}]})
 
+    def derive(self, purpose: str) -> str:
+        """Return a password for the purpose, which is the same in every process that has the key."""
+        return _fingerprint(purpose.encode() + self.key.private_bytes_raw())
+
     @property
     def _public(self) -> bytes:
         return self.key.public_key().public_bytes_raw()

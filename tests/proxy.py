@@ -49,6 +49,11 @@ class Proxy:
         self._closes = close
         self._forgotten = self._opened
 
+    def refuse(self, seconds: float) -> None:
+        """Close all connections, and refuse new ones for this time."""
+        self._refusing_until = time.monotonic() + seconds
+        self.abandon_connections(close=True)
+
     def url(self, direct: str) -> str:
         """Return the same URL with this proxy's port."""
         return direct.replace(f":{urlsplit(direct).port}/", f":{self.port}/")

@@ -103,7 +103,23 @@ def assert_problem(answer: Response, slug: str, *members: str) -> None:
     assert answer.json["status"] == answer.status == TYPES[slug]
     assert answer.json["title"].endswith(".")
     assert answer.json.keys() == {"type", "title", "status", *members}
+    assert_described(answer.json)
     assert CANARY not in answer.body + json.dumps(answer.headers)
+
+
+def assert_described(problem: Any) -> None:
+    """Check that the description of the type has the title, each member, and requires none that is missing."""
+    from chat.description import NEVER_ANSWERED
+
+    schemas = json.loads((ROOT / "docs" / "openapi.json").read_text())["components"]["schemas"]
+    slug = problem["type"].removeprefix("urn:taskchat:problem:")
+    schema = schemas.get("".join(map(str.capitalize, slug.split("-"))) + "Problem")
+    if schema is None:
+        assert slug in {error.slug for error in NEVER_ANSWERED}
+        return
+    assert set(schema["required"]) <= problem.keys() <= schema["properties"].keys()
+    consts = [schema["properties"][name]["const"] for name in ("type", "status")]
+    assert [*consts, *schema["properties"]["title"]["examples"]] == [problem[n] for n in ("type", "status", "title")]
 
 
 class TestAnswer:
@@ -658,7 +674,7 @@ class TestDescription:
         scheme = self.description()["components"]["securitySchemes"]["bearer"]
         assert (scheme["type"], scheme["scheme"], scheme["bearerFormat"]) == ("http", "bearer", "JWT")
         assert route["security"] == [{"bearer": []}]
-        assert "security" not in self.description()["paths"]["/health"]["get"]
+        assert self.description()["paths"]["/health"]["get"]["security"] == []
 
     def test_the_headers_of_answers_are_described(self, route: Any) -> None:
         """They say how to authenticate, when to retry, and that an answer is a replay. Each answer has an id."""
@@ -672,17 +688,28 @@ class TestDescription:
         } | again
         assert {status: headers for status, headers in found.items() if headers} == expected
 
-    def test_the_members_of_problems_are_described(self, route: Any) -> None:
-        """They are the type's members, the invalid fields, and the state of an interrupted turn."""
-        problems = {
-            status: set(self.schema(answer["content"]["application/problem+json"])["properties"])
+    def test_the_types_of_problems_are_described(self, route: Any) -> None:
+        """Each status has its problem types, each with its own schema."""
+        found = {
+            int(status): set(answer["content"]["application/problem+json"]["examples"])
             for status, answer in route["responses"].items()
             if status != "200"
         }
-        common = {"type", "title", "status", "detail"}
-        turn = {"conversation_id", "turn_id", "tool_calls"}
-        more = {"422": {"fields"}} | dict.fromkeys(("409", "429", "500", "502", "503", "504"), turn)
-        assert problems == {status: common | more.get(status, set()) for status in problems}
+        assert found == {
+            400: {"not-json"},
+            401: {"unauthenticated"},
+            403: {"forbidden"},
+            404: {"not-found"},
+            409: {"turn-in-progress"},
+            413: {"body-too-large"},
+            415: {"unsupported-media-type"},
+            422: {"invalid-input", "idempotency-key-reused"},
+            429: {"too-many-requests"},
+            500: {"internal"},
+            502: {"model-failed"},
+            503: {"database-unavailable", "key-set-unavailable", "unavailable"},
+            504: {"out-of-time"},
+        }
 
     def test_the_request_is_described(self, route: Any) -> None:
         """One body for each protocol. Our own has three fields, one of them required, and no other."""

@@ -7,25 +7,26 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
+import yaml
 
 from chat.stream.sse import NAMES
 from dev import client, proof
-from dev.inspector import Inspector
-from dev.postgres import Postgres
-from tests.conftest import ROOT, Person, serving
+from dev.inspector import Inspector, readme_command
+from tests.conftest import ROOT, Person
 from tests.privacy import LogSearch
 from tests.test_dev import ENVIRONMENT, Development, development
 from tests.test_hostile import MCP_BODIES, MCP_HEADERS, MCP_PATHS
-from tests.test_migrations import EmptyDatabase
 
 README = (ROOT / "README.md").read_text()
 PAGES = ("README.md", "CHANGELOG.md", "SECURITY.md", "CONTRIBUTING.md")
 DOCUMENTS = [*map(ROOT.joinpath, PAGES), *sorted((ROOT / "docs").rglob("*.md"))]
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+CODE = (ROOT / "docs" / "code.md").read_text()
 HOW_TO = [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "upgrading.md"]
 """Pages that name files, commands and code for a reader to use."""
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
@@ -36,6 +37,10 @@ PASTE_SECONDS = 120
 
 PROVED_BY = {
     "install": "Makefile",  # every other target begins with it
+    "thorough": ".ci/run",
+    "openapi": "docs/add-a-route.md",  # tests/test_add_a_route.py runs its commands
+    "reference": "docs/add-a-route.md",
+    "inspector": ".ci/run",
     "dev": "tests/test_dev.py",
     "chat": "tests/test_docs.py",
     "test": ".ci/run",
@@ -47,21 +52,16 @@ PROVED_BY = {
     "bench": ".ci/run",
     "conformance": ".ci/run",
     "clients": ".ci/run",
+    "examples": ".ci/run",
+    "evals": "docs/evals.md",
+    "page": "tests/test_page_deployment.py",
+    "screenshots": "tests/browser/test_pictures.py",
     "guide": ".ci/run",
     "migrate": "tests/test_docs.py",
     "lock": "Makefile",  # by check-locks, which compiles the same
     "help": "tests/test_docs.py",
-    "deploy": "tests/test_docs.py",
-    "audit-log": "docs/operations.md",  # tests/test_operations.py runs its commands
-    "trace": "docs/operations.md",  # tests/test_operations.py runs its commands
-    "reconcile": "docs/operations.md",  # tests/test_operations.py runs its commands
-    "doctor": "tests/test_doctor.py",
-    "rollback": "tests/test_rollback.py",
-    "prune": "tests/test_rollback.py",
-    "curl": "tests/test_docs.py",
-    "npx": "tests/test_docs.py",
 }
-"""The file that runs each command in the README, and each make target that it names."""
+"""The file that runs each make target that README and CONTRIBUTING name."""
 
 
 def mcp_statuses() -> set[int]:
@@ -86,20 +86,21 @@ def command_for(target: str) -> str:
 
 
 def test_a_test_or_ci_runs_every_command() -> None:
-    """A command in the README is a target of the Makefile or a program."""
-    programs = {command.split()[0] for command in COMMANDS if not targets(command)}
-    assert programs == {"curl", "npx"}
-    named = targets(README) | targets("\n".join(COMMANDS))
-    assert named | programs == set(PROVED_BY)
-    for name in named | programs:
-        assert name in programs or re.search(rf"^{name}:", MAKEFILE, re.MULTILINE), name
+    """A block of README is `make` with a target, or one that a test below runs: variables, a stream, the Inspector."""
+    assert [re.split(r"[\s=]", block)[0] for block in BLOCKS] == ["make", "make", "URL", "curl", "PATH"]
+    named = targets(README) | targets(CONTRIBUTING) | targets("\n".join(COMMANDS))
+    assert named == set(PROVED_BY)
+    for name in named:
+        assert re.search(rf"^{name}:", MAKEFILE, re.MULTILINE), name
         assert re.search(rf"\b{name}\b", (ROOT / PROVED_BY[name]).read_text()), name
 
 
 def test_make_help_lists_every_target_of_the_readme() -> None:
     """A newcomer who runs `make help` finds each of them."""
     output = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout  # noqa: S607  (as typed)
-    assert targets(README) <= {line.split()[0] for line in output.splitlines() if line[0].isalpha()}
+    assert targets(README) | targets(CONTRIBUTING) <= {
+        line.split()[0] for line in output.splitlines() if line[0].isalpha()
+    }
 
 
 def paste(command: str, directory: Path, **known: str) -> str:
@@ -124,24 +125,6 @@ def paste(command: str, directory: Path, **known: str) -> str:
     return done.stdout
 
 
-def test_make_deploy_uses_a_configured_environment(tmp_path: Path) -> None:
-    """Without AWS, a dry run is as far as a test can go."""
-    assert "deploy --config-env prod" in paste(f"{command_for('deploy')} --dry-run", tmp_path)
-    assert "[prod.deploy.parameters]" in (ROOT / "samconfig.toml").read_text()
-
-
-def test_the_migrate_command_makes_the_schema_and_the_role(server: Postgres, tmp_path: Path) -> None:
-    """The test puts a database's URLs in place of the two with dots."""
-    empty = EmptyDatabase(server)
-    command = command_for("migrate")
-    assert len(re.findall(r'"postgresql://[^"]*…[^"]*"', command)) == 2
-    for name, url in (("MIGRATION_DATABASE_URL", empty.owner_url), ("DATABASE_URL", empty.app_url)):
-        command = re.sub(rf'\b{name}="[^"]*"', lambda _, text=f'{name}="{url}"': text, command)
-    assert "The schema is at" in paste(command, tmp_path)
-    with psycopg.connect(empty.app_url) as connection:
-        assert connection.execute("select count(*) from message").fetchone() == (0,)
-
-
 @pytest.fixture(scope="module")
 def running(log_search: LogSearch) -> Iterator[Development]:
     """Run `make dev`, as in another terminal."""
@@ -150,63 +133,32 @@ def running(log_search: LogSearch) -> Iterator[Development]:
         log_search.add_output((Path(name) / "server.log").read_text())
 
 
-def test_the_chat_commands_work_as_they_stand(running: Development, tmp_path: Path) -> None:
-    """A reader pastes the printed curl line first, and then sends "Oops, undo that" as the README says."""
+def test_the_commands_work_as_they_stand(running: Development, tmp_path: Path) -> None:
+    """A reader pastes the printed curl line first, and then README's commands in their order."""
     known = {"TASKCHAT_DEV_DIR": running.environment["TASKCHAT_DEV_DIR"]}
     paste(running.curl, tmp_path, **known)
-    added, moved = (paste(command, tmp_path, **known) for command in commands_for("chat"))
+    added = paste(command_for("chat"), tmp_path, **known)
     assert re.findall(r'(\w+_tasks?)\((?:title="([\w ]+)")?', added) == [
         ("add_task", "call mum"),
         ("add_task", "dentist"),
     ]
-    assert re.findall(r"(\w+_tasks?)\(", moved) == ["list_tasks", "update_task", "list_tasks"]
-    assert re.match(r"Moved dentist \(\d+, Friday [\d-]+ 09:00\)\. Left to do: .*call mum", moved)
-    *_, continued = re.findall(r"make chat CONVERSATION=.*", moved)
-    undone = paste(continued.replace("...", "Oops, undo that"), tmp_path, **known)
-    assert re.match(r"Restored dentist \(\d+, Wednesday [\d-]+ 09:00\)\.", undone)
+    variables, stream = (block for block in BLOCKS if "curl" in block and "npx" not in block and "make" not in block)
+    variables = re.sub(r"(?m)^URL=.*$", f"URL={running.url}", variables)
+    printed = paste(variables + stream, tmp_path, **known)
+    events = re.findall(r"^event: (\w+)$", printed, re.MULTILINE)
+    assert (events[0], events[-1]) == ("accepted", "finished")
+    assert {"tool_started", "tool_finished", "text"} < set(events) <= set(NAMES.values())
+    assert re.search(r'"response":"Moved dentist \(\d+, Friday [\d-]+ 09:00\)', printed)
 
 
 def test_the_inspector_command_works_as_it_stands(
     running: Development, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It lists all tools. Its version is exact: for an older Node.js npx would take an older Inspector."""
-    assert re.match(r"npx -y @modelcontextprotocol/inspector@\d+\.\d+\.\d+ ", command_for("npx"))
+    assert re.search(r" npx -y @modelcontextprotocol/inspector@\d+\.\d+\.\d+ ", readme_command())
     monkeypatch.setenv("TASKCHAT_DEV_DIR", str(tmp_path))
     tools = Inspector(running.url).list_tools(client.token(running.url)["mcp_token"])["tools"]
     assert {tool["name"] for tool in tools} == set(proof.TOOLS)
-
-
-@pytest.fixture
-def url(environment: None) -> Iterator[str]:
-    """Serve the chat API with a real HTTP server on this machine."""
-    from chat.app import app
-
-    with serving(app) as address:
-        yield address
-
-
-def test_the_curl_command_works_as_it_stands(alice: Person, url: str) -> None:
-    """A shell with the three variables runs it twice, and gets the same answer."""
-    command, _ = re.findall(r"```sh\n(curl .*?)```", README, re.DOTALL)
-    first, second = (run_in_shell(command, alice, url) for _ in range(2))
-    assert '"response":"Added buy milk' in first
-    assert first == second
-
-
-def test_the_streaming_curl_command_works_as_it_stands(alice: Person, url: str) -> None:
-    """It prints the events, and the program's page about streams names each."""
-    _, command = re.findall(r"```sh\n(curl .*?)```", README, re.DOTALL)
-    printed = re.findall(r"^event: (\w+)$", run_in_shell(command, alice, url), re.MULTILINE)
-    assert (printed[0], printed[-1]) == ("accepted", "finished")
-    assert {"tool_started", "tool_finished", "text"} < set(printed)
-    page = (ROOT / "docs/streaming.md").read_text()
-    assert re.findall(r"^\| `(\w+)` \|", page.partition("## Server-sent")[0], re.MULTILINE) == list(NAMES.values())
-
-
-def run_in_shell(command: str, person: Person, url: str) -> str:
-    """Return what the command prints, with the three variables that the README names."""
-    known = os.environ | {"URL": url, "USER_ID": person.id, "TOKEN": person.token}
-    return subprocess.run(["sh", "-c", command], env=known, capture_output=True, text=True, check=True).stdout  # noqa: S603, S607  # README
 
 
 def test_the_example_answer_has_the_fields_of_a_real_one(alice: Person) -> None:
@@ -217,12 +169,12 @@ def test_the_example_answer_has_the_fields_of_a_real_one(alice: Person) -> None:
     assert set(re.findall(r'"(\w+)":', example)) == fields
 
 
-def test_the_readme_names_every_module() -> None:
-    """The README names each shipped module, and each file that it names exists."""
+def test_every_module_is_named() -> None:
+    """The page about the code names each shipped module, and each file that it names exists."""
     shipped = [*ROOT.glob("functions/*/**/*.py"), *ROOT.glob("shared/taskchat/**/*.py")]
-    missing = {path.name for path in shipped if path.stem != "__init__" and f"`{path.name}`" not in README}
+    missing = {path.name for path in shipped if path.stem != "__init__" and f"`{path.name}`" not in CODE}
     assert missing == set()
-    named = set(re.findall(r"`(\w+\.py)`", README))
+    named = set(re.findall(r"`(\w+\.py)`", CODE))
     assert named <= {path.name for path in [*shipped, *ROOT.glob("tests/*.py"), *ROOT.glob("operations/*.py")]}
 
 
@@ -244,12 +196,74 @@ def test_each_threat_names_tests_that_exist() -> None:
             assert name in defined, f"{file}::{name}"
 
 
+def anchors(document: Path) -> set[str]:
+    """Return the anchors that GitHub makes of the headings. Of two alike, the second one gets a number."""
+    text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
+    headings = [
+        re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in re.findall(r"^#+ (.*)$", text, re.M)
+    ]
+    counts = [headings[:place].count(each) for place, each in enumerate(headings)]
+    return {f"{each}-{count}" if count else each for each, count in zip(headings, counts, strict=True)}
+
+
+def links(document: Path) -> list[tuple[Path, str]]:
+    """Return the file and the anchor of each link to a file of the repository."""
+    text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
+    found = re.findall(r"\]\(<?([^)>]+)>?\)", text) + re.findall(r"^\[[^\]]+\]: (\S+)$", text, re.MULTILINE)
+    found += re.findall(r'(?:src|srcset)="([^"]+)"', text)
+    inside = [link.partition("#") for link in found if "://" not in link]
+    return [((document.parent / file).resolve() if file else document, anchor) for file, _, anchor in inside]
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_have_targets(document: os.PathLike[str]) -> None:
-    """Every relative link in a document leads to a file or a directory."""
-    text = (ROOT / document).read_text()
-    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
-    assert [link for link in links if not ((ROOT / document).parent / link).exists()] == []
+def test_links_have_targets(document: Path) -> None:
+    """Every link within the repository leads to a file or a directory, and an anchor to a heading there."""
+    found = links(document)
+    assert [str(file) for file, _ in found if not file.exists()] == []
+    assert [f"{file.name}#{anchor}" for file, anchor in found if anchor and anchor not in anchors(file)] == []
+
+
+PAGES_OF_DOCS = sorted((ROOT / "docs").glob("*.md"))
+KINDS = ("Tutorial", "How-to", "Reference", "Explanation")
+
+
+@pytest.mark.parametrize("page", PAGES_OF_DOCS, ids=lambda path: path.name)
+def test_a_page_says_for_whom_it_is(page: Path) -> None:
+    """The line below the title does, in italics, and begins with one of the four kinds."""
+    title, empty, line, *_ = page.read_text().splitlines()
+    assert title.startswith("# ")
+    assert (empty, bool(re.match(rf"\*({'|'.join(KINDS)}), for \S.*", line))) == ("", True), line
+
+
+def test_the_index_lists_every_page() -> None:
+    """Under the kind that the page itself names."""
+    index = ROOT / "docs" / "README.md"
+    sections = re.split(r"^## ", index.read_text(), flags=re.MULTILINE)[1:]
+    assert [section.partition("\n")[0] for section in sections] == list(KINDS)
+    for page in set(PAGES_OF_DOCS) - {index}:
+        [kind] = re.findall(r"^\*([\w-]+), for", page.read_text(), re.MULTILINE)[:1]
+        section = sections[KINDS.index(kind)]
+        assert re.search(rf"\]\({re.escape(page.name)}[)#]", section), f"{page.name} is not under {kind}"
+
+
+def test_the_newest_release_is_this_version() -> None:
+    """The list of changes begins with what is not released, and the newest release has its date and its upgrade."""
+    unreleased, newest, *_ = re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)[1:]
+    assert unreleased.startswith("Unreleased\n")
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert re.match(rf"{re.escape(version)} - \d{{4}}-\d\d-\d\d\n\n### Upgrade\n", newest)
+
+
+@pytest.mark.parametrize("form", ["bug", "idea"])
+def test_an_issue_form_asks_each_thing_once(form: str) -> None:
+    """GitHub shows a form only if it has these keys, and each field has an id of its own and a label."""
+    document = yaml.safe_load((ROOT / f".github/ISSUE_TEMPLATE/{form}.yml").read_text())
+    assert document["name"]
+    assert document["description"]
+    fields = [field for field in document["body"] if field["type"] != "markdown"]
+    ids = [field["id"] for field in fields]
+    assert len(set(ids)) == len(ids)
+    assert all(field["attributes"]["label"] for field in fields)
 
 
 def code(document: Path) -> list[str]:

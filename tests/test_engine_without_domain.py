@@ -28,7 +28,7 @@ ENGINE = sorted(
     for folder in ("functions", "shared/taskchat", "migrations")
     for path in (ROOT / folder).rglob("*.py")
     if DOMAIN not in path.parents and path.parent.name != "versions"  # the schema's history holds the domain's tables
-)
+) + sorted((ROOT / "page" / "js").rglob("*.js"))
 
 GENERAL_WORDS = {"description"}
 """Columns of the domain whose names the engine uses for other things: a tool, an argument and a header have one too."""
@@ -36,9 +36,10 @@ GENERAL_WORDS = {"description"}
 NO_DOMAIN_WORDS = re.compile(
     r"from taskchat\.tasks import toolset|from taskchat\.tasks\.routes import router"
     r"|import taskchat\.tasks|taskchat|background tasks?"
+    r"|token\.task( \? \"task\")?"
     r"|asyncio\.(Task|TaskGroup|create_task)|run_loop_task|logging\.logAsyncioTasks|ResponseCompletedEvent|response\.completed|status=\"completed\""
 )
-"""The imports of toolset and router, the name of the package, and terms of frameworks and of the Responses API."""
+"""The imports of toolset and router, the package, and terms of Markdown, of frameworks and of the Responses API."""
 
 
 def domain_words() -> set[str]:

@@ -2,8 +2,10 @@
 
 import ast
 import importlib
+import json
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,12 +13,14 @@ import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
+from dev import node
 from dev.guide import steps
 from dev.guide.steps import Command, File, GuideError
 from tests.conftest import ROOT
 
 STEPS = steps.read()
 FILES = {str(step.path): step.text for step in STEPS if isinstance(step, File)}
+MODULES = [path for path in FILES if path.endswith(".py")]
 COMMANDS = [line for step in STEPS if isinstance(step, Command) for line in step.text.splitlines()]
 DOMAIN = "shared/taskchat/expenses"
 STANDIN = "dev/standin_model/expenses"
@@ -37,21 +41,21 @@ def tracked() -> set[str]:
     return set(listed.stdout.splitlines())
 
 
-@pytest.mark.parametrize("path", FILES)
+@pytest.mark.parametrize("path", MODULES)
 def test_each_file_of_python_is_whole(path: str) -> None:
     """It parses, and it says what it is for."""
     assert ast.get_docstring(ast.parse(FILES[path]))
 
 
-@pytest.mark.parametrize("path", FILES)
+@pytest.mark.parametrize("path", MODULES)
 def test_each_file_imports_names_that_are_there(path: str) -> None:
     """Of the packages of the repository; other files of the guide have the rest."""
-    imports = [node for node in ast.walk(ast.parse(FILES[path])) if isinstance(node, ast.ImportFrom)]
-    for node in imports:
-        module = node.module or ""
+    imports = [found for found in ast.walk(ast.parse(FILES[path])) if isinstance(found, ast.ImportFrom)]
+    for statement in imports:
+        module = statement.module or ""
         if module.split(".")[0] in {"taskchat", "dev", "tests", "migrations"} and ".expenses" not in module:
             there = importlib.import_module(module)
-            assert [alias.name for alias in node.names if not hasattr(there, alias.name)] == [], module
+            assert [alias.name for alias in statement.names if not hasattr(there, alias.name)] == [], module
 
 
 def test_each_file_has_its_directory(tracked: set[str]) -> None:
@@ -73,6 +77,17 @@ def test_commands_name_files_that_are_there(tracked: set[str]) -> None:
         assert named <= there | made, line
 
 
+def test_the_panel_is_a_domain_s_module(tmp_path: Path) -> None:
+    """It parses, and exports what the page needs of one, as the panel of the tasks does."""
+    names = [tmp_path / "expenses.mjs", tmp_path / "tasks.mjs"]
+    names[0].write_text(FILES[f"{DOMAIN}/panel.js"])
+    shutil.copy(ROOT / "shared/taskchat/tasks/panel.js", names[1])
+    for name in names:
+        script = f"console.log(Object.keys(await import({json.dumps(name.as_uri())})).join())"
+        done = node.run([node.program(), "--input-type=module", "-e", script], 60)
+        assert done.stdout.strip() == "concerns,describe,render,suggestions,title", done.stderr
+
+
 def test_the_lines_to_change_are_there() -> None:
     """Each substitution finds its words in each file that it names."""
     substitutions = [shlex.split(line) for line in COMMANDS if line.startswith("perl ")]
@@ -83,10 +98,12 @@ def test_the_lines_to_change_are_there() -> None:
 
 
 def test_no_file_that_stays_imports_what_is_removed(tracked: set[str]) -> None:
-    """In what runs. The tests that the guide leaves to the reader may."""
+    """In what runs. The tests that the guide leaves to the reader may, and the examples of clients."""
     changed = {path for line in COMMANDS if line.startswith("perl ") for path in shlex.split(line)[4:]}
     removed = tuple(line.removeprefix("rm -r ") for line in COMMANDS if line.startswith("rm -r "))
-    stays = {path for path in tracked if path.endswith(".py") and not path.startswith(("tests/", *removed))}
+    stays = {
+        path for path in tracked if path.endswith(".py") and not path.startswith(("tests/", "examples/", *removed))
+    }
     for path in stays - changed - set(FILES):
         assert not re.search(r"^\s*(from|import) \S*\btasks\b", (ROOT / path).read_text(), re.MULTILINE), path
 
@@ -94,6 +111,7 @@ def test_no_file_that_stays_imports_what_is_removed(tracked: set[str]) -> None:
 def test_tools_agree() -> None:
     """The stand-in, its examples and the tests name the tools that there are."""
     assert len(tools()) == 5
+    assert set(re.findall(r"^  (\w+): \[", FILES[f"{DOMAIN}/panel.js"], re.MULTILINE)) == tools()
     for path in (f"{STANDIN}/__init__.py", f"{STANDIN}/sentences.py", EXAMPLE):
         named = set(re.findall(r'"(\w+_expenses?|total_by_month)"', FILES[path]))
         assert named <= tools(), path

@@ -17,6 +17,7 @@ from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
 from taskchat.http.gateway import MARGIN
+from taskchat.version import VERSION
 from testing.callers import AUTH, RESOURCE
 from testing.gateway import Handler, Response, event, invoke, runtime_log
 from tests.conftest import Logs, Person, reset_processes, run, serving
@@ -31,6 +32,7 @@ READ, WRITE = example.toolset.scopes
 ADD = example.call_add("x")
 HANDSHAKE = ["2025-03-26", "2025-06-18", "2025-11-25"]
 STATELESS = "2026-07-28"
+IDENTITY = {"name": example.toolset.name, "version": VERSION}
 METADATA = "/.well-known/oauth-protected-resource"
 
 
@@ -139,15 +141,28 @@ class TestTools:
     """Each protocol version serves the same tools."""
 
     def test_the_tools_are_listed(self, client: McpClient) -> None:
-        """Each has a description, both schemas and its hints, and no parameter for the user."""
+        """Each has a title, a description, both schemas and its hints, and no parameter for the user."""
         tools = client.tools()
         assert {tool["name"] for tool in tools} == TOOLS
+        assert len({tool["title"] for tool in tools} - TOOLS) == len(TOOLS)
         for tool in tools:
             assert tool["description"]
             assert tool["inputSchema"]["additionalProperties"] is False
             assert tool["outputSchema"]["properties"]
             assert tool["annotations"].keys() >= {"readOnlyHint", "destructiveHint", "idempotentHint"}
         assert "user_id" not in json.dumps(tools)
+
+    def test_the_hints_are_true(self, alice: Person) -> None:
+        """Only the list tool does not write, a deletion destroys, and only adding twice does more than adding once."""
+        hints = {tool["name"]: tool["annotations"] for tool in McpClient(alice.mcp_token).tools()}
+        assert hints[example.list_tool]["readOnlyHint"] is True
+        for name in (example.add_tool, example.change_tool, example.rename_tool, example.delete_tool):
+            assert (hints[name]["readOnlyHint"], hints[name]["idempotentHint"]) == (False, name != example.add_tool)
+        assert (hints[example.delete_tool]["destructiveHint"], hints[example.add_tool]["destructiveHint"]) == (
+            True,
+            False,
+        )
+        assert {hint["openWorldHint"] for hint in hints.values()} == {False}
 
     def test_a_failed_call_is_an_error_and_recorded(self, client: McpClient, alice: Person, rows: Rows) -> None:
         """The result is an error with a plain sentence."""
@@ -360,8 +375,8 @@ class TestHandshakeEra:
         assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
         assert "mcp-session-id" not in answer.headers
         assert answer.json["result"]["protocolVersion"] == version
-        assert answer.json["result"]["serverInfo"]["name"] == "taskchat"
-        assert "tools" in answer.json["result"]["capabilities"]
+        assert answer.json["result"]["serverInfo"] == IDENTITY
+        assert answer.json["result"]["capabilities"] == {"tools": {}}
         client = McpClient(alice.mcp_token, version)
         assert client.send({"jsonrpc": "2.0", "method": "notifications/initialized"}).status == 202
         assert {tool["name"] for tool in client.tools()} == TOOLS
@@ -386,11 +401,11 @@ class TestStatelessEra:
         return McpClient(alice.mcp_token, STATELESS)
 
     def test_discovery_names_versions_and_tools(self, client: McpClient) -> None:
-        """The answer also has the server's name."""
+        """The answer also has the server's name and version, and the tools are the only capability."""
         result = client.result("server/discover")
         assert result["supportedVersions"] == [STATELESS]
-        assert "tools" in result["capabilities"]
-        assert result["_meta"]["io.modelcontextprotocol/serverInfo"]["name"] == "taskchat"
+        assert result["capabilities"] == {"tools": {}}
+        assert result["_meta"]["io.modelcontextprotocol/serverInfo"] == IDENTITY
 
     def test_the_first_request_may_be_a_call(self, client: McpClient) -> None:
         """No other request need precede it."""

@@ -247,7 +247,7 @@ def plain(model: StandIn, client: OpenAI) -> Way:
 def test_responses_have_the_shape_of_the_real_api(model: StandIn, client: OpenAI) -> None:
     """Each response and each event has the fields that the SDK's types require, with allowed values."""
     event = TypeAdapter[Any](ResponseStreamEvent)
-    for message in (ADD_TWO, "hello", "simulate refusal", "simulate length", "simulate content filter"):
+    for message in (ADD_TWO, "hello", "stand-in: refusal", "stand-in: length", "stand-in: content filter"):
         body = {"model": "any", "input": message, "tools": [{"type": "function", "strict": False} | FUNCTIONS[0]]}
         body["include"] = ["reasoning.encrypted_content"]
         Response.model_validate_json(_raw(client, "/responses", body))
@@ -257,7 +257,7 @@ def test_responses_have_the_shape_of_the_real_api(model: StandIn, client: OpenAI
 
 def test_completions_have_the_shape_of_the_real_api(model: StandIn, client: OpenAI) -> None:
     """Each completion and each chunk does too. The stream ends with [DONE]."""
-    for message in (ADD_TWO, "hello", "simulate refusal", "simulate length", "simulate content filter"):
+    for message in (ADD_TWO, "hello", "stand-in: refusal", "stand-in: length", "stand-in: content filter"):
         body: Json = {"model": "any", "tools": [{"type": "function", "function": FUNCTIONS[0]}]}
         ChatCompletion.model_validate_json(_raw(client, "/chat/completions", body | _asking(message)))
         *chunks, done = _events(_raw(client, "/chat/completions", body | _asking(f"{message}!") | {"stream": True}))
@@ -876,7 +876,7 @@ def test_an_unknown_fault_is_refused(model: StandIn) -> None:
         model.fault("rate_limit", retry=1)
 
 
-@pytest.mark.parametrize("message", ["simulate rate_limit", f"{ADD}, then simulate rate limit."])
+@pytest.mark.parametrize("message", ["stand-in: rate_limit once", f"{ADD}, then stand-in: rate limit once."])
 def test_a_message_can_ask_for_a_fault(message: str, way: Way) -> None:
     """The fault happens once: the retry succeeds, and the next such message fails again."""
     for _ in range(2):
@@ -885,17 +885,47 @@ def test_a_message_can_ask_for_a_fault(message: str, way: Way) -> None:
         way.ask(message)
 
 
-def test_a_simulated_fault_happens_once_in_a_turn(way: Way) -> None:
+def test_a_fault_of_a_message_makes_the_turn_fail(way: Way) -> None:
+    """taskchat makes three requests for one call of the model. The next request is a person's retry."""
+    for _ in range(3):
+        with pytest.raises(openai.InternalServerError):
+            way.ask(f"{ADD}, then stand-in: fail 502")
+    assert way.ask(f"{ADD}, then stand-in: fail 502").calls
+
+
+def test_a_fault_of_a_message_can_wait_for_the_calls(way: Way) -> None:
+    """They take effect before the turn fails."""
+    history: Items = []
+    with pytest.raises(openai.RateLimitError):
+        run_turn(way, history, f"{ADD} and stand-in: rate limit at the end", Tools())
+    assert [item["name"] for item in history if item.get("type") == "function_call"] == [example.add_tool]
+
+
+def test_a_fault_of_a_message_takes_a_number(plain: Way, model: StandIn) -> None:
+    """Seconds or milliseconds, as the fault has them."""
+    with pytest.raises(openai.RateLimitError) as raised:
+        plain.ask("stand-in: rate limit 50 s")
+    assert raised.value.response.headers["retry-after"] == "50"
+    assert plain.ask("stand-in: slow 0 s").text == "Simulated slow."
+    assert [record["fault"] for record in model.requests("slow")] == ["slow"]
+
+
+def test_a_fault_of_a_message_happens_once_in_a_turn(way: Way) -> None:
     """The rest of the message is answered."""
-    rounds, text = run_turn(way, [], f"{ADD} and simulate unknown tool", Tools())
+    rounds, text = run_turn(way, [], f"{ADD} and stand-in: unknown tool", Tools())
     assert rounds == [["drop_tables"], [example.add_tool]]
     assert text.endswith("Simulated unknown_tool.")
 
 
-def test_a_simulated_drip_lasts_for_the_turn(way: Way, model: StandIn) -> None:
+def test_a_drip_of_a_message_lasts_for_the_turn(way: Way, model: StandIn) -> None:
     """A person sees how the text comes, which is in the last answer."""
-    run_turn(way, [], f"{ADD} and simulate drip", Tools())
+    run_turn(way, [], f"{ADD} and stand-in: drip", Tools())
     assert [record["fault"] for record in model.requests()] == ["drip", "drip"]
+
+
+def test_an_unknown_fault_of_a_message_is_reported(plain: Way) -> None:
+    """The answer says so."""
+    assert plain.ask("stand-in: explode").text == "I know no such fault: stand-in: explode."
 
 
 # The server

@@ -221,6 +221,9 @@ def test_no_other_resource_type_is_deployed(resources: Resource) -> None:
         "ApiGatewayV2::DomainName",
         "ApiGatewayV2::Stage",
         "Budgets::Budget",
+        "CloudFront::Distribution",
+        "CloudFront::OriginAccessControl",
+        "CloudFront::ResponseHeadersPolicy",
         "CloudWatch::Alarm",
         "CloudWatch::Dashboard",
         "CodeDeploy::Application",
@@ -238,6 +241,8 @@ def test_no_other_resource_type_is_deployed(resources: Resource) -> None:
         "Logs::LogGroup",
         "Logs::QueryDefinition",
         "Route53::RecordSet",
+        "S3::Bucket",
+        "S3::BucketPolicy",
         "SNS::Topic",
         "SNS::TopicPolicy",
     }

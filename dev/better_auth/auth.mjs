@@ -7,6 +7,7 @@ import pg from "pg";
 const url = process.env.BETTER_AUTH_URL; // an origin, without a slash at its end: taskchat's AUTH_ISSUER and AUTH_AUDIENCE
 const resource = process.env.MCP_RESOURCE_URL; // the same value as taskchat's
 const taskchat = process.env.TASKCHAT_URL; // the origin that serves taskchat, without a slash at its end
+const page = process.env.PAGE_URL; // the origin of the chat page, if there is one
 
 async function eraseFromTaskchat(user) {
   const payload = { sub: user.id, iat: Math.floor(Date.now() / 1000) }; // signJWT adds no iat, and taskchat wants one
@@ -23,6 +24,7 @@ export const auth = betterAuth({
   baseURL: url,
   secret: process.env.BETTER_AUTH_SECRET,
   database: new pg.Pool({ connectionString: process.env.BETTER_AUTH_DATABASE_URL }),
+  trustedOrigins: page ? [page] : [],
   emailAndPassword: { enabled: true },
   user: { deleteUser: { enabled: true, beforeDelete: eraseFromTaskchat } }, // if it throws, the account stays
   plugins: [

@@ -37,9 +37,9 @@ FOREIGN: Final = frozenset(
 ENGINE: Final = (
     ".venv/bin/pytest -q -n 2 --dist loadfile --no-loadscope-reorder "
     "tests/test_crash.py tests/test_limits.py tests/test_one_key.py tests/test_conversations.py "
-    "tests/test_personal_data.py "
+    "tests/test_personal_data.py tests/test_page_deployment.py "
     '-k "test_limits or test_one_key or Zombie or (any_point and pooled-responses-statement) or test_conversations '
-    'or (test_personal_data and (TestExport or TestSchema or TestErasure))"'
+    'or (test_personal_data and (TestExport or TestSchema or TestErasure)) or TestBundle"'
 )
 """The tests of the engine that the guide itself does not run. Of the crash points those of the usual run."""
 

@@ -6,8 +6,9 @@ import secrets
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import date
+from datetime import datetime
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 Json = dict[str, Any]
 
@@ -64,10 +65,12 @@ class Turn:
     """The first context line of the message; a user may write further ones."""
 
     @property
-    def today(self) -> date | None:
-        """The user's day, if the context line has one."""
-        found = re.search(r"\d{4}-\d{2}-\d{2}", self.context)
-        return date.fromisoformat(found[0]) if found else None
+    def now(self) -> datetime | None:
+        """The user's day and time, if the context line has a day."""
+        found = re.search(r"(\d{4}-\d\d-\d\d)(?: (\d\d:\d\d))?(?:, ([\w/+-]+))?", self.context)
+        if found is None:
+            return None
+        return datetime.fromisoformat(f"{found[1]} {found[2] or '00:00'}").replace(tzinfo=_zone(found[3]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,14 @@ class Conversation:
     def unanswered(self) -> list[str]:
         """Return the ids of the calls that have no output yet."""
         return [call_id for call_id, waiting in self._unanswered.items() if waiting]
+
+
+def _zone(name: str | None) -> ZoneInfo:
+    """Return the time zone with this name. UTC stands for an unknown one."""
+    try:
+        return ZoneInfo(name or "UTC")
+    except (ZoneInfoNotFoundError, ValueError):
+        return ZoneInfo("UTC")
 
 
 def words(text: str) -> list[str]:

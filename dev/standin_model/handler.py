@@ -57,7 +57,7 @@ class Handler:
         record["body"] = body = parse(await request.body())
         conversation = wire.read(body)
         record["message"] = conversation.turn.message
-        fault = self.faults.take(conversation)
+        fault = self.faults.take(conversation, is_streamed=bool(body.get("stream")))
         record["fault"] = fault and fault.name
         if fault and (response := await self._fail_early(fault, request)):
             return response

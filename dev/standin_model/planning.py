@@ -14,12 +14,14 @@ from .domain import domain
 from .script import NOT_UNDERSTOOD, Ask, Outcome, Result, Trouble, Wish, enumerate_names
 
 RETRY = re.compile(r"\bmake the call once more\b", re.IGNORECASE)  # a failed call that asks for this counts as not made
+ECHOES = 2  # parts of a message that an answer repeats because they were not understood
 Key = tuple[str, str]
 
 
 def next_answer(conversation: Conversation) -> Answer:
     """Return the calls that are still missing, or the final text."""
-    runs = [ScriptRun(wish, conversation) for wish in domain.understand(conversation.turn.message)]
+    wishes = domain.understand(conversation.turn.message)
+    runs = [ScriptRun(wish, conversation) for wish in [w for w in wishes if not w.is_talk] or wishes[:1]]
     results = Results(conversation)
     while waiting := [run for run in runs if run.asks]:
         together = _first_in_parallel(waiting)
@@ -129,7 +131,9 @@ def _key(tool: str, arguments: Json) -> Key:
 def _compose(outcomes: list[Outcome]) -> str:
     sentences: list[str] = []
     for verb, same in itertools.groupby(outcomes, key=lambda outcome: outcome.verb):
-        details = [outcome.detail for outcome in same]
+        details = [outcome.detail for outcome in same if outcome.detail]
+        if verb == NOT_UNDERSTOOD and len(details) > ECHOES:
+            details = [*details[:ECHOES], f"{len(details) - ECHOES} more"]
         sentences += [f"{verb} {enumerate_names(details)}."] if verb else details
-    needs_help = not outcomes or any(outcome.verb == NOT_UNDERSTOOD for outcome in outcomes)
+    needs_help = not outcomes or any(outcome.needs_help for outcome in outcomes)
     return " ".join(sentences + [domain.help] * needs_help)

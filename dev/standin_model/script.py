@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from .conversation import Conversation, Json, Turn
-from .faults import simulated_fault
+from .faults import AskedFault
 
 NOT_UNDERSTOOD = "I did not understand"
+HELLO = "Hello."
+WELCOME = "You are welcome."
 ECHO_LENGTH = 60  # characters of the user's message that an answer repeats
 
 
@@ -53,6 +55,8 @@ class Outcome:
 
     detail: str
     verb: str = ""
+    needs_help: bool = False
+    """The answer ends with the domain's help."""
 
 
 Script = Generator[list[Ask], Any, list[Outcome]]
@@ -61,10 +65,13 @@ Steps = Generator[list[Ask], Any, list[Json]]
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """Holds one thing that a message asks for, and starts its script. A `tells` wish waits for all wishes before it."""
+    """Holds one thing that a message asks for, and starts its script."""
 
     start: Callable[[Conversation], Script]
     tells: bool = False
+    """The script waits for all wishes before it."""
+    is_talk: bool = False
+    """The wish counts only in a message without any other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +128,28 @@ def say(outcome: Outcome) -> Script:
 
 def unclear(text: str) -> Wish:
     """Return the wish for a text that was not understood."""
-    return Wish(lambda _: say(Outcome(f"\u201c{short(text)}\u201d", NOT_UNDERSTOOD)))
+    return Wish(lambda _: say(not_understood(text)))
+
+
+def not_understood(text: str) -> Outcome:
+    """Return the outcome for a text that was not understood."""
+    return Outcome(f"\u201c{short(text)}\u201d", NOT_UNDERSTOOD, needs_help=True)
 
 
 def any_domain(clause: str) -> Wish | None:
-    """Return the wish of a clause that means the same in every domain: to recall, or to simulate a fault."""
+    """Return the wish of a clause that means the same in every domain: to talk, to recall, or to fail."""
+    for pattern, text in _SMALL_TALK:
+        if pattern.fullmatch(clause):
+            return talk(text)
     for pattern, make in _ANY_DOMAIN:
         if pattern.fullmatch(clause):
             return make(clause)
     return None
+
+
+def talk(text: str) -> Wish:
+    """Return the wish for small talk. The answer to a greeting, or to a question about the model, has the help."""
+    return Wish(lambda _: say(Outcome(text, needs_help=text in ("", HELLO))), is_talk=True)
 
 
 def recall_message() -> Wish:
@@ -142,25 +162,47 @@ def recall_tools() -> Wish:
     return Wish(lambda conversation: say(Outcome(_tools_used(conversation.turns[:-1]))))
 
 
-def simulate(message: str) -> Wish:
-    """Return the wish to report a simulated fault: the request was answered with it before this runs."""
-    return Wish(lambda _: say(Outcome(_simulated(message))))
+def tell_time() -> Wish:
+    """Return the wish to repeat the day and the time in the context line."""
+    return Wish(lambda conversation: say(Outcome(_time(conversation.turn))))
 
 
-_ANY_DOMAIN: Final[tuple[tuple[re.Pattern[str], Callable[[str], Wish]], ...]] = (
-    (re.compile(r"what did i (?:just )?(?:say|write|ask)\b.*", re.IGNORECASE | re.DOTALL), lambda _: recall_message()),
-    (re.compile(r"(?:which|what) tools (?:did|have) you use.*", re.IGNORECASE | re.DOTALL), lambda _: recall_tools()),
-    (re.compile(r"simulate .+", re.IGNORECASE | re.DOTALL), simulate),
+def fail(message: str) -> Wish:
+    """Return the wish to report the fault that the message asks for: it has happened before this runs."""
+    asked = AskedFault.find(message)
+    text = f"Simulated {asked.name}." if asked else f"I know no such fault: {short(message)}."
+    return Wish(lambda _: say(Outcome(text)))
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    return re.compile(text, re.IGNORECASE | re.DOTALL)
+
+
+_SMALL_TALK: Final = (
+    (_pattern(r"(?:hi|hello|hey|hiya|howdy|yo|good (?:morning|afternoon|evening|day))(?: there| again)?"), HELLO),
+    (_pattern(r"how (?:are you|is it going)\b.*|(?:who|what) are you\b.*|are you .*"), ""),
+    (_pattern(r"what(?: is|'s) (?:this|your name)|how does (?:this|it) work|(?:please )?help(?: me)?"), ""),
+    (_pattern(r"what (?:can|do|could) (?:you|i) (?:do|say|ask|understand)\b.*"), ""),
+    (_pattern(r"(?:many )?(?:thanks|thank you|thx|cheers)(?: (?:so|very) much| a lot| again| for .*)?"), WELCOME),
+    (_pattern(r"(?:that(?:'s| is| was) )?(?:great|perfect|nice|awesome|brilliant|good job|well done)"), WELCOME),
+    (_pattern(r"ok(?:ay)?|fine|cool|sure|yes|yep|no|nope|never ?mind|forget it|nothing|all good|not now"), "Fine."),
+    (_pattern(r"(?:good)?bye(?: bye)?|see you.*|good night"), "Goodbye."),
 )
+"""Clauses and their answers. After an empty one and after a greeting comes the domain's help."""
+_ANY_DOMAIN: Final[tuple[tuple[re.Pattern[str], Callable[[str], Wish]], ...]] = (
+    (_pattern(r"what did i (?:just )?(?:say|write|ask)\b.*"), lambda _: recall_message()),
+    (_pattern(r"(?:which|what) tools (?:did|have) you use.*"), lambda _: recall_tools()),
+    (_pattern(r"what(?:'s| is)? (?:the )?(?:time|date|day)(?: is it)?(?: today| now)?"), lambda _: tell_time()),
+    (_pattern(r"stand-in: ?.+"), fail),
+)
+
+
+def _time(turn: Turn) -> str:
+    return f"It is {turn.now:%Y-%m-%d %H:%M}." if turn.now else "The request does not say."
 
 
 def _last_said(earlier: list[Turn]) -> str:
     return f"You said: {earlier[-1].message}" if earlier else "You said nothing before this."
-
-
-def _simulated(message: str) -> str:
-    name = simulated_fault(message)
-    return f"Simulated {name}." if name else f"I know no such fault: {short(message)}."
 
 
 def _tools_used(turns: Iterable[Turn]) -> str:

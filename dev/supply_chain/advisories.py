@@ -21,10 +21,20 @@ LOCKS: Final = (
     "requirements-dev.txt",
     "requirements-sam.txt",
     "requirements-audit.txt",
+    "requirements-clients.txt",
     "requirements-template.txt",
     "requirements-uv.txt",
 )
-NPM: Final = ("dev/better_auth", "dev/clients", "dev/conformance")
+NPM: Final = (
+    "dev/better_auth",
+    "dev/chromium",
+    "dev/clients",
+    "dev/conformance",
+    "dev/examples/tools",
+    "examples/assistant-ui",
+    "examples/typescript",
+    "examples/usechat",
+)
 """The directories with a package.json."""
 SERVICES: Final = ("pypi", "osv")
 VULNERABLE: Final = "jinja2==2.10"

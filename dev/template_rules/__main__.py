@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dev import state
-from dev.template_rules.transformed import template, translate
+from dev.template_rules.transformed import Resource, template, translate
 
 EXCEPTIONS: Final = Path(__file__).with_name("exceptions.toml")
 LEAST_CHECKS: Final = 50
@@ -32,7 +32,7 @@ def main(programs: Path) -> int:
     """Run the tools in the directory `programs`. The exit code is 1 if there is a finding without an exception."""
     written, transformed = state.ROOT / "template.yaml", state.ROOT / ".dev" / "template.json"
     transformed.parent.mkdir(exist_ok=True)
-    transformed.write_text(json.dumps(translate(template()), indent=1))
+    transformed.write_text(json.dumps(_with_page(translate(template())), indent=1))
     files = (written, transformed)
     try:
         found = lint(programs / "cfn-lint", files) | scan(programs / "checkov", files)
@@ -45,6 +45,12 @@ def main(programs: Path) -> int:
     for failure in failures:
         print(f"FAILED: {failure}", file=sys.stderr)
     return int(bool(failures))
+
+
+def _with_page(document: Resource) -> Resource:
+    """Return the template with its page switched on: checkov drops a resource whose condition is false by default."""
+    document["Parameters"]["Page"]["Default"] = "enabled"
+    return document
 
 
 def judge(found: Findings, exceptions: Iterable[Mapping[str, Any]]) -> list[str]:

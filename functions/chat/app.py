@@ -8,17 +8,24 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cached_property
-from typing import Final
+from typing import Annotated, Final
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from chat import conversation_routes, personal_data_routes
 from chat.agent import ChatAgent
-from chat.openapi import CHAT_REQUEST, CHAT_RESPONSES, DATA_RESPONSES, RESUME_RESPONSES, DescribedApi
+from chat.openapi import (
+    CHAT_REQUEST,
+    CHAT_RESPONSES,
+    DATA_RESPONSES,
+    HEALTH_RESPONSES,
+    RESUME_RESPONSES,
+    DescribedApi,
+    operation_id,
+)
 from chat.running import RunningTurns, TurnResult
 from chat.schemas import ChatResponse, Health
 from chat.stream.ai_sdk import AiSdkEncoder
@@ -42,6 +49,7 @@ from taskchat.limits import Limits
 from taskchat.process import Process, run_concurrently, start
 from taskchat.tasks import toolset
 from taskchat.tasks.routes import router as domain_routes
+from taskchat.version import VERSION
 
 
 class ChatProcess(Process):
@@ -81,10 +89,18 @@ class ChatProcess(Process):
 
 
 router: Final = APIRouter()
+ChatId = Annotated[str, Path(description="The id of the chat, which is the conversation's id or stands for it.")]
 
 
-@router.post(f"{PERSON_PATH}/chat", response_model=ChatResponse, responses=CHAT_RESPONSES, openapi_extra=CHAT_REQUEST)
-async def chat(caller: Caller, request: Request, response: Response) -> ChatResponse | Response:
+@router.post(
+    f"{PERSON_PATH}/chat",
+    response_model=ChatResponse,
+    summary="Send a message",
+    tags=["chat"],
+    responses=CHAT_RESPONSES,
+    openapi_extra=CHAT_REQUEST,
+)
+async def send_message(caller: Caller, request: Request, response: Response) -> ChatResponse | Response:
     """Do what the message asks for. Return the reply, and each tool call of the turn, or stream them as they come."""
     asked = await read_asked(request, caller.user_id)
     turn_id, turns = turn_id_for(caller.user_id, asked.key), request.app.state.process.turns
@@ -97,8 +113,14 @@ async def chat(caller: Caller, request: Request, response: Response) -> ChatResp
     return result.response
 
 
-@router.get(f"{PERSON_PATH}/chat/{{id}}/stream", response_class=Response, responses=RESUME_RESPONSES)
-async def resume_stream(caller: Caller, id: str, request: Request, _query: NoQuery) -> Response:
+@router.get(
+    f"{PERSON_PATH}/chat/{{id}}/stream",
+    response_class=Response,
+    summary="Resume a turn",
+    tags=["chat"],
+    responses=RESUME_RESPONSES,
+)
+async def resume_turn(caller: Caller, id: ChatId, request: Request, _query: NoQuery) -> Response:
     """Return the events of the turn that runs in the conversation, from the first one, or 204 if none runs."""
     conversation_id = conversation_id_of(caller.user_id, id)
     with caller.transaction() as session:
@@ -110,8 +132,8 @@ async def resume_stream(caller: Caller, id: str, request: Request, _query: NoQue
     return EventResponse(feed, AiSdkEncoder())
 
 
-@router.get("/health")
-async def health() -> Health:
+@router.get("/health", summary="Check health", tags=["health"], responses=HEALTH_RESPONSES)
+async def check_health() -> Health:
     """Return 200 while the process answers. It needs no token and no database, which a scanner would keep awake."""
     return Health(status="ok")
 
@@ -131,10 +153,12 @@ def create_app(process: ChatProcess) -> DescribedApi:
     """Return the chat API. Nothing is opened before a request needs it."""
     app = DescribedApi(
         title="taskchat",
+        version=VERSION,
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=operation_id,
         middleware=[Middleware(answer_safely), Middleware(limit_body, max_bytes=MAX_CLIENT_LIST)],
         exception_handlers={
             HTTPException: answer_routing_error,
@@ -146,12 +170,8 @@ def create_app(process: ChatProcess) -> DescribedApi:
     app.state.process = process
     app.include_router(router)
     for routes in DATA_ROUTERS:
-        app.include_router(routes, prefix=PERSON_PATH, responses=DATA_RESPONSES, generate_unique_id_function=_name_of)
+        app.include_router(routes, prefix=PERSON_PATH, responses=DATA_RESPONSES)
     return app
-
-
-def _name_of(route: APIRoute) -> str:
-    return route.name
 
 
 process: Final = ChatProcess(toolset)

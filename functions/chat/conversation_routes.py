@@ -7,7 +7,7 @@ from uuid import UUID
 from aws_lambda_powertools import Logger
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
-from chat.openapi import BODY_RESPONSES, BUSY_RESPONSE, answers_with, body_of
+from chat.openapi import BODY_RESPONSES, BUSY_RESPONSE, CALL_EXAMPLE, answers_with, body_of
 from chat.schemas import ConversationPage, ConversationView, ConversationWithTurns, Renaming, TurnView, view_calls
 from taskchat import cursor, measures
 from taskchat.conversations import deletion
@@ -27,30 +27,23 @@ _CONVERSATION: Final[dict[str, Any]] = {
     "updated_at": "2026-11-23T08:00:03.000000Z",
     "running": False,
 }
-_CALL: Final = {
-    "call_id": "call_5f0c",
-    "tool": "add_item",
-    "arguments": {"text": "buy milk"},
-    "outcome": "ok",
-    "result": {"id": 1, "text": "buy milk"},
-    "duration_ms": 3.1,
-}
 _TURN: Final = {
     "turn_id": "3d1c2b4a-7e8f-4a6b-8c9d-0e1f2a3b4c5d",
     "status": "done",
     "message": "Add buy milk",
     "response": "Added buy milk.",
-    "tool_calls": [_CALL],
+    "tool_calls": [CALL_EXAMPLE],
     "created_at": "2026-11-23T08:00:00.000000Z",
     "finished_at": "2026-11-23T08:00:03.000000Z",
 }
 
 logger = Logger()
-router: Final = APIRouter(prefix="/conversations")
+router: Final = APIRouter(prefix="/conversations", tags=["conversations"])
 
 
 async def _parse_id(
-    _caller: Caller, conversation_id: Annotated[str, Path(json_schema_extra={"format": "uuid"})]
+    _caller: Caller,
+    conversation_id: Annotated[str, Path(description="The conversation's id.", json_schema_extra={"format": "uuid"})],
 ) -> UUID:
     """Return the id in the path. Raises NotFound for any text but an id as the list shows it."""
     try:
@@ -95,7 +88,7 @@ async def list_conversations(caller: Caller, page: Page) -> ConversationPage:
         _CONVERSATION | {"turns": [_TURN], "next_cursor": cursor.write(0)},
     ),
 )
-async def read_conversation(caller: Caller, conversation_id: ConversationId, page: Page) -> ConversationWithTurns:
+async def get_conversation(caller: Caller, conversation_id: ConversationId, page: Page) -> ConversationWithTurns:
     """Return the conversation and its turns, newest first."""
     with caller.transaction() as session:
         row, found = read_turns(session, caller.user_id, conversation_id, page.cursor, page.limit)

@@ -20,7 +20,7 @@ from taskchat.personal_data.erasure import Erasure, end_leases
 CONFIRMATION: Final = "erase"
 """Value of the header Confirm. No link, form or mistaken request can send it."""
 
-router: Final = APIRouter()
+router: Final = APIRouter(tags=["personal data"])
 logger = Logger()
 
 
@@ -39,7 +39,7 @@ class ExportPage(BaseModel):
     next_cursor: str | None = Field(description="Null on the last page.")
 
 
-@router.get("/export", response_model=ExportPage, responses=EXPORT_RESPONSES)
+@router.get("/export", response_model=ExportPage, summary="Export a page of data", responses=EXPORT_RESPONSES)
 async def export_data(caller: Caller, query: Annotated[ExportQuery, Query()]) -> Response:
     """Return a page of everything that is stored of the person: at most 1,000 rows and 1 MiB, and at least one row."""
     with caller.transaction() as session:
@@ -47,8 +47,10 @@ async def export_data(caller: Caller, query: Annotated[ExportQuery, Query()]) ->
     return Response(page, media_type=JSON)
 
 
-@router.delete("", status_code=204, responses=ERASURE_RESPONSES, openapi_extra=ERASURE_REQUEST)
-async def erase(
+@router.delete(
+    "", status_code=204, summary="Erase all data", responses=ERASURE_RESPONSES, openapi_extra=ERASURE_REQUEST
+)
+async def erase_data(
     caller: Caller,
     request: Request,
     _query: NoQuery,

@@ -132,35 +132,8 @@ class Health(BaseModel):
     status: Literal["ok"]
 
 
-class Problem(BaseModel):
-    """An error (RFC 9457). `type` is stable. No text in it comes from an exception or from the request."""
-
-    type: Annotated[str, StringConstraints(pattern="^urn:taskchat:problem:")]
-    title: str
-    status: int
-    detail: str = ""
-
-
 class Fault(BaseModel):
     """A field at fault and the reason, without the field's value."""
 
     field: str
     message: str
-
-
-class FieldProblem(Problem):
-    """A request that does not fit the contract, with the fields at fault if there are any."""
-
-    fields: list[Fault] = []
-
-
-class TurnProblem(Problem):
-    """A turn that began and was interrupted, with its tool calls."""
-
-    conversation_id: UUID | None = None
-    turn_id: UUID | None = None
-    tool_calls: list[ToolCallView] | None = Field(
-        default=None,
-        description="Left out if no turn began, or if the database could not tell which calls took effect. "
-        "The same request with its Idempotency-Key continues after those that did.",
-    )

@@ -81,7 +81,7 @@ def check_model(deployment: Deployment) -> str:
     if not called:
         raise Wrong(
             f"{settings.model} answers through {settings.model_api}, but calls no tool",
-            "set ReasoningEffort=none, or ModelApi=responses: some models call tools only so (README, Deploy)",
+            "set ReasoningEffort=none, or ModelApi=responses: some models call tools only so (docs/settings.md)",
         )
     return f"{settings.model} calls tools through {settings.model_api}, in {time.monotonic() - began:.1f} s"
 

@@ -62,7 +62,7 @@ def check_settings(deployment: Deployment) -> str:
     values = deployment.values
     key = () if values.get("OPENAI_BASE_URL") else ("OPENAI_API_KEY",)  # a model of one's own may need no key
     if missing := [name for name in (*REQUIRED, *key) if not values.get(name)]:
-        raise Wrong(f"{', '.join(missing)} not set", "set them in samconfig.toml or in the secret (README, Deploy)")
+        raise Wrong(f"{', '.join(missing)} not set", "set them in samconfig.toml or in the secret (docs/deploy.md)")
     if not values.get("AUTH_JWKS_URL") and not values.get("AUTH_JWKS_JSON"):
         raise Wrong("neither AUTH_JWKS_URL nor AUTH_JWKS_JSON is set", "set AuthJwksUrl in samconfig.toml")
     try:

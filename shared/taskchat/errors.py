@@ -7,7 +7,10 @@ from typing import Any, ClassVar
 
 
 class TaskchatError(Exception):
-    """Base of all expected errors. `slug` ends the problem type's URI, and its meaning never changes."""
+    """Base of all expected errors. `slug` ends the problem type's URI, and its meaning never changes.
+
+    Raised for an unexpected error: a bug, or a wrong setting. A retry of the same request is safe, and seldom helps.
+    """
 
     status: ClassVar[int] = 500
     slug: ClassVar[str] = "internal"
@@ -36,7 +39,7 @@ class NotJson(TaskchatError, status=400, slug="not-json", title="The body is not
 
 
 class Unauthenticated(TaskchatError, status=401, slug="unauthenticated", title="A valid bearer token is needed."):
-    """Raised when there is no token, or an invalid one."""
+    """Raised when there is no token, or an invalid one. A retry of the same request helps with a new token."""
 
 
 class Forbidden(TaskchatError, status=403, slug="forbidden", title="This path belongs to another user."):
@@ -48,7 +51,7 @@ class OriginRefused(TaskchatError, status=403, slug="origin-refused", title="Pag
 
 
 class NotFound(TaskchatError, status=404, slug="not-found", title="There is nothing here."):
-    """Raised for an unknown path and for a conversation of another user: the client cannot tell the two apart."""
+    """Raised for an unknown path, or a conversation of another user: the client cannot tell the two apart."""
 
 
 class MethodNotAllowed(TaskchatError, status=405, slug="method-not-allowed", title="This method is not allowed here."):
@@ -64,7 +67,10 @@ class NotAcceptable(
 class TurnInProgress(
     TaskchatError, status=409, slug="turn-in-progress", title="A turn is still running in this conversation."
 ):
-    """Raised when another turn holds the lease of the conversation."""
+    """Raised when another turn holds the lease of the conversation.
+
+    A retry of the same request helps after `Retry-After`.
+    """
 
 
 class BodyTooLarge(TaskchatError, status=413, slug="body-too-large", title="The body is larger than 32 KiB."):
@@ -93,29 +99,41 @@ class InvalidInput(TaskchatError, status=422, slug="invalid-input", title="The r
 class KeyReused(
     TaskchatError, status=422, slug="idempotency-key-reused", title="This Idempotency-Key was used for another request."
 ):
-    """Raised when an Idempotency-Key is used again with another body."""
+    """Raised when an Idempotency-Key is used again with another body. A retry helps with a new key."""
 
 
 class ConfirmationRequired(
     TaskchatError, status=428, slug="confirmation-required", title="Send the header Confirm: erase."
 ):
-    """Raised when a request that cannot be undone does not say that it is meant."""
+    """Raised when a request that cannot be undone does not say that it is meant. A retry helps with that header."""
 
 
 class TooManyRequests(TaskchatError, status=429, slug="too-many-requests", title="This user has reached a limit."):
-    """Raised when a user has reached a limit. `retry_after` says when it ends."""
+    """Raised when a user has reached a limit. `Retry-After` says when it ends.
+
+    A retry of the same request helps after `Retry-After`.
+    """
 
 
 class ModelFailed(TaskchatError, status=502, slug="model-failed", title="The model failed to answer."):
-    """Raised when the model gave no usable answer. The turn is kept, with the tool calls that took effect."""
+    """Raised when the model gave no usable answer. The turn is kept, with the tool calls that took effect.
+
+    A retry of the same request goes on with the turn: after `Retry-After`, if the model sent one.
+    """
 
 
 class Unavailable(TaskchatError, status=503, slug="unavailable", title="The service is not available right now."):
-    """Base of temporary errors: a service that this one needs cannot be reached."""
+    """Base of temporary errors: a service that this one needs cannot be reached.
+
+    Raised when the server stops during a turn. A retry of the same request goes on with the turn, after `Retry-After`.
+    """
 
 
 class DatabaseUnavailable(Unavailable, slug="database-unavailable", title="The database cannot be reached right now."):
-    """Raised when the database cannot be reached, or cancelled a statement."""
+    """Raised when the database cannot be reached, or cancelled a statement.
+
+    A retry of the same request helps after `Retry-After`, and goes on with a turn that had begun.
+    """
 
 
 class CommitOutcomeUnknown(DatabaseUnavailable):
@@ -123,11 +141,17 @@ class CommitOutcomeUnknown(DatabaseUnavailable):
 
 
 class KeySetUnavailable(Unavailable, slug="key-set-unavailable", title="Tokens cannot be verified right now."):
-    """Raised when a token cannot be verified because the key set cannot be fetched."""
+    """Raised when a token cannot be verified because the key set cannot be fetched.
+
+    A retry of the same request helps after `Retry-After`.
+    """
 
 
 class OutOfTime(TaskchatError, status=504, slug="out-of-time", title="The answer took too long."):
-    """Raised when the deadline of the request passes. The turn is kept, with the tool calls that took effect."""
+    """Raised when the deadline of the request passes. The turn is kept, with the tool calls that took effect.
+
+    A retry of the same request goes on with the turn at once.
+    """
 
 
 class ToolFailure(TaskchatError, slug="tool-failure", title="The tool could not do that."):

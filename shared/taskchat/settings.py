@@ -44,12 +44,16 @@ class Settings(_Environment):
     """Pooled endpoint, runtime role. Neon's connection string works as copied."""
 
     openai_api_key: SecretStr = SecretStr("")
+    """The key of the model's provider."""
     openai_base_url: str | None = None
+    """Another provider's address with an API like OpenAI's. None: OpenAI's own."""
     model: str = "gpt-6-luna"
-    """With the Chat Completions API, OpenAI's current models call functions only if they do not reason."""
+    """The model's name."""
     model_fallback: str | None = None
-    """Tried once, at the same address, when MODEL is down."""
+    """A model at the same address, called once when MODEL is down."""
     model_api: Literal["responses", "chat_completions"] = "responses"
+    """The API of the provider. With `chat_completions`, OpenAI's current models call functions only if they do not
+    reason: set REASONING_EFFORT to `none`."""
     reasoning_effort: Literal["", "none", "low", "medium", "high", "xhigh", "max"] = "low"
     """How hard the model thinks before it calls a tool or answers. Empty: the provider decides. At OpenAI's default,
     medium, each call of a model takes seconds of a turn's few.
@@ -59,8 +63,11 @@ class Settings(_Environment):
     template.yaml always sets one. MODEL_FALLBACK gets it only if its name says that it reasons."""
 
     auth_issuer: str = ""
+    """The issuer of the tokens (`iss`): Better Auth's address, without a slash at its end."""
     auth_audience: str = ""
+    """The audience of the chat tokens (`aud`): by default the same."""
     auth_jwks_url: str | None = None
+    """The address of the issuer's key set."""
     auth_jwks_json: str | None = None
     """A static key set, for use where none can be fetched."""
 
@@ -81,14 +88,28 @@ class Settings(_Environment):
     deletions_per_turn: int = Field(default=10, ge=0)
     """Destructive calls of one message, before the agent asks: enough to tidy up, few to do again."""
 
-    # 0 is no limit in each of these. docs/limits.md gives the reasons for the defaults.
     turn_burst: int = Field(default=20, ge=0, lt=10**6)
+    """Turns that a user may begin at once. 0: no limit. A user types one or two. A phone that was offline sends what it
+    has kept."""
     turns_per_minute: int = Field(default=20, ge=0, lt=10**6)
+    """Turns that become available again per minute. 0: no limit. The model takes about three seconds for one, and no
+    user reads faster."""
     mcp_burst: int = Field(default=60, ge=0, lt=10**6)
+    """Requests that the user's MCP clients may make at once. 0: no limit. Each tool call is one. An agent that works
+    through a list of fifty starts with three more."""
     mcp_requests_per_minute: int = Field(default=120, ge=0, lt=10**6)
+    """MCP requests that become available again per minute. 0: no limit. A model decides on two calls a second at
+    most."""
     data_burst: int = Field(default=120, ge=0, lt=10**6)
+    """Requests for their own data (lists, conversations, export, erasure) that a user may make at once. 0: no limit. A
+    page that opens reads two or three lists, and a client that pages through everything reads a hundred rows with
+    each."""
     data_requests_per_minute: int = Field(default=240, ge=0, lt=10**6)
+    """Such requests that become available again per minute. 0: no limit. Four a second: a person who scrolls and
+    renames makes fewer."""
     daily_model_tokens: int = Field(default=1_000_000, ge=0, lt=10**12)
+    """Input and output tokens of all the user's turns in one UTC day. 0: no limit. A turn with a tool call takes about
+    3,000, and 25,000 with the longest history: that is 40 of the longest turns and hundreds of usual ones."""
 
     @field_validator("cors_origins", mode="before")
     @classmethod
@@ -122,10 +143,11 @@ class MigrationSettings(_Environment):
     migration_database_url: DatabaseUrl
     """Direct endpoint, owner."""
     database_url: DatabaseUrl
+    """Pooled endpoint, with the name and password of the runtime role to create."""
     retention_database_url: DatabaseUrl | None = None
-    """None: no retention role is made, and one made earlier stays as it is."""
+    """The retention role to create. None: none is made, and one made earlier stays as it is."""
     audit_database_url: DatabaseUrl | None = None
-    """None: no auditor's role is made, and one made earlier stays as it is."""
+    """The auditor's role to create. None: none is made, and one made earlier stays as it is."""
 
 
 class AuditSettings(_Environment):

@@ -141,6 +141,16 @@ def test_documented_changes_are_undone(message: str, calls: str, answer: str, pl
         assert _contents(toolbox) == after
 
 
+@pytest.mark.parametrize(("first", "message", "calls", "answer"), table("References"))
+def test_documented_references_are_understood(first: str, message: str, calls: str, answer: str, plain: Way) -> None:
+    """The results of the first turn are in the history."""
+    toolbox, history = Toolbox("buy milk", "call mum @ 2026-11-27", "write report (done)"), []
+    run_turn(plain, history, CONTEXT + first, toolbox)
+    rounds, text = run_turn(plain, history, CONTEXT + message, toolbox)
+    assert [name for names in rounds for name in names] == [name.strip() for name in calls.split(",") if name]
+    assert text == answer
+
+
 def _contents(toolbox: Toolbox) -> list[Json]:
     """Return the tasks without their ids, in an order of their own."""
     return sorted(({**task, "id": None} for task in toolbox.tasks), key=str)

@@ -7,9 +7,9 @@ from .sentences import understand
 domain = Domain(
     understand=understand,
     help=(
-        "I am the stand-in for a real model and understand plain sentences only, such as: add buy milk and call mum; "
-        "add the dentist on Friday at 9; move the dentist to next Monday; what is left?; what is due this week?; "
-        "finish the milk; rename 2 to call dad; describe 2 as after lunch; clear the date of 2; delete 3; undo that."
+        "I am the stand-in for a real model and understand plain English sentences only, such as: add buy milk and "
+        "call mum; remind me tomorrow at 9 to pay the rent; what is left?; what is due this week?; I bought the milk; "
+        "move the call to Friday; rename 2 to call dad; delete 3; undo that."
     ),
     reads=frozenset({"list_tasks"}),
     key="task_id",

@@ -1,41 +1,94 @@
-"""Plain sentences into wishes. `docs/stand-in-model.md` lists what is understood; everything else becomes unclear."""
+"""Turn plain sentences into wishes. `docs/stand-in-model.md` lists them; everything else becomes unclear."""
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
-from dev.standin_model.script import Script, Wish, any_domain, unclear
+from dev.standin_model.conversation import Conversation
+from dev.standin_model.script import Outcome, Script, Trouble, Wish, any_domain, not_understood, say, unclear
 
-from .days import PERIOD, WHEN
-from .scripts import Status, Target, add, change, each, move, show, show_due
+from . import grammar, scripts
+from .references import CHANGES, listed, newest_changes
+from .scripts import Status, Target
 from .undo import undo
 
-I_DID = r"i(?:'ve| have)? (?:finished|completed|done)"
-VERBS = (
-    r"(?:add|create|remind me|i (?:need|have) to|finish|complete|check off|tick off|mark|delete|remove|rename|retitle"
-    r"|change|describe|move|reschedule|clear the (?:due )?date|undo|list|show|what|which|how many|tell me|simulate"
-    rf"|{I_DID})\b"
-)
-COURTESY = (
-    r"(?:please|could you|can you|would you|will you|hey|hi|hello|ok|okay|and|then|also|now|so|just|kindly|oops"
-    r"|i want you to|i would like you to|i'd like you to|tell me|let me know|thank you|thanks)\b[\s,.!]*"
-)
-MARKS = " ,.!?;\n"
-QUOTED = r"\"[^\"]*\"|“[^”]*”"
-CLAUSE_END = rf"[.!?;]{{1,5}} (?=(?-i:[A-Z\"“])|{VERBS})|\n|[,.;!?]{{0,5}} (?:{COURTESY}){{0,4}}(?={VERBS})"
-LIST_SEPARATOR = r" ?, ?(?:and )?| and "
-JOINED = re.compile(r"(?:[,.;!?\n]|\band\b|\bthen\b)", re.IGNORECASE)
+Names = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A clause that a rule fits, and the tasks that the message names before it."""
+
+    plan: str
+    found: re.Match[str]
+    before: Names = ()
+
+    def __getitem__(self, group: str) -> str:
+        """Return the text of a group, or nothing if the rule or the clause has none."""
+        return self.found.groupdict().get(group) or ""
+
+    def plain(self, group: str) -> str:
+        """Return the text of a group without the quotes around it."""
+        return _unquoted(self[group])
+
+    def targets(self) -> list[Target]:
+        """Return the tasks that are meant."""
+        past = self["verb"].lower()
+        verb = grammar.PRESENT.get(past, re.sub(r"(?:ed|ped|led)?$", "", past))
+        parts = [part for part in _cut(self["targets"], grammar.LIST_SEPARATOR) if part]
+        return [target for part in parts for target in _targets(part, self.before, verb)]
+
+    def target(self) -> Target:
+        """Return the one task that is meant: `it` if the clause names none."""
+        [first, *others] = _targets(self["target"] or "it", self.before)
+        return Target(is_plural=True) if others else first
+
+    def titles(self) -> list[re.Match[str]]:
+        """Return the new tasks, each with its date."""
+        parts = (grammar.TITLE.fullmatch(part.strip()) for part in _cut(self["titles"], grammar.LIST_SEPARATOR))
+        return [title for title in parts if title]
+
+    def names(self) -> Names:
+        """Return the words by which the next clause may mean these tasks: `it`."""
+        if self["titles"]:
+            return tuple(_title(title) for title in self.titles())
+        if self["renamed"]:
+            return (self.plain("renamed"),)
+        targets = self.targets() + [self.target()] * bool(self["target"])
+        return tuple(target.words for target in targets if target.words) or self.before
+
+    def wishes(self) -> list[Wish]:
+        """Return what the clause asks for, or nothing if its plan cannot tell."""
+        return _PLANS[self.plan](self)
 
 
 def understand(text: str) -> list[Wish]:
-    """Everything a message asks for, in the order in which it asks."""
-    plain = re.sub(r"[^\S\n]+", " ", text.replace("\u2019", "'"))  # single spaces, for the patterns rely on them
-    return [wish for clause in _cut(plain, CLAUSE_END, JOINED) if (bare := _bare(clause)) for wish in _wishes(bare)]
+    """Return everything that a message asks for, in its order."""
+    clauses = list(_clauses(text))
+    if any(grammar.REFUSED.fullmatch(_bare(clause)) for clause in clauses):
+        return [unclear(text)]
+    wishes: list[Wish] = []
+    before: Names = ()
+    for clause in clauses:
+        if wish := any_domain(clause.strip(grammar.MARKS)):
+            wishes.append(wish)
+        elif bare := _bare(clause):
+            more, before = _wishes(bare, before)
+            wishes += more
+    return wishes
+
+
+def _clauses(text: str) -> Iterator[str]:
+    one_line = re.sub(r"[^\S\n]+", " ", grammar.BULLET.sub(", ", text.replace("\u2019", "'")))
+    return _cut(one_line, grammar.CLAUSE_END, grammar.JOINED)
 
 
 def _cut(text: str, separator: str, joined: re.Pattern[str] | None = None) -> Iterator[str]:
     """Cut at separators outside quotes; where `joined` is given, only at those that hold a joining word or mark."""
     start = 0
-    for found in re.finditer(rf"(?:{QUOTED})|(?P<cut>{separator})", text, re.IGNORECASE):
+    for found in re.finditer(rf"(?:{grammar.QUOTED})|(?P<cut>{separator})", text, re.IGNORECASE):
         if found["cut"] and (joined is None or joined.search(found["cut"])):
             yield text[start : found.start()]
             start = found.end()
@@ -43,128 +96,163 @@ def _cut(text: str, separator: str, joined: re.Pattern[str] | None = None) -> It
 
 
 def _bare(clause: str) -> str:
-    """The clause without courtesies and without the punctuation around it."""
-    clause = re.sub(rf"^(?:{COURTESY})*", "", clause.strip(MARKS), flags=re.IGNORECASE)
-    return re.sub(r"(?:[ ,]{1,3}(?:please|for me|thanks|thank you|now)){1,4}$", "", clause, flags=re.IGNORECASE)
+    """Return the clause without courtesies and without the punctuation around it."""
+    return grammar.COURTESIES.sub("", clause.strip(grammar.MARKS))
 
 
-def _wishes(clause: str) -> list[Wish]:
+def _wishes(clause: str, before: Names = ()) -> tuple[list[Wish], Names]:
+    """Return the wishes of a clause, and the names by which the next one may mean its tasks."""
     if wish := any_domain(clause):
-        return [wish]
-    for pattern, make in GRAMMAR:
+        return [wish], before
+    for said in _readings(clause, before):
+        if wishes := said.wishes():
+            return wishes, said.names()
+    return [Wish(lambda conversation: _answer(conversation, clause))], before
+
+
+def _readings(clause: str, before: Names = ()) -> Iterator[Said]:
+    """Yield each rule that fits the clause."""
+    for plan, pattern in _RULES:
         if found := pattern.fullmatch(clause):
-            return make(found)
-    return [unclear(clause)]
+            yield Said(plan, found, before)
 
 
-def _wish(script: Callable[..., Script], *arguments: object) -> Wish:
-    return Wish(lambda _: script(*arguments))
+_RULES: Final = [(plan, grammar.compiled(pattern)) for plan, pattern in grammar.RULES]
+
+# The plans
 
 
-def _dated_wish(script: Callable[..., Script], *arguments: object, tells: bool = False) -> Wish:
-    """Return the wish of a script that reads the conversation, such as for the user's day."""
+def _wish(script: Callable[..., Script], *arguments: object, tells: bool = False) -> Wish:
     return Wish(lambda conversation: script(conversation, *arguments), tells)
 
 
-def _add(found: re.Match[str]) -> list[Wish]:
-    given = found.groupdict()
-    titles = [TITLE.fullmatch(title) for title in _cut(found["titles"], LIST_SEPARATOR)]
-    return [
-        _dated_wish(add, _unquoted(title["title"]), given.get("note"), title["when"] or given.get("when"))
-        for title in titles
-        if title
-    ]
+def _add(said: Said) -> list[Wish]:
+    note, when = said.plain("note"), said["when"]
+    return [_wish(scripts.add, _title(title), note, title["when"] or when) for title in said.titles()]
 
 
-def _finish(found: re.Match[str]) -> list[Wish]:
-    return [
-        _wish(each, target, "complete_task", "Finished", "finish", "pending") for target in _targets(found["targets"])
-    ]
+def _title(title: re.Match[str]) -> str:
+    return _unquoted(title["title"]) + (title["rest"] or "")
 
 
-def _delete(found: re.Match[str]) -> list[Wish]:
-    return [_wish(each, target, "delete_task", "Deleted", "delete", "all") for target in _targets(found["targets"])]
+def _add_if_new(said: Said) -> list[Wish]:
+    """Add a task that the message only names, unless it answers a question with the title of a task."""
+    text = said["titles"]
+    [wish, *more] = _add(said)
+    return [Wish(lambda c: _answer(c, text) if text.lower() in _asked(c) else wish.start(c)), *more]
 
 
-def _rename(found: re.Match[str]) -> list[Wish]:
-    return [_wish(change, _target(found["target"]), "title", _unquoted(found["text"]))]
+def _for_each(script: Callable[..., Script], said: Said) -> list[Wish]:
+    return [_wish(script, target) for target in said.targets()]
 
 
-def _describe(found: re.Match[str]) -> list[Wish]:
-    return [_wish(change, _target(found["target"]), "description", _unquoted(found["text"]))]
+def _show(said: Said) -> list[Wish]:
+    clause, period = said.found[0], said["period"]
+    if period:
+        return [_wish(scripts.show_due, _status(clause, "pending"), period, tells=True)]
+    return [_wish(scripts.show, _status(clause, "all"), tells=True)] if grammar.ABOUT_TASKS.search(clause) else []
 
 
-def _move(found: re.Match[str]) -> list[Wish]:
-    return [_dated_wish(move, _target(found["target"]), found["when"])]
+def _find(said: Said) -> list[Wish]:
+    return [_wish(scripts.find, _target(said["words"]).words or said["words"], tells=True)]
 
 
-def _clear(found: re.Match[str]) -> list[Wish]:
-    return [_wish(change, _target(found["target"]), "due", "none")]
+_PLANS: Final[dict[str, Callable[[Said], list[Wish]]]] = {
+    "add": _add,
+    "add if new": _add_if_new,
+    "repeat": lambda _: [Wish(lambda _: say(Outcome("A task cannot repeat. On which day is it due?")))],
+    "show": _show,
+    "count": lambda _: [_wish(scripts.count, tells=True)],
+    "find": _find,
+    "finish": partial(_for_each, scripts.finish),
+    "reopen": partial(_for_each, scripts.reopen),
+    "delete": partial(_for_each, scripts.delete),
+    "delete all": lambda _: [_wish(scripts.delete, Target(every="any"))],
+    "move": lambda said: [_wish(scripts.move, each, said["when"]) for each in said.targets() or [said.target()]],
+    "postpone": lambda said: [_wish(scripts.postpone, said.target(), said["length"])],
+    "undate": lambda said: [_wish(scripts.change, said.target(), "due", "none")],
+    "rename": lambda said: [_wish(scripts.change, said.target(), "title", said.plain("renamed"))],
+    "describe": lambda said: [_wish(scripts.change, said.target(), "description", said.plain("text"))],
+    "undo": lambda _: [_wish(undo)],
+    "correct": lambda said: [_wish(_correct, said.plain("text"))],
+}
+
+# Answers and corrections: they read what the person said before
 
 
-def _undo(_: re.Match[str]) -> list[Wish]:
-    return [_dated_wish(undo)]
+def _answer(conversation: Conversation, text: str) -> Script:
+    """Take the text for the answer to a question, or for one that is not understood."""
+    answered = _asked(conversation) and _with_target(conversation.turns[-2].message, text)
+    return answered.start(conversation) if answered else say(not_understood(text))
 
 
-def _show_due(found: re.Match[str]) -> list[Wish]:
-    return [_dated_wish(show_due, _status(found[0], "pending"), found["period"], tells=True)]
+def _asked(conversation: Conversation) -> list[str]:
+    """Return the titles that the turn before listed, if it changed nothing: then it may have asked which was meant."""
+    turns = conversation.turns
+    if len(turns) < 2 or any(made.call.name in CHANGES for made in turns[-2].calls):
+        return []
+    return [task["title"].lower() for task in listed(turns[-2])]
 
 
-def _show(found: re.Match[str]) -> list[Wish]:
-    return [Wish(lambda _: show(_status(found[0], "all")), tells=True)]
+def _correct(conversation: Conversation, text: str) -> Script:
+    """Undo the last change and make it for the task that was meant, or rename the task that was added last."""
+    changes = newest_changes(conversation)
+    if not changes:
+        raise Trouble(scripts.WHICH)
+    if changes[-1].call.name == "add_task":
+        return (yield from scripts.change(conversation, Target(is_reference=True), "title", text))
+    message = next(turn.message for turn in reversed(conversation.turns) if changes[-1] in turn.calls)
+    undone: list[Outcome] = yield from undo(conversation)
+    repeated = _with_target(message, text)
+    return undone + ((yield from repeated.start(conversation)) if repeated else [])
+
+
+def _with_target(message: str, text: str) -> Wish | None:
+    """Return the last wish of the message that names a task, for the task that the text names."""
+    for clause in reversed([_bare(clause) for clause in _clauses(message)]):
+        said = next(_readings(clause), None)
+        group = said and next((group for group in ("target", "targets") if said[group]), None)
+        if said and group:
+            return _replaced(said, group, text)
+    return None
+
+
+def _replaced(said: Said, group: str, text: str) -> Wish:
+    """Return the wish of the clause with another text in place of a group."""
+    if place := grammar.NTH.fullmatch(text):
+        text = f"the {place['nth']} {grammar.ARTICLE.sub('', said[group])}"
+    clause, found = said.found.string, said.found
+    [wish, *_], _ = _wishes(clause[: found.start(group)] + text + clause[found.end(group) :])
+    return wish
+
+
+# The tasks that a text names
+
+
+def _targets(text: str, before: Names = (), verb: str = "") -> list[Target]:
+    if grammar.PLURAL.fullmatch(text):
+        return [Target(words=name) for name in before] or [Target(is_plural=True)]
+    if grammar.PRONOUN.fullmatch(text):
+        return [Target(words=before[-1], nth=-1)] if before else [Target(is_reference=True)]
+    return [_target(text, verb)]
+
+
+def _target(text: str, verb: str = "") -> Target:
+    if found := grammar.NUMBER.fullmatch(text):
+        return Target(task_id=int(found[1]))
+    if grammar.EVERY.fullmatch(text):
+        status = _status(text, "all")
+        return Target(every="any" if status == "all" else status)
+    if found := grammar.NTH.fullmatch(text):
+        return Target(words=grammar.NTH_NOUN.sub("", found["words"] or ""), nth=grammar.PLACES[found["nth"].lower()])
+    return Target(words=_unquoted(grammar.NOUN.sub("", grammar.ARTICLE.sub("", text))), verb=verb)
 
 
 def _status(text: str, otherwise: Status) -> Status:
-    if re.search(r"\b(?:left|pending|open|to-?do|to do|remaining|unfinished|not done)\b", text, re.IGNORECASE):
+    if grammar.PENDING.search(text):
         return "pending"
-    return "completed" if re.search(r"\b(?:completed|done|finished)\b", text, re.IGNORECASE) else otherwise
-
-
-def _targets(text: str) -> list[Target]:
-    return [_target(part) for part in _cut(text, LIST_SEPARATOR) if part]
-
-
-def _target(text: str) -> Target:
-    if found := re.fullmatch(r"(?:the )?(?:task|number|no\.?)?\s*#?(\d{1,15})", text, re.IGNORECASE):
-        return Target(task_id=int(found[1]))
-    if EVERY.fullmatch(text):
-        status = _status(text, "all")
-        return Target(every="any" if status == "all" else status)
-    words = re.sub(r"^(?:the|my|an?)\s+|\s+(?:one|task)$", "", text, flags=re.IGNORECASE)
-    return Target(words=_unquoted(words))
+    return "completed" if grammar.COMPLETED.search(text) else otherwise
 
 
 def _unquoted(text: str) -> str:
     return text.strip().strip('"“”').strip()
-
-
-WHICH = r"(?:completed|finished|done|pending|open)"
-EVERY = re.compile(
-    rf"(?:everything|all)(?: of)?(?: my| the)?(?: {WHICH})?(?: tasks| ones)?(?: that (?:is|are) {WHICH})?"
-    rf"|(?:my |the )?{WHICH} (?:tasks|ones)",
-    re.IGNORECASE,
-)
-
-Grammar = tuple[tuple[str, Callable[[re.Match[str]], list[Wish]]], ...]
-TITLE = re.compile(rf"(?:(?:the|an?) )?(?P<title>.+?)(?: (?P<when>{WHEN}))?", re.IGNORECASE | re.DOTALL)
-SHOWN = r"tasks?|list|left|due|pending|open|to-?do|to do|done|completed|finished|everything|all"
-TASK_TO = r"(?:an?|the)? ?(?:new )?(?:tasks?|to-?dos?|reminders?)(?: to| for| called| named)?:? "
-RULES: Grammar = (
-    (r"mark (?P<targets>.+?) (?:as )?(?:done|completed?|finished)", _finish),
-    (rf"(?:finish|complete|check off|tick off|{I_DID}) (?P<targets>.+)", _finish),
-    (r"(?:clear|delete|remove) the (?:due )?date (?:of|from) (?P<target>.+)", _clear),
-    (r"(?:delete|remove) (?P<targets>.+)", _delete),
-    (r"(?:rename|retitle|change) (?:the title of )?(?P<target>.+?) to (?P<text>.+)", _rename),
-    (r"describe (?P<target>.+?) as (?P<text>.+)", _describe),
-    (rf"(?:move|reschedule) (?P<target>.+?) to (?P<when>{WHEN})", _move),
-    (r"undo(?: that| it| this| the last change)?", _undo),
-    (rf"(?:list|show|what|which|how many)\b.*? (?P<period>{PERIOD})(?: tasks)?", _show_due),
-    (rf"(?:list|show)|(?:list|show|what|which|how many)\b.*\b(?:{SHOWN})\b.*", _show),
-    (rf"remind me (?P<when>{WHEN}) to (?P<titles>.+)", _add),
-    (
-        rf"(?:add|create|remind me to|i (?:need|have) to) (?:{TASK_TO})?(?P<titles>.+?)"
-        r"(?: (?:to|on) my (?:task |to-?do )?list)?(?: with (?:the |a )?(?:note|description):? (?P<note>.+))?",
-        _add,
-    ),
-)
-GRAMMAR = [(re.compile(pattern, re.IGNORECASE | re.DOTALL), make) for pattern, make in RULES]

@@ -3,12 +3,12 @@
 from collections.abc import Generator
 from typing import Any
 
-from dev.standin_model.conversation import Conversation, Json, MadeCall, Turn
+from dev.standin_model.conversation import Conversation, Json
 from dev.standin_model.script import Ask, Outcome, Result, Script, short
 
+from .references import newest_changes
 from .scripts import report
 
-CHANGES = frozenset({"add_task", "complete_task", "update_task", "delete_task"})
 FIELDS = ("title", "description", "completed", "due")
 
 Reversal = Generator[list[Ask], Any, list[Outcome]]
@@ -18,18 +18,11 @@ def undo(conversation: Conversation) -> Script:
     """Reverse the calls of the newest turn that tried to change tasks. A call that failed changed nothing."""
     outcomes: list[Outcome] = []
     new_ids: dict[int, int] = {}  # of deleted tasks, which come back under another id
-    for made in reversed(_newest_changes(conversation.turns[:-1])):
+    for made in reversed(newest_changes(conversation)):
         after = Result.read(made.output or "").value
         if after and "id" in after:
             outcomes += yield from _reverse(made.call.name, after, new_ids)
     return outcomes or [Outcome("There is nothing to undo.")]
-
-
-def _newest_changes(turns: list[Turn]) -> list[MadeCall]:
-    for turn in reversed(turns):
-        if changes := [made for made in turn.calls if made.call.name in CHANGES]:
-            return changes
-    return []
 
 
 def _reverse(tool: str, after: Json, new_ids: dict[int, int]) -> Reversal:

@@ -5,7 +5,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from chat.schemas import ChatResponse, MessageText, ToolCallView
 from chat.stream.asked import Asked, Key, conversation_id_of
@@ -45,7 +45,9 @@ class AgUiUserMessage(BaseModel):
 
 
 class AgUiProps(BaseModel):
-    """The properties of the application that are read."""
+    """The properties of the application that are read. A value that is no object is ignored."""
+
+    model_config = ConfigDict(json_schema_extra=lambda schema: schema.pop("type"))
 
     timezone: TimezoneName | None = None
 
@@ -60,9 +62,9 @@ class AgUiRequest(BaseModel):
     ] = Field(description="Only the last message of the role `user` is read: its text, 1 to 4,000 characters.")
     tools: _NoneAllowed = None
     resume: _NoneAllowed = None
-    forwarded_props: Annotated[
-        AgUiProps | None, BeforeValidator(_object_only, json_schema_input_type=AgUiProps | Any)
-    ] = Field(default=None, alias="forwardedProps")
+    forwarded_props: Annotated[AgUiProps | None, BeforeValidator(_object_only, json_schema_input_type=AgUiProps)] = (
+        Field(default=None, alias="forwardedProps")
+    )
 
     def asked(self, user_id: str) -> Asked:
         """Return the turn that this user asks for."""

@@ -10,20 +10,22 @@ from taskchat.errors import TaskchatError
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The message is stored, and the turn runs. `replayed` is true if an earlier request did the turn."""
+    """The message is stored, and the turn runs."""
 
     conversation_id: UUID
     turn_id: UUID
     replayed: bool
+    """True if an earlier request did the turn."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolStarted:
-    """The agent makes a tool call. `arguments` are the model's."""
+    """The agent makes a tool call."""
 
     call_id: str
     tool: str
     arguments: dict[str, Any]
+    """As the model wrote them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +49,14 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The turn is stored. `response` is the body of the JSON answer."""
+    """The turn is stored. It holds the body of the JSON answer."""
 
     response: ChatResponse
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The turn was interrupted. `problem` is the error that the JSON answer would be."""
+    """The turn was interrupted. It holds the problem that the JSON answer would be."""
 
     problem: TaskchatError
 

@@ -31,7 +31,7 @@ class PageQuery(BaseModel):
     cursor: Annotated[str, StringConstraints(max_length=MAX_CURSOR)] | None = Field(
         default=None, description="`next_cursor` of the page before. Left out for the first page."
     )
-    limit: int = Field(default=DEFAULT_ROWS, ge=1, le=MAX_ROWS, description="Rows on the page at most.")
+    limit: int = Field(default=DEFAULT_ROWS, ge=1, le=MAX_ROWS, description="Rows on the page at most.", examples=[20])
 
 
 class _NoQuery(BaseModel):

@@ -53,7 +53,7 @@ class Person:
 
 
 async def _identify(
-    user_id: Annotated[str, Path(json_schema_extra=USER_ID_SCHEMA)],
+    user_id: Annotated[str, Path(description="The user: the token's subject.", json_schema_extra=USER_ID_SCHEMA)],
     token: Annotated[str, Security(BearerToken())],
     request: Request,
 ) -> Person:

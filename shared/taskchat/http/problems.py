@@ -25,8 +25,13 @@ def problem_response(error: TaskchatError) -> JSONResponse:
 def problem_content(error: TaskchatError) -> dict[str, Any]:
     """Return the members of an error's problem."""
     detail = {"detail": error.detail} if error.detail else {}
-    title: dict[str, Any] = {"type": f"urn:taskchat:problem:{error.slug}", "title": error.title, "status": error.status}
+    title: dict[str, Any] = {"type": type_of(type(error)), "title": error.title, "status": error.status}
     return title | detail | error.members
+
+
+def type_of(error: type[TaskchatError]) -> str:
+    """Return the problem type of an error. It never changes."""
+    return f"urn:taskchat:problem:{error.slug}"
 
 
 async def answer_routing_error(request: Request, error: Exception) -> Response:

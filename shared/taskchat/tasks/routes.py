@@ -31,19 +31,22 @@ _EXAMPLE: Final = {
     ],
     "next_cursor": "WyIyMDI2LTExLTI3IixudWxsLDFd",
 }
-router: Final = APIRouter()
+router: Final = APIRouter(tags=["tasks"])
 
 
 class TaskQuery(PageQuery):
     """The query of a list of tasks."""
 
-    status: tasks.Status = "all"
+    status: tasks.Status = Field(default="all", description="Which tasks to list.", examples=["pending"])
     due: str | None = Field(
         default=None,
         description="overdue, today, this_week, a day, or two days with a slash: 2026-11-23/2026-11-29. The days count,"
         " and .. leaves an end open.",
+        examples=["this_week"],
     )
-    timezone: TimezoneName = Field(default="UTC", description="IANA name, for words such as today")
+    timezone: TimezoneName = Field(
+        default="UTC", description="IANA name, for words such as today", examples=["Europe/Paris"]
+    )
 
 
 @router.get(

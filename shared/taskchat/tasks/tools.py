@@ -94,7 +94,7 @@ def _zone_of_caller() -> str:
 
 
 # In the event loop, not in threads: the process has one connection.
-@tool(annotations=_hints(), run_in_thread=False)
+@tool(title="Add a task", annotations=_hints(), run_in_thread=False)
 def add_task(
     title: Title,
     description: Description = "",
@@ -106,7 +106,7 @@ def add_task(
     return tasks.add(get_session(), user_id, title, description, parsed)
 
 
-@tool(annotations=_hints(read_only=True, idempotent=True), run_in_thread=False)
+@tool(title="List tasks", annotations=_hints(read_only=True, idempotent=True), run_in_thread=False)
 def list_tasks(
     status: Status = "all",
     due: ListedDue = None,
@@ -120,7 +120,7 @@ def list_tasks(
     return tasks.read_page(get_session(), user_id, status, window, after)
 
 
-@tool(annotations=_hints(idempotent=True), run_in_thread=False)
+@tool(title="Complete a task", annotations=_hints(idempotent=True), run_in_thread=False)
 def complete_task(
     task_id: TaskId,
     user_id: str = Depends(writer),
@@ -129,7 +129,7 @@ def complete_task(
     return tasks.change(get_session(), user_id, task_id, completed=True)
 
 
-@tool(annotations=_hints(destructive=True), run_in_thread=False)
+@tool(title="Delete a task", annotations=_hints(destructive=True, idempotent=True), run_in_thread=False)
 def delete_task(
     task_id: TaskId,
     user_id: str = Depends(writer),
@@ -138,7 +138,7 @@ def delete_task(
     return tasks.remove(get_session(), user_id, task_id)
 
 
-@tool(annotations=_hints(destructive=True, idempotent=True), run_in_thread=False)
+@tool(title="Change a task", annotations=_hints(destructive=True, idempotent=True), run_in_thread=False)
 def update_task(
     task_id: TaskId,
     title: Title | None = None,

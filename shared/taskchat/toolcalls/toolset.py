@@ -7,7 +7,9 @@ from typing import Any
 from fastmcp import FastMCP
 
 from taskchat.database.transaction import Database
+from taskchat.toolcalls.capabilities import ToolsOnly
 from taskchat.toolcalls.middleware import AuditMiddleware
+from taskchat.version import VERSION
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,9 @@ class Toolset:
         """Return an MCP server with the tools. It calls `database` for the transaction of each tool call."""
         return FastMCP(
             self.name,
+            version=VERSION,
             instructions=self.summary,
             tools=self.tools,
-            middleware=[AuditMiddleware(database, self.destructive)],
+            middleware=[ToolsOnly(), AuditMiddleware(database, self.destructive)],
             mask_error_details=True,
         )

@@ -1,0 +1,1 @@
+"""The reference pages of docs/, generated from the code (`make reference`)."""
