@@ -53,7 +53,7 @@ PROVED_BY = {
     "conformance": ".ci/run",
     "clients": ".ci/run",
     "examples": ".ci/run",
-    "evals": "docs/evals.md",
+    "evals": ".ci/run",
     "page": "tests/test_page_deployment.py",
     "screenshots": "tests/browser/test_pictures.py",
     "guide": ".ci/run",

@@ -36,7 +36,7 @@ COMMITS = range(1, 7)
 """The commits of that turn: its begin, four tool calls, its reply."""
 LONG_OUTAGE = 9.0
 """Seconds of an outage that outlasts every retry of a request with less time."""
-CUTS = 150 if "THOROUGH" in os.environ else 12
+CUTS = 75 if "THOROUGH" in os.environ else 12
 """Places at which the proxy cuts the connection, for each direction and target."""
 COLD = 0.15
 """Share of requests that arrive before the connection is open."""
