@@ -428,6 +428,19 @@ def test_a_port_of_another_program_has_a_neighbour(directory: Path, monkeypatch:
             pytest.fail("two servers listen there")
 
 
+def test_an_environment_that_cannot_be_made_names_the_package(tmp_path: Path) -> None:
+    """Debian's Python has no pip for a new environment until python3-venv is installed."""
+    for name in ("Makefile", "requirements-uv.txt", "requirements-dev.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\ncase "$*" in *"-m venv"*) exit 1;; esac\n')
+    python.chmod(0o755)
+    command = ["make", "install", f"PYTHON={python}"]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode != 0
+    assert "install the package python3-venv" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("to_all", "number"),
     [
