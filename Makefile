@@ -21,7 +21,8 @@ $(INSTALLED): $(LOCKS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$$($(PYTHON) --version) is too old: taskchat needs 3.11 or later (choose one with PYTHON=python3.13)."; exit 1; }
 	@echo "Making $(VENV) with $$($(PYTHON) --version) (once per change of the locks)"
-	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PYTHON) -m venv --clear $(VENV) || \
+		{ echo "Could not make $(VENV). On Debian and Ubuntu, install the package python3-venv first. Then run make again."; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-uv.txt || \
 		{ echo "Could not download packages: is the network there?"; exit 1; }
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes --requirement requirements-dev.txt || \

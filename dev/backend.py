@@ -96,8 +96,15 @@ def running(port: int, progress: Progress, *, reload: bool, show: Show = _hide) 
 def _url(port: int) -> str:
     """Return the server's URL. Raises StartupError when the port is taken."""
     if (problem := processes.port_problem(HOST, port)) is not None:
-        raise StartupError(f"{problem}: try make dev PORT={port + 1}.")
+        raise StartupError(f"{problem}: {_way_on(port)}.")
     return f"http://{HOST}:{port}"
+
+
+def _way_on(port: int) -> str:
+    """Return what helps when the port is taken: no other port does while a server uses this checkout's data."""
+    if (running := state.server_url()) is not None and postgres.is_locked(state.directory() / "postgres"):
+        return f"this checkout's make dev already runs at {running}"
+    return f"try make dev PORT={port + 1}"
 
 
 def server_log() -> Path:

@@ -160,6 +160,18 @@ def temporary() -> Iterator[Postgres]:
         yield postgres
 
 
+def is_locked(data_dir: Path) -> bool:
+    """Return whether a process runs this data directory."""
+    try:
+        with (data_dir / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 @contextlib.contextmanager
 def _locked(data_dir: Path, account: Account | None) -> Iterator[Path]:
     """Lock the directory for this process, and yield it. The kernel releases the lock however the process ends."""

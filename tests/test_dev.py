@@ -23,7 +23,7 @@ import psutil
 import psycopg
 import pytest
 
-from dev import client, output, pgbouncer, postgres, processes
+from dev import backend, client, output, pgbouncer, postgres, processes
 from dev.pgbouncer import PgBouncer
 from dev.postgres import Postgres
 from dev.processes import StartupError
@@ -413,8 +413,32 @@ def test_a_taken_port_is_reported_in_one_line(running_development: Development) 
     with make("dev", environment=running_development.environment) as second:
         _, errors = second.communicate()
     message, of_make = errors.splitlines()
-    assert message.endswith(f"is in use: try make dev PORT={int(running_development.environment['PORT']) + 1}.")
+    assert message.endswith(f"is in use: this checkout's make dev already runs at {running_development.url}.")
     assert of_make.startswith("make: ***")
+
+
+def test_a_port_of_another_program_has_a_neighbour(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next number is worth a try, also after a `make dev` that was killed and left its URL."""
+    monkeypatch.setenv("TASKCHAT_DEV_DIR", str(directory))
+    with socket.create_server((backend.HOST, 0)) as listener:
+        port = listener.getsockname()[1]
+        (directory / "server.json").write_text(json.dumps({"url": f"http://{backend.HOST}:{port}"}))
+        starting = backend.running(port, backend.Progress(sys.stdout), reload=False)
+        with pytest.raises(StartupError, match=rf"is in use: try make dev PORT={port + 1}\."), starting:
+            pytest.fail("two servers listen there")
+
+
+def test_an_environment_that_cannot_be_made_names_the_package(tmp_path: Path) -> None:
+    """Debian's Python has no pip for a new environment until python3-venv is installed."""
+    for name in ("Makefile", "requirements-uv.txt", "requirements-dev.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\ncase "$*" in *"-m venv"*) exit 1;; esac\n')
+    python.chmod(0o755)
+    command = ["make", "install", f"PYTHON={python}"]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode != 0
+    assert "install the package python3-venv" in done.stdout
 
 
 @pytest.mark.parametrize(

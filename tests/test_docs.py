@@ -1,5 +1,6 @@
 """The README and the documents are true."""
 
+import json
 import os
 import re
 import shlex
@@ -162,9 +163,11 @@ def test_the_inspector_command_works_as_it_stands(
 
 
 def test_the_example_answer_has_the_fields_of_a_real_one(alice: Person) -> None:
-    """It has all of them and no other."""
-    (example,) = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
-    answer = alice.say("Add buy milk").json
+    """It has all of them and no other, and belongs to the message that the README names."""
+    [(message, example)] = re.findall(r"The message `(.+)` gets this one:\n\n```json\n(.*?)```", README, re.DOTALL)
+    answer, shown = alice.say(message).json, json.loads(example)
+    assert re.sub(r"\d+", "1", answer["response"]) == shown["response"]
+    assert answer["tool_calls"][0]["arguments"] == shown["tool_calls"][0]["arguments"]
     fields = set(answer) | set(answer["tool_calls"][0]) | set(answer["tool_calls"][0]["result"]) | {"title"}
     assert set(re.findall(r'"(\w+)":', example)) == fields
 
