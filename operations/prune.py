@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = stack.read_stack(session.client("cloudformation"), name)
         count = prune(client, stack.read_functions(client, found.functions), delete=options.delete)
     except (OperatorError, ClientError, BotoCoreError) as error:
-        print(f"Nothing more was deleted: {error}", file=sys.stderr)
+        print(f"{'Nothing more was deleted' if options.delete else 'Nothing to show'}: {error}", file=sys.stderr)
         return 1
     if count and not options.delete:
         print(f"To delete them: make prune ENV={options.environment} DELETE=1")

@@ -361,6 +361,11 @@ def test_a_neon_deployment_passes_the_checks_of_its_address(healthy: Setting) ->
     assert [line.split()[0] for line in report.lines.values()] == ["ok"] * 4
 
 
+def test_without_a_database_url_no_password_is_called_strong() -> None:
+    """An empty environment has none to estimate."""
+    assert examine(Deployment({}, lambda _arn: ""), "passwords").lines["passwords"].startswith("skipped")
+
+
 def test_the_retention_role_of_migrate_is_right(healthy: Setting, server: Postgres) -> None:
     """`make migrate` makes it in an empty database."""
     empty = EmptyDatabase(server)

@@ -281,4 +281,6 @@ def test_an_unknown_environment_is_refused(capsys: pytest.CaptureFixture[str], m
     """The command prints a line, and no traceback."""
     monkeypatch.chdir(ROOT)
     assert (rollback.main(["nowhere"]), prune.main(["nowhere"])) == (1, 1)
-    assert capsys.readouterr().err.count("samconfig.toml has no [nowhere.deploy.parameters]") == 2
+    printed = capsys.readouterr().err
+    assert printed.count("samconfig.toml has no [nowhere.deploy.parameters]") == 2
+    assert "deleted" not in printed  # without DELETE=1 nothing is
