@@ -114,21 +114,26 @@ def stop(process: subprocess.Popen[bytes], *signals: signal.Signals, timeout: fl
             process.wait(timeout)
 
 
-def stop_on_signals() -> None:
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def stop_on_signals(stop: Callable[[], object] = _interrupt) -> None:
     """Let the first signal that stops a program raise KeyboardInterrupt, and ignore the others during the cleanup.
 
-    Ctrl-C sends two: one from the terminal and one from make, which passes its own on.
+    Ctrl-C sends two: one from the terminal and one from make, which passes its own on. With `stop`, the signal calls
+    that instead.
     """
     if "MAKELEVEL" in os.environ:
         leave_with_parent()
-    for number in STOPPING:
-        signal.signal(number, _stop_once)
 
+    def once(_number: int, _frame: FrameType | None) -> None:
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_IGN)
+        stop()
 
-def _stop_once(_number: int, _frame: FrameType | None) -> None:
     for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
+        signal.signal(number, once)
 
 
 def free_port(host: str) -> int:

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -153,12 +154,27 @@ def _evaluate(options: Options, this: Run, pending: list[Attempt], url: str) -> 
     issuer = Issuer.stored(state.directory() / "issuer.pem")
 
     async def evaluate() -> None:
+        _cancel_on_signals()
         connected = run.connect(url, issuer)
         async with connected.http:
             with run.watching(len(pending)) as watcher:
                 await run.Runner(this, connected, options.budget, watcher).evaluate(pending, options.concurrency)
 
-    asyncio.run(evaluate())
+    try:
+        asyncio.run(evaluate())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+    except Exception:
+        stop_on_signals()
+        raise
+    stop_on_signals()
+
+
+def _cancel_on_signals() -> None:
+    """Let a signal cancel this task. An exception in the middle of another one would be reported with a traceback."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    if task is not None:
+        stop_on_signals(partial(loop.call_soon_threadsafe, task.cancel))
 
 
 def _report(options: Options, this: Run, cases: Sequence[Case]) -> int:

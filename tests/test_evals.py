@@ -25,6 +25,7 @@ from dev.client import UnreachableError
 from dev.postgres import Postgres
 from dev.standin_model.client import StandIn
 from dev.tokens import Issuer
+from evals import __main__ as command_line
 from evals import case_files, domain, figures, judge, records
 from evals.__main__ import MINIMUM, OptionError, Options
 from evals.budget import Budget, Prices
@@ -328,6 +329,31 @@ def test_the_command_stops_at_ctrl_c_and_goes_on(development: Server, standin: S
     standin.reset()
     done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, check=True)  # noqa: S603
     assert "2 of 2 attempts" in done.stdout
+
+
+def test_ctrl_c_in_the_middle_of_a_step_leaves_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The signal may come while an attempt computes, not only while it waits."""
+
+    async def interrupted(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.sleep(SECONDS)
+
+    (tmp_path / "plan.yaml").write_text(TWO)
+    given = {"CASES": str(tmp_path), "RUNS": str(tmp_path / "runs"), "EVALS_URL": "http://127.0.0.1:9"}
+    for name, value in (given | {"TASKCHAT_DEV_DIR": str(tmp_path)}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("evals.attempt.run", interrupted)
+    before = {number: signal.getsignal(number) for number in processes.STOPPING}
+    try:
+        assert command_line.main() == 1
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    said = capfd.readouterr().err
+    assert "The same command goes on" in said
+    assert "Traceback" not in said + caplog.text
 
 
 # --- Case files and options

@@ -181,7 +181,8 @@ def _pattern(text: str) -> re.Pattern[str]:
 _SMALL_TALK: Final = (
     (_pattern(r"(?:hi|hello|hey|hiya|howdy|yo|good (?:morning|afternoon|evening|day))(?: there| again)?"), HELLO),
     (_pattern(r"how (?:are you|is it going)\b.*|(?:who|what) are you\b.*|are you .*"), ""),
-    (_pattern(r"what(?: is|'s) (?:this|your name)|how does (?:this|it) work|(?:please )?help(?: me)?"), ""),
+    (_pattern(r"what(?: is|'s) (?:this|your name)|how does (?:this|it) work"), ""),
+    (_pattern(r"(?:please |i need (?:some )?)?help(?: me)?"), ""),
     (_pattern(r"what (?:can|do|could) (?:you|i) (?:do|say|ask|understand)\b.*"), ""),
     (_pattern(r"(?:many )?(?:thanks|thank you|thx|cheers)(?: (?:so|very) much| a lot| again| for .*)?"), WELCOME),
     (_pattern(r"(?:that(?:'s| is| was) )?(?:great|perfect|nice|awesome|brilliant|good job|well done)"), WELCOME),

@@ -72,11 +72,12 @@ _COURTESY: Final = (
         "please, pls, could you, can you, would you, will you, hey, hi, hello, there"
         ", good (?:morning|evening|afternoon), ok, okay, and, then, also, now, so, just, kindly, oops, no(?=,), sorry"
         ", actually, wait, tell me, let me know"
-        ", i want to, i want you to, i would like you to, i'd like you to, thank you, thanks"
+        ", i (?:need|want) to know, i want to, i want you to, i would like you to, i'd like you to"
+        ", thank you, thanks, thx"
     )
     + r"\b[\s,.!]*"
 )
-_TRAILER: Final = _any("please, pls, for me, thanks, thank you, now, too, instead, again, as well")
+_TRAILER: Final = _any("please, pls, for me, thanks, thank you, thx, now, too, instead, again, as well")
 COURTESIES: Final = compiled(rf"^(?:{_COURTESY})*|(?:[ ,.!?]{{1,4}}{_TRAILER}){{1,4}}$")
 MARKS: Final = " ,.!?;\n"
 _ABBREVIATION: Final = r"(?<!\b[dms]r)(?<!\bmrs)(?<!\bst)"
@@ -126,7 +127,7 @@ ABOUT_TASKS: Final = compiled(
 )
 """A question without a date is about tasks if it has one of these words."""
 _SHOW: Final = (
-    r"(?:(?:list|show|display|see|view|read|give)(?: me)?|what(?:'s| is| are| have| did| do| should| must)?|which"
+    r"(?:(?:list|show|display|see|view|read|give)(?: me)?|what(?:'?s| is| are| have| did| do| should| must)?|which"
     r"|is there|are there|(?:do|have|am|should|must) i|is anything|are any(?:thing)?|my|all|tasks?|to-?dos?|anything)"
 )
 _LISTED: Final = "(?: {})".format(
@@ -141,6 +142,16 @@ _LISTED: Final = "(?: {})".format(
 _FIND: Final = _any(
     "when's, is, are, did i(?: already)?, have i(?: already)?, when is, when do i (?:have|need) to"
     ", do i (?:have|need) to, what about, where is, find"
+)
+
+# Requests that no task can fulfil: they sound like one to add, and are addressed to the model
+
+_A_LIST: Final = r"(?:an?|another)(?: new)? list\b"
+_FOR_THE_MODEL: Final = _any(
+    r"\w+ (?:me|us)\b",
+    r".*\b\w+_\w+",
+    rf"write (?:an? )?(?:\w+ )?{_any('poem, haiku, limerick, joke, riddle')}",
+    r".*\b(?:my|the|all) (?:tasks|to-?dos|(?:task |to-?do )?list)\b",
 )
 
 # The rules
@@ -183,6 +194,7 @@ RULES: Final = (
     ("undate", r"(?:clear|delete|remove) (?:the (?:due )?date (?:of|from) (?P<target>.+)|its (?:due )?date)"),
     ("delete all", r"(?:clear|empty) (?:my|the) (?:whole )?(?:task |to-?do )?list"),
     ("delete", rf"(?:delete|remove|erase|cancel|drop|scrap|take|get rid of) (?P<targets>.+?){_OFF_LIST}?"),
+    ("delete", rf"clear (?P<targets>(?:all )?(?:my |the )?{_WHICH} (?:tasks|ones))"),
     ("delete", r"forget(?: about)? (?P<targets>.+)"),
     ("delete", r"i (?:don't|do not) need (?:to )?(?P<targets>.+?) any(?: ?more| longer)"),
     (
@@ -208,11 +220,11 @@ RULES: Final = (
         rf"(?:remind me|(?:set|add) a reminder|schedule)(?: for)? (?P<when>{WHEN})(?: to| about|:) (?P<titles>.+)",
     ),
     ("add", rf"(?P<when>{WHEN}),? (?:remind me to|{_NEED}) (?P<titles>.+)"),
-    ("add", rf"{_ADD}(?: to {_LIST}:)? {_TASK_TO}?(?P<titles>.+?){_ON_LIST}?{_NOTE}"),
+    ("add", rf"{_ADD}(?: to {_LIST}:)? (?!{_A_LIST}){_TASK_TO}?(?P<titles>.+?){_ON_LIST}?{_NOTE}"),
     ("add", rf"(?:put|get|write) (?P<titles>.+?){_ON_LIST}"),
     ("find", rf"{_FIND} (?P<words>.+?)(?: {WHEN}| done| finished| due| on my list| yet)*"),
     ("finish", r"(?P<targets>.+?) done"),
     ("add", rf"(?:i have )?(?P<titles>(?!no )(?:(?:an?|the|my) )?(?:\w+ )?{_EVENT}(?: with .+?)? {WHEN})"),
-    ("add if new", rf"(?P<titles>{_ACTION} .+)"),
+    ("add if new", rf"(?!{_FOR_THE_MODEL})(?P<titles>{_ACTION} .+)"),
 )
 """The first rule that fits a clause counts."""
