@@ -1,5 +1,6 @@
 """A person leaves in the middle of a turn, by Stop, a reload, "back" or a closed tab. Nothing is lost or doubled."""
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -141,6 +142,17 @@ def test_escape_stops(alice: Person, standin: StandIn) -> None:
     standin.release()
     chat.page.reload()
     chat.expect("Add a slow walk")
+
+
+@pytest.mark.parametrize("body", ["null", "not JSON", '{"text": "no message"}'])
+def test_a_damaged_item_of_the_storage_is_passed_over(alice: Person, body: str) -> None:
+    """The page starts, and takes messages."""
+    chat = alice.open()
+    item = [f"taskchat:message:{alice.id}:damaged", json.dumps({"key": "damaged", "body": body})]
+    chat.page.evaluate("([name, value]) => localStorage.setItem(name, value)", item)
+    chat.page.reload()
+    expect(chat.message).to_be_editable()
+    chat.say("Add tea", "Added tea")
 
 
 def test_back_goes_to_the_conversation_before(alice: Person) -> None:
