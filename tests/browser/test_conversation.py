@@ -127,6 +127,15 @@ def test_markdown_is_drawn_and_markup_is_text(alice: Person, standin: StandIn) -
     assert links == ["https://example.com/p.png", "https://example.com"]
 
 
+def test_markdown_that_is_too_deep_is_shown_as_it_is(alice: Person, standin: StandIn) -> None:
+    """The page goes on: a text that no parser can nest so deep stops no other turn."""
+    standin.fault("say", text=">" * 10_000 + "bottom", match="deep")
+    chat = alice.open()
+    chat.say("How deep is it?", "bottom")
+    expect(chat.log.get_by_role("button", name="Copy")).to_be_visible()
+    chat.say("Add tea", "Added tea")
+
+
 def test_text_of_the_right_goes_from_the_right(alice: Person, standin: StandIn) -> None:
     """A message, the reply and a task each have the direction of their own text."""
     standin.fault("call", calls=[{"name": "add_task", "arguments": {"title": "לקנות חלב"}}], match="חלב")
