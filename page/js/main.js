@@ -12,6 +12,7 @@ import { mountConversations } from "./side/conversations.js";
 import { mountPanel } from "./side/panel.js";
 import { startSession } from "./side/session.js";
 
+import { onTold } from "./side/tabs.js";
 /** @param {string} text */
 function announce(text) {
   byId("status").textContent = text;
@@ -80,6 +81,7 @@ async function start() {
   addEventListener("keydown", (event) => {
     if (event.key === "Escape" && !event.isComposing && !drawers.close() && !document.querySelector("dialog[open]")) chat.stop();
   });
+  onTold((change) => { if (change === "conversations") chat.look(); }); // it may be gone
   chat.goOnWithAll();
   open(placeOf(location.hash));
   composer.focus();

@@ -71,6 +71,23 @@ def test_a_conversation_that_is_gone_is_said_so(alice: Person) -> None:
     expect(chat.message).to_have_value("Add salt")
 
 
+def test_a_conversation_that_another_tab_deletes_is_gone(alice: Person) -> None:
+    """Its messages leave the page, and the text that was not sent stays."""
+    chat = alice.open()
+    chat.say("Add tea", "Added tea")
+    other = alice.open(alice.conversations()[0])
+    other.expect("Added tea")
+    other.message.fill("Add salt")
+    chat.button("Delete Add tea").click()
+    chat.page.get_by_role("dialog", name="Delete").get_by_role("button", name="Delete", exact=True).click()
+    other.expect("This conversation is gone.")
+    expect(other.log).not_to_contain_text("Added tea")
+    expect(other.message).to_have_value("Add salt")
+    other.log.get_by_role("button", name="New conversation").click()
+    other.message.press("Enter")
+    other.expect_end("Added salt")
+
+
 def test_the_tasks_have_their_dates(alice: Person) -> None:
     """They are grouped by the time they are due, and completed ones are behind a disclosure."""
     chat = alice.open()
