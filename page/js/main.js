@@ -58,7 +58,7 @@ async function start() {
     announce,
     open: (/** @type {string | null} */ id) => { drawers.show(null); go({ conversation: id, message: null }); composer.focus(); },
   });
-  mountAccount(byId("account"), { api, session, announce });
+  mountAccount(byId("account"), { api, session });
 
   /** @param {import("./chat/chat.js").Place} place */
   function go(place) {

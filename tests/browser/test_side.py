@@ -121,6 +121,14 @@ def test_the_export_is_a_file(alice: Person, tmp_path: Path) -> None:
     assert [task["title"] for task in exported["tables"]["task"]] == ["tea"]
 
 
+def test_an_export_that_fails_says_so(alice: Person) -> None:
+    """Below its button, for all to see."""
+    chat = alice.open()
+    alice.context.set_offline(True)
+    chat.button("Export my data").click()
+    expect(chat.conversations.get_by_text("The export failed. The server does not answer.")).to_be_visible()
+
+
 def test_the_erasure_leaves_nothing(alice: Person, rows: Rows) -> None:
     """It needs the word. Then no row and nothing in the browser is left, and the page starts anew."""
     chat = alice.open()
