@@ -88,6 +88,18 @@ def test_a_conversation_that_another_tab_deletes_is_gone(alice: Person) -> None:
     other.expect_end("Added salt")
 
 
+def test_a_title_needs_a_letter(alice: Person) -> None:
+    """The browser says so, as for a title that is empty."""
+    chat = alice.open()
+    chat.say("Add tea", "Added tea")
+    chat.button("Rename Add tea").click()
+    dialog = chat.page.get_by_role("dialog", name="Rename")
+    dialog.get_by_role("textbox", name="Title").fill("   ")
+    dialog.get_by_role("button", name="Rename", exact=True).click()
+    expect(dialog.locator("input:invalid")).to_have_count(1)
+    expect(dialog.get_by_role("alert")).to_have_count(0)
+
+
 def test_the_tasks_have_their_dates(alice: Person) -> None:
     """They are grouped by the time they are due, and completed ones are behind a disclosure."""
     chat = alice.open()

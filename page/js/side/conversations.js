@@ -80,6 +80,7 @@ export function mountConversations(root, { api, userId, open, announce }) {
   /** @param {Conversation} conversation */
   async function rename(conversation) {
     const [label, input] = field("Title", { value: conversation.title, maxlength: LONGEST_TITLE, required: "", dir: "auto" });
+    input.addEventListener("input", () => input.setCustomValidity(input.value.trim() ? "" : "A title has a letter or a number."));
     const work = () => api.json("PATCH", `${path}/${conversation.id}`, { body: { title: input.value.trim() } });
     if (await ask("Rename the conversation", [label, input], { action: "Rename", work })) {
       announce("Renamed.");
