@@ -23,6 +23,10 @@ MARKUP = re.compile(
     r"\b(?:innerHTML|outerHTML|insertAdjacentHTML|setHTMLUnsafe|parseFromString|createContextualFragment|srcdoc)\b"
     r"|\bdocument\.write|\beval\(|\bnew Function\("
 )
+STYLES = sorted(page.PAGE.glob("*.css"))
+CLASS_GIVEN = re.compile(r"""\bclass(?:: |=|List\.toggle\()([^,})>]*)""")
+COMPUTED = {"depth-1", "error", "ok", "rename", "started"}
+"""Classes that a module makes of a value: a heading's depth, a call's outcome, a button's name."""
 TYPE_SECONDS = 300
 MODULE_SECONDS = 120
 
@@ -162,6 +166,18 @@ def test_no_file_names_another_host_or_reads_markup(path: Path) -> None:
     text = path.read_text().replace("http://www.w3.org/2000/svg", "")
     assert re.findall(r"\bhttps?://\S*", text) == []
     assert MARKUP.findall(text) == []
+
+
+@pytest.mark.parametrize("path", STYLES, ids=name)
+def test_each_class_of_a_style_is_given_to_an_element(path: Path) -> None:
+    """By index.html, by a module of the page, or by the panel of a domain."""
+    domains = [*(page.ROOT / "shared" / "taskchat").glob("*/panel.js"), page.ROOT / "docs" / "your-own-tools.md"]
+    sources = [each.read_text() for each in (page.PAGE / "index.html", *MODULES, *domains)]
+    given = {word for text in sources for found in CLASS_GIVEN.findall(text) for word in re.findall(r"[\w-]+", found)}
+    rules = re.sub(r"/\*.*?\*/|\{[^{}]*\}", "", path.read_text(), flags=re.DOTALL)
+    styled = set(re.findall(r"\.([a-zA-Z][\w-]*)", rules))
+    assert styled
+    assert styled - given - COMPUTED == set()
 
 
 def test_vendored_files_are_those_of_npm() -> None:
