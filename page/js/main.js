@@ -3,6 +3,7 @@
 import { Api } from "./api.js";
 import { Chat } from "./chat/chat.js";
 import { Composer } from "./chat/composer.js";
+import { Draft } from "./chat/draft.js";
 import { loadDomain, readConfig } from "./config.js";
 import { button, byId, element } from "./dom.js";
 import { Drawers } from "./drawers.js";
@@ -11,8 +12,8 @@ import { mountAccount } from "./side/account.js";
 import { mountConversations } from "./side/conversations.js";
 import { mountPanel } from "./side/panel.js";
 import { startSession } from "./side/session.js";
-
 import { onTold } from "./side/tabs.js";
+
 /** @param {string} text */
 function announce(text) {
   byId("status").textContent = text;
@@ -47,6 +48,9 @@ async function start() {
     box: /** @type {HTMLTextAreaElement} */ (byId("message")),
     send: /** @type {HTMLButtonElement} */ (byId("send")),
     stop: /** @type {HTMLButtonElement} */ (byId("stop")),
+    hint: byId("hint"),
+    draft: new Draft(session.userId),
+    announce,
     onSend: (text) => chat.send(text),
     onStop: () => chat.stop(),
     sent: () => chat.turns.list.map((turn) => turn.message),
@@ -77,11 +81,11 @@ async function start() {
     if (place.conversation) conversations.refresh();
   }
 
+  onTold((change) => { if (change === "conversations") chat.look(); }); // it may be gone
   addEventListener("popstate", () => open(placeOf(location.hash)));
   addEventListener("keydown", (event) => {
     if (event.key === "Escape" && !event.isComposing && !drawers.close() && !document.querySelector("dialog[open]")) chat.stop();
   });
-  onTold((change) => { if (change === "conversations") chat.look(); }); // it may be gone
   chat.goOnWithAll();
   open(placeOf(location.hash));
   composer.focus();

@@ -152,6 +152,26 @@ def test_text_of_the_right_goes_from_the_right(alice: Person, standin: StandIn) 
         expect(text).to_have_css("direction", "rtl")
 
 
+def test_enter_while_a_turn_runs_says_why_nothing_is_sent(alice: Person, standin: StandIn) -> None:
+    """The text stays, and the hint goes when the answer is there."""
+    standin.fault("hang", match="slow")
+    chat = alice.open()
+    chat.send("Add a slow walk")
+    assert standin.waiting(at_least=1) == 1
+    chat.send("Add tea")
+    hint = chat.page.locator("#hint")
+    expect(hint).to_be_visible()
+    expect(hint).to_contain_text("An answer is on its way.")
+    expect(chat.page.get_by_role("status").filter(has_text="An answer is on its way.")).to_have_count(1)
+    expect(chat.message).to_have_value("Add tea")
+    standin.release()
+    chat.expect_end("Added slow walk")
+    expect(hint).to_be_hidden()
+    chat.message.press("Enter")
+    chat.expect_end("Added tea")
+    assert alice.messages() == ["Add a slow walk", "Add tea"]
+
+
 def test_shift_and_enter_begin_a_line(alice: Person) -> None:
     """Enter sends, and a message may have several lines."""
     chat = alice.open()

@@ -112,9 +112,11 @@ def test_the_other_tab_signs_out_too(alice: Person) -> None:
     chat.say("Add tea", "Added tea")
     other = Chat(open_page(alice))
     expect(other.tasks).to_contain_text("tea")
+    other.message.fill("Add salt")
     chat.button("Sign out").click()
     expect(other.page.get_by_role("heading", name="Sign in")).to_be_visible()
     expect(other.page.get_by_text("tea")).to_have_count(0)
+    assert other.page.evaluate("() => localStorage.length + sessionStorage.length") == 0
 
 
 @pytest.mark.parametrize("options", [{}, PHONE], ids=["desktop", "phone"])
