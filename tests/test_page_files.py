@@ -11,6 +11,7 @@ import pytest
 from starlette.applications import Starlette
 
 from dev import node, page
+from operations import page as deployed
 
 FILES = sorted(path for path in page.PAGE.rglob("*") if path.suffix in {".html", ".css", ".js", ".svg"})
 VENDOR = page.PAGE / "vendor"
@@ -122,6 +123,13 @@ def test_the_settings_are_those_of_development() -> None:
         "development": True,
         "panel": None,
     }
+
+
+def test_the_page_has_one_name() -> None:
+    """Until it has read its settings, in development and deployed."""
+    before = re.search(r"<title>(.*)</title>", (page.PAGE / "index.html").read_text())
+    assert before
+    assert before[1] == get("/config.json").json()["title"] == deployed.SETTINGS["title"]
 
 
 def test_index_has_no_code_of_its_own() -> None:
