@@ -43,6 +43,18 @@ def test_a_conversation_is_renamed(alice: Person) -> None:
     assert alice.call("GET", "/conversations").json()["conversations"][0]["title"] == "Groceries"
 
 
+def test_a_list_that_changes_behind_a_dialog_gives_the_focus_back(alice: Person) -> None:
+    """The list is drawn anew while the dialog is open: the button that opened it is another element then."""
+    chat = alice.open()
+    chat.say("Add tea", "Added tea")
+    chat.button("Rename Add tea").click()
+    alice.call("PATCH", f"/conversations/{alice.conversations()[0]}", {"title": "Groceries"})
+    chat.page.evaluate("() => dispatchEvent(new Event('focus'))")
+    expect(chat.page.locator(".conversation")).to_contain_text("Groceries")
+    chat.page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+    expect(chat.button("Rename Groceries")).to_be_focused()
+
+
 def test_a_conversation_is_deleted(alice: Person) -> None:
     """After a confirmation. A person who cancels keeps it. The task stays."""
     chat = alice.open()
