@@ -146,11 +146,13 @@ def test_the_export_is_a_file(alice: Person, tmp_path: Path) -> None:
 
 
 def test_an_export_that_fails_says_so(alice: Person) -> None:
-    """Below its button, for all to see."""
+    """For all to see, and no button moves: "Erase my data" would come under the pointer."""
     chat = alice.open()
+    before = chat.button("Erase my data").bounding_box()
     alice.context.set_offline(True)
     chat.button("Export my data").click()
     expect(chat.conversations.get_by_text("The export failed. The server does not answer.")).to_be_visible()
+    assert chat.button("Erase my data").bounding_box() == before
 
 
 def test_the_erasure_leaves_nothing(alice: Person, rows: Rows) -> None:

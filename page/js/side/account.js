@@ -31,9 +31,8 @@ export function mountAccount(root, { api, session }) {
     }
   });
   const erasing = button("Erase my data", () => erase(api, session));
-  root.replaceChildren(exporting, erasing);
+  root.replaceChildren(line, exporting, erasing); // the area grows upwards, so no button moves under the pointer
   if (session.signOut) root.append(button("Sign out", () => signOut(session, say)));
-  root.append(line);
   onTold((change) => {
     if (change === "erased") leave(); // by another tab: this one still shows what is gone
   });
