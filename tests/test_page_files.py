@@ -11,6 +11,7 @@ import pytest
 from starlette.applications import Starlette
 
 from dev import node, page
+from operations import page as deployed
 
 FILES = sorted(path for path in page.PAGE.rglob("*") if path.suffix in {".html", ".css", ".js", ".svg"})
 VENDOR = page.PAGE / "vendor"
@@ -23,6 +24,10 @@ MARKUP = re.compile(
     r"\b(?:innerHTML|outerHTML|insertAdjacentHTML|setHTMLUnsafe|parseFromString|createContextualFragment|srcdoc)\b"
     r"|\bdocument\.write|\beval\(|\bnew Function\("
 )
+STYLES = sorted(page.PAGE.glob("*.css"))
+CLASS_GIVEN = re.compile(r"""\bclass(?:: |=|List\.toggle\()([^,})>]*)""")
+COMPUTED = {"depth-1", "error", "ok", "rename", "started"}
+"""Classes that a module makes of a value: a heading's depth, a call's outcome, a button's name."""
 TYPE_SECONDS = 300
 MODULE_SECONDS = 120
 
@@ -120,6 +125,13 @@ def test_the_settings_are_those_of_development() -> None:
     }
 
 
+def test_the_page_has_one_name() -> None:
+    """Until it has read its settings, in development and deployed."""
+    before = re.search(r"<title>(.*)</title>", (page.PAGE / "index.html").read_text())
+    assert before
+    assert before[1] == get("/config.json").json()["title"] == deployed.SETTINGS["title"]
+
+
 def test_index_has_no_code_of_its_own() -> None:
     """The policy forbids scripts, styles and event handlers within the page."""
     assert INDEX.code == ""
@@ -162,6 +174,18 @@ def test_no_file_names_another_host_or_reads_markup(path: Path) -> None:
     text = path.read_text().replace("http://www.w3.org/2000/svg", "")
     assert re.findall(r"\bhttps?://\S*", text) == []
     assert MARKUP.findall(text) == []
+
+
+@pytest.mark.parametrize("path", STYLES, ids=name)
+def test_each_class_of_a_style_is_given_to_an_element(path: Path) -> None:
+    """By index.html, by a module of the page, or by the panel of a domain."""
+    domains = [*(page.ROOT / "shared" / "taskchat").glob("*/panel.js"), page.ROOT / "docs" / "your-own-tools.md"]
+    sources = [each.read_text() for each in (page.PAGE / "index.html", *MODULES, *domains)]
+    given = {word for text in sources for found in CLASS_GIVEN.findall(text) for word in re.findall(r"[\w-]+", found)}
+    rules = re.sub(r"/\*.*?\*/|\{[^{}]*\}", "", path.read_text(), flags=re.DOTALL)
+    styled = set(re.findall(r"\.([a-zA-Z][\w-]*)", rules))
+    assert styled
+    assert styled - given - COMPUTED == set()
 
 
 def test_vendored_files_are_those_of_npm() -> None:

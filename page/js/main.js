@@ -3,6 +3,7 @@
 import { Api } from "./api.js";
 import { Chat } from "./chat/chat.js";
 import { Composer } from "./chat/composer.js";
+import { Draft } from "./chat/draft.js";
 import { loadDomain, readConfig } from "./config.js";
 import { button, byId, element } from "./dom.js";
 import { Drawers } from "./drawers.js";
@@ -11,6 +12,7 @@ import { mountAccount } from "./side/account.js";
 import { mountConversations } from "./side/conversations.js";
 import { mountPanel } from "./side/panel.js";
 import { startSession } from "./side/session.js";
+import { onTold } from "./side/tabs.js";
 
 /** @param {string} text */
 function announce(text) {
@@ -46,6 +48,9 @@ async function start() {
     box: /** @type {HTMLTextAreaElement} */ (byId("message")),
     send: /** @type {HTMLButtonElement} */ (byId("send")),
     stop: /** @type {HTMLButtonElement} */ (byId("stop")),
+    hint: byId("hint"),
+    draft: new Draft(session.userId),
+    announce,
     onSend: (text) => chat.send(text),
     onStop: () => chat.stop(),
     sent: () => chat.turns.list.map((turn) => turn.message),
@@ -57,7 +62,7 @@ async function start() {
     announce,
     open: (/** @type {string | null} */ id) => { drawers.show(null); go({ conversation: id, message: null }); composer.focus(); },
   });
-  mountAccount(byId("account"), { api, session, announce });
+  mountAccount(byId("account"), { api, session });
 
   /** @param {import("./chat/chat.js").Place} place */
   function go(place) {
@@ -76,6 +81,7 @@ async function start() {
     if (place.conversation) conversations.refresh();
   }
 
+  onTold((change) => { if (change === "conversations") chat.look(); }); // it may be gone
   addEventListener("popstate", () => open(placeOf(location.hash)));
   addEventListener("keydown", (event) => {
     if (event.key === "Escape" && !event.isComposing && !drawers.close() && !document.querySelector("dialog[open]")) chat.stop();

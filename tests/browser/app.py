@@ -9,7 +9,7 @@ import os
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import Receive, Scope, Send
 
 from dev import app as development
@@ -17,6 +17,7 @@ from dev import page, state
 from dev.tokens import Issuer
 from taskchat.http.auth import KeySet
 from taskchat.http.web_adapter import observe
+from tests.browser import auth_gateway
 from tests.browser.names import AUTH, HURRIED, PERSON
 
 usual = development.observed
@@ -29,10 +30,15 @@ async def observed(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 development.observed = observed
+more: list[BaseRoute] = []
 if AUTH in os.environ:
     development.authorization.keys = KeySet(None, os.environ["AUTH_JWKS_JSON"])
     origin = os.environ[AUTH].removesuffix("/api/auth")
-    page.HEADERS["Content-Security-Policy"] = page.POLICY.replace("connect-src 'self'", f"connect-src 'self' {origin}")
+    if origin:
+        policy = page.POLICY.replace("connect-src 'self'", f"connect-src 'self' {origin}")
+        page.HEADERS["Content-Security-Policy"] = policy
+    else:
+        more.append(Mount(os.environ[AUTH], auth_gateway.create_app(os.environ["AUTH_ISSUER"], page="")))
 
 
 async def config(request: Request) -> Response:
@@ -54,6 +60,6 @@ async def token(request: Request) -> JSONResponse:
 
 
 app = Starlette(
-    routes=[Route("/dev/token", token), Route("/config.json", config), Mount("", development.app)],
+    routes=[Route("/dev/token", token), Route("/config.json", config), *more, Mount("", development.app)],
     lifespan=lambda _: development.lifespan(development.app),
 )

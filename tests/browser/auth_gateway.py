@@ -1,4 +1,7 @@
-"""Pass requests on to Better Auth, and allow them to the page's origin, as the gateway before a sign-in server does."""
+"""Pass requests on to Better Auth, and allow them to the page's origin, as the gateway before a sign-in server does.
+
+At the page's own origin, nothing has to be allowed: the distribution of decision 30 passes requests on and no more.
+"""
 
 import httpx2
 from starlette.applications import Starlette

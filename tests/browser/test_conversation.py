@@ -127,6 +127,15 @@ def test_markdown_is_drawn_and_markup_is_text(alice: Person, standin: StandIn) -
     assert links == ["https://example.com/p.png", "https://example.com"]
 
 
+def test_markdown_that_is_too_deep_is_shown_as_it_is(alice: Person, standin: StandIn) -> None:
+    """The page goes on: a text that no parser can nest so deep stops no other turn."""
+    standin.fault("say", text=">" * 10_000 + "bottom", match="deep")
+    chat = alice.open()
+    chat.say("How deep is it?", "bottom")
+    expect(chat.log.get_by_role("button", name="Copy")).to_be_visible()
+    chat.say("Add tea", "Added tea")
+
+
 def test_text_of_the_right_goes_from_the_right(alice: Person, standin: StandIn) -> None:
     """A message, the reply and a task each have the direction of their own text."""
     standin.fault("call", calls=[{"name": "add_task", "arguments": {"title": "לקנות חלב"}}], match="חלב")
@@ -141,6 +150,26 @@ def test_text_of_the_right_goes_from_the_right(alice: Person, standin: StandIn) 
         chat.tasks.get_by_text("לקנות חלב"),
     ):
         expect(text).to_have_css("direction", "rtl")
+
+
+def test_enter_while_a_turn_runs_says_why_nothing_is_sent(alice: Person, standin: StandIn) -> None:
+    """The text stays, and the hint goes when the answer is there."""
+    standin.fault("hang", match="slow")
+    chat = alice.open()
+    chat.send("Add a slow walk")
+    assert standin.waiting(at_least=1) == 1
+    chat.send("Add tea")
+    hint = chat.page.locator("#hint")
+    expect(hint).to_be_visible()
+    expect(hint).to_contain_text("An answer is on its way.")
+    expect(chat.page.get_by_role("status").filter(has_text="An answer is on its way.")).to_have_count(1)
+    expect(chat.message).to_have_value("Add tea")
+    standin.release()
+    chat.expect_end("Added slow walk")
+    expect(hint).to_be_hidden()
+    chat.message.press("Enter")
+    chat.expect_end("Added tea")
+    assert alice.messages() == ["Add a slow walk", "Add tea"]
 
 
 def test_shift_and_enter_begin_a_line(alice: Person) -> None:

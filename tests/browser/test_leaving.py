@@ -1,5 +1,6 @@
 """A person leaves in the middle of a turn, by Stop, a reload, "back" or a closed tab. Nothing is lost or doubled."""
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -141,6 +142,31 @@ def test_escape_stops(alice: Person, standin: StandIn) -> None:
     standin.release()
     chat.page.reload()
     chat.expect("Add a slow walk")
+
+
+def test_an_unsent_text_outlives_a_reload(alice: Person) -> None:
+    """It belongs to its tab: another one begins without it. A sent text does not come back."""
+    chat = alice.open()
+    chat.message.fill("Add tea")
+    chat.page.reload()
+    expect(chat.message).to_have_value("Add tea")
+    expect(alice.open().message).to_have_value("")
+    chat.message.press("Enter")
+    chat.expect_end("Added tea")
+    chat.page.reload()
+    chat.expect("Added tea")
+    expect(chat.message).to_have_value("")
+
+
+@pytest.mark.parametrize("body", ["null", "not JSON", '{"text": "no message"}'])
+def test_a_damaged_item_of_the_storage_is_passed_over(alice: Person, body: str) -> None:
+    """The page starts, and takes messages."""
+    chat = alice.open()
+    item = [f"taskchat:message:{alice.id}:damaged", json.dumps({"key": "damaged", "body": body})]
+    chat.page.evaluate("([name, value]) => localStorage.setItem(name, value)", item)
+    chat.page.reload()
+    expect(chat.message).to_be_editable()
+    chat.say("Add tea", "Added tea")
 
 
 def test_back_goes_to_the_conversation_before(alice: Person) -> None:

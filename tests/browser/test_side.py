@@ -43,6 +43,18 @@ def test_a_conversation_is_renamed(alice: Person) -> None:
     assert alice.call("GET", "/conversations").json()["conversations"][0]["title"] == "Groceries"
 
 
+def test_a_list_that_changes_behind_a_dialog_gives_the_focus_back(alice: Person) -> None:
+    """The list is drawn anew while the dialog is open: the button that opened it is another element then."""
+    chat = alice.open()
+    chat.say("Add tea", "Added tea")
+    chat.button("Rename Add tea").click()
+    alice.call("PATCH", f"/conversations/{alice.conversations()[0]}", {"title": "Groceries"})
+    chat.page.evaluate("() => dispatchEvent(new Event('focus'))")
+    expect(chat.page.locator(".conversation")).to_contain_text("Groceries")
+    chat.page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+    expect(chat.button("Rename Groceries")).to_be_focused()
+
+
 def test_a_conversation_is_deleted(alice: Person) -> None:
     """After a confirmation. A person who cancels keeps it. The task stays."""
     chat = alice.open()
@@ -69,6 +81,35 @@ def test_a_conversation_that_is_gone_is_said_so(alice: Person) -> None:
     chat.expect("gone")
     chat.log.get_by_role("button", name="Edit").last.click()
     expect(chat.message).to_have_value("Add salt")
+
+
+def test_a_conversation_that_another_tab_deletes_is_gone(alice: Person) -> None:
+    """Its messages leave the page, and the text that was not sent stays."""
+    chat = alice.open()
+    chat.say("Add tea", "Added tea")
+    other = alice.open(alice.conversations()[0])
+    other.expect("Added tea")
+    other.message.fill("Add salt")
+    chat.button("Delete Add tea").click()
+    chat.page.get_by_role("dialog", name="Delete").get_by_role("button", name="Delete", exact=True).click()
+    other.expect("This conversation is gone.")
+    expect(other.log).not_to_contain_text("Added tea")
+    expect(other.message).to_have_value("Add salt")
+    other.log.get_by_role("button", name="New conversation").click()
+    other.message.press("Enter")
+    other.expect_end("Added salt")
+
+
+def test_a_title_needs_a_letter(alice: Person) -> None:
+    """The browser says so, as for a title that is empty."""
+    chat = alice.open()
+    chat.say("Add tea", "Added tea")
+    chat.button("Rename Add tea").click()
+    dialog = chat.page.get_by_role("dialog", name="Rename")
+    dialog.get_by_role("textbox", name="Title").fill("   ")
+    dialog.get_by_role("button", name="Rename", exact=True).click()
+    expect(dialog.locator("input:invalid")).to_have_count(1)
+    expect(dialog.get_by_role("alert")).to_have_count(0)
 
 
 def test_the_tasks_have_their_dates(alice: Person) -> None:
@@ -102,6 +143,16 @@ def test_the_export_is_a_file(alice: Person, tmp_path: Path) -> None:
     download.value.save_as(tmp_path / "export.json")
     exported = json.loads((tmp_path / "export.json").read_text())
     assert [task["title"] for task in exported["tables"]["task"]] == ["tea"]
+
+
+def test_an_export_that_fails_says_so(alice: Person) -> None:
+    """For all to see, and no button moves: "Erase my data" would come under the pointer."""
+    chat = alice.open()
+    before = chat.button("Erase my data").bounding_box()
+    alice.context.set_offline(True)
+    chat.button("Export my data").click()
+    expect(chat.conversations.get_by_text("The export failed. The server does not answer.")).to_be_visible()
+    assert chat.button("Erase my data").bounding_box() == before
 
 
 def test_the_erasure_leaves_nothing(alice: Person, rows: Rows) -> None:

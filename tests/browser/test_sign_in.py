@@ -1,4 +1,4 @@
-"""People sign up, in and out at a real Better Auth of another origin, in the page's own form."""
+"""People sign up, in and out at a real Better Auth, in the page's own form. It has the page's origin in one test."""
 
 import secrets
 from collections.abc import Callable, Iterator
@@ -22,26 +22,37 @@ from tests.conftest import serving
 NewPerson = Callable[..., Person]
 
 
-@pytest.fixture(scope="module")
-def auth_database(server: Postgres) -> str:
-    """Make Better Auth's database, and give its URL."""
+def auth_database(server: Postgres, name: str) -> str:
+    """Make a database for a Better Auth, and return its URL."""
     with psycopg.connect(server.superuser_url, autocommit=True) as connection:
-        connection.execute(f"create database browser_auth owner {OWNER}")
-    return server.owner_url.replace(f"/{DATABASE}?", "/browser_auth?")
+        connection.execute(f"create database {name} owner {OWNER}")
+    return server.owner_url.replace(f"/{DATABASE}?", f"/{name}?")
 
 
 @pytest.fixture(scope="module")
-def url(start: Start, auth_database: str) -> Iterator[str]:
+def url(start: Start, server: Postgres) -> Iterator[str]:
     """Serve the page, with a Better Auth of another origin that knows it."""
     port = processes.free_port(HOST)
     page = f"http://{HOST}:{port}"
     with (
-        better_auth.running(auth_database, RESOURCE, page=page) as address,
+        better_auth.running(auth_database(server, "browser_auth"), RESOURCE, page=page) as address,
         serving(auth_gateway.create_app(address, page)) as gateway,
     ):
         keys = httpx2.get(f"{address}/api/auth/jwks", trust_env=False).text
         identity = {"AUTH_ISSUER": address, "AUTH_AUDIENCE": address, "AUTH_JWKS_JSON": keys}
         with start(port=port, **identity, **{AUTH: f"{gateway}/api/auth"}) as url:
+            yield url
+
+
+@pytest.fixture
+def same_origin(start: Start, server: Postgres) -> Iterator[str]:
+    """Serve the page with Better Auth below its own `/api/auth`, as a deployment's distribution does."""
+    port = processes.free_port(HOST)
+    database = auth_database(server, "same_origin_auth")
+    with better_auth.running(database, RESOURCE, page=f"http://{HOST}:{port}") as address:
+        keys = httpx2.get(f"{address}/api/auth/jwks", trust_env=False).text
+        identity = {"AUTH_ISSUER": address, "AUTH_AUDIENCE": address, "AUTH_JWKS_JSON": keys}
+        with start(port=port, **identity, **{AUTH: "/api/auth"}) as url:
             yield url
 
 
@@ -106,15 +117,30 @@ def test_a_person_signs_out_and_in_again(alice: Person) -> None:
     expect(chat.tasks).to_contain_text("tea")
 
 
+def test_a_person_signs_in_at_the_pages_own_origin(same_origin: str, new_person: NewPerson) -> None:
+    """The arrangement of a deployment: the session's cookie is the page's own, and the policy names no other origin."""
+    person = new_person(same_origin)
+    person.expected = ("401 ",)
+    chat, email, password = sign_up(person)
+    chat.say("Add tea", "Added tea")
+    assert [each["domain"] for each in person.context.cookies() if "session" in each["name"]] == [HOST]
+    chat.button("Sign out").click()
+    expect(chat.page.get_by_role("heading", name="Sign in")).to_be_visible()
+    sign(chat.page, "Sign in", email, password)
+    expect(chat.tasks).to_contain_text("tea")
+
+
 def test_the_other_tab_signs_out_too(alice: Person) -> None:
     """It shows nothing of the person any more."""
     chat, _, _ = sign_up(alice)
     chat.say("Add tea", "Added tea")
     other = Chat(open_page(alice))
     expect(other.tasks).to_contain_text("tea")
+    other.message.fill("Add salt")
     chat.button("Sign out").click()
     expect(other.page.get_by_role("heading", name="Sign in")).to_be_visible()
     expect(other.page.get_by_text("tea")).to_have_count(0)
+    assert other.page.evaluate("() => localStorage.length + sessionStorage.length") == 0
 
 
 @pytest.mark.parametrize("options", [{}, PHONE], ids=["desktop", "phone"])

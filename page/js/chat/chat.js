@@ -185,15 +185,19 @@ export class Chat {
   #comeBack() {
     this.sender.retryLost();
     for (const turn of this.sender.turns.values()) if (turn.isRunning) this.sender.resume(turn);
-    this.#look();
+    this.look();
   }
 
   /** Read the shown conversation again, if there is one. */
-  #look() {
+  look() {
     const { conversation } = this.place;
     const { signal } = this.opening;
     if (!conversation || !this.hasRead) return;
-    this.#read(conversation, signal).catch(() => this.#followOthers(conversation, signal));
+    this.#read(conversation, signal).catch((error) => {
+      if (signal.aborted) return;
+      if (error instanceof Problem && error.status === 404) this.#showProblem(error);
+      else this.#followOthers(conversation, signal);
+    });
   }
 
   /**
@@ -207,7 +211,7 @@ export class Chat {
     this.followed = turn;
     const hasEnded = await this.history.follow(turn, conversation, signal).catch(() => false);
     this.followed = null;
-    setTimeout(() => { if (!signal.aborted) this.#look(); }, hasEnded ? 0 : LOOK_MILLISECONDS);
+    setTimeout(() => { if (!signal.aborted) this.look(); }, hasEnded ? 0 : LOOK_MILLISECONDS);
   }
 
   /** @param {string} conversation */
@@ -269,7 +273,11 @@ export class Chat {
   #showProblem(error) {
     const { place } = this;
     const isGone = error.status === 404;
-    if (isGone) this.#addEntries(place.conversation ?? "");
+    if (isGone) {
+      this.#addEntries(place.conversation ?? "");
+      this.turns.keepOnTheWay();
+      this.older = null;
+    }
     const notice = isGone
       ? gone(() => this.needs.onGo({ conversation: null, message: null }))
       : unread(error, () => this.open(place));
@@ -282,7 +290,7 @@ export class Chat {
     this.turns.remove(turn);
     this.#show();
     this.needs.focus();
-    if (turn.id) this.#look();
+    if (turn.id) this.look();
   }
 
   /**
@@ -344,7 +352,7 @@ export class Chat {
     if (!now && turn && !turn.isLive) this.#endedElsewhere(turn);
     if (!now) this.needs.onEnded(turn ?? Turn.ofEntry(entry));
     if (entry.conversation && this.place.message === entry.key) this.open(this.place);
-    else if (entry.conversation === this.place.conversation) this.#look();
+    else if (entry.conversation === this.place.conversation) this.look();
   }
 }
 

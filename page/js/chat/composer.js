@@ -1,6 +1,7 @@
 /** Write a message: Enter sends, Shift+Enter begins a line, arrow-up recalls, Escape stops. */
 
 const MOST = 4000; // characters of a message, as the server counts them
+const HINT = "An answer is on its way. Your text stays here: send it afterwards, or press Stop first.";
 
 /**
  * @typedef {object} Needs
@@ -8,6 +9,9 @@ const MOST = 4000; // characters of a message, as the server counts them
  * @property {HTMLTextAreaElement} box
  * @property {HTMLButtonElement} send
  * @property {HTMLButtonElement} stop
+ * @property {HTMLElement} hint
+ * @property {import("./draft.js").Draft} draft
+ * @property {(text: string) => void} announce
  * @property {(text: string) => void} onSend
  * @property {() => void} onStop
  * @property {() => string[]} sent the person's messages, the oldest first
@@ -20,11 +24,13 @@ export class Composer {
     this.isRunning = false;
     /** Place in the recalled messages, counted from the newest; 0 is the person's own text. */
     this.recalled = 0;
-    const { form, box, stop, onStop } = needs;
+    const { form, box, stop, draft, onStop } = needs;
     form.addEventListener("submit", (event) => { event.preventDefault(); this.#submit(); });
     box.addEventListener("keydown", (event) => this.#press(event));
-    box.addEventListener("input", () => { this.recalled = 0; this.#check(); });
+    box.addEventListener("input", () => { this.recalled = 0; this.#changed(); });
     stop.addEventListener("click", onStop);
+    box.value = draft.read();
+    this.#changed();
   }
 
   /** @param {boolean} isRunning */
@@ -34,6 +40,7 @@ export class Composer {
     this.isRunning = isRunning;
     send.hidden = isRunning;
     stop.hidden = !isRunning;
+    if (!isRunning) this.#hint("");
     if (hadFocus && !isRunning) this.focus();
   }
 
@@ -48,12 +55,13 @@ export class Composer {
     box.value = text;
     box.focus();
     box.setSelectionRange(text.length, text.length);
-    this.#check();
+    this.#changed();
   }
 
-  /** Refuse a text that the server would refuse. The browser says why when the person sends it. */
-  #check() {
-    const { box } = this.needs;
+  /** Keep the text. Refuse one that the server would refuse: the browser says why when the person sends it. */
+  #changed() {
+    const { box, draft } = this.needs;
+    draft.write(box.value);
     const length = [...box.value.trim()].length;
     const fault = `A message has up to ${MOST.toLocaleString()} characters. This one has ${length.toLocaleString()}.`;
     box.setCustomValidity(length > MOST ? fault : "");
@@ -62,10 +70,20 @@ export class Composer {
   #submit() {
     const { box, onSend } = this.needs;
     const text = box.value.trim();
-    if (!text || this.isRunning) return;
+    if (!text) return;
+    if (this.isRunning) return this.#hint(HINT);
     box.value = "";
+    this.#changed();
     this.recalled = 0;
     onSend(text);
+  }
+
+  /** @param {string} text */
+  #hint(text) {
+    const { hint, announce } = this.needs;
+    hint.textContent = text;
+    hint.hidden = !text;
+    if (text) announce(text);
   }
 
   /** @param {KeyboardEvent} event */

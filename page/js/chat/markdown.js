@@ -36,9 +36,7 @@ const WRITERS = {
   text: (token) => token.tokens ? element("span", {}, inner(token)) : withoutEntities(token.text),
 };
 
-/**
- * Show a text that grows. Blocks that have not changed stay as they are.
- */
+/** Show a text that grows. Blocks that have not changed stay as they are. */
 export class MarkdownView {
   /** @param {HTMLElement} root */
   constructor(root) {
@@ -47,8 +45,21 @@ export class MarkdownView {
     this.blocks = [];
   }
 
-  /** @param {string} text */
+  /**
+   * Show the text; as it is if it is nested too deep to be drawn.
+   * @param {string} text
+   */
   show(text) {
+    try {
+      this.#showBlocks(text);
+    } catch { // the stack is too small, and each browser has an error of its own for it
+      this.root.replaceChildren(element("p", { class: "as-written", dir: "auto" }, text));
+      this.blocks = [];
+    }
+  }
+
+  /** @param {string} text */
+  #showBlocks(text) {
     const tokens = /** @type {Token[]} */ (lexer(text)).filter((token) => token.type !== "space" && token.type !== "def");
     const first = tokens.findIndex((token, place) => token.raw !== this.blocks[place]);
     const kept = first < 0 ? tokens.length : first;

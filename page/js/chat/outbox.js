@@ -110,13 +110,15 @@ export class Outbox {
 }
 
 /**
+ * Return the entry of an item, or null if the item is none: another program of the page's origin may have changed it.
  * @param {string | null} text
  * @returns {Entry | null}
  */
 function parse(text) {
   try {
     const entry = JSON.parse(text ?? "null");
-    return typeof entry?.key === "string" && typeof entry.body === "string" ? entry : null;
+    const isEntry = typeof entry.key === "string" && typeof JSON.parse(entry.body).message === "string";
+    return isEntry && Number.isFinite(entry.sentAt) ? entry : null;
   } catch {
     return null;
   }

@@ -35,6 +35,11 @@ export class Turns {
     else this.list.splice(this.#placeAfter(turn), 0, turn);
   }
 
+  /** Remove the turns of the history. */
+  keepOnTheWay() {
+    this.list = this.list.filter((turn) => turn.key);
+  }
+
   /** @param {Turn} turn */
   remove(turn) {
     this.list = this.list.filter((each) => each !== turn);

@@ -27,8 +27,9 @@ function drawSoon(view) {
 }
 
 function drawAll() {
-  for (const view of stale) view.draw();
-  stale.clear();
+  const views = [...stale];
+  stale.clear(); // first, so that an error in one view does not stop the others for ever
+  for (const view of views) view.draw();
 }
 
 export class TurnView {

@@ -14,23 +14,25 @@ const MOST_REQUESTS = 60; // an erasure of very much takes several requests
 /** @typedef {import("../api.js").Session} Session */
 
 /**
- * Fill `root` with the buttons. `announce` says in words what was done.
+ * Fill `root` with the buttons, and with a line that says what was done.
  * @param {HTMLElement} root
- * @param {{api: Api, session: Session, announce: (text: string) => void, onErased?: () => void}} parts
+ * @param {{api: Api, session: Session}} parts
  */
-export function mountAccount(root, { api, session, announce }) {
+export function mountAccount(root, { api, session }) {
+  const line = element("p", { class: "note", role: "status" });
+  const say = (/** @type {string} */ text) => { line.textContent = text; };
   const exporting = button("Export my data", async () => {
-    announce("Exporting…");
+    say("Exporting…");
     try {
       save(await exportAll(api, session.userId), "taskchat-export.json");
-      announce("Exported: the browser saves the file.");
+      say("Exported: the browser saves the file.");
     } catch (error) {
-      announce(`The export failed. ${explain(error)}`);
+      say(`The export failed. ${explain(error)}`);
     }
   });
   const erasing = button("Erase my data", () => erase(api, session));
-  root.replaceChildren(exporting, erasing);
-  if (session.signOut) root.append(button("Sign out", () => signOut(session, announce)));
+  root.replaceChildren(line, exporting, erasing); // the area grows upwards, so no button moves under the pointer
+  if (session.signOut) root.append(button("Sign out", () => signOut(session, say)));
   onTold((change) => {
     if (change === "erased") leave(); // by another tab: this one still shows what is gone
   });
@@ -123,12 +125,12 @@ async function eraseAll(api, userId) {
 
 /**
  * @param {Session} session
- * @param {(text: string) => void} announce
+ * @param {(text: string) => void} say
  */
-async function signOut(session, announce) {
+async function signOut(session, say) {
   try {
     await session.signOut?.();
   } catch (error) {
-    announce(`You are still signed in. ${explain(error)}`);
+    say(`You are still signed in. ${explain(error)}`);
   }
 }

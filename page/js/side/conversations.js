@@ -49,9 +49,14 @@ export function mountConversations(root, { api, userId, open, announce }) {
     const active = document.activeElement;
     const focused = active instanceof HTMLElement && list.contains(active) ? active.dataset.focus : undefined;
     list.replaceChildren(...conversations.map(item));
+    if (focused) focus(focused);
+  }
+
+  /** @param {string} name */
+  function focus(name) {
     /** @type {NodeListOf<HTMLElement>} */
     const focusable = list.querySelectorAll("[data-focus]");
-    if (focused) [...focusable].find((each) => each.dataset.focus === focused)?.focus();
+    [...focusable].find((each) => each.dataset.focus === name)?.focus();
   }
 
   /** @param {Conversation} conversation */
@@ -80,8 +85,11 @@ export function mountConversations(root, { api, userId, open, announce }) {
   /** @param {Conversation} conversation */
   async function rename(conversation) {
     const [label, input] = field("Title", { value: conversation.title, maxlength: LONGEST_TITLE, required: "", dir: "auto" });
+    input.addEventListener("input", () => input.setCustomValidity(input.value.trim() ? "" : "A title has a letter or a number."));
     const work = () => api.json("PATCH", `${path}/${conversation.id}`, { body: { title: input.value.trim() } });
-    if (await ask("Rename the conversation", [label, input], { action: "Rename", work })) {
+    const isRenamed = await ask("Rename the conversation", [label, input], { action: "Rename", work });
+    focus(`Rename ${conversation.id}`); // the list may have been drawn anew behind the dialog
+    if (isRenamed) {
       announce("Renamed.");
       tell("conversations");
       await refresh();
@@ -100,7 +108,7 @@ export function mountConversations(root, { api, userId, open, announce }) {
       show();
       fresh.focus();
       await refresh();
-    }
+    } else focus(`Delete ${id}`);
   }
 
   /** @param {string} id */

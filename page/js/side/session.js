@@ -84,7 +84,7 @@ async function betterAuthSession(config, url, root) {
     return next;
   };
   onTold((change) => {
-    if (change === "signed out") location.reload();
+    if (change === "signed out") leave(); // this tab's own storage has the person's text, too
   });
   const signOut = async () => {
     await auth.post("sign-out", {});
