@@ -248,6 +248,14 @@ reference: install  ## Write the reference pages of docs/ from the code (setting
 
 lock: install  ## Refresh the locked versions of all dependencies, or of one: make lock PACKAGE=openai
 	$(call compile_locks,.,$(if $(PACKAGE),--upgrade-package $(PACKAGE),--upgrade))
+	$(if $(PACKAGE),,$(MAKE) --no-print-directory lock-npm)
+
+# A lock has no addresses: npm takes each package from the registry that the reader has set, and checks its hash.
+.PHONY: lock-npm
+lock-npm: install  ## Lock the packages of each package.json anew, after a change of it
+	@for lock in $$(git ls-files '*package-lock.json'); do (cd "$${lock%/*}" && rm package-lock.json && \
+		PATH="$(abspath $(BIN)):$$PATH" npm install --package-lock-only --omit-lockfile-registry-resolved --ignore-scripts \
+		--no-audit --no-fund --silent); done
 
 # Without --upgrade, compiling changes no lock that still fits pyproject.toml.
 check-locks: install

@@ -20,11 +20,11 @@ PACKAGES: Final = Path(os.environ.get("TASKCHAT_PACKAGES_DIR") or state.ROOT / "
 CACHE: Final = PACKAGES / "npm"
 """npm's own place is in the home directory, which need not be writable."""
 INSTALL_SECONDS: Final = 300
+FILES: Final = ("package.json", "package-lock.json")
+"""What npm installs, and the versions of everything that this needs."""
 INSTALL: Final = (
-    *("install", "--loglevel=error", "--no-audit", "--no-fund"),
-    "--no-package-lock",
+    *("ci", "--loglevel=error", "--no-audit", "--no-fund"),
     "--prefer-offline",  # with a warm cache the network is not asked
-    "--legacy-peer-deps",  # package.json names the peers that are needed; all others belong to other frameworks
 )
 
 
@@ -78,15 +78,16 @@ def _start(command: Sequence[str | Path], cwd: Path | None, variables: Mapping[s
 
 
 def install(directory: Path) -> Path:
-    """Install the directory's package.json, once for each change of it, and return the place. Raises StartupError."""
-    home, wanted = PACKAGES / directory.name, (directory / "package.json").read_text()
+    """Install what the directory locks, once for each change of the lock, and return the place. Raises StartupError."""
+    home, wanted = PACKAGES / directory.name, "".join((directory / name).read_text() for name in FILES)
     done = home / "installed.json"
     home.mkdir(parents=True, exist_ok=True)
     with (home / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not done.exists() or done.read_text() != wanted:
             shutil.rmtree(home / "node_modules", ignore_errors=True)
-            (home / "package.json").write_text(wanted)
+            for name in FILES:
+                shutil.copy(directory / name, home)
             _npm_install(home)
             done.write_text(wanted)
     return home

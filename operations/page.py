@@ -38,7 +38,7 @@ TYPES: Final = {
 }
 """The type of each file, by the end of its name. A file with another one is not part of the page."""
 
-UNSERVED: Final = frozenset({"tsconfig.json", "vendor/package.json"})
+UNSERVED: Final = frozenset({"tsconfig.json", "vendor/package.json", "vendor/package-lock.json"})
 INDEX: Final = "index.html"
 CONFIG: Final = "config.json"
 PANEL: Final = "panel.js"

@@ -6,6 +6,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -55,23 +56,27 @@ def test_npm_and_npx_run_on_the_locked_node() -> None:
     assert output_of("npx", "--version") == versions["npm"]
 
 
+def want(directory: Path, package: dict[str, Any]) -> None:
+    """Write the directory's package.json, and lock it."""
+    (directory / "package.json").write_text(json.dumps(package))
+    output_of("npm", "install", "--package-lock-only", "--silent", "--prefix", directory)
+
+
 def test_packages_are_installed_once_per_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package's script runs on the locked Node.js. A second call does nothing, and a change installs again."""
     monkeypatch.setattr(node, "PACKAGES", tmp_path / "packages")
     (tmp_path / "local").mkdir()
     (tmp_path / "local" / "package.json").write_text(json.dumps(LOCAL_PACKAGE))
-    wanted = tmp_path / "wanted"
-    wanted.mkdir()
-    (wanted / "package.json").write_text(json.dumps({"dependencies": {"local": f"file:{tmp_path}/local"}}))
+    wanted = tmp_path / "sources" / "wanted"  # as deep as its copy: a lock names a local package from there
+    wanted.mkdir(parents=True)
+    want(wanted, {"dependencies": {"local": f"file:{tmp_path}/local"}})
 
     written = node.install(wanted) / "node_modules" / "local" / "installed-by"
     assert written.read_text().strip() == LOCKED
     written.unlink()
     node.install(wanted)
     assert not written.exists()
-    (wanted / "package.json").write_text(
-        json.dumps({"private": True, "dependencies": {"local": f"file:{tmp_path}/local"}})
-    )
+    want(wanted, {"private": True, "dependencies": {"local": f"file:{tmp_path}/local"}})
     node.install(wanted)
     assert written.exists()
 

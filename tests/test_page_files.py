@@ -195,7 +195,7 @@ def test_vendored_files_are_those_of_npm() -> None:
         each for each, source in VENDORED.items() if (VENDOR / each).read_bytes() != (packages / source).read_bytes()
     ]
     assert different == []
-    assert {path.name for path in VENDOR.iterdir()} == {*VENDORED, "marked.esm.d.ts", "package.json"}
+    assert {path.name for path in VENDOR.iterdir()} == {*VENDORED, "marked.esm.d.ts", *node.FILES}
 
 
 def test_the_types_of_the_chat_fit() -> None:

@@ -86,7 +86,7 @@ def _of_npm() -> Iterable[Finding]:
         if findings is None:
             _warn(f"NO NPM PACKAGE of {directory} WAS AUDITED: npm's service does not answer with advisories from here")
             continue
-        print(f"advisories: the packages of {directory}/package.json audited by npm")
+        print(f"advisories: the packages of {directory}/package-lock.json audited by npm")
         yield from findings
 
 

@@ -5,7 +5,6 @@ each source is first asked about a release that is known to be bad.
 """
 
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,11 +30,13 @@ NPM: Final = (
     "dev/clients",
     "dev/conformance",
     "dev/examples/tools",
+    "dev/mcp_remote",
     "examples/assistant-ui",
     "examples/typescript",
     "examples/usechat",
+    "page/vendor",
 )
-"""The directories with a package.json."""
+"""The directories with a package-lock.json."""
 SERVICES: Final = ("pypi", "osv")
 VULNERABLE: Final = "jinja2==2.10"
 """Has had advisories since 2019."""
@@ -131,16 +132,13 @@ def _report(where: str, packages: list[dict[str, Any]]) -> Report:
 
 
 def npm_audit(directory: str) -> tuple[Finding, ...] | None:
-    """Return the advisories about the packages that npm would install, or None when npm's service does not answer."""
-    with tempfile.TemporaryDirectory() as name:
-        shutil.copy(state.ROOT / directory / "package.json", name)
-        _npm("install", "--package-lock-only", "--legacy-peer-deps", "--silent", "--prefix", name)
-        done = _npm("audit", "--json", "--prefix", name)
+    """Return the advisories about the packages that npm installs, or None when npm's service does not answer."""
+    done = _npm("audit", "--json", "--package-lock-only", "--prefix", str(state.ROOT / directory))
     report = json.loads(done.stdout or "{}")
     if "auditReportVersion" not in report:
         return None
     return tuple(
-        Finding(f"{directory}/package.json", package, f"{found['severity']} advisories")
+        Finding(f"{directory}/package-lock.json", package, f"{found['severity']} advisories")
         for package, found in report["vulnerabilities"].items()
     )
 

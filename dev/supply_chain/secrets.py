@@ -10,7 +10,7 @@ from typing import Any, Final
 from detect_secrets.core.plugins import initialize
 from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
 
-LOCKED: Final = re.compile(r"--hash=sha256:[0-9a-f]{64}")
+LOCKED: Final = re.compile(r'--hash=sha256:[0-9a-f]{64}|"integrity": "sha512-[A-Za-z0-9+/]{86}=="')
 """A hash in a lock. It looks like a key, and is no secret."""
 
 _NOT_SECRETS: Final = "IPPublicDetector"
