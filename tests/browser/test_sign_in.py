@@ -117,6 +117,16 @@ def test_a_person_signs_out_and_in_again(alice: Person) -> None:
     expect(chat.tasks).to_contain_text("tea")
 
 
+def test_what_another_person_has_not_got_an_answer_to_stays(alice: Person) -> None:
+    """They use the same browser, and find their message again."""
+    chat, _, _ = sign_up(alice)
+    chat.say("Add tea", "Added tea")
+    chat.page.evaluate("() => localStorage.setItem('taskchat:message:bob:1', 'theirs')")
+    chat.button("Sign out").click()
+    expect(chat.page.get_by_role("heading", name="Sign in")).to_be_visible()
+    assert chat.page.evaluate("() => ({ ...localStorage })") == {"taskchat:message:bob:1": "theirs"}
+
+
 def test_a_person_signs_in_at_the_pages_own_origin(same_origin: str, new_person: NewPerson) -> None:
     """The arrangement of a deployment: the session's cookie is the page's own, and the policy names no other origin."""
     person = new_person(same_origin)

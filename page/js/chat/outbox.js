@@ -73,9 +73,10 @@ export class Outbox {
     return found.sort((one, other) => one.sentAt - other.sentAt);
   }
 
-  /** Remove all entries of the person. */
+  /** Remove all that is kept of the person, and nothing of another person who uses this browser. */
   clear() {
-    for (const { key } of this.all()) this.remove(key);
+    this.memory.clear();
+    for (const name of this.#names()) localStorage.removeItem(name);
   }
 
   /**

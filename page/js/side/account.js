@@ -34,7 +34,7 @@ export function mountAccount(root, { api, session }) {
   root.replaceChildren(line, exporting, erasing); // the area grows upwards, so no button moves under the pointer
   if (session.signOut) root.append(button("Sign out", () => signOut(session, say)));
   onTold((change) => {
-    if (change === "erased") leave(); // by another tab: this one still shows what is gone
+    if (change === "erased") leave(session.userId); // by another tab: this one still shows what is gone
   });
   if (session.name) root.prepend(element("p", { class: "note" }, element("bdi", {}, session.name)));
 }
@@ -103,7 +103,7 @@ async function erase(api, session) {
   const work = () => eraseAll(api, session.userId);
   if (await ask("Erase my data", content, { action: "Erase everything", danger: true, work })) {
     tell("erased");
-    await leave();
+    await leave(session.userId);
   }
 }
 

@@ -5,6 +5,7 @@
  * read, and the token of the API is in memory.
  */
 
+import { Outbox } from "../chat/outbox.js";
 import { element } from "../dom.js";
 import { field } from "./dialogs.js";
 import { onTold, tell } from "./tabs.js";
@@ -80,16 +81,16 @@ async function betterAuthSession(config, url, root) {
   const name = await auth.name().catch(() => "");
   const fetchToken = async () => {
     const next = await signedIn();
-    if (next.userId !== first.userId) await leave(); // another person: nothing of the first one may stay
+    if (next.userId !== first.userId) await leave(first.userId); // another person: nothing of the first one may stay
     return next;
   };
   onTold((change) => {
-    if (change === "signed out") leave(); // this tab's own storage has the person's text, too
+    if (change === "signed out") leave(first.userId); // this tab's own storage has the person's text, too
   });
   const signOut = async () => {
     await auth.post("sign-out", {});
     tell("signed out");
-    await leave();
+    await leave(first.userId);
   };
   return session(first, { fetchToken, name, signOut });
 }
@@ -272,11 +273,14 @@ function end(token) {
   return Date.now() + (exp - iat) * 1000;
 }
 
-/** Forget everything that the browser keeps of the person, and start again. */
-export async function leave() {
+/**
+ * Forget everything that the browser keeps of the person, and start again.
+ * @param {string} userId
+ */
+export async function leave(userId) {
+  new Outbox(userId).clear();
   try {
-    localStorage.clear();
-    sessionStorage.clear();
+    sessionStorage.clear(); // it belongs to this tab
   } catch { /* a browser that keeps nothing */ }
   history.replaceState(null, "", location.pathname);
   location.reload();
