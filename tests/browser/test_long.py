@@ -94,3 +94,18 @@ def test_the_newest_turns_come_first(alice: Person, rows: Rows) -> None:
     chat = alice.open(store_turns(rows, alice.id, TURNS))
     expect(chat.log.get_by_text(f"Message {TURNS - 1}", exact=True)).to_be_in_viewport()
     expect(chat.log.get_by_text("Message 0", exact=True)).to_have_count(0)
+
+
+def test_earlier_turns_that_cannot_be_read_are_said(alice: Person, rows: Rows) -> None:
+    """The same button reads them once the server answers again."""
+    chat = alice.open(store_turns(rows, alice.id, TURNS))
+    expect(chat.log.get_by_text(f"Message {TURNS - 1}", exact=True)).to_be_in_viewport()
+    alice.context.set_offline(True)
+    chat.button("Show earlier messages").click()
+    expect(chat.log.get_by_role("alert")).to_contain_text("They cannot be read now")
+    alice.context.set_offline(False)
+    shown = chat.log.get_by_role("article")
+    before = shown.count()
+    chat.button("Show earlier messages").click()
+    expect(shown.nth(before)).to_be_attached()
+    expect(chat.log.get_by_role("alert")).to_be_empty()

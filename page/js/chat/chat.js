@@ -263,7 +263,9 @@ export class Chat {
     this.isReadingOlder = true;
     const page = await this.history.page(conversation, signal, this.older).catch(() => null);
     this.isReadingOlder = false;
-    if (signal.aborted || !page) return;
+    if (signal.aborted) return;
+    this.log.sayOlder(page ? "" : "They cannot be read now. Try again in a moment.");
+    if (!page) return;
     this.older = page.older;
     this.turns.merge(conversation, page.turns, "older");
     this.log.keepPlace(() => this.#show());

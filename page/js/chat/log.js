@@ -22,7 +22,8 @@ export class Log {
     this.isAtEnd = true;
     /** @type {Map<import("./turn.js").Turn, TurnView>} */
     this.views = new Map();
-    this.older = element("p", { class: "older" }, button("Show earlier messages", onOlder));
+    this.olderProblem = element("span", { role: "alert" });
+    this.older = element("p", { class: "older" }, button("Show earlier messages", onOlder), this.olderProblem);
     this.#keepAtTheEnd();
     new IntersectionObserver(([seen]) => { if (seen.isIntersecting) onOlder(); }, { root: scroller }).observe(this.older);
   }
@@ -52,6 +53,14 @@ export class Log {
       this.views.delete(turn);
     }
     arrange(this.root, [...(hasOlder ? [this.older] : []), ...before, ...turns.map((turn) => this.#view(turn).root)]);
+  }
+
+  /**
+   * Say why the earlier turns are not there, or nothing.
+   * @param {string} text
+   */
+  sayOlder(text) {
+    this.olderProblem.textContent = text;
   }
 
   /**
