@@ -45,8 +45,10 @@ class ChatRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    message: MessageText
-    conversation_id: Annotated[UUID, WrapValidator(_parse_uuid)] | None = None
+    message: MessageText = Field(description="The person's words.")
+    conversation_id: Annotated[UUID, WrapValidator(_parse_uuid)] | None = Field(
+        default=None, description="The conversation to go on with. Without it, a new one begins."
+    )
     timezone: TimezoneName | None = Field(
         default=None, description="IANA name, for words such as today. The default is UTC."
     )
@@ -57,21 +59,21 @@ class ToolCallView(BaseModel):
 
     model_config = ConfigDict(from_attributes=True)
 
-    call_id: str
-    tool: str
-    arguments: dict[str, Any]
-    outcome: Literal["ok", "error"]
-    result: dict[str, Any]
-    duration_ms: float
+    call_id: str = Field(description="The model's id of the call, unique in its turn.")
+    tool: str = Field(description="The tool's name.")
+    arguments: dict[str, Any] = Field(description="As the model wrote them.")
+    outcome: Literal["ok", "error"] = Field(description="After `error` the tool has changed nothing.")
+    result: dict[str, Any] = Field(description="What the tool returned, or an `error` that says why it failed.")
+    duration_ms: float = Field(description="Milliseconds that the tool took.")
 
 
 class ChatResponse(BaseModel):
     """The agent's reply, with every tool call of the turn."""
 
-    conversation_id: UUID
-    turn_id: UUID
-    response: str
-    tool_calls: list[ToolCallView]
+    conversation_id: UUID = Field(description="Names the conversation in the next request.")
+    turn_id: UUID = Field(description="Names this turn, as in the log lines.")
+    response: str = Field(description="The agent's reply, which may be Markdown.")
+    tool_calls: list[ToolCallView] = Field(description="The calls of the turn, in their order.")
 
 
 class ConversationView(BaseModel):
@@ -119,7 +121,7 @@ class Renaming(BaseModel):
 
     title: Annotated[
         str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TITLE), plain_text(MAX_TITLE)
-    ]
+    ] = Field(description="Counted without spaces at its ends.")
 
 
 def view_calls(calls: Sequence[ToolCall | Row[Any]]) -> list[ToolCallView]:

@@ -13,7 +13,9 @@ class Accepted:
     """The message is stored, and the turn runs."""
 
     conversation_id: UUID
+    """Names the conversation in the next request."""
     turn_id: UUID
+    """Names this turn, as in the log lines."""
     replayed: bool
     """True if an earlier request did the turn."""
 
@@ -23,7 +25,9 @@ class ToolStarted:
     """The agent makes a tool call."""
 
     call_id: str
+    """The model's id of the call, unique in its turn."""
     tool: str
+    """The tool's name."""
     arguments: dict[str, Any]
     """As the model wrote them."""
 
@@ -45,6 +49,7 @@ class Text:
     message: int
     """Number of the message in this list, from 0."""
     text: str
+    """The next characters."""
 
 
 @dataclass(frozen=True, slots=True)
