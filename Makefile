@@ -80,6 +80,7 @@ audit-log: install  ## Show tool calls: make audit-log [ENV=prod] ARGS="--person
 	@$(BIN)/python -m operations.audit_log $(OPERATE)
 
 trace: install  ## Draw a turn's waterfall from the logs: make trace TURN=<id> [ENV=prod] [ARGS=...]
+	@test -n "$(TURN)" || { echo "Name the turn: make trace TURN=<id>. Each answer has it as turn_id, and so have the log lines."; exit 1; }
 	@$(BIN)/python -m operations.trace --turn "$(TURN)" $(OPERATE)
 
 # The SAM CLI has its own environment, because it pins the versions of half of the layer's packages. The same lock has

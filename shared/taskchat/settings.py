@@ -44,7 +44,7 @@ class Settings(_Environment):
     """Pooled endpoint, runtime role. Neon's connection string works as copied."""
 
     openai_api_key: SecretStr = SecretStr("")
-    """The key of the model's provider."""
+    """The key of the model's provider. The chat function needs one."""
     openai_base_url: str | None = None
     """Another provider's address with an API like OpenAI's. None: OpenAI's own."""
     model: str = "gpt-6-luna"
@@ -63,9 +63,10 @@ class Settings(_Environment):
     template.yaml always sets one. MODEL_FALLBACK gets it only if its name says that it reasons."""
 
     auth_issuer: str = ""
-    """The issuer of the tokens (`iss`): Better Auth's address, without a slash at its end."""
+    """The issuer of the tokens (`iss`): Better Auth's address, without a slash at its end. Every function that takes
+    requests needs it."""
     auth_audience: str = ""
-    """The audience of the chat tokens (`aud`): by default the same."""
+    """The audience of the chat tokens (`aud`): by default Better Auth's address, too. The chat function needs it."""
     auth_jwks_url: str | None = None
     """The address of the issuer's key set."""
     auth_jwks_json: str | None = None
