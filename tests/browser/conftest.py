@@ -35,9 +35,9 @@ Start = Callable[..., contextlib.AbstractContextManager[str]]
 expect.set_options(timeout=15_000)  # milliseconds; a quiet machine needs a hundredth of it
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    """Run Chromium, once for each worker."""
+    """Run Chromium for these tests alone: while it runs, no other test of the worker can run an event loop."""
     with chromium.running() as running:
         yield running
 
