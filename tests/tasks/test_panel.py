@@ -19,7 +19,7 @@ const panel = await import(MODULE);
 mock.timers.enable({ apis: ["Date"], now: new Date(NOW) });
 globalThis.document = { activeElement: undefined };
 const element = (tag, attributes = {}, ...children) => {
-  const made = { tag, attributes, children, addEventListener: () => {} };
+  const made = { tag, attributes, children, addEventListener: () => {}, contains: () => false };
   return Object.assign(made, { append: (...more) => made.children.push(...more) });
 };
 const root = { querySelector: () => null, replaceChildren: (...children) => { root.children = children; } };

@@ -261,7 +261,7 @@ def test_the_hints_are_right() -> None:
         "add_task": (False, False, False),
         "list_tasks": (True, False, True),
         "complete_task": (False, False, True),
-        "delete_task": (False, True, False),
+        "delete_task": (False, True, True),
         "update_task": (False, True, True),
     }
 
