@@ -84,6 +84,12 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     loop.close()
 
 
+@pytest.fixture(autouse=True)
+def keep_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """Make it the current one again: `asyncio.run` in the test before has left the process without a loop."""
+    asyncio.set_event_loop(loop)
+
+
 async def _end_streams() -> None:
     """Let streams end that a test broke off. The collector only schedules that in the loop."""
     await asyncio.sleep(0)
@@ -93,7 +99,7 @@ async def _end_streams() -> None:
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run the coroutine in the current loop. `asyncio.run` would leave the process without a loop."""
+    """Run the coroutine in the current loop."""
     return asyncio.get_event_loop().run_until_complete(coroutine)
 
 
