@@ -3,6 +3,7 @@
 Imported when the description is asked for: no request needs it.
 """
 
+import inspect
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -209,7 +210,7 @@ def _event_schema(kind: type[Any], name: str) -> Schema:
     if kind is Failed:
         members["retry"] = {"type": "integer", "description": "Milliseconds to wait before the next try."}
     required = ["event", "id", "data"]
-    return {"type": "object", "description": kind.__doc__, "required": required, "properties": members}
+    return {"type": "object", "description": inspect.getdoc(kind), "required": required, "properties": members}
 
 
 def _data_of(kind: type[Any]) -> Schema:
