@@ -21,7 +21,7 @@ CACHE: Final = PACKAGES / "npm"
 """npm's own place is in the home directory, which need not be writable."""
 INSTALL_SECONDS: Final = 300
 FILES: Final = ("package.json", "package-lock.json")
-"""What npm installs, and the versions of everything that this needs."""
+"""Name the packages that npm installs, and the versions of everything that they need."""
 INSTALL: Final = (
     *("ci", "--loglevel=error", "--no-audit", "--no-fund"),
     "--prefer-offline",  # with a warm cache the network is not asked

@@ -19,7 +19,7 @@ MAY_BE_SENT_AGAIN: Final = frozenset({408, 409, 429, 500, 502, 503, 504})
 
 
 class Prompt:
-    """One conversation at a prompt, and the message that may be sent again."""
+    """Hold one conversation at a prompt, and the message that may be sent again."""
 
     def __init__(self, url: str, conversation: str | None) -> None:
         """Go on with the conversation, or begin a new one."""

@@ -82,7 +82,7 @@ class Fault:
 
 
 class Use(NamedTuple):
-    """How often a message has had its fault, and when last."""
+    """Count how often a message has had its fault, and keep when it last had."""
 
     times: int
     at: float

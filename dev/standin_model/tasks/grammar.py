@@ -138,7 +138,7 @@ _LISTED: Final = "(?: {})".format(
         ", to-?dos?, unfinished, up, with, yet"
     )
 )
-"""One word of a question about the list. A question with any other word is not understood."""
+"""Match one word of a question about the list. A question with any other word is not understood."""
 _FIND: Final = _any(
     "when's, is, are, did i(?: already)?, have i(?: already)?, when is, when do i (?:have|need) to"
     ", do i (?:have|need) to, what about, where is, find"

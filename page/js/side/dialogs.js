@@ -23,21 +23,10 @@ export function ask(heading, content, { action, danger = false, work }) {
   const dialog = element("dialog", { class: "ask", "aria-labelledby": name }, form);
   let done = false;
   cancel.addEventListener("click", () => dialog.close());
-  form.addEventListener("submit", async (event) => {
-    event.preventDefault();
-    if (submit.disabled) return;
-    submit.disabled = true;
-    problem.hidden = true;
-    try {
-      await work();
-      done = true;
-      dialog.close();
-    } catch (error) {
-      problem.textContent = explain(error);
-      problem.hidden = false;
-    } finally {
-      submit.disabled = false;
-    }
+  onSubmit(form, { submit, problem, sentence: explain }, async () => {
+    await work();
+    done = true;
+    dialog.close();
   });
   dialog.addEventListener("keydown", (event) => {
     if (event.key === "Escape") event.stopPropagation(); // it closes the dialog, and must not stop a turn too
@@ -49,6 +38,29 @@ export function ask(heading, content, { action, danger = false, work }) {
     });
     document.body.append(dialog);
     dialog.showModal();
+  });
+}
+
+/**
+ * Run `work` when the form is sent, once at a time. A failure is shown as its sentence.
+ * @param {HTMLFormElement} form
+ * @param {{submit: HTMLButtonElement, problem: HTMLElement, sentence: (error: unknown) => string}} parts
+ * @param {() => Promise<unknown>} work
+ */
+export function onSubmit(form, { submit, problem, sentence }, work) {
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    if (submit.disabled) return;
+    submit.disabled = true;
+    problem.hidden = true;
+    try {
+      await work();
+    } catch (error) {
+      problem.textContent = sentence(error);
+      problem.hidden = false;
+    } finally {
+      submit.disabled = false;
+    }
   });
 }
 

@@ -7,7 +7,7 @@
 
 import { Outbox } from "../chat/outbox.js";
 import { element } from "../dom.js";
-import { field } from "./dialogs.js";
+import { field, onSubmit } from "./dialogs.js";
 import { onTold, tell } from "./tabs.js";
 
 const EARLY_MS = 60_000; // renew a token so long before its end
@@ -207,21 +207,10 @@ function signInForm({ title }, auth, root) {
   root.hidden = false;
   email.focus();
   return new Promise((resolve) => {
-    form.addEventListener("submit", async (event) => {
-      event.preventDefault();
-      if (submit.disabled) return;
-      submit.disabled = true;
-      problem.hidden = true;
-      try {
-        await send();
-        clear(root);
-        resolve();
-      } catch (error) {
-        problem.textContent = sentence(error);
-        problem.hidden = false;
-      } finally {
-        submit.disabled = false;
-      }
+    onSubmit(form, { submit, problem, sentence }, async () => {
+      await send();
+      clear(root);
+      resolve();
     });
   });
 }
