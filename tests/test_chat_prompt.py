@@ -75,7 +75,7 @@ class Terminal:
 def terminal(command: list[str], environment: dict[str, str]) -> Iterator[Terminal]:
     """Run the command in a new session whose terminal is ours."""
     screen, end = pty.openpty()
-    process = subprocess.Popen(  # noqa: S603
+    process = subprocess.Popen(  # noqa: S603  (our own command)
         command,
         cwd=ROOT,
         env=environment,
@@ -305,7 +305,7 @@ def test_a_pipe_has_a_turn_for_each_line(server: Development, lines: list[str], 
 
 def test_an_empty_pipe_says_what_is_missing(server: Development) -> None:
     """The exit code is 2, as for other wrong uses."""
-    ran = subprocess.run(  # noqa: S603
+    ran = subprocess.run(  # noqa: S603  (our own command)
         CHAT, cwd=ROOT, env=server.environment, input="", capture_output=True, text=True, check=False
     )
     assert (ran.returncode, ran.stdout) == (2, "")

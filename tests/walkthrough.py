@@ -89,7 +89,7 @@ class Reader:
         kept.touch()
         script = f"set -ae; . '{kept}'; {{ {commands}\n}}; {{ export -p; declare -f; }} > '{kept}'"
         return subprocess.run(  # noqa: S603  (the page's own commands)
-            ["bash", "-c", script],  # noqa: S607
+            ["bash", "-c", script],  # noqa: S607  (as typed)
             cwd=self.checkout,
             env=ENVIRONMENT | self.environment,
             stdout=subprocess.PIPE,
@@ -105,7 +105,7 @@ class Reader:
         port = str(processes.free_port("127.0.0.1"))
         environment = ENVIRONMENT | self.environment | {"PORT": port}
         with subprocess.Popen(
-            ["make", "dev"],  # noqa: S607
+            ["make", "dev"],  # noqa: S607  (as typed)
             cwd=self.checkout,
             env=environment,
             stdout=subprocess.PIPE,
